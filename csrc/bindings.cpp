@@ -1,0 +1,121 @@
+// Python's view of the core: addresses, sizes and strides come in as numbers, and the interpreter lock is released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "random.h"
+#include "verify.h"
+
+namespace py = pybind11;
+using namespace specdec;
+
+namespace {
+
+using Address = std::uintptr_t;
+using RowsTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using SamplingTuple = std::tuple<std::array<double, 4>, std::array<Address, 4>>;
+using BitmaskTuple = std::tuple<Address, int64_t>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Rows rows_of(const RowsTuple& t) {
+  const auto& [data, dtype, count, size, group, group_stride, row_stride] = t;
+  return {pointer<const void>(data), static_cast<DType>(dtype), count, size, group, group_stride, row_stride};
+}
+
+SamplingArgs sampling_of(const SamplingTuple& t) {
+  const auto& [numbers, arrays] = t;
+  const auto value = [&](int i) { return PerRequest{pointer<const double>(arrays[i]), numbers[i]}; };
+  return {value(0), value(1), value(2), value(3)};
+}
+
+Bitmask bitmask_of(const BitmaskTuple& t) { return {pointer<const uint32_t>(std::get<0>(t)), std::get<1>(t)}; }
+
+void verify_binding(const RowsTuple& target, const std::array<Address, 6>& tree, int64_t requests, const RowsTuple& draft,
+                    Address draft_rows, int64_t draft_chain, Address draft_ids, Address draft_columns,
+                    bool draft_is_logprobs, const SamplingTuple& sampling, const SamplingTuple& draft_sampling, int rule,
+                    const std::vector<double>& rule_values, Address seeds, Address positions, const BitmaskTuple& bitmask,
+                    int64_t width, const std::array<Address, 6>& out, const std::array<Address, 2>& trace, int threads) {
+  VerifyArgs a;
+  a.target = rows_of(target);
+  a.tokens = pointer<const int64_t>(tree[0]);
+  a.parents = pointer<const int32_t>(tree[1]);
+  a.cu_nodes = pointer<const int32_t>(tree[2]);
+  a.proposals = pointer<const uint8_t>(tree[3]);
+  a.first_child = pointer<const int32_t>(tree[4]);
+  a.next_sibling = pointer<const int32_t>(tree[5]);
+  a.requests = requests;
+  a.draft = rows_of(draft);
+  a.draft_rows = pointer<const int32_t>(draft_rows);
+  a.draft_chain = draft_chain;
+  a.draft_ids = pointer<const int64_t>(draft_ids);
+  a.draft_columns = pointer<const int32_t>(draft_columns);
+  a.draft_is_logprobs = draft_is_logprobs;
+  a.sampling = sampling_of(sampling);
+  a.draft_sampling = sampling_of(draft_sampling);
+  a.rule = static_cast<Rule>(rule);
+  a.rule_values = rule_values.data();
+  a.rule_count = static_cast<int64_t>(rule_values.size());
+  a.seeds = pointer<const int64_t>(seeds);
+  a.positions = pointer<const int64_t>(positions);
+  a.bitmask = bitmask_of(bitmask);
+  a.width = width;
+  a.out_tokens = pointer<int64_t>(out[0]);
+  a.out_num_tokens = pointer<int32_t>(out[1]);
+  a.out_num_accepted = pointer<int32_t>(out[2]);
+  a.out_path = pointer<int32_t>(out[3]);
+  a.out_logprobs = pointer<float>(out[4]);
+  a.out_status = pointer<int32_t>(out[5]);
+  a.trace_thresholds = pointer<double>(trace[0]);
+  a.trace_masses = pointer<double>(trace[1]);
+  py::gil_scoped_release release;
+  verify(a, threads);
+}
+
+void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Address seeds, Address positions,
+                    const BitmaskTuple& bitmask, Address out_tokens, Address out_logprobs, int threads) {
+  SampleArgs a;
+  a.logits = rows_of(logits);
+  a.sampling = sampling_of(sampling);
+  a.seeds = pointer<const int64_t>(seeds);
+  a.positions = pointer<const int64_t>(positions);
+  a.bitmask = bitmask_of(bitmask);
+  a.out_tokens = pointer<int64_t>(out_tokens);
+  a.out_logprobs = pointer<float>(out_logprobs);
+  py::gil_scoped_release release;
+  sample(a, threads);
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+  const Kernels* table = isa == "avx512" ? avx512_kernels() : isa == "avx2" ? avx2_kernels() : baseline_kernels();
+  if (!table) throw py::value_error("instruction set '" + isa + "' is not available on this processor");
+  return *table;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.def("verify", &verify_binding);
+  m.def("sample", &sample_binding);
+  m.def("instruction_set", [] { return kernels().name; });
+  // For tests of the kernels themselves.
+  m.def("exp", [](const std::string& isa, Address x, Address out, int64_t n) {
+    kernels_named(isa).exp(pointer<const float>(x), pointer<float>(out), n);
+  });
+  m.def("exponential", [](uint32_t word) { return exponential(word); });
+  m.def("race", [](const std::string& isa, Address x, int64_t n, float max, int64_t seed, int64_t position, int purpose) {
+    Leader leader;
+    const double sum = kernels_named(isa).race(pointer<const float>(x), n, Weight{max, 1.0f, -kInf},
+                                               Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
+    return std::make_tuple(sum, leader.score, leader.token);
+  });
+}

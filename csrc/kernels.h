@@ -1,0 +1,56 @@
+// The vector kernels, one table for each instruction set. They work on chunks: up to kChunk float32 scores in L1,
+// padded with -inf to a multiple of kGroup.
+#pragma once
+
+#include <cstdint>
+
+#include "random.h"
+
+namespace specdec {
+
+inline constexpr int64_t kGroup = 64;      // tokens a kernel step handles on the widest target
+inline constexpr int64_t kChunk = 1024;    // tokens in L1 at a time
+inline constexpr int64_t kBlock = 8192;    // tokens of one unit of parallel work; fixes the order of reductions
+
+// The weight of a score x is exp((x - max) * inv_temperature), or 0 below the cut and for NaN. (inf - inf counts as 0.)
+struct Weight {
+  float max = 0;
+  float inv_temperature = 1;
+  float cut = -__builtin_inff();
+};
+
+struct Kernels {
+  const char* name;
+
+  // Conversions into a chunk.
+  void (*from_bfloat16)(const uint16_t* in, float* out, int64_t n);
+  void (*from_float16)(const uint16_t* in, float* out, int64_t n);
+
+  // Largest score; NaN is passed over and reported.
+  float (*max)(const float* x, int64_t n, bool* has_nan);
+  // Lowest index of a score equal to `value`, or -1.
+  int64_t (*find)(const float* x, int64_t n, float value);
+  // Sum of the weights.
+  double (*sum)(const float* x, int64_t n, const Weight& w);
+  // Sum of weight * (x - max) * inv_temperature, for entropies.
+  double (*sum_weighted_log)(const float* x, int64_t n, const Weight& w);
+  // The sum of the weights, and the race over them; `first` is the token of x[0] (a multiple of 4).
+  double (*race)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first, Leader& leader);
+  // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it.
+  double (*residual)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio);
+  double (*residual_race)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio,
+                          const Stream& stream, int64_t first, Leader& leader);
+  // Writes the scores >= bar, and NaNs, to out and returns how many.
+  int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
+  // Tests: exp of n non-positive numbers (n a multiple of kGroup).
+  void (*exp)(const float* x, float* out, int64_t n);
+};
+
+// The best table this processor runs. SPECDEC_ISA = baseline | avx2 | avx512 asks for a lesser one.
+const Kernels& kernels();
+
+const Kernels* baseline_kernels();
+const Kernels* avx2_kernels();    // null where not compiled in
+const Kernels* avx512_kernels();  // null where not compiled in
+
+}  // namespace specdec

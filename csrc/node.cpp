@@ -1,0 +1,252 @@
+#include "node.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace specdec {
+
+Request::Request(const VerifyArgs& a, Worker& w, int64_t b, int64_t row, const Tree& t)
+    : args(a),
+      worker(w),
+      index(b),
+      first_row(row),
+      tree(t),
+      children(t),
+      sampling(a.sampling[b]),
+      draft_sampling(a.draft_sampling[b]) {}
+
+Row Request::target_row(int64_t node) const {
+  Row row = args.target.row(first_row + node);
+  if (args.bitmask.words) row.bitmask = args.bitmask.words + (first_row + node) * args.bitmask.stride;
+  return row;
+}
+
+Row Request::draft_row(int64_t node) const {
+  if (!args.draft.data) return {};
+  int64_t r = first_row + node;
+  if (args.draft_rows)
+    r = args.draft_rows[r];
+  else if (args.draft_chain > 0)
+    r = node < args.draft_chain ? index * args.draft_chain + node : -1;
+  return r >= 0 && r < args.draft.count ? args.draft.row(r) : Row{};
+}
+
+double Request::coin_of(int64_t node) const {
+  return coin(Stream(args.seeds[index], args.positions[index], Purpose::kAccept, node));
+}
+
+Stream Request::next_stream(int64_t depth, Purpose purpose) const {
+  return Stream(args.seeds[index], args.positions[index] + depth, purpose);
+}
+
+bool Node::is_point(int64_t child) const {
+  return !has_q_ || request_->tree.proposals[child] == static_cast<uint8_t>(Proposal::kPoint);
+}
+
+void Node::load() {
+  if (loaded_) return;
+  loaded_ = true;
+  Request& r = *request_;
+  p_ = law_of(r.worker, r.target_row(index_), r.sampling);
+  r.status |= p_.status;
+
+  bool sampled = false;
+  for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c))
+    sampled |= r.tree.proposals[c] != static_cast<uint8_t>(Proposal::kPoint);
+  if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
+    q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
+    has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
+    q_scale_ = std::exp(-q_.log_mass);
+    if (q_.point >= 0 && r.args.draft_ids) q_.point = r.args.draft_ids[q_.point];
+    if (r.args.draft_columns) {
+      q_.reader.row.columns = r.args.draft_columns;
+      q_.reader.row.vocab = r.args.target.size;
+    }
+  }
+  list_specials();
+}
+
+void Node::list_specials() {
+  Request& r = *request_;
+  bool without_replacement = false;
+  for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
+    const bool point = is_point(c);
+    const bool once = !point && r.tree.proposals[c] == static_cast<uint8_t>(Proposal::kWithoutReplacement);
+    without_replacement |= once;
+    if (point || once) specials_.push_back({.token = r.tree.tokens[c], .point = point});
+  }
+  if (has_q_ && q_.point >= 0) specials_.push_back({.token = q_.point});
+  if (specials_.empty()) return;
+
+  std::sort(specials_.begin(), specials_.end(),
+            [](const Special& s, const Special& t) { return s.token != t.token ? s.token < t.token : s.point > t.point; });
+  specials_.erase(std::unique(specials_.begin(), specials_.end(),
+                              [](const Special& s, const Special& t) { return s.token == t.token; }),
+                  specials_.end());
+  for (Special& s : specials_) {
+    s.p = p_.p(s.token);
+    s.q = has_q_ ? q_.p(s.token) : 0;
+    s.removed = s.point;
+    excluded_.push_back(s.token);
+  }
+  if (without_replacement && q_.point < 0) weigh_rest();
+}
+
+// The mass of q outside the special tokens, summed over them and never as a difference. Weights are from now on relative to
+// the largest score there, so that they do not vanish beside a special token that holds nearly all.
+void Node::weigh_rest() {
+  Reader reader = q_.reader;
+  std::vector<int64_t> excluded = excluded_;
+  if (const int32_t* columns = reader.row.columns) {
+    excluded.clear();
+    for (int64_t token : excluded_)
+      if (token < reader.row.vocab && columns[token] >= 0) excluded.push_back(columns[token]);
+    std::sort(excluded.begin(), excluded.end());
+    reader.row.columns = nullptr;
+    reader.row.vocab = reader.row.size;
+  }
+  reader.excluded = {excluded.data(), static_cast<int64_t>(excluded.size())};
+  const Mass rest = mass_of(request_->worker, reader, q_.weight.inv_temperature, q_.weight.cut);
+  if (rest.max == -kInf) return;  // nothing: q_rest_ stays 0
+  const double log_scale =
+      (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.inv_temperature - q_.log_mass;
+  q_.weight.max = rest.max;
+  q_.log_mass = -log_scale;
+  q_scale_ = std::exp(log_scale);
+  q_rest_ = q_scale_ * rest.sum;
+}
+
+Node::Special* Node::special(int64_t token) {
+  const auto it = std::lower_bound(specials_.begin(), specials_.end(), token,
+                                   [](const Special& s, int64_t t) { return s.token < t; });
+  return it != specials_.end() && it->token == token ? &*it : nullptr;
+}
+
+double Node::at(const Special& s) const {
+  return s.rejected ? 0 : std::max(0.0, a_ * s.p - (s.point ? b_point_ : b_) * s.q);
+}
+
+double Node::residual_p(int64_t token) {
+  if (const Special* s = special(token)) return at(*s);
+  return std::max(0.0, a_ * p_.p(token) - (b_ > 0 ? b_ * q_.p(token) : 0));
+}
+
+double Node::proposal_q(int64_t child) {
+  const Tree& tree = request_->tree;
+  factor_ = 0;
+  if (is_point(child)) return 1;
+  const int64_t token = tree.tokens[child];
+  if (tree.proposals[child] == static_cast<uint8_t>(Proposal::kIndependent)) {
+    factor_ = 1;
+    return q_.p(token);
+  }
+  double remaining = q_rest_;
+  for (const Special& s : specials_)
+    if (!s.removed) remaining += s.q;
+  Special* s = special(token);
+  const double q = s->removed ? 0 : s->q;
+  s->removed = true;
+  if (!(remaining > 0)) return 1;  // nothing it could have been drawn from
+  factor_ = 1 / remaining;
+  return factor_ * q;
+}
+
+double Node::reject(int64_t child, double w, bool last) {
+  const Tree& tree = request_->tree;
+  raced_ = false;
+  if (factor_ == 0) {
+    Special* s = special(tree.tokens[child]);
+    const double rest = 1 - at(*s);
+    if (!(rest > 0)) return reset(), 0;
+    s->rejected = true;
+    a_ /= rest;
+    b_ /= rest;
+    b_point_ /= rest;
+    return w * rest;
+  }
+  const bool independent = tree.proposals[child] == static_cast<uint8_t>(Proposal::kIndependent);
+  a_ *= w;
+  b_ = b_ * w + factor_;
+  b_point_ = b_point_ * w + (independent ? factor_ : 0);
+  leader_ = {};
+  const double mass = pass(last ? &leader_ : nullptr);
+  if (!(mass > 0)) return reset(), 0;
+  a_ /= mass;
+  b_ /= mass;
+  b_point_ /= mass;
+  raced_ = last;
+  return mass;
+}
+
+void Node::reset() {
+  a_ = 1;
+  b_ = b_point_ = 0;
+  for (Special& s : specials_) s.rejected = false;
+}
+
+// The sum of [a p - b q]+ and, where asked for, the race over it. Scores are in units of p's weights.
+double Node::pass(Leader* leader) {
+  Request& r = *request_;
+  const Stream stream = r.next_stream(depth_, Purpose::kResidual);
+  if (p_.point >= 0) {
+    const double mass = residual_p(p_.point);
+    if (leader && mass > 0) *leader = {1, p_.point};
+    return mass;
+  }
+  const double unit = a_ * std::exp(-p_.log_mass);
+  const bool with_q = b_ > 0 && q_.point < 0;
+  const float ratio =
+      with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, 3e38)) : 0.0f;
+  Reader p = p_.reader, q = q_.reader;
+  p.excluded = q.excluded = {excluded_.data(), static_cast<int64_t>(excluded_.size())};
+  struct Part {
+    double sum = 0;
+    Leader leader;
+  };
+  std::vector<Part> parts(blocks_of(p.row.vocab));
+  for_chunks(r.worker, p, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+    const Kernels& k = kernels();
+    Part& part = parts[block];
+    if (with_q) {
+      alignas(64) float buffer[kChunk];
+      const float* y = q.read(begin, std::min(kChunk, p.row.vocab - begin), buffer);
+      part.sum += leader ? k.residual_race(x, y, n, p_.weight, q_.weight, ratio, stream, begin, part.leader)
+                         : k.residual(x, y, n, p_.weight, q_.weight, ratio);
+    } else {
+      part.sum += leader ? k.race(x, n, p_.weight, stream, begin, part.leader) : k.sum(x, n, p_.weight);
+    }
+  });
+  double sum = 0, special_mass = 0;
+  for (const Part& part : parts) {
+    sum += part.sum;
+    if (leader) leader->offer(part.leader.score, part.leader.token);
+  }
+  for (const Special& s : specials_) {
+    const double mass = at(s);
+    special_mass += mass;
+    if (leader && mass > 0) leader->offer(mass / unit / race_key(stream, s.token), s.token);
+  }
+  return unit * sum + special_mass;
+}
+
+int64_t Node::draw() {
+  Request& r = *request_;
+  const Stream stream = r.next_stream(depth_, Purpose::kResidual);
+  if (!loaded_) {
+    loaded_ = true;
+    const int64_t token = draw_with_law(r.worker, r.target_row(index_), r.sampling, stream, p_);
+    r.status |= p_.status;
+    return token;
+  }
+  bool changed = b_ > 0;
+  for (const Special& s : specials_) changed |= s.rejected;
+  if (changed && !raced_) {
+    leader_ = {};
+    pass(&leader_);
+    raced_ = true;
+  }
+  return changed && leader_.token >= 0 ? leader_.token : specdec::draw(r.worker, p_, stream);
+}
+
+}  // namespace specdec

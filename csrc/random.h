@@ -1,0 +1,74 @@
+// Counter-based randomness: Philox4x32-10 (Salmon et al. 2011). Every number is a function of
+// (seed, position, purpose, node, index) and of nothing else.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace specdec {
+
+enum class Purpose : uint32_t { kNext = 0, kResidual = 1, kAccept = 2, kDraft = 3 };
+
+inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+inline constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
+
+// What keys a stream: counter word 0 runs over the indices, the rest is fixed.
+struct Stream {
+  uint32_t key0, key1;        // seed
+  uint32_t word1;             // purpose + 16 * node
+  uint32_t word2, word3;      // position
+
+  Stream(int64_t seed, int64_t position, Purpose purpose, int64_t node = 0)
+      : key0(static_cast<uint32_t>(seed)),
+        key1(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)),
+        word1(static_cast<uint32_t>(purpose) + 16u * static_cast<uint32_t>(node)),
+        word2(static_cast<uint32_t>(position)),
+        word3(static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32)) {}
+};
+
+struct Words {
+  uint32_t word[4];
+};
+
+inline Words philox(const Stream& stream, uint32_t word0) {
+  uint32_t c0 = word0, c1 = stream.word1, c2 = stream.word2, c3 = stream.word3;
+  uint32_t k0 = stream.key0, k1 = stream.key1;
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0, b = static_cast<uint64_t>(kPhiloxM1) * c2;
+    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(b);
+    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(a);
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// A coin in (0, 1), exact in float32.
+inline double coin(const Stream& stream) { return (philox(stream, 0).word[0] >> 9) * 0x1p-23 + 0x1p-24; }
+
+// An exponential variate from 32 random bits. Small values decide races, so they are the finely resolved end.
+inline double exponential(uint32_t word) {
+  const double v = (word + 0.5) * 0x1p-32, most = 1.0 - 0x1p-24;
+  return -std::log1p(-(v < most ? v : most));
+}
+
+inline double race_key(const Stream& stream, int64_t token) {
+  return exponential(philox(stream, static_cast<uint32_t>(token >> 2)).word[token & 3]);
+}
+
+// The leader of an exponential race: largest weight / key, ties to the lowest token.
+struct Leader {
+  double score = 0;
+  int64_t token = -1;
+
+  void offer(double other_score, int64_t other_token) {
+    if (other_score > score || (other_score == score && token >= 0 && other_token < token)) {
+      score = other_score;
+      token = other_token;
+    }
+  }
+};
+
+}  // namespace specdec

@@ -1,0 +1,33 @@
+// Reading a row of scores in chunks of float32, whatever it is stored as.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "view.h"
+
+namespace specdec {
+
+// Tokens to be read as -inf, ascending.
+struct Excluded {
+  const int64_t* tokens = nullptr;
+  int64_t count = 0;
+};
+
+// How a row is to be read.
+struct Reader {
+  Row row;
+  bool only_infinite = false;  // a row with +inf entries: they read as 0, all others as -inf
+  Excluded excluded;
+
+  // Scores of tokens [begin, begin + n), padded with -inf to a multiple of kGroup; n <= kChunk. The result points
+  // into the row itself where that is possible, else to `buffer` of kChunk floats.
+  const float* read(int64_t begin, int64_t n, float* buffer) const;
+
+  // The score of one token; -inf where it has none or is masked.
+  float score(int64_t token) const;
+};
+
+inline int64_t padded(int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
+
+}  // namespace specdec

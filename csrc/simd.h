@@ -1,0 +1,230 @@
+// A dozen vector operations for the instruction set of the including file, which defines SPECDEC_TARGET and has set
+// the compiler's target before this. F: kLanes floats, U: kLanes uint32. No include guard: included once by each target.
+
+#if defined(SPECDEC_AVX512)
+
+inline constexpr int kLanes = 16;
+using F = __m512;
+using U = __m512i;
+
+inline F load(const float* x) { return _mm512_loadu_ps(x); }
+inline void store(float* out, F a) { _mm512_storeu_ps(out, a); }
+inline void store(uint32_t* out, U a) { _mm512_storeu_si512(out, a); }
+inline F set(float a) { return _mm512_set1_ps(a); }
+inline U set(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F max(F a, F b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+inline F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F scale(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n
+inline F zero_unless_at_least(F value, F x, F bar) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bar, _CMP_GE_OQ), value);
+}
+inline unsigned at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline unsigned greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline unsigned equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+inline unsigned is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+inline unsigned not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+inline float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
+inline double reduce_add(F a) { return _mm512_reduce_add_ps(a); }
+inline F to_float(U a) { return _mm512_cvtepu32_ps(a); }
+inline U iota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+inline U add(U a, U b) { return _mm512_add_epi32(a, b); }
+inline U exclusive_or(U a, U b, U c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+inline void multiply(U a, uint32_t m, U& high, U& low) {
+  const U k = set(m), even = _mm512_mul_epu32(a, k), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), k);
+  high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+// Lane i of w[j] becomes entry 4 i + j of the four vectors in a row.
+inline void interleave(U w[4]) {
+  const U a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
+  const U c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
+  const U e = _mm512_unpacklo_epi64(a, c), f = _mm512_unpackhi_epi64(a, c);  // rows 0 4 8 12 | 1 5 9 13
+  const U g = _mm512_unpacklo_epi64(b, d), h = _mm512_unpackhi_epi64(b, d);  // rows 2 6 10 14 | 3 7 11 15
+  const U ef_low = _mm512_shuffle_i32x4(e, f, 0x44), ef_high = _mm512_shuffle_i32x4(e, f, 0xEE);
+  const U gh_low = _mm512_shuffle_i32x4(g, h, 0x44), gh_high = _mm512_shuffle_i32x4(g, h, 0xEE);
+  w[0] = _mm512_shuffle_i32x4(ef_low, gh_low, 0x88);
+  w[1] = _mm512_shuffle_i32x4(ef_low, gh_low, 0xDD);
+  w[2] = _mm512_shuffle_i32x4(ef_high, gh_high, 0x88);
+  w[3] = _mm512_shuffle_i32x4(ef_high, gh_high, 0xDD);
+}
+inline int64_t append(float* out, F x, unsigned lanes) {
+  _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), x));
+  return __builtin_popcount(lanes);
+}
+inline F from_bfloat16(const uint16_t* x) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline F from_float16(const uint16_t* x) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+
+#elif defined(SPECDEC_AVX2)
+
+inline constexpr int kLanes = 8;
+using F = __m256;
+using U = __m256i;
+
+inline F load(const float* x) { return _mm256_loadu_ps(x); }
+inline void store(float* out, F a) { _mm256_storeu_ps(out, a); }
+inline void store(uint32_t* out, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), a); }
+inline F set(float a) { return _mm256_set1_ps(a); }
+inline U set(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
+inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F scale(F a, F n) {  // 0 below the normal numbers
+  const U bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const F tiny = _mm256_cmp_ps(n, _mm256_set1_ps(-126.0f), _CMP_LT_OQ);
+  return _mm256_andnot_ps(tiny, _mm256_mul_ps(a, _mm256_castsi256_ps(bits)));
+}
+inline F zero_unless_at_least(F value, F x, F bar) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, bar, _CMP_GE_OQ), value);
+}
+inline unsigned lanes_of(F mask) { return static_cast<unsigned>(_mm256_movemask_ps(mask)); }
+inline unsigned at_least(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+inline unsigned greater(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline unsigned equal(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+inline unsigned is_nan(F a) { return lanes_of(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+inline unsigned not_less(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }
+inline float reduce_max(F a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+inline double reduce_add(F a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+inline F to_float(U a) {  // exact halves, one rounding
+  const F high = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
+  const F low = _mm256_cvtepi32_ps(_mm256_and_si256(a, _mm256_set1_epi32(0xFFFF)));
+  return _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
+}
+inline U iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+inline U add(U a, U b) { return _mm256_add_epi32(a, b); }
+inline U exclusive_or(U a, U b, U c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+inline void multiply(U a, uint32_t m, U& high, U& low) {
+  const U k = set(m), even = _mm256_mul_epu32(a, k), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), k);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+inline void interleave(U w[4]) {
+  const U a = _mm256_unpacklo_epi32(w[0], w[1]), b = _mm256_unpackhi_epi32(w[0], w[1]);
+  const U c = _mm256_unpacklo_epi32(w[2], w[3]), d = _mm256_unpackhi_epi32(w[2], w[3]);
+  const U e = _mm256_unpacklo_epi64(a, c), f = _mm256_unpackhi_epi64(a, c);  // rows 0 4 | 1 5
+  const U g = _mm256_unpacklo_epi64(b, d), h = _mm256_unpackhi_epi64(b, d);  // rows 2 6 | 3 7
+  w[0] = _mm256_permute2x128_si256(e, f, 0x20);
+  w[1] = _mm256_permute2x128_si256(g, h, 0x20);
+  w[2] = _mm256_permute2x128_si256(e, f, 0x31);
+  w[3] = _mm256_permute2x128_si256(g, h, 0x31);
+}
+inline F from_bfloat16(const uint16_t* x) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline F from_float16(const uint16_t* x) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
+#else  // plain C++ with the compiler's four-lane vectors
+
+inline constexpr int kLanes = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef uint32_t U __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+
+inline F load(const float* x) {
+  F a;
+  __builtin_memcpy(&a, x, sizeof a);
+  return a;
+}
+inline void store(float* out, F a) { __builtin_memcpy(out, &a, sizeof a); }
+inline void store(uint32_t* out, U a) { __builtin_memcpy(out, &a, sizeof a); }
+inline F set(float a) { return F{a, a, a, a}; }
+inline U set(uint32_t a) { return U{a, a, a, a}; }
+inline F add(F a, F b) { return a + b; }
+inline F sub(F a, F b) { return a - b; }
+inline F mul(F a, F b) { return a * b; }
+inline F fma(F a, F b, F c) { return a * b + c; }
+inline F select(I mask, F a, F b) { return reinterpret_cast<F>((reinterpret_cast<I>(a) & mask) | (reinterpret_cast<I>(b) & ~mask)); }
+inline F max(F a, F b) { return select(a > b, a, b); }
+inline F round(F a) {  // to nearest even, for |a| < 2^22
+  const F magic = set(12582912.0f);
+  return (a + magic) - magic;
+}
+inline F scale(F a, F n) {
+  const I bits = (__builtin_convertvector(n, I) + 127) << 23;
+  return select(n < set(-126.0f), set(0.0f), a * reinterpret_cast<F>(bits));
+}
+inline F zero_unless_at_least(F value, F x, F bar) { return select(x >= bar, value, set(0.0f)); }
+inline unsigned lanes_of(I mask) {
+  return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u);
+}
+inline unsigned at_least(F a, F b) { return lanes_of(a >= b); }
+inline unsigned greater(F a, F b) { return lanes_of(a > b); }
+inline unsigned equal(F a, F b) { return lanes_of(a == b); }
+inline unsigned is_nan(F a) { return lanes_of(a != a); }
+inline unsigned not_less(F a, F b) { return lanes_of(~(a < b)); }
+inline float reduce_max(F a) {
+  const float b = a[0] > a[1] ? a[0] : a[1], c = a[2] > a[3] ? a[2] : a[3];
+  return b > c ? b : c;
+}
+inline double reduce_add(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+inline F to_float(U a) {
+  const F high = __builtin_convertvector(reinterpret_cast<I>(a >> 16), F);
+  return high * 65536.0f + __builtin_convertvector(reinterpret_cast<I>(a & 0xFFFFu), F);
+}
+inline U iota() { return U{0, 1, 2, 3}; }
+inline U add(U a, U b) { return a + b; }
+inline U exclusive_or(U a, U b, U c) { return a ^ b ^ c; }
+inline void multiply(U a, uint32_t m, U& high, U& low) {
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * m;
+    high[i] = static_cast<uint32_t>(product >> 32);
+    low[i] = static_cast<uint32_t>(product);
+  }
+}
+inline void interleave(U w[4]) {
+  U t[4];
+  for (int j = 0; j < 4; ++j) t[j] = U{w[0][j], w[1][j], w[2][j], w[3][j]};
+  for (int j = 0; j < 4; ++j) w[j] = t[j];
+}
+inline F from_bfloat16(const uint16_t* x) {
+  return reinterpret_cast<F>(U{static_cast<uint32_t>(x[0]) << 16, static_cast<uint32_t>(x[1]) << 16,
+                               static_cast<uint32_t>(x[2]) << 16, static_cast<uint32_t>(x[3]) << 16});
+}
+inline float from_float16(uint16_t h) {
+  const uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 0x3FFu;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7F800000u : (exponent + 112u) << 23) | (fraction << 13);
+  float out;
+  __builtin_memcpy(&out, &bits, sizeof out);
+  return out;
+}
+inline F from_float16(const uint16_t* x) {
+  return F{from_float16(x[0]), from_float16(x[1]), from_float16(x[2]), from_float16(x[3])};
+}
+
+#endif
+
+#if !defined(SPECDEC_AVX512)
+inline int64_t append(float* out, F x, unsigned lanes) {
+  float values[kLanes];
+  store(values, x);
+  int64_t count = 0;
+  for (; lanes; lanes &= lanes - 1) out[count++] = values[__builtin_ctz(lanes)];
+  return count;
+}
+#endif

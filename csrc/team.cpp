@@ -1,0 +1,133 @@
+#include "team.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace specdec {
+namespace {
+
+// Parked threads, shared by all calls of the process. A call that finds them busy runs alone, with the same result.
+class Pool {
+ public:
+  // Runs job(0) here and job(1) ... job(threads - 1) on parked threads that wake in time.
+  void run(int threads, const std::function<void(int)>& job) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (threads <= 1 || !turn.owns_lock()) return job(0);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(parked_) < threads - 1) {
+        const int index = static_cast<int>(++parked_);
+        std::thread([this, index] { park(index); }).detach();
+      }
+      job_ = &job;
+      wanted_ = threads;
+      ++generation_;
+    }
+    wake_.notify_all();
+    job(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    left_.wait(lock, [this] { return working_ == 0; });
+  }
+
+ private:
+  void park(int index) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return job_ != nullptr && generation_ != seen && index < wanted_; });
+      seen = generation_;
+      const auto* job = job_;
+      ++working_;
+      lock.unlock();
+      (*job)(index);
+      lock.lock();
+      if (--working_ == 0) left_.notify_one();
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_, left_;
+  const std::function<void(int)>* job_ = nullptr;
+  uint64_t generation_ = 0;
+  int wanted_ = 0, working_ = 0;
+  size_t parked_ = 0;
+};
+
+// Never destroyed: parked threads may outlive static destruction. A forked child has none of the threads and starts anew.
+Pool* pool = nullptr;
+
+Pool& the_pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  });
+  return *pool;
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+int Worker::slots() const { return team_.threads_; }
+
+void Worker::run(int64_t count, Call call, void* context) {
+  Team::Slot& slot = team_.slots_[index_];
+  if (team_.threads_ == 1 || count == 1) {
+    for (int64_t block = 0; block < count; ++block) call(context, block, index_);
+    return;
+  }
+  slot.count = count;
+  slot.call = call;
+  slot.context = context;
+  slot.next.store(0);
+  slot.open.store(true);
+  for (int64_t block; (block = slot.next.fetch_add(1)) < count;) call(context, block, index_);
+  slot.open.store(false);
+  while (slot.helpers.load() != 0) pause();
+}
+
+bool Team::help(int index) {
+  bool helped = false;
+  for (int other = 0; other < threads_; ++other) {
+    Slot& slot = slots_[other];
+    if (other == index || !slot.open.load(std::memory_order_relaxed)) continue;
+    slot.helpers.fetch_add(1);
+    if (slot.open.load())
+      for (int64_t block; (block = slot.next.fetch_add(1)) < slot.count; helped = true)
+        slot.call(slot.context, block, index);
+    slot.helpers.fetch_sub(1);
+  }
+  return helped;
+}
+
+void Team::work(int index) {
+  Worker worker(*this, index);
+  for (int64_t first; (first = next_.fetch_add(grain_)) < items_;) {
+    const int64_t last = std::min(first + grain_, items_);
+    for (int64_t item = first; item < last; ++item) call_(context_, worker, item);
+    done_.fetch_add(last - first);
+  }
+  while (done_.load() < items_)
+    if (!help(index)) pause();
+}
+
+void Team::start(int64_t items, int64_t grain, Call call, void* context) {
+  items_ = items;
+  grain_ = grain;
+  call_ = call;
+  context_ = context;
+  the_pool().run(threads_, [this](int index) { work(index); });
+}
+
+}  // namespace specdec

@@ -1,0 +1,283 @@
+#include "verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "node.h"
+
+namespace specdec {
+namespace {
+
+// Writes one request's outputs.
+class Output {
+ public:
+  Output(const VerifyArgs& args, int64_t b)
+      : args_(args), tokens_(args.out_tokens + b * args.width), path_(args.out_path + b * args.width),
+        logprobs_(args.out_logprobs ? args.out_logprobs + b * args.width : nullptr), b_(b) {
+    std::fill(tokens_, tokens_ + args.width, -1);
+    std::fill(path_, path_ + args.width, -1);
+    if (logprobs_) std::fill(logprobs_, logprobs_ + args.width, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  bool wants_logprobs() const { return logprobs_ != nullptr; }
+
+  // The walk enters `node` by accepting its token, of which the parent's law is `p`; the root has no parent.
+  void enter(int64_t node, int64_t token, const Law* p) {
+    if (p) emit(token, *p);
+    path_[entered_++] = static_cast<int32_t>(node);
+  }
+  // The walk ends with the next token.
+  void finish(int64_t token, const Law& p, int32_t status) {
+    emit(token, p);
+    close(status);
+  }
+  void close(int32_t status) {
+    args_.out_num_tokens[b_] = static_cast<int32_t>(emitted_);
+    args_.out_num_accepted[b_] = static_cast<int32_t>(std::max<int64_t>(entered_ - 1, 0));
+    args_.out_status[b_] = status;
+  }
+
+ private:
+  void emit(int64_t token, const Law& p) {
+    if (logprobs_) logprobs_[emitted_] = static_cast<float>(p.log_p(token));
+    tokens_[emitted_++] = token;
+  }
+
+  const VerifyArgs& args_;
+  int64_t* tokens_;
+  int32_t* path_;
+  float* logprobs_;
+  int64_t b_, emitted_ = 0, entered_ = 0;
+};
+
+class Walk {
+ public:
+  Walk(Request& request, Output& output) : r_(request), out_(output), args_(request.args) {}
+
+  void run() {
+    out_.enter(0, -1, nullptr);
+    if (args_.rule >= Rule::kTypical)
+      lossy();
+    else if (args_.rule == Rule::kMatch || r_.sampling.greedy())
+      match();
+    else if (args_.rule == Rule::kToken)
+      token();
+    else
+      traversal();
+  }
+
+ private:
+  int64_t first_child(int64_t node, int64_t depth) const {
+    return depth + 1 < args_.width ? r_.children.first(node) : -1;
+  }
+
+  void trace(double* array, int64_t node, double value) const {
+    if (array) array[r_.first_row + node] = value;
+  }
+
+  // Draws the target's own token at each node and follows the child that holds it.
+  void match() {
+    for (int64_t node = 0, depth = 0;; ++depth) {
+      Law p;
+      const int64_t token = draw_with_law(r_.worker, r_.target_row(node), r_.sampling,
+                                          r_.next_stream(depth, Purpose::kNext), p);
+      r_.status |= p.status;
+      int64_t child = first_child(node, depth);
+      while (child >= 0 && r_.tree.tokens[child] != token) child = r_.children.next(child);
+      if (child < 0) return out_.finish(token, p, r_.status);
+      out_.enter(child, token, &p);
+      node = child;
+    }
+  }
+
+  // Leviathan et al. 2023 on a chain, recursive rejection on a tree.
+  void token() {
+    for (Node node(r_, 0, 0);;) {
+      int64_t child = first_child(node.index(), node.depth());
+      if (child >= 0) node.load();
+      for (int64_t next; child >= 0; child = next) {
+        next = r_.children.next(child);
+        const double p = node.residual_p(r_.tree.tokens[child]), q = node.proposal_q(child);
+        trace(args_.trace_thresholds, child, p < q ? p / q : p > 0);
+        if (r_.coin_of(child) * q < p) break;
+        trace(args_.trace_masses, child, node.reject(child, 1.0, next < 0));
+      }
+      if (child < 0) return finish(node);
+      out_.enter(child, r_.tree.tokens[child], &node.p());
+      node = Node(r_, child, node.depth() + 1);
+    }
+  }
+
+  // Traversal verification (Weng et al. 2025): block verification's tree form, the deepest nodes first.
+  void traversal() {
+    struct Visit {
+      Node node;
+      double w;              // the weight that reaches this node
+      int64_t child, next;   // under test; the one after it
+    };
+    std::vector<Visit> path;
+    const auto visit = [&](int64_t node, int64_t depth, double w) {
+      path.push_back({Node(r_, node, depth), w, -1, first_child(node, depth)});
+    };
+    visit(0, 0, 1.0);
+    for (bool rejected = false;;) {  // rejected: the child under test of the last visit
+      Visit& v = path.back();
+      if (rejected) {
+        const double mass = v.node.reject(v.child, v.w, v.next < 0);
+        trace(args_.trace_masses, v.child, mass);
+        rejected = false;
+        if (mass > 0) {
+          v.w = mass / (mass + (1 - v.w));
+        } else if (v.w < 1) {
+          path.pop_back();
+          rejected = true;
+          continue;
+        }
+      }
+      if (v.next >= 0) {
+        v.node.load();
+        v.child = v.next;
+        v.next = r_.children.next(v.child);
+        const double p = v.w * v.node.residual_p(r_.tree.tokens[v.child]), q = v.node.proposal_q(v.child);
+        const double w = p < q ? p / q : p > 0;
+        if (w > 0)
+          visit(v.child, v.node.depth() + 1, w);
+        else
+          rejected = true;  // nothing below can be accepted
+        continue;
+      }
+      if (path.size() > 1) {
+        trace(args_.trace_thresholds, v.node.index(), v.w);
+        if (!(r_.coin_of(v.node.index()) < v.w)) {
+          path.pop_back();
+          rejected = true;
+          continue;
+        }
+      }
+      break;
+    }
+    for (size_t i = 1; i < path.size(); ++i)
+      out_.enter(path[i].node.index(), r_.tree.tokens[path[i].node.index()], &path[i - 1].node.p());
+    finish(path.back().node);
+  }
+
+  // Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors is kept.
+  void lossy() {
+    Sampling test_sampling = r_.sampling;
+    if (test_sampling.greedy() && (args_.rule == Rule::kTypical || args_.rule == Rule::kRelaxed))
+      test_sampling.temperature = 1;
+    struct Passed {
+      int64_t node, depth;
+    };
+    std::vector<Passed> open{{0, 0}};
+    Passed best{0, 0};
+    while (!open.empty()) {
+      const Passed v = open.back();
+      open.pop_back();
+      if (v.depth > best.depth || (v.depth == best.depth && v.node < best.node)) best = v;
+      int64_t child = first_child(v.node, v.depth);
+      if (child < 0) continue;
+      LossyTest test(*this, v.node, v.depth, test_sampling);
+      for (; child >= 0; child = r_.children.next(child))
+        if (r_.tree.tokens[child] < args_.target.size && test.passes(child)) open.push_back({child, v.depth + 1});
+    }
+    std::vector<int64_t> path(best.depth + 1, 0);
+    for (int64_t node = best.node, depth = best.depth; depth > 0; --depth, node = r_.tree.parents[node]) path[depth] = node;
+    for (int64_t depth = 1; depth <= best.depth; ++depth) {
+      Law p;
+      if (out_.wants_logprobs()) p = law_of(r_.worker, r_.target_row(path[depth - 1]), r_.sampling);
+      out_.enter(path[depth], r_.tree.tokens[path[depth]], &p);
+    }
+    Node node(r_, best.node, best.depth);
+    finish(node);
+  }
+
+  class LossyTest {
+   public:
+    LossyTest(Walk& walk, int64_t node, int64_t depth, const Sampling& sampling)
+        : walk_(walk), node_(walk.r_, node, depth), depth_(depth) {
+      Request& r = walk.r_;
+      const double* values = walk.args_.rule_values;
+      if (walk.args_.rule == Rule::kLenient) node_.load();
+      if (walk.args_.rule != Rule::kTypical && walk.args_.rule != Rule::kRelaxed) return;
+      p_ = law_of(r.worker, r.target_row(node), sampling);
+      r.status |= p_.status;
+      if (walk.args_.rule == Rule::kTypical) {
+        bar_ = std::min(values[0], values[1] * std::exp(-entropy(r.worker, p_)));
+      } else if (p_.point < 0) {
+        bar_ = std::exp(-p_.log_mass) - values[1];
+        score_bar_ = kth_largest(r.worker, p_.reader, static_cast<int64_t>(values[0]), p_.weight.cut);
+      }
+    }
+
+    bool passes(int64_t child) {
+      const Request& r = walk_.r_;
+      const int64_t token = r.tree.tokens[child];
+      const double* values = walk_.args_.rule_values;
+      switch (walk_.args_.rule) {
+        case Rule::kTypical:
+          return p_.p(token) > bar_;
+        case Rule::kRelaxed:
+          return p_.p(token) > 0 && p_.p(token) >= bar_ && (p_.point >= 0 || p_.reader.score(token) >= score_bar_);
+        case Rule::kLenient:
+          return r.coin_of(child) * node_.proposal_q(child) / values[0] < node_.p().p(token);
+        default:
+          return r.coin_of(child) < values[std::min(depth_, walk_.args_.rule_count - 1)];
+      }
+    }
+
+   private:
+    Walk& walk_;
+    Node node_;
+    int64_t depth_;
+    Law p_;
+    double bar_ = 0;
+    float score_bar_ = -kInf;
+  };
+
+  void finish(Node& node) {
+    const int64_t token = node.draw();
+    out_.finish(token, node.p(), r_.status);
+  }
+
+  Request& r_;
+  Output& out_;
+  const VerifyArgs& args_;
+};
+
+// Threads are woken only for work that outlasts the waking.
+int threads_for(int64_t tokens, int threads) { return tokens < (1 << 16) ? 1 : std::max(threads, 1); }
+
+}  // namespace
+
+void verify(const VerifyArgs& args, int threads) {
+  const int64_t rows = args.target.count;
+  Team team(threads_for(rows * args.target.size, threads));
+  const int64_t grain = std::clamp<int64_t>((1 << 14) / std::max<int64_t>(args.target.size, 1), 1, 64);
+  team.items(args.requests, grain, [&](Worker& worker, int64_t b) {
+    const int64_t begin = args.cu_nodes[b], end = args.cu_nodes[b + 1];
+    Output output(args, b);
+    if (begin < 0 || end <= begin || end > rows) return output.close(0);
+    Tree tree{args.tokens + begin, args.parents + begin, args.proposals + begin,
+              args.first_child ? args.first_child + begin : nullptr,
+              args.first_child ? args.next_sibling + begin : nullptr, end - begin};
+    Request request(args, worker, b, begin, tree);
+    Walk(request, output).run();
+  });
+}
+
+void sample(const SampleArgs& args, int threads) {
+  Team team(threads_for(args.logits.count * args.logits.size, threads));
+  const int64_t grain = std::clamp<int64_t>((1 << 14) / std::max<int64_t>(args.logits.size, 1), 1, 64);
+  team.items(args.logits.count, grain, [&](Worker& worker, int64_t b) {
+    Row row = args.logits.row(b);
+    if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
+    Law p;
+    args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b], Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
+    if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.log_p(args.out_tokens[b]));
+  });
+}
+
+}  // namespace specdec

@@ -1,0 +1,36 @@
+"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling.
+
+>>> import torch
+>>> import specdec_kernels as sdk
+>>> tree = sdk.DraftTree.chain(torch.tensor([[2, 0]]))
+>>> verified = sdk.verify(torch.zeros(3, 4), tree, torch.zeros(3, 4))
+>>> int(verified.num_tokens[0]) == int(verified.num_accepted[0]) + 1
+True
+"""
+
+from .backends import explain
+from .errors import BackendUnavailable
+from .rules import Lenient, Relaxed, Synthetic, Typical
+from .sample import sample
+from .sampling import DraftVocab, SamplingParams
+from .tree import DraftTree, Proposal
+from .verify import Status, Verified, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "DraftTree",
+    "DraftVocab",
+    "Lenient",
+    "Proposal",
+    "Relaxed",
+    "SamplingParams",
+    "Status",
+    "Synthetic",
+    "Typical",
+    "Verified",
+    "explain",
+    "sample",
+    "verify",
+]

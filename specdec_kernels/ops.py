@@ -1,0 +1,65 @@
+"""The operators as PyTorch sees them: schemas, fakes, and the hand-over to a backend.
+
+Each operation is one operator that fills tensors its caller allocated, so it has no shapes to infer: the
+fakes are empty. Backends are modules with a function per operation, which takes the operator's arguments less
+`backend`.
+
+Conventions of the arguments:
+
+- `target_logits` is [R, V] or [B, N, V], `draft_logits` [Rq, Vd] or [B, K, Vd], as the user gave them: any
+  strides, the last being 1. `draft_rows` None: row r for node row r; of 3-D draft logits the row of node i of
+  request b is `draft_logits[b, i]`, the last node having none.
+- `first_child` and `next_sibling` come together, and only where the sibling order may differ from index
+  order.
+- `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
+  they are given per request; an empty list if none is. The same for the draft.
+- `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
+  element.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+VERIFY = """verify(
+    Tensor target_logits, Tensor tokens, Tensor parents, Tensor cu_nodes, Tensor proposals,
+    Tensor? first_child, Tensor? next_sibling,
+    Tensor? draft_logits, Tensor? draft_rows, Tensor? draft_ids, Tensor? draft_columns,
+    float[] sampling, Tensor?[] sampling_rows,
+    float[] draft_sampling, Tensor?[] draft_sampling_rows, bool draft_is_logprobs,
+    str rule, float[] rule_values, Tensor seeds, Tensor positions, Tensor? token_bitmask,
+    Tensor(a!) out_tokens, Tensor(b!) out_num_tokens, Tensor(c!) out_num_accepted, Tensor(d!) out_path,
+    Tensor(e!)? out_logprobs, Tensor(f!) out_status, str backend) -> ()"""
+
+SAMPLE = """sample(
+    Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
+    Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
+
+_library = torch.library.Library("specdec_kernels", "DEF")
+
+
+def _register(schema: str) -> None:
+    operation = schema.split("(", 1)[0]
+
+    def serve(logits: Tensor, *args: object) -> None:
+        *args, backend = args
+        module = backends.load(backend, operation, logits.device.type, logits.dtype)
+        getattr(module, operation)(logits, *args)
+
+    def fake(*args: object) -> None:
+        return None
+
+    _library.define(" ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(operation, serve, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"specdec_kernels::{operation}", fake, lib=_library)
+
+
+_register(VERIFY)
+_register(SAMPLE)
+
+verify = torch.ops.specdec_kernels.verify.default
+sample = torch.ops.specdec_kernels.sample.default

@@ -1,0 +1,172 @@
+"""Verification rules: lossless ones go by name, lossy ones are objects that say what they trade."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .errors import bad_type, bad_value
+
+LOSSLESS = ("match", "token", "traversal")
+
+
+@dataclass(frozen=True)
+class Typical:
+    """Medusa's typical acceptance: a draft passes where `p(x) > min(epsilon, delta * exp(-H(p)))`.
+
+    **Not lossless**: the output law is pulled towards the drafter's choices.
+
+    Args:
+        epsilon: hard bound on the probability asked for, in [0, 1].
+        delta: scale of the entropy-dependent bound, >= 0.
+
+    At temperature 0 the test is made against the softmax of the unscaled logits.
+
+    Source: Cai et al. 2024, Medusa, section 2.3.1.
+
+    Example:
+        >>> Typical(epsilon=0.1).lossless
+        False
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    name: ClassVar[str] = "typical"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _in_range("Typical", "epsilon", self.epsilon, 0.0, 1.0)
+        _in_range("Typical", "delta", self.delta, 0.0)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.epsilon), float(self.delta)]
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Relaxed acceptance: a draft passes in the target's top-k and within `delta` of its best probability.
+
+    **Not lossless**: near ties are decided by the drafter.
+
+    Args:
+        top_k: size of the candidate set, >= 1; tokens tied with the last one belong to it.
+        delta: largest `p_max - p(x)` accepted, in [0, 1].
+
+    A token with `p(x) = 0` never passes. At temperature 0 the test is made against the softmax of the
+    unscaled logits.
+
+    Source: the relaxed acceptance of TensorRT-LLM's DeepSeek-R1 multi-token prediction.
+
+    Example:
+        >>> Relaxed(top_k=5).values
+        [5.0, 0.6]
+    """
+
+    top_k: int = 10
+    delta: float = 0.6
+
+    name: ClassVar[str] = "relaxed"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
+            bad_type("Relaxed", "top_k", "must be an int", type(self.top_k).__name__)
+        _in_range("Relaxed", "top_k", self.top_k, 1)
+        _in_range("Relaxed", "delta", self.delta, 0.0, 1.0)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.top_k), float(self.delta)]
+
+
+@dataclass(frozen=True)
+class Lenient:
+    """The token rule with the draft law scaled down: a draft passes where `u * Q(x) / factor < p(x)`.
+
+    **Not lossless** for `factor > 1`, and on trees not for `factor = 1` either: every sibling is tested
+    against the unchanged p and the next token is drawn from p, with no residual.
+
+    Args:
+        factor: >= 1; larger accepts more.
+
+    Source: the lenience of Leviathan et al. 2023, appendix A.5 (their `l = 1 / factor`).
+
+    Example:
+        >>> Lenient(2.0).name
+        'lenient'
+    """
+
+    factor: float
+
+    name: ClassVar[str] = "lenient"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _in_range("Lenient", "factor", self.factor, 1.0)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.factor)]
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Accepts by coin alone, whatever the logits say: for benchmarking an engine at a chosen acceptance rate.
+
+    **Not lossless**, and not meant to produce text.
+
+    Args:
+        rate: acceptance probability of a node given its parent, in [0, 1]; or one rate per depth 1, 2, ...,
+            of which the last repeats.
+
+    Example:
+        >>> Synthetic([0.9, 0.7]).values
+        [0.9, 0.7]
+    """
+
+    rate: float | Sequence[float]
+
+    name: ClassVar[str] = "synthetic"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rate, (int, float)):
+            object.__setattr__(self, "rate", tuple(self.rate))
+            if not self.rate:
+                bad_value("Synthetic", "rate", "must hold at least one number", "none")
+        for rate in self.values:
+            _in_range("Synthetic", "rate", rate, 0.0, 1.0)
+
+    @property
+    def values(self) -> list[float]:
+        rates = self.rate if isinstance(self.rate, tuple) else (self.rate,)
+        return [float(rate) for rate in rates]
+
+
+Rule = str | Typical | Relaxed | Lenient | Synthetic
+
+
+def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, list[float]]:
+    """The rule's name and its numbers; `"auto"` is traversal where there are draft logits, else match."""
+    if isinstance(rule, str):
+        if rule == "auto":
+            return ("traversal" if has_draft_logits else "match"), []
+        if rule not in LOSSLESS:
+            names = ", ".join(("auto", *LOSSLESS))
+            bad_value(operation, "rule", f"must be one of {names} or a rule object", repr(rule))
+        return rule, []
+    if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic)):
+        bad_type(operation, "rule", "must be a name or a rule object", type(rule).__name__)
+    return rule.name, rule.values
+
+
+def _in_range(rule: str, argument: str, value: float, low: float, high: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        bad_type(rule, argument, "must be a number", type(value).__name__)
+    if not (low <= value <= high and math.isfinite(value)):
+        wanted = f"must be in [{low}, {high}]" if math.isfinite(high) else f"must be finite and >= {low}"
+        bad_value(rule, argument, wanted, value)

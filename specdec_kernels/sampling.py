@@ -1,0 +1,139 @@
+"""The law a row of logits stands for: sampling parameters, and reduced draft vocabularies."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, check_tensor
+
+Numbers = tuple[list[float], list[Tensor | None]]
+
+
+class SamplingParams(NamedTuple):
+    """How logits become a law: temperature, then min-p, top-k, and top-p on the renormalised rest.
+
+    With `p = softmax(logits / temperature)`: min-p keeps `p >= min_p * max p`; top-k keeps the k largest;
+    top-p keeps a token iff the mass of strictly greater kept ones is below `top_p` of the kept mass. Cuts are
+    made by value, every token tied with the last one kept is kept, and at least one always is.
+
+    Args:
+        temperature: >= 0; 0 is greedy, the lowest index winning a tie.
+        top_k: 0 or -1 = off.
+        top_p: in [0, 1]; 1 = off.
+        min_p: in [0, 1]; 0 = off.
+
+    Each is a number or a [B] tensor (integer or floating) of values per request. Values in tensors are not
+    checked: out of range they act as the nearest value in range.
+
+    Example:
+        >>> SamplingParams(temperature=0.8, top_p=torch.tensor([0.9, 1.0])).top_k
+        0
+    """
+
+    temperature: float | Tensor = 1.0
+    top_k: int | Tensor = 0
+    top_p: float | Tensor = 1.0
+    min_p: float | Tensor = 0.0
+
+
+PLAIN = SamplingParams()
+
+_RANGES = {"temperature": (0.0, math.inf), "top_k": (-1, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+
+
+def unpack(
+    operation: str, argument: str, params: SamplingParams, batch: int, device: torch.device
+) -> Numbers:
+    """The four numbers (the default where given per request), and the four tensors, or none at all."""
+    if not isinstance(params, SamplingParams):
+        bad_type(operation, argument, "must be a SamplingParams", type(params).__name__)
+    numbers, rows = [], []
+    for name, value in zip(SamplingParams._fields, params, strict=True):
+        if isinstance(value, Tensor):
+            full = f"{argument}.{name}"
+            check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
+            numbers.append(float(SamplingParams._field_defaults[name]))
+            rows.append(value.contiguous())
+        else:
+            numbers.append(_number(operation, f"{argument}.{name}", value, *_RANGES[name]))
+            rows.append(None)
+    return numbers, rows if any(row is not None for row in rows) else []
+
+
+def _number(operation: str, argument: str, value: float, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        bad_type(operation, argument, "must be a number or a [B] tensor", type(value).__name__)
+    if not (low <= value <= high and math.isfinite(value)):
+        wanted = f"must be in [{low}, {high}]" if math.isfinite(high) else f"must be finite and >= {low}"
+        bad_value(operation, argument, wanted, value)
+    return float(value)
+
+
+class DraftVocab:
+    """A reduced draft vocabulary: column j of the draft logits stands for target token `ids[j]`.
+
+    Build it once; it keeps the inverse map on the device.
+
+    Args:
+        ids: [Vd] int64, distinct target tokens in [0, vocab_size). On CPU tensors the values are checked.
+        vocab_size: V, the width of the target logits.
+
+    Attributes:
+        ids: [Vd] int64.
+        columns: [V] int32, the column of every target token, -1 = none.
+        vocab_size: V.
+
+    Raises:
+        ValueError: ids out of range or repeated.
+        TypeError: ids of another dtype.
+
+    Example:
+        >>> DraftVocab(torch.tensor([3, 0]), vocab_size=4).columns.tolist()
+        [1, -1, -1, 0]
+    """
+
+    def __init__(self, ids: Tensor, vocab_size: int) -> None:
+        check_dtype("DraftVocab", "ids", ids, (torch.int64,))
+        if ids.dim() != 1 or ids.shape[0] < 1:
+            bad_value("DraftVocab", "ids", "must have shape [Vd], Vd >= 1", list(ids.shape))
+        if vocab_size < 1:
+            bad_value("DraftVocab", "vocab_size", "must be >= 1", vocab_size)
+        if ids.device.type == "cpu":
+            _check_ids(ids, vocab_size)
+        self.ids = ids.contiguous()
+        self.vocab_size = vocab_size
+        column = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
+        inside = torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size)
+        columns = torch.full((vocab_size + 1,), -1, dtype=torch.int32, device=ids.device)
+        self.columns = columns.scatter_(0, inside, column)[:vocab_size].clone()
+
+    @classmethod
+    def from_offsets(cls, d2t: Tensor, vocab_size: int) -> DraftVocab:
+        """From EAGLE-3's offsets [Vd]: column j stands for token `j + d2t[j]`.
+
+        Example:
+            >>> DraftVocab.from_offsets(torch.tensor([0, 2, 2]), vocab_size=5).ids.tolist()
+            [0, 3, 4]
+        """
+        check_dtype("DraftVocab", "d2t", d2t, INTEGERS)
+        if d2t.dim() != 1:
+            bad_value("DraftVocab", "d2t", "must have shape [Vd]", list(d2t.shape))
+        return cls(torch.arange(d2t.shape[0], device=d2t.device) + d2t, vocab_size)
+
+    def __repr__(self) -> str:
+        return f"DraftVocab(Vd={self.ids.shape[0]}, vocab_size={self.vocab_size}, device={self.ids.device})"
+
+
+def _check_ids(ids: Tensor, vocab_size: int) -> None:
+    outside = (ids < 0) | (ids >= vocab_size)
+    if bool(outside.any()):
+        column = int(outside.nonzero()[0])
+        rule = f"must be in [0, V) = [0, {vocab_size})"
+        bad_value("DraftVocab", "ids", rule, f"{int(ids[column])} at column {column}")
+    distinct, count = ids.unique(return_counts=True)
+    if distinct.numel() < ids.numel():
+        bad_value("DraftVocab", "ids", "must be distinct", f"{int(distinct[count > 1][0])} more than once")

@@ -1,0 +1,479 @@
+"""The draft: a batch of token trees, one per request, flat in one set of tensors."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from . import topology
+from .errors import INTEGERS, bad_type, bad_value, check_dtype, check_shape, check_tensor
+
+Paths = Sequence[Sequence[int]]
+T = TypeVar("T")
+
+
+class Proposal(enum.IntEnum):
+    """How a drafted token came to be, given its earlier siblings.
+
+    A rule is lossless only where this is true. No verifier can notice a wrong declaration: where drafts were
+    pruned, sorted or cut off after looking at the sampled tokens, declare `POINT`.
+    """
+
+    POINT = 0
+    """Chosen, not sampled: top-k, argmax, n-gram lookup, a Medusa head, a grammar."""
+    INDEPENDENT = 1
+    """Sampled from q at its parent, independently of its siblings."""
+    WITHOUT_REPLACEMENT = 2
+    """Sampled from q at its parent with earlier such siblings and all POINT siblings removed."""
+
+
+def _derived(compute: Callable[[DraftTree], T]) -> T:
+    """A property computed once; inside `torch.compile`, which cannot see through the cache, on every
+    access."""
+
+    def value(tree):
+        if torch.compiler.is_compiling():
+            return compute(tree)
+        if compute.__name__ not in tree._cache:
+            tree._cache[compute.__name__] = compute(tree)
+        return tree._cache[compute.__name__]
+
+    return property(value, doc=compute.__doc__)
+
+
+@dataclass(frozen=True, eq=False)
+class DraftTree:
+    """Draft trees of a batch of requests.
+
+    Node 0 of a request is the root: it stands for the last committed token, and its target row is the law of
+    the first new token. Every other node holds one drafted token. Nodes are numbered parent before child;
+    siblings are verified in the order of `next_sibling`, which is index order unless the tree came
+    `from_links`. Build trees with the constructors; the bare class takes its tensors as they are and reads no
+    values.
+
+    Args:
+        tokens: [R] int64. A root's token is the last committed one or -1; -1 elsewhere means that there is no
+            draft: the node and all below it are skipped.
+        parents: [R] int32, index within the request; -1 at the root.
+        cu_nodes: [B + 1] int32. Request b owns rows `cu_nodes[b] : cu_nodes[b + 1]`; an empty request is a
+            padding slot of a captured batch; rows from `cu_nodes[B]` on are ignored.
+        proposals: [R] uint8, values of `Proposal`; a root's is not read.
+        max_nodes: host bound, at least the largest tree of the batch.
+        max_depth: host bound, at least the deepest node (the root's depth is 0); deeper nodes are never
+            visited.
+
+    Notes:
+        Every constructor takes `max_nodes` and `max_depth`; where they are not given and do not follow from
+        shapes they are read from the device once, which synchronises. `check=None` reads values where that
+        needs no synchronisation (CPU tensors outside `torch.compile`) and raises `ValueError` naming request
+        and node for a malformed tree; `True` and `False` force it. Integer tensors of other widths are
+        converted. Trees are pytrees.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    cu_nodes: Tensor
+    proposals: Tensor
+    max_nodes: int
+    max_depth: int
+    links: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """First child and next sibling, [R] int32 each, where the sibling order may differ from index order."""
+
+    _cache: dict = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Tensor):  # a pytree being rebuilt around something else
+            return
+        check_dtype("DraftTree", "tokens", self.tokens, (torch.int64,))
+        if self.tokens.dim() != 1:
+            bad_value("DraftTree", "tokens", "must have shape [R]", list(self.tokens.shape))
+        rows, device = self.tokens.shape, self.tokens.device
+        check_tensor("DraftTree", "parents", self.parents, "[R]", rows, (torch.int32,), device)
+        check_tensor("DraftTree", "proposals", self.proposals, "[R]", rows, (torch.uint8,), device)
+        check_dtype("DraftTree", "cu_nodes", self.cu_nodes, (torch.int32,))
+        if self.cu_nodes.dim() != 1 or self.cu_nodes.shape[0] < 1:
+            bad_value("DraftTree", "cu_nodes", "must have shape [B + 1]", list(self.cu_nodes.shape))
+        if self.max_nodes < 0 or self.max_depth < 0:
+            bound = f"max_nodes {self.max_nodes} and max_depth {self.max_depth}"
+            bad_value("DraftTree", "bounds", "must be >= 0", bound)
+
+    @classmethod
+    def chain(
+        cls,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        cu_nodes: Tensor | None = None,
+        proposal: Proposal = Proposal.INDEPENDENT,
+        max_nodes: int | None = None,
+        max_depth: int | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """One draft sequence per request.
+
+        Args:
+            tokens: [B, K] int64 drafted tokens without the root, which makes B * (K + 1) rows; or flat [R]
+                with `cu_nodes`, the first entry of each request being its root.
+            lengths: [B] integers; entries of a request at or past its length count as -1. Only with [B, K].
+            cu_nodes: [B + 1] int32, only with flat tokens.
+            proposal: how all the tokens came to be.
+            max_nodes: host bound on nodes of a request, default K + 1; of flat tokens, read from `cu_nodes`.
+            max_depth: host bound on depth, default `max_nodes - 1`.
+            check: whether values are read and checked.
+
+        Example:
+            >>> tree = DraftTree.chain(torch.tensor([[7, 8], [9, -1]]))
+            >>> tree.tokens.tolist(), tree.parents.tolist(), tree.max_depth
+            ([-1, 7, 8, -1, 9, -1], [-1, 0, 1, -1, 0, 1], 2)
+        """
+        tokens = _integers("chain", "tokens", tokens, torch.int64)
+        if cu_nodes is None:
+            _check_dim("chain", "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
+            batch, depth = tokens.shape
+            if lengths is not None:
+                check_dtype("chain", "lengths", lengths, INTEGERS)
+                check_shape("chain", "lengths", lengths, "[B]", (batch,))
+                index = torch.arange(depth, device=tokens.device)
+                tokens = torch.where(index < lengths.unsqueeze(1), tokens, -1)
+            rows = torch.nn.functional.pad(tokens, (1, 0), value=-1).flatten()
+            parents = torch.arange(-1, depth, dtype=torch.int32, device=tokens.device).repeat(batch)
+            cu_nodes = _uniform(batch, depth + 1, tokens.device)
+            kinds = _kinds("chain", proposal, rows)
+            nodes = _bound("chain", "max_nodes", max_nodes, depth + 1)
+            return cls(rows, parents, cu_nodes, kinds, nodes, _bound("chain", "max_depth", max_depth, depth))
+        if lengths is not None:
+            bad_value("chain", "lengths", "must be None with cu_nodes", f"shape {list(lengths.shape)}")
+        _check_dim("chain", "tokens", tokens, 1, "[R] with cu_nodes")
+        cu_nodes = _offsets("chain", cu_nodes, tokens, check)
+        _, node = topology.owners(cu_nodes, tokens.numel())
+        parents = (node - 1).int()
+        nodes = _largest("chain", cu_nodes, max_nodes, check)
+        depth = max(nodes - 1, 0) if max_depth is None else max_depth
+        return cls(tokens, parents, cu_nodes, _kinds("chain", proposal, tokens), nodes, depth)
+
+    @classmethod
+    def from_parents(
+        cls,
+        tokens: Tensor,
+        parents: Tensor,
+        cu_nodes: Tensor | None = None,
+        *,
+        proposals: Proposal | Tensor = Proposal.POINT,
+        max_nodes: int | None = None,
+        max_depth: int | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """Trees given by the parent of every node.
+
+        Args:
+            tokens: [B, N] int64 with the root in column 0, or flat [R] with `cu_nodes`.
+            parents: shaped as `tokens`, int32, index within the request, -1 at roots.
+            cu_nodes: [B + 1] int32, only with flat tensors.
+            proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
+            max_nodes: host bound on nodes of a request, default N; of flat tensors, read from `cu_nodes`.
+            max_depth: host bound on depth, default read from the tree.
+            check: whether values are read and checked.
+
+        Example:
+            >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6, 7]]), torch.tensor([[-1, 0, 0, 1]]))
+            >>> tree.first_child.tolist(), tree.next_sibling.tolist(), tree.depths.tolist()
+            ([1, 3, -1, -1], [-1, 2, -1, -1], [0, 1, 1, 2])
+        """
+        return cls._build("from_parents", tokens, parents, cu_nodes, proposals, max_nodes, max_depth, check)
+
+    @classmethod
+    def from_paths(
+        cls,
+        tokens: Tensor,
+        paths: Paths,
+        *,
+        proposals: Proposal | Tensor = Proposal.POINT,
+        max_nodes: int | None = None,
+        max_depth: int | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """Trees of one static topology, written as Medusa-style choices.
+
+        Args:
+            tokens: [B, len(paths) + 1] int64 with the root in column 0; column i + 1 is the node of
+                `paths[i]`.
+            paths: child ranks from the root, e.g. `[(0,), (1,), (0, 0)]`, every path after the path it
+                extends.
+            proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
+            max_nodes, max_depth: host bounds, default what the paths say.
+            check: whether values of tensors are read and checked; the paths always are.
+
+        Example:
+            >>> tree = DraftTree.from_paths(torch.tensor([[-1, 5, 6, 7]]), [(0,), (1,), (0, 0)])
+            >>> tree.parents.tolist(), tree.max_depth
+            ([-1, 0, 0, 1], 2)
+        """
+        paths = tuple(map(tuple, paths))
+        tokens = _integers("from_paths", "tokens", tokens, torch.int64)
+        _check_dim("from_paths", "tokens", tokens, 2, "[B, len(paths) + 1]")
+        batch, nodes = tokens.shape
+        check_shape("from_paths", "tokens", tokens, "[B, len(paths) + 1]", (batch, len(paths) + 1))
+        parents = torch.tensor(_parents_of_paths(paths), dtype=torch.int32, device=tokens.device).repeat(
+            batch
+        )
+        kinds = _kinds("from_paths", proposals, tokens)
+        nodes = _bound("from_paths", "max_nodes", max_nodes, nodes)
+        depth = _bound("from_paths", "max_depth", max_depth, max(map(len, paths), default=0))
+        tree = cls(
+            tokens.flatten(), parents, _uniform(batch, len(paths) + 1, tokens.device), kinds, nodes, depth
+        )
+        if isinstance(proposals, Tensor) and _checking(check, tokens):
+            topology.check_proposals("from_paths", tree.proposals, *tree._owners)
+        return tree
+
+    @classmethod
+    def from_mask(
+        cls,
+        tokens: Tensor,
+        mask: Tensor,
+        *,
+        proposals: Proposal | Tensor = Proposal.POINT,
+        max_nodes: int | None = None,
+        max_depth: int | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """Trees given by their attention mask.
+
+        Args:
+            tokens: [B, N] int64 with the root in column 0.
+            mask: [B, N, N] bool; `mask[b, i, j]` says that node j is i or an ancestor of i.
+            proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
+            max_nodes: host bound on nodes of a request, default N.
+            max_depth: host bound on depth, default read from the tree.
+            check: whether values are read and checked.
+
+        Example:
+            >>> mask = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]]], dtype=torch.bool)
+            >>> DraftTree.from_mask(torch.tensor([[-1, 5, 6]]), mask).parents.tolist()
+            [-1, 0, 0]
+        """
+        tokens = _integers("from_mask", "tokens", tokens, torch.int64)
+        _check_dim("from_mask", "tokens", tokens, 2, "[B, N]")
+        batch, nodes = tokens.shape
+        check_tensor(
+            "from_mask", "mask", mask, "[B, N, N]", (batch, nodes, nodes), (torch.bool,), tokens.device
+        )
+        parents = topology.parents_from_mask(mask)
+        if _checking(check, tokens):
+            topology.check_mask("from_mask", mask, parents)
+        return cls._build("from_mask", tokens, parents, None, proposals, max_nodes, max_depth, check)
+
+    @classmethod
+    def from_links(
+        cls,
+        tokens: Tensor,
+        next_token: Tensor,
+        next_sibling: Tensor,
+        *,
+        proposals: Proposal | Tensor = Proposal.POINT,
+        max_nodes: int | None = None,
+        max_depth: int | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """Trees given by first-child and next-sibling links, whose sibling order is kept.
+
+        Args:
+            tokens: [B, N] int64 with the root in column 0.
+            next_token: [B, N] integers, first child of each node, -1 = none.
+            next_sibling: [B, N] integers, next child of the same parent, -1 = none. A node that no link
+                reaches must have token -1: an unused slot.
+            proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
+            max_nodes: host bound on nodes of a request, default N.
+            max_depth: host bound on depth, default read from the tree.
+            check: whether values are read and checked.
+
+        Example:
+            >>> first, after = torch.tensor([[2, -1, -1]]), torch.tensor([[-1, -1, 1]])
+            >>> tree = DraftTree.from_links(torch.tensor([[-1, 5, 6]]), first, after)
+            >>> tree.parents.tolist(), tree.next_sibling.tolist()
+            ([-1, 0, 0], [-1, -1, 1])
+        """
+        tokens = _integers("from_links", "tokens", tokens, torch.int64)
+        _check_dim("from_links", "tokens", tokens, 2, "[B, N]")
+        links = []
+        for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
+            check_tensor("from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device)
+            links.append(link.long())
+        if _checking(check, tokens):
+            topology.check_links("from_links", tokens, *links)
+        parents = topology.parents_from_links(tokens, *links)
+        return cls._build(
+            "from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
+            links=(links[0].int().flatten(), links[1].int().flatten()),
+        )  # fmt: skip
+
+    @classmethod
+    def _build(
+        cls,
+        operation: str,
+        tokens: Tensor,
+        parents: Tensor,
+        cu_nodes: Tensor | None,
+        proposals: Proposal | Tensor,
+        max_nodes: int | None,
+        max_depth: int | None,
+        check: bool | None,
+        links: tuple[Tensor, Tensor] | None = None,
+    ) -> DraftTree:
+        tokens = _integers(operation, "tokens", tokens, torch.int64)
+        parents = _integers(operation, "parents", parents, torch.int32)
+        check_tensor(
+            operation, "parents", parents, "tokens.shape", tokens.shape, (torch.int32,), tokens.device
+        )
+        if cu_nodes is None:
+            _check_dim(operation, "tokens", tokens, 2, "[B, N], or [R] with cu_nodes")
+            batch, nodes = tokens.shape
+            cu_nodes = _uniform(batch, nodes, tokens.device)
+            nodes = _bound(operation, "max_nodes", max_nodes, nodes)
+        else:
+            _check_dim(operation, "tokens", tokens, 1, "[R] with cu_nodes")
+            cu_nodes = _offsets(operation, cu_nodes, tokens, check)
+            nodes = _largest(operation, cu_nodes, max_nodes, check)
+        kinds = _kinds(operation, proposals, tokens)
+        depth = max(nodes - 1, 0) if max_depth is None else max_depth
+        tree = cls(tokens.flatten(), parents.flatten(), cu_nodes, kinds, nodes, depth, links)
+        checking = _checking(check, tokens)
+        if checking:
+            topology.check_parents(operation, tree.parents, *tree._owners, cu_nodes.numel() - 1)
+            if isinstance(proposals, Tensor):
+                topology.check_proposals(operation, tree.proposals, *tree._owners)
+        if max_depth is None or checking:
+            deepest = int(tree._all_depths().max()) if tree.tokens.numel() else 0
+            object.__setattr__(tree, "max_depth", _bound(operation, "max_depth", max_depth, deepest))
+        return tree
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of requests."""
+        return self.cu_nodes.shape[0] - 1
+
+    @_derived
+    def depths(self) -> Tensor:
+        """[R] int32: steps from the root; 0 for rows that belong to no request."""
+        return topology.depths(self._up, self.max_depth).int()
+
+    @_derived
+    def first_child(self) -> Tensor:
+        """[R] int32: the child verified first, -1 = none."""
+        return self._child_links[0]
+
+    @_derived
+    def next_sibling(self) -> Tensor:
+        """[R] int32: the sibling verified next, -1 = none."""
+        return self._child_links[1]
+
+    @_derived
+    def ancestor_bits(self) -> Tensor:
+        """[R, ceil(max_nodes / 64)] int64: bit j of word j // 64 says that node j is i or its ancestor."""
+        return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
+
+    @_derived
+    def _owners(self) -> tuple[Tensor, Tensor]:
+        return topology.owners(self.cu_nodes, self.tokens.numel())
+
+    @_derived
+    def _up(self) -> Tensor:
+        request, node = self._owners
+        up = topology.parent_rows(self.parents, node)
+        return torch.where(request < self.batch_size, up, torch.arange(up.numel(), device=up.device))
+
+    @_derived
+    def _child_links(self) -> tuple[Tensor, Tensor]:
+        return topology.child_links(self._up, self._owners[1]) if self.links is None else self.links
+
+    def _all_depths(self) -> Tensor:
+        return topology.depths(self._up, max(self.max_nodes - 1, 0))
+
+
+def _checking(check: bool | None, tensor: Tensor) -> bool:
+    return (tensor.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
+
+
+def _integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    check_dtype(operation, argument, value, INTEGERS)
+    return value.to(dtype)
+
+
+def _check_dim(operation: str, argument: str, value: Tensor, dim: int, symbols: str) -> None:
+    if value.dim() != dim:
+        bad_value(operation, argument, f"must have shape {symbols}", list(value.shape))
+
+
+def _uniform(batch: int, nodes: int, device: torch.device) -> Tensor:
+    return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
+
+
+def _offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
+    cu_nodes = _integers(operation, "cu_nodes", cu_nodes, torch.int32)
+    if cu_nodes.dim() != 1 or cu_nodes.shape[0] < 1:
+        bad_value(operation, "cu_nodes", "must have shape [B + 1]", list(cu_nodes.shape))
+    if cu_nodes.device != tokens.device:
+        bad_type(operation, "cu_nodes", f"must be on device {tokens.device}", cu_nodes.device)
+    if _checking(check, tokens):
+        topology.check_cu_nodes(operation, cu_nodes, tokens.numel())
+    return cu_nodes
+
+
+def _largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool | None) -> int:
+    if max_nodes is not None and not _checking(check, cu_nodes):
+        return max_nodes
+    largest = int(cu_nodes.diff().max()) if cu_nodes.numel() > 1 else 0
+    return _bound(operation, "max_nodes", max_nodes, largest)
+
+
+def _bound(operation: str, argument: str, given: int | None, least: int) -> int:
+    if given is None:
+        return least
+    if given < least:
+        bad_value(operation, argument, f"must be >= {least}, what the trees need", given)
+    return given
+
+
+def _kinds(operation: str, proposals: Proposal | Tensor, tokens: Tensor) -> Tensor:
+    if isinstance(proposals, Tensor):
+        check_dtype(operation, "proposals", proposals, INTEGERS)
+        check_shape(operation, "proposals", proposals, "tokens.shape", tokens.shape)
+        return proposals.to(torch.uint8).flatten()
+    return torch.full((tokens.numel(),), Proposal(proposals).value, dtype=torch.uint8, device=tokens.device)
+
+
+@lru_cache(maxsize=64)
+def _parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
+    index = {(): 0}
+    parents = [-1]
+    for node, path in enumerate(paths, start=1):
+        if not path or path[:-1] not in index or path in index:
+            rule = "must be distinct, not empty, and each after the path it extends"
+            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request")
+        parents.append(index[path[:-1]])
+        index[path] = node
+    return parents
+
+
+def _flatten(tree: DraftTree) -> tuple[list, tuple]:
+    return [tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, tree.links], (
+        tree.max_nodes,
+        tree.max_depth,
+    )
+
+
+def _unflatten(leaves, bounds) -> DraftTree:
+    tokens, parents, cu_nodes, proposals, links = leaves
+    return DraftTree(tokens, parents, cu_nodes, proposals, *bounds, links)
+
+
+pytree.register_pytree_node(
+    DraftTree, _flatten, _unflatten, serialized_type_name="specdec_kernels.tree.DraftTree"
+)

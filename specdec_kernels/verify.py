@@ -1,0 +1,275 @@
+"""Verification: which drafted tokens to keep, and the token after them."""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import debug, ops, rules
+from .errors import FLOATS, bad_value, check_device, check_dtype, check_shape, check_tensor, check_type
+from .rules import Rule
+from .sample import check_bitmask, check_last_stride, noise_keys
+from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
+from .tree import DraftTree
+
+
+class Status(enum.IntFlag):
+    """What a request's walk met; 0 = nothing to report."""
+
+    NAN = 1
+    """A target row had a NaN, which counted as `-inf`."""
+    EMPTY = 2
+    """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
+
+
+class Verified(NamedTuple):
+    """What `verify` found, one row per request."""
+
+    tokens: Tensor
+    """[B, max_depth + 1] int64: accepted tokens, the next token, then -1."""
+    num_tokens: Tensor
+    """[B] int32: `num_accepted + 1`; 0 for an empty request."""
+    num_accepted: Tensor
+    """[B] int32."""
+    path: Tensor
+    """[B, max_depth + 1] int32: 0 (the root), the accepted nodes in order, then -1."""
+    logprobs: Tensor | None
+    """[B, max_depth + 1] float32 of `tokens` under the processed target law; nan beyond."""
+    status: Tensor
+    """[B] int32, bits of `Status`."""
+
+
+def verify(
+    target_logits: Tensor,
+    tree: DraftTree,
+    draft_logits: Tensor | None = None,
+    *,
+    draft_rows: Tensor | None = None,
+    draft_vocab: DraftVocab | None = None,
+    sampling: SamplingParams = PLAIN,
+    draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+    rule: Rule = "auto",
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    return_logprobs: bool = False,
+    out: Verified | None = None,
+    backend: str = "auto",
+) -> Verified:
+    """Verify drafted trees against the target: keep a path of drafted tokens and draw the token after it.
+
+    With p_v the target's processed law at node v and q_v the draft's, the lossless rules emit tokens whose
+    joint law is the target's own, whatever q is:
+
+    - `"match"` draws y ~ p_v at each node and follows the first child that equals y. The emitted tokens are
+      those that `sample` would emit one at a time with the same seeds and positions.
+    - `"token"` accepts child x with probability `min(1, P(x) / Q(x))` and after every rejection sets
+      `P = norm([P - Q]+)`, from P = p_v.
+    - `"traversal"` looks deepest first: node weights `w_c = min(1, w P(x) / Q(x))`, residuals `[w P - Q]+`.
+      On a chain it is block verification. It accepts at least as much as `"token"`.
+
+    Q is the point mass at x, q_v, or q_v with the removed siblings taken out, as `tree.proposals` declares. A
+    sampled child whose parent has no draft row counts as POINT, and so does one whose draft row holds a NaN
+    or nothing at all. Requests with temperature 0 are verified greedily under every lossless rule.
+
+    Args:
+        target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
+            The row of a node is the law of the token after it.
+        tree: the drafted tokens, R rows of B requests.
+        draft_logits: [R, Vd], the row of node i being the law its children were drawn from; or [Rq, Vd] with
+            `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
+        draft_rows: [R] int32, row of `draft_logits` per node, -1 = none.
+        draft_vocab: what the columns of `draft_logits` stand for; without it column i is token i, and columns
+            from V on are padding.
+        sampling: what turns a target row into a law.
+        draft_sampling: what the drafter applied to `draft_logits`; default: as `sampling`. `"logprobs"`: the
+            rows are the logarithms of the law itself.
+        rule: `"auto"` (traversal where `draft_logits` is given, else match), `"match"`, `"token"`,
+            `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
+        seeds: [B] int64; default: fresh ones from the default generator of the device.
+        positions: [B] int64, index in its sequence of the first new token; required with `seeds`.
+        token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
+            applies to the target's law only.
+        return_logprobs: fill `Verified.logprobs`.
+        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled where present.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        `Verified`. Every emitted token is in [0, V), for every input.
+
+    Raises:
+        ValueError: wrong shapes, numbers out of range, seeds without positions.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Notes:
+        Never synchronises with the device. Every random number is a function of (seed, position, purpose,
+        index): with seeds the result of a request does not depend on the batch, its place there, or the
+        number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
+        temperature and cuts. NaN and empty rows do not raise but set `Verified.status`; `SPECDEC_DEBUG=1` in
+        the environment adds checks of values that do raise, and synchronise. Float64 rows are served by the
+        reference.
+
+    Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
+    1,
+        and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
+        Verification for Speculative Tree Decoding, and Sun et al. 2024, Block Verification Accelerates
+        Speculative Decoding, on chains.
+
+    Example:
+        >>> target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
+        >>> tree = DraftTree.chain(torch.tensor([[1, 0]]))
+        >>> verified = verify(target, tree, sampling=SamplingParams(temperature=0.0))
+        >>> verified.tokens.tolist(), verified.num_accepted.tolist()
+        ([[1, 2, -1]], [1])
+    """
+    check_type("verify", "tree", tree, DraftTree, "a DraftTree")
+    rows, batch, device = tree.tokens.shape[0], tree.batch_size, target_logits.device
+    vocab = _check_target(target_logits, tree)
+    check_device("verify", "tree", tree.tokens, device)
+    _check_draft(draft_logits, draft_rows, draft_vocab, tree, vocab, device)
+    numbers, tensors = unpack("verify", "sampling", sampling, batch, device)
+    is_logprobs = isinstance(draft_sampling, str)
+    if is_logprobs:
+        if draft_sampling != "logprobs":
+            bad_value(
+                "verify", "draft_sampling", "must be a SamplingParams or 'logprobs'", repr(draft_sampling)
+            )
+        draft_numbers, draft_tensors = [1.0, 0.0, 1.0, 0.0], []
+    elif draft_sampling is None:
+        draft_numbers, draft_tensors = numbers, tensors
+    else:
+        draft_numbers, draft_tensors = unpack("verify", "draft_sampling", draft_sampling, batch, device)
+    rule_name, rule_values = rules.resolve("verify", rule, draft_logits is not None)
+    seeds, positions = noise_keys("verify", seeds, positions, batch, device)
+    check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
+    out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
+    if debug.enabled():
+        debug.check_verify(target_logits, tree, draft_logits, draft_rows)
+    first_child, next_sibling = tree.links if tree.links is not None else (None, None)
+    ops.verify(
+        target_logits,
+        tree.tokens.contiguous(),
+        tree.parents.contiguous(),
+        tree.cu_nodes.contiguous(),
+        tree.proposals.contiguous(),
+        first_child,
+        next_sibling,
+        draft_logits,
+        draft_rows.contiguous() if draft_rows is not None else None,
+        draft_vocab.ids if draft_vocab is not None and draft_logits is not None else None,
+        draft_vocab.columns if draft_vocab is not None and draft_logits is not None else None,
+        numbers,
+        tensors,
+        draft_numbers,
+        draft_tensors,
+        is_logprobs,
+        rule_name,
+        rule_values,
+        seeds,
+        positions,
+        token_bitmask,
+        out.tokens,
+        out.num_tokens,
+        out.num_accepted,
+        out.path,
+        out.logprobs,
+        out.status,
+        backend,
+    )
+    return out
+
+
+def _check_target(target_logits: Tensor, tree: DraftTree) -> int:
+    """The vocabulary size V."""
+    check_dtype("verify", "target_logits", target_logits, FLOATS)
+    rows = tree.tokens.shape[0]
+    if target_logits.dim() == 3:
+        batch, nodes, vocab = tree.batch_size, target_logits.shape[1], target_logits.shape[2]
+        if target_logits.shape[0] != batch or batch * nodes != rows:
+            rule = f"must have shape [B, N, V] with B = {batch} and B * N = R = {rows}"
+            bad_value("verify", "target_logits", rule, list(target_logits.shape))
+    elif target_logits.dim() == 2:
+        vocab = target_logits.shape[1]
+        check_shape("verify", "target_logits", target_logits, "[R, V]", (rows, vocab))
+    else:
+        bad_value("verify", "target_logits", "must have shape [R, V] or [B, N, V]", list(target_logits.shape))
+    check_last_stride("verify", "target_logits", target_logits)
+    return vocab
+
+
+def _check_draft(
+    draft_logits: Tensor | None,
+    draft_rows: Tensor | None,
+    draft_vocab: DraftVocab | None,
+    tree: DraftTree,
+    vocab: int,
+    device: torch.device,
+) -> None:
+    rows, batch = tree.tokens.shape[0], tree.batch_size
+    if draft_logits is None:
+        if draft_rows is not None:
+            bad_value("verify", "draft_rows", "must be None without draft_logits", list(draft_rows.shape))
+        return
+    check_dtype("verify", "draft_logits", draft_logits, FLOATS)
+    check_device("verify", "draft_logits", draft_logits, device)
+    if draft_logits.dim() == 3:
+        if draft_rows is not None:
+            bad_value(
+                "verify", "draft_logits", "must have shape [Rq, Vd] with draft_rows", list(draft_logits.shape)
+            )
+        depth = draft_logits.shape[1]
+        if draft_logits.shape[0] != batch or batch * (depth + 1) != rows:
+            rule = f"must have shape [B, K, Vd] with B = {batch} and B * (K + 1) = R = {rows}"
+            bad_value("verify", "draft_logits", rule, list(draft_logits.shape))
+    elif draft_logits.dim() != 2:
+        bad_value(
+            "verify", "draft_logits", "must have shape [Rq, Vd] or [B, K, Vd]", list(draft_logits.shape)
+        )
+    elif draft_rows is None:
+        check_shape("verify", "draft_logits", draft_logits, "[R, Vd]", (rows, draft_logits.shape[1]))
+    else:
+        check_tensor("verify", "draft_rows", draft_rows, "[R]", (rows,), (torch.int32,), device)
+    check_last_stride("verify", "draft_logits", draft_logits)
+    if draft_vocab is not None:
+        check_type("verify", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
+        check_device("verify", "draft_vocab", draft_vocab.ids, device)
+        if draft_vocab.vocab_size != vocab:
+            bad_value("verify", "draft_vocab", f"must have vocab_size V = {vocab}", draft_vocab.vocab_size)
+        width = draft_vocab.ids.shape[0]
+        shape = (*draft_logits.shape[:-1], width)
+        check_shape("verify", "draft_logits", draft_logits, f"[..., Vd], Vd = {width} of draft_vocab,", shape)
+
+
+def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:
+    if out is None:
+        return Verified(
+            tokens=torch.empty((batch, width), dtype=torch.int64, device=device),
+            num_tokens=torch.empty(batch, dtype=torch.int32, device=device),
+            num_accepted=torch.empty(batch, dtype=torch.int32, device=device),
+            path=torch.empty((batch, width), dtype=torch.int32, device=device),
+            logprobs=torch.empty((batch, width), dtype=torch.float32, device=device) if logprobs else None,
+            status=torch.empty(batch, dtype=torch.int32, device=device),
+        )
+    check_type("verify", "out", out, Verified, "a Verified")
+    if logprobs and out.logprobs is None:
+        bad_value("verify", "out.logprobs", "must be a tensor with return_logprobs", "None")
+    grid, line = ("[B, max_depth + 1]", (batch, width)), ("[B]", (batch,))
+    for field, (symbols, shape), dtype in (
+        ("tokens", grid, torch.int64),
+        ("num_tokens", line, torch.int32),
+        ("num_accepted", line, torch.int32),
+        ("path", grid, torch.int32),
+        ("logprobs", grid, torch.float32),
+        ("status", line, torch.int32),
+    ):
+        value = getattr(out, field)
+        if field == "logprobs" and value is None:
+            continue
+        check_tensor("verify", f"out.{field}", value, symbols, shape, (dtype,), device)
+        if not value.is_contiguous():
+            bad_value("verify", f"out.{field}", "must be contiguous", f"strides {list(value.stride())}")
+    return out
