@@ -47,7 +47,9 @@ def _register(schema: str) -> None:
 
     def serve(logits: Tensor, *args: object) -> None:
         *args, backend = args
-        module = backends.load(backend, operation, logits.device.type, logits.dtype)
+        double = any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in (logits, *args))
+        dtype = torch.float64 if double else logits.dtype
+        module = backends.load(backend, operation, logits.device.type, dtype)
         getattr(module, operation)(logits, *args)
 
     def fake(*args: object) -> None:

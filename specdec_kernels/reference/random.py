@@ -1,0 +1,33 @@
+"""The random decisions of one request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..random import Purpose, coin, race_keys
+from .law import first
+
+
+class Noise:
+    """Decides for one request, keyed by its seed and the position of its first new token.
+
+    Every random decision of the reference goes through here, so a subclass can take each way in turn.
+    """
+
+    def __init__(self, seed: int, position: int) -> None:
+        self.seed = seed
+        self.position = position
+
+    def accepts(self, node: int, p: float, q: float = 1.0) -> bool:
+        """True with probability `min(1, p / q)`: whether `u * q < p` for the node's coin u in (0, 1)."""
+        return coin(self.seed, self.position, node) * q < p
+
+    def draw(self, weights: Tensor, purpose: Purpose, depth: int) -> int:
+        """A token drawn from `weights` for the absolute position `depth` after the first new token's.
+
+        The exponential race: the largest weight over key wins, ties to the lowest index.
+        """
+        keys = race_keys(self.seed, self.position + depth, purpose, weights.numel())
+        race = torch.where(weights > 0, weights / keys, -1.0)
+        return first(race == race.max())

@@ -1,0 +1,176 @@
+"""One request being verified: its tree, the laws at its nodes, and its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..random import Purpose
+from ..tree import Proposal
+from .law import point
+from .random import Noise
+
+
+class Tree(NamedTuple):
+    """One tree, as lists over its nodes."""
+
+    tokens: list[int]
+    parents: list[int]
+    proposals: list[int]
+    first_child: list[int] | None = None
+    next_sibling: list[int] | None = None
+
+
+class Trace:
+    """What the acceptance coins of a walk were compared with, for tests; nan where none was.
+
+    Attributes:
+        thresholds: [R] float64, the probability with which the row's node was accepted when its coin was
+            drawn: `min(1, P(x) / Q(x))` under token, the final weight under traversal.
+        masses: [R] float64, what was left after the node was rejected: the sum of `[P - Q]+` under token and
+            of `[w P - Q]+` under traversal.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.thresholds = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.masses = torch.full((rows,), torch.nan, dtype=torch.float64)
+
+
+class Request:
+    """What the rules ask of a request.
+
+    Args:
+        tree: its nodes.
+        vocab_size: V.
+        target: node -> the target's law there [V] and the status bits of its row.
+        draft: node -> the draft's law its children were drawn from [>= V], or None.
+        noise: what decides.
+        max_depth: deeper nodes are never visited.
+        unscaled: node -> the law that Typical and Relaxed test against, where that is not `target`.
+        trace, start: where to note thresholds and masses, and the row of node 0 in it.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        vocab_size: int,
+        target: Callable[[int], tuple[Tensor, int]],
+        draft: Callable[[int], Tensor | None],
+        noise: Noise,
+        max_depth: int,
+        unscaled: Callable[[int], tuple[Tensor, int]] | None = None,
+        trace: Trace | None = None,
+        start: int = 0,
+    ) -> None:
+        self.tree = tree
+        self.vocab_size = vocab_size
+        self.noise = noise
+        self.status = 0
+        self._target, self._draft, self._unscaled = target, draft, unscaled
+        self._targets: dict[int, Tensor] = {}
+        self._drafts: dict[int, Tensor | None] = {}
+        self._max_depth = max_depth
+        self._trace, self._start = trace, start
+
+    def token(self, node: int) -> int:
+        return self.tree.tokens[node]
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to `node`."""
+        path = [node]
+        while path[-1] != 0:
+            path.append(self.tree.parents[path[-1]])
+        return path[::-1]
+
+    def depth(self, node: int) -> int:
+        return len(self.path(node)) - 1
+
+    def target(self, node: int) -> Tensor:
+        """p at a node. Looking at it is what makes its row one that the walk visited."""
+        if node not in self._targets:
+            self._targets[node], status = self._target(node)
+            self.status |= status
+        return self._targets[node]
+
+    def test_law(self, node: int) -> Tensor:
+        """p at a node as Typical and Relaxed see it: at temperature 0, the law of the unscaled logits."""
+        p = self.target(node)
+        return p if self._unscaled is None else self._unscaled(node)[0]
+
+    def draft(self, node: int) -> Tensor | None:
+        """q at a node, if it has one."""
+        if node not in self._drafts:
+            self._drafts[node] = self._draft(node)
+        return self._drafts[node]
+
+    def children(self, node: int) -> list[int]:
+        """The drafted children of a node in the order of verification; those without a token are left out."""
+        if self.depth(node) >= self._max_depth:
+            return []
+        return [child for child in self._linked(node) if self.token(child) >= 0]
+
+    def _linked(self, node: int) -> list[int]:
+        tree, count = self.tree, len(self.tree.tokens)
+        if tree.first_child is None:
+            return [child for child in range(node + 1, count) if tree.parents[child] == node]
+        linked: list[int] = []
+        child = tree.first_child[node]
+        while node < child < count and tree.parents[child] == node and child not in linked:
+            linked.append(child)
+            child = tree.next_sibling[child]
+        return linked
+
+    def proposal(self, child: int) -> Proposal:
+        """How the child came to be; sampled from a law that is not there, it counts as POINT."""
+        kind = self.tree.proposals[child]
+        sampled = kind in (Proposal.INDEPENDENT, Proposal.WITHOUT_REPLACEMENT)
+        return (
+            Proposal(kind) if sampled and self.draft(self.tree.parents[child]) is not None else Proposal.POINT
+        )
+
+    def proposal_law(self, child: int) -> Tensor:
+        """Q of a child on [0, V): the declared law of its token given its earlier siblings."""
+        parent = self.tree.parents[child]
+        if self.proposal(child) == Proposal.INDEPENDENT:
+            return self.draft(parent)[: self.vocab_size]
+        if self.proposal(child) == Proposal.WITHOUT_REPLACEMENT:
+            rest = self.draft(parent).clone()
+            rest[[token for token in self.removed(child) if token < rest.numel()]] = 0.0
+            if rest.sum() > 0:
+                return (rest / rest.sum())[: self.vocab_size]
+        return point(self.token(child), self.vocab_size)
+
+    def removed(self, child: int) -> list[int]:
+        """What a child drawn without replacement could not be: all its POINT siblings and its earlier kin."""
+        siblings = self.children(self.tree.parents[child])
+        earlier = siblings[: siblings.index(child)]
+        points = [s for s in siblings if self.proposal(s) == Proposal.POINT]
+        kin = [s for s in earlier if self.proposal(s) == Proposal.WITHOUT_REPLACEMENT]
+        return [self.token(s) for s in points + kin]
+
+    def at(self, law: Tensor, child: int) -> float:
+        """The law's value at the child's token, 0 outside the vocabulary."""
+        return float(law[self.token(child)]) if self.token(child) < self.vocab_size else 0.0
+
+    def accepts(self, node: int, p: float, q: float = 1.0) -> bool:
+        """Tosses the node's coin: true with probability `min(1, p / q)`."""
+        if self._trace is not None:
+            self._trace.thresholds[self._start + node] = ratio(p, q)
+        return self.noise.accepts(node, p, q)
+
+    def rejected(self, node: int, mass: float) -> None:
+        """Notes the mass that was left after a rejection."""
+        if self._trace is not None:
+            self._trace.masses[self._start + node] = mass
+
+    def draw(self, weights: Tensor, purpose: Purpose, node: int) -> int:
+        """The token after `node`."""
+        return self.noise.draw(weights, purpose, self.depth(node))
+
+
+def ratio(p: float, q: float) -> float:
+    """`min(1, p / q)`, where nothing is 0 even of nothing."""
+    return 1.0 if p >= q and p > 0 else p / q if q > 0 else 0.0

@@ -1,0 +1,254 @@
+"""The rules of verification.
+
+A rule takes a `Request` and returns the last node it keeps and the token after it. p is the target's law at a
+node, q the draft's, and Q the law of a child's token given its earlier siblings, as its proposal declares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..random import Purpose
+from ..rules import LOSSLESS
+from ..sampling import SamplingParams
+from .law import allowed_tokens, draft_law, params_of, target_law
+from .random import Noise
+from .request import Request, Trace, Tree, ratio
+
+Answer = tuple[int, int]
+
+
+def match(request: Request) -> Answer:
+    """Draw the target's own token at each node and follow the first child that carries it."""
+    node = 0
+    while True:
+        token = request.draw(request.target(node), Purpose.NEXT, node)
+        carriers = [child for child in request.children(node) if request.token(child) == token]
+        if not carriers:
+            return node, token
+        node = carriers[0]
+
+
+def token(request: Request) -> Answer:
+    """Token-level rejection; on a tree recursive, with the residual updated after every rejected sibling."""
+    node = 0
+    while True:
+        P = p = request.target(node)
+        for child in request.children(node):
+            Q = request.proposal_law(child)
+            if request.accepts(child, request.at(P, child), request.at(Q, child)):
+                node = child
+                break
+            R = (P - Q).clamp_min(0.0)
+            S = float(R.sum())
+            request.rejected(child, S)
+            P = R / S if S > 0 else p  # nothing is left by rounding only
+        else:
+            return node, request.draw(P, Purpose.RESIDUAL, node)
+
+
+def traversal(request: Request) -> Answer:
+    """Deepest first: a node is considered only after all its children, with the weight they left it."""
+
+    def visit(node: int, w: float) -> Answer | None:
+        P = None  # the row of a node without children is looked at only if the node is accepted
+        for child in request.children(node):
+            P = request.target(node) if P is None else P
+            Q = request.proposal_law(child)
+            w_child = ratio(w * request.at(P, child), request.at(Q, child))
+            if w_child > 0:
+                answer = visit(child, w_child)
+                if answer is not None:
+                    return answer
+            R = (w * P - Q).clamp_min(0.0)
+            S = float(R.sum())
+            request.rejected(child, S)
+            if S > 0:
+                w, P = S / (S + (1.0 - w)), R / S
+            elif w < 1:
+                return None
+            else:  # nothing is left by rounding only
+                P = request.target(node)
+        if not request.accepts(node, w):
+            return None
+        return node, request.draw(request.target(node) if P is None else P, Purpose.RESIDUAL, node)
+
+    return visit(0, 1.0)  # the root has w = 1 left, and a coin is below 1
+
+
+def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
+    """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
+    passing = [0]
+    for node in passing:  # grows while it is walked through
+        passing += [child for child in request.children(node) if passes(child)]
+    best = min(passing, key=lambda node: (-request.depth(node), node))
+    return best, request.draw(request.target(best), Purpose.RESIDUAL, best)
+
+
+def typical(request: Request, epsilon: float, delta: float) -> Answer:
+    """p(x) > min(epsilon, delta * exp(-H(p)))."""
+
+    def passes(child: int) -> bool:
+        p = request.test_law(request.tree.parents[child])
+        entropy = float(torch.special.entr(p).sum())
+        return request.at(p, child) > min(epsilon, delta * math.exp(-entropy))
+
+    return lossy(request, passes)
+
+
+def relaxed(request: Request, top_k: float, delta: float) -> Answer:
+    """x is possible, in the top k of p, ties included, and p_max - p(x) <= delta."""
+
+    def passes(child: int) -> bool:
+        p = request.test_law(request.tree.parents[child])
+        last = float(p.topk(min(int(top_k), p.numel())).values[-1])
+        x = request.at(p, child)
+        return x > 0 and x >= last and float(p.max()) - x <= delta
+
+    return lossy(request, passes)
+
+
+def lenient(request: Request, factor: float) -> Answer:
+    """u * Q(x) / factor < p(x)."""
+
+    def passes(child: int) -> bool:
+        p = request.target(request.tree.parents[child])
+        return request.accepts(
+            child, request.at(p, child), request.at(request.proposal_law(child), child) / factor
+        )
+
+    return lossy(request, passes)
+
+
+def synthetic(request: Request, *rates: float) -> Answer:
+    """u < rate of the node's depth, the last rate repeating."""
+
+    def passes(child: int) -> bool:
+        if request.token(child) >= request.vocab_size:
+            return False
+        return request.accepts(child, rates[min(request.depth(child), len(rates)) - 1])
+
+    return lossy(request, passes)
+
+
+def verify(
+    target_logits: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    cu_nodes: Tensor,
+    proposals: Tensor,
+    first_child: Tensor | None,
+    next_sibling: Tensor | None,
+    draft_logits: Tensor | None,
+    draft_rows: Tensor | None,
+    draft_ids: Tensor | None,
+    draft_columns: Tensor | None,
+    sampling: list[float],
+    sampling_rows: list[Tensor | None],
+    draft_sampling: list[float],
+    draft_sampling_rows: list[Tensor | None],
+    draft_is_logprobs: bool,
+    rule: str,
+    rule_values: list[float],
+    seeds: Tensor,
+    positions: Tensor,
+    token_bitmask: Tensor | None,
+    out_tokens: Tensor,
+    out_num_tokens: Tensor,
+    out_num_accepted: Tensor,
+    out_path: Tensor,
+    out_logprobs: Tensor | None,
+    out_status: Tensor,
+    noise: type[Noise] = Noise,
+    trace: Trace | None = None,
+) -> None:
+    """Fill the outputs, request by request; the arguments are the operator's, see `specdec_kernels.ops`.
+
+    For tests, `noise` decides in place of `Noise`, and `trace` collects what it was asked.
+    """
+    rows, width = tokens.numel(), out_tokens.shape[1]
+    vocab_size = target_logits.shape[-1]
+    ends = [min(max(end, 0), rows) for end in cu_nodes.tolist()]
+    out_tokens.fill_(-1)
+    out_path.fill_(-1)
+    for out in (out_num_tokens, out_num_accepted, out_status):
+        out.fill_(0)
+    if out_logprobs is not None:
+        out_logprobs.fill_(torch.nan)
+
+    for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        if end <= start:
+            continue
+        links = () if first_child is None else (first_child, next_sibling)
+        tree = Tree(*(t[start:end].tolist() for t in (tokens, parents, proposals, *links)))
+        params = params_of(sampling, sampling_rows, b)
+        greedy = not params.temperature > 0
+        target = partial(_target, target_logits, token_bitmask, params, start)
+        unscaled = None
+        if greedy:
+            unscaled = partial(_target, target_logits, token_bitmask, params._replace(temperature=1.0), start)
+        draft_params = params_of(draft_sampling, draft_sampling_rows, b)
+        draft = partial(
+            _draft, draft_logits, draft_rows, draft_ids, draft_params, draft_is_logprobs, vocab_size, b, start
+        )
+        decide = noise(int(seeds[b]), int(positions[b]))
+        request = Request(tree, vocab_size, target, draft, decide, width - 1, unscaled, trace, start)
+
+        last, token_after = RULES["match" if greedy and rule in LOSSLESS else rule](request, *rule_values)
+        path = request.path(last)
+        emitted = [request.token(node) for node in path[1:]] + [token_after]
+        out_path[b, : len(path)] = torch.tensor(path)
+        out_tokens[b, : len(path)] = torch.tensor(emitted)
+        out_num_accepted[b] = len(path) - 1
+        out_num_tokens[b] = len(path)
+        out_status[b] = request.status
+        if out_logprobs is not None:
+            probabilities = [request.target(node)[x] for node, x in zip(path, emitted, strict=True)]
+            out_logprobs[b, : len(path)] = torch.stack(probabilities).log().float()
+
+
+def _target(
+    logits: Tensor, bitmask: Tensor | None, params: SamplingParams, start: int, node: int
+) -> tuple[Tensor, int]:
+    row, vocab_size = start + node, logits.shape[-1]
+    allowed = None if bitmask is None else allowed_tokens(bitmask[row].cpu(), vocab_size)
+    row_logits = logits[row] if logits.dim() == 2 else logits[row // logits.shape[1], row % logits.shape[1]]
+    return target_law(row_logits.cpu(), params, allowed)
+
+
+def _draft(
+    logits: Tensor | None,
+    rows: Tensor | None,
+    ids: Tensor | None,
+    params: SamplingParams,
+    is_logprobs: bool,
+    vocab_size: int,
+    request: int,
+    start: int,
+    node: int,
+) -> Tensor | None:
+    if logits is None:
+        return None
+    if logits.dim() == 3:
+        row, table = node, logits[request]
+    else:
+        row, table = (start + node if rows is None else int(rows[start + node])), logits
+    if not 0 <= row < table.shape[0]:
+        return None
+    return draft_law(table[row].cpu(), params, is_logprobs, None if ids is None else ids.cpu(), vocab_size)
+
+
+RULES = {
+    "match": match,
+    "token": token,
+    "traversal": traversal,
+    "typical": typical,
+    "relaxed": relaxed,
+    "lenient": lenient,
+    "synthetic": synthetic,
+}

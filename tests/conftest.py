@@ -1,0 +1,14 @@
+"""What the tests share."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Every test starts from the same state of the default generator."""
+    torch.manual_seed(0)

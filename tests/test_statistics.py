@@ -1,0 +1,184 @@
+"""Losslessness of the native backend by G-tests on a million draws and more, and mutants that the same tests refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gtest import LEAST_P, MUTANT_P, Model, choose, draft_tree, g_test, rows_of
+
+import specdec_kernels as sdk
+from specdec_kernels.random import Purpose, philox
+
+P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
+DRAWS, CHUNK = 1_000_000, 100_000
+PLAIN = sdk.SamplingParams(temperature=0.9)
+CUT = sdk.SamplingParams(temperature=1.1, top_k=5, top_p=0.93, min_p=0.02)
+
+# parents, proposals, ranks of the POINT nodes
+TREES = {
+    "chain": ([-1, 0, 1, 2], [I, I, I, I], {}),
+    "independent": ([-1, 0, 0, 0, 1, 1, 2], [I, I, I, I, I, I, I], {}),
+    "without_replacement": ([-1, 0, 0, 0, 1, 1, 2], [W, W, W, W, W, W, W], {}),
+    "point": ([-1, 0, 0, 1, 1, 2], [P, P, P, P, P, P], {1: 0, 2: 1, 3: 0, 4: 1, 5: 2}),
+    "hybrid_first": ([-1, 0, 0, 0, 1, 1], [P, W, P, P, W, P], {2: 0, 3: 1, 5: 0}),
+    "hybrid_last": ([-1, 0, 0, 0, 3, 3], [P, P, P, W, P, W], {1: 0, 2: 1, 4: 1}),
+    "mixed": ([-1, 0, 0, 0, 0, 2, 2], [I, I, W, P, W, I, P], {3: 2, 6: 0}),
+}
+
+
+def draws(model, tree, rule, sampling, *, draft_sampling=None, seed=0, mutate=None, draws=DRAWS, proposals=None):
+    """First tokens, second tokens (drawn from the target where the step emitted one) and accepted counts."""
+    parents, kinds, points = TREES[tree]
+    generator = torch.Generator().manual_seed(seed)
+    q = model.q(draft_sampling or sampling)
+    p = torch.from_numpy(model.p(sampling))
+    first, second, accepted = [], [], []
+    for chunk in range(draws // CHUNK):
+        tokens = draft_tree(q, parents, kinds, points, CHUNK, generator)
+        target, draft = rows_of(model.target, tokens), rows_of(model.draft, tokens)
+        if mutate:
+            tokens, target, draft = mutate(tokens, target, draft)
+        declared = torch.tensor([int(k) for k in (proposals or kinds)], dtype=torch.uint8).expand(CHUNK, -1)
+        drafted = sdk.DraftTree.from_parents(
+            tokens, torch.tensor(parents, dtype=torch.int32).expand(CHUNK, -1), proposals=declared,
+            max_depth=3, check=False,
+        )  # fmt: skip
+        verified = sdk.verify(
+            target, drafted, draft.flatten(0, 1), sampling=sampling, rule=rule, backend="cpu",
+            seeds=torch.arange(CHUNK) + chunk * CHUNK + (seed << 32), positions=torch.full((CHUNK,), 11),
+        )  # fmt: skip
+        assert not verified.status.any()
+        one, two = verified.tokens[:, 0], verified.tokens[:, 1].clone()
+        two = torch.where(verified.num_tokens > 1, two, choose(p[one], generator))
+        first.append(one)
+        second.append(two)
+        accepted.append(verified.num_accepted)
+    return tuple(torch.cat(parts).numpy() for parts in (first, second, accepted))
+
+
+def p_values(model, sampling, first, second):
+    """p-values of the first token and of the first pair under the target's own law."""
+    p, v = model.p(sampling), model.vocab
+    pair = p[v][:, None] * p[:v]
+    counts = np.bincount(first * v + second, minlength=v * v)
+    return g_test(np.bincount(first, minlength=v), p[v]), g_test(counts, pair)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal", "match"])
+@pytest.mark.parametrize("tree", TREES)
+def test_first_token_and_pair_follow_the_target(tree, rule):
+    model = Model(7, seed=3)
+    first, second, _ = draws(model, tree, rule, PLAIN, seed=5)
+    assert min(p_values(model, PLAIN, first, second)) > LEAST_P
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal", "match"])
+@pytest.mark.parametrize("tree", ["chain", "without_replacement", "hybrid_first"])
+def test_with_every_cut(tree, rule):
+    model = Model(9, seed=8)
+    first, second, _ = draws(model, tree, rule, CUT, seed=6)
+    assert min(p_values(model, CUT, first, second)) > LEAST_P
+
+
+def test_accepted_length_of_a_chain_follows_its_exact_law():
+    """Token rule: Pr(at least k accepted) = sum over paths of prod min(p, q); block verification accepts more."""
+    model = Model(7, seed=3)
+    p, q, v = model.p(PLAIN), model.q(PLAIN), model.vocab
+    least = np.minimum(p, q)
+    reach, at_least = least[v], [1.0]
+    for _ in range(3):
+        at_least.append(reach.sum())
+        reach = reach @ least[:v]
+    law = -np.diff(np.array([*at_least, 0.0]))
+    accepted = {rule: draws(model, "chain", rule, PLAIN, seed=7)[2] for rule in ("token", "traversal")}
+    assert g_test(np.bincount(accepted["token"], minlength=4), law) > LEAST_P
+    assert g_test(np.bincount(accepted["traversal"], minlength=4), law) < MUTANT_P
+    assert accepted["traversal"].mean() > accepted["token"].mean()
+
+
+def test_sample_follows_its_law_and_its_conditionals():
+    model, n = Model(11, seed=4), DRAWS
+    for sampling in (PLAIN, CUT):
+        law = model.p(sampling)
+        rows = torch.arange(n) % (model.vocab + 1)
+        tokens = sdk.sample(
+            model.target[rows], sampling, seeds=torch.arange(n), positions=torch.zeros(n, dtype=torch.int64)
+        )
+        for row in range(model.vocab + 1):
+            assert g_test(np.bincount(tokens[rows == row], minlength=model.vocab), law[row]) > LEAST_P
+        # Neighbouring seeds are independent draws.
+        same = tokens[rows == 0].numpy()
+        pairs = np.bincount(same[:-1:2][: len(same) // 2] * model.vocab + same[1::2], minlength=model.vocab**2)
+        assert g_test(pairs, np.outer(law[0], law[0])) > LEAST_P
+
+
+# Mutants: each spoils one thing, and the tests above would refuse it.
+
+
+def refused(tree, rule, **options):
+    model = Model(7, seed=3)
+    first, second, _ = draws(model, tree, rule, PLAIN, seed=5, draws=DRAWS // 2, **options)
+    return min(p_values(model, PLAIN, first, second)) < MUTANT_P
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_mutant_q_not_as_sampled(rule):
+    assert refused("chain", rule, draft_sampling=sdk.SamplingParams(temperature=1.4))
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_mutant_drafts_dropped_after_sampling(rule):
+    def drop(tokens, target, draft):
+        return torch.where(tokens <= 2, -1, tokens), target, draft
+
+    assert refused("chain", rule, mutate=drop)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal", "match"])
+def test_mutant_row_off_by_one(rule):
+    def shift(tokens, target, draft):
+        return tokens, target.roll(1, dims=1), draft
+
+    assert refused("chain", rule, mutate=shift)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+@pytest.mark.parametrize("tree, declared", [("independent", W), ("without_replacement", I)])
+def test_mutant_duplicates_miscounted(tree, declared, rule):
+    assert refused(tree, rule, proposals=[declared] * 7)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_mutant_siblings_sorted_after_sampling(rule):
+    def by_token(tokens, target, draft):
+        order = tokens[:, 1:4].sort(1)
+        tokens = tokens.clone()
+        tokens[:, 1:4] = order.values
+        tokens[:, 4:] = -1
+        return tokens, rows_of(Model(7, seed=3).target, tokens), rows_of(Model(7, seed=3).draft, tokens)
+
+    assert refused("without_replacement", rule, mutate=by_token)
+
+
+def test_mutant_residual_not_updated():
+    assert refused("independent", sdk.Lenient(1.0))
+
+
+def p_value_where_drafts_race_with(purpose):
+    """p-value of the first token where the drafter uses the noise of `purpose` at the step's own position."""
+    n, p, q = 400_000, torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.3, 0.2])
+    seeds, positions = torch.arange(n), torch.full((n,), 11)
+    counter = torch.tensor([0, int(purpose), 11, 0]).expand(n, 4)
+    words = philox(counter, torch.stack([seeds, torch.zeros_like(seeds)], -1))[:, :3]
+    tokens = (q / -torch.log1p(-(words + 0.5) * 2.0**-32)).argmax(-1, keepdim=True)
+    verified = sdk.verify(
+        p.log().expand(n, 2, 3), sdk.DraftTree.chain(tokens), q.log().expand(n, 1, 3), rule="token",
+        seeds=seeds, positions=positions,
+    )  # fmt: skip
+    return g_test(np.bincount(verified.tokens[:, 0], minlength=3), p.numpy())
+
+
+def test_mutant_draft_shares_the_residual_noise():
+    assert p_value_where_drafts_race_with(Purpose.DRAFT) > LEAST_P
+    assert p_value_where_drafts_race_with(Purpose.RESIDUAL) < MUTANT_P
