@@ -56,6 +56,7 @@ void Node::load() {
     sampled |= r.tree.proposals[c] != static_cast<uint8_t>(Proposal::kPoint);
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
     q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
+    if (r.args.draft_is_logprobs && drafted_the_impossible()) q_.status = law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp(-q_.log_mass);
     if (q_.point >= 0 && r.args.draft_ids) q_.point = r.args.draft_ids[q_.point];
@@ -65,6 +66,17 @@ void Node::load() {
     }
   }
   list_specials();
+}
+
+// Log-probabilities are taken on trust, and not read through, until a child turns out to be sampled from nothing.
+bool Node::drafted_the_impossible() const {
+  const Request& r = *request_;
+  for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
+    int64_t token = r.tree.tokens[c];
+    if (r.args.draft_columns) token = token < r.args.target.size ? r.args.draft_columns[token] : -1;
+    if (r.tree.proposals[c] != static_cast<uint8_t>(Proposal::kPoint) && !(q_.p(token) > 0)) return true;
+  }
+  return false;
 }
 
 void Node::list_specials() {

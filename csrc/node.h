@@ -68,6 +68,7 @@ class Node {
   bool is_point(int64_t child) const;
   Special* special(int64_t token);
   double at(const Special& s) const;
+  bool drafted_the_impossible() const;
   void list_specials();
   void weigh_rest();
   double pass(Leader* leader);

@@ -257,9 +257,10 @@ void verify(const VerifyArgs& args, int threads) {
   Team team(threads_for(rows * args.target.size, threads));
   const int64_t grain = std::clamp<int64_t>((1 << 14) / std::max<int64_t>(args.target.size, 1), 1, 64);
   team.items(args.requests, grain, [&](Worker& worker, int64_t b) {
-    const int64_t begin = args.cu_nodes[b], end = args.cu_nodes[b + 1];
+    const int64_t begin = std::clamp<int64_t>(args.cu_nodes[b], 0, rows);
+    const int64_t end = std::clamp<int64_t>(args.cu_nodes[b + 1], 0, rows);
     Output output(args, b);
-    if (begin < 0 || end <= begin || end > rows) return output.close(0);
+    if (end <= begin) return output.close(0);
     Tree tree{args.tokens + begin, args.parents + begin, args.proposals + begin,
               args.first_child ? args.first_child + begin : nullptr,
               args.first_child ? args.next_sibling + begin : nullptr, end - begin};

@@ -230,7 +230,7 @@ class DraftTree:
             tokens.flatten(), parents, _uniform(batch, len(paths) + 1, tokens.device), kinds, nodes, depth
         )
         if isinstance(proposals, Tensor) and _checking(check, tokens):
-            topology.check_proposals("from_paths", tree.proposals, *tree._owners)
+            topology.check_proposals("from_paths", proposals.flatten(), *tree._owners)
         return tree
 
     @classmethod
@@ -348,7 +348,7 @@ class DraftTree:
         if checking:
             topology.check_parents(operation, tree.parents, *tree._owners, cu_nodes.numel() - 1)
             if isinstance(proposals, Tensor):
-                topology.check_proposals(operation, tree.proposals, *tree._owners)
+                topology.check_proposals(operation, proposals.flatten(), *tree._owners)
         if max_depth is None or checking:
             deepest = int(tree._all_depths().max()) if tree.tokens.numel() else 0
             object.__setattr__(tree, "max_depth", _bound(operation, "max_depth", max_depth, deepest))
@@ -446,7 +446,9 @@ def _kinds(operation: str, proposals: Proposal | Tensor, tokens: Tensor) -> Tens
         check_dtype(operation, "proposals", proposals, INTEGERS)
         check_shape(operation, "proposals", proposals, "tokens.shape", tokens.shape)
         return proposals.to(torch.uint8).flatten()
-    return torch.full((tokens.numel(),), Proposal(proposals).value, dtype=torch.uint8, device=tokens.device)
+    if proposals not in (0, 1, 2):
+        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", proposals)
+    return torch.full((tokens.numel(),), int(proposals), dtype=torch.uint8, device=tokens.device)
 
 
 @lru_cache(maxsize=64)
@@ -462,16 +464,14 @@ def _parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
     return parents
 
 
-def _flatten(tree: DraftTree) -> tuple[list, tuple]:
-    return [tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, tree.links], (
-        tree.max_nodes,
-        tree.max_depth,
-    )
+def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:
+    tensors = [tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, *(tree.links or ())]
+    return tensors, (tree.max_nodes, tree.max_depth)
 
 
-def _unflatten(leaves, bounds) -> DraftTree:
-    tokens, parents, cu_nodes, proposals, links = leaves
-    return DraftTree(tokens, parents, cu_nodes, proposals, *bounds, links)
+def _unflatten(tensors: Sequence[Tensor], bounds: tuple[int, int]) -> DraftTree:
+    tokens, parents, cu_nodes, proposals, *links = tensors
+    return DraftTree(tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
 
 
 pytree.register_pytree_node(

@@ -114,8 +114,7 @@ def verify(
         reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
-    1,
-        and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
+        1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
         Verification for Speculative Tree Decoding, and Sun et al. 2024, Block Verification Accelerates
         Speculative Decoding, on chains.
 
@@ -127,6 +126,7 @@ def verify(
         ([[1, 2, -1]], [1])
     """
     check_type("verify", "tree", tree, DraftTree, "a DraftTree")
+    check_dtype("verify", "target_logits", target_logits, FLOATS)
     rows, batch, device = tree.tokens.shape[0], tree.batch_size, target_logits.device
     vocab = _check_target(target_logits, tree)
     check_device("verify", "tree", tree.tokens, device)
@@ -185,7 +185,6 @@ def verify(
 
 def _check_target(target_logits: Tensor, tree: DraftTree) -> int:
     """The vocabulary size V."""
-    check_dtype("verify", "target_logits", target_logits, FLOATS)
     rows = tree.tokens.shape[0]
     if target_logits.dim() == 3:
         batch, nodes, vocab = tree.batch_size, target_logits.shape[1], target_logits.shape[2]

@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -63,8 +63,8 @@ def outcomes(rule: Callable, make: Callable[[Decisions], Request]) -> Iterator[t
 class Case:
     """A tree shape, how its tokens are proposed, and the laws they come from.
 
-    `kinds` is a letter per node after the root. The target's and the draft's law at a node are random functions
-    of the tokens above it. `point` says which token a POINT child of given rank has. `skip` nodes get token -1.
+    `kinds` has a letter per node after the root. The laws at a node are random functions of the tokens above
+    it; `point_token` is what a POINT child of given rank has, and `skip` nodes get token -1.
     """
 
     parents: tuple[int, ...]
@@ -90,11 +90,11 @@ class Case:
             node = self.parents[node - 1]
         return path[::-1]
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def p(self, prefix: Prefix) -> torch.Tensor:
         return _law(self.vocab, self.zeros, (self.seed, 1, *prefix))
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def q(self, prefix: Prefix) -> torch.Tensor:
         return _law(self.draft_width or self.vocab, self.zeros, (self.seed, 2, *prefix))
 
@@ -117,7 +117,7 @@ class Case:
         return order[1:]
 
     def drafts(self, sampled_from: Callable | None = None) -> Iterator[tuple[dict[int, int], float]]:
-        """Every draft, node -> token, and its probability. `sampled_from` changes what is sampled from."""
+        """Every draft, node -> token, and its probability; `sampled_from` changes what is sampled from."""
         order = self.order()
 
         def extend(tokens: dict[int, int], index: int, probability: float):
@@ -155,7 +155,9 @@ class Case:
         alone[0] = 1.0  # nothing left to draw: any token, declared all the same
         return alone
 
-    def request(self, tokens: dict[int, int], noise: Decisions, trace: Trace | None = None, cls=Request) -> Request:
+    def request(
+        self, tokens: dict[int, int], noise: Decisions, trace: Trace | None = None, cls=Request
+    ) -> Request:
         nodes = range(1, len(self.parents) + 1)
         links = ()
         if self.reverse:
@@ -206,7 +208,9 @@ def emitted(
     accepted = 0.0
     for tokens, chance in case.drafts(sampled_from):
         tokens = tokens if change is None else change(case, tokens)
-        for output, count, probability in outcomes(rule, lambda noise, t=tokens: case.request(t, noise, cls=cls)):
+        for output, count, probability in outcomes(
+            rule, lambda noise, t=tokens: case.request(t, noise, cls=cls)
+        ):
             law[output] += chance * probability
             accepted += chance * probability * count
     return law, accepted

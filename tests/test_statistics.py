@@ -167,16 +167,16 @@ def test_mutant_residual_not_updated():
 
 def p_value_where_drafts_race_with(purpose):
     """p-value of the first token where the drafter uses the noise of `purpose` at the step's own position."""
-    n, p, q = 400_000, torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.3, 0.2])
+    n, p, q = 400_000, torch.tensor([0.1, 0.4, 0.1, 0.4]), torch.tensor([0.6, 0.1, 0.1, 0.2])
     seeds, positions = torch.arange(n), torch.full((n,), 11)
     counter = torch.tensor([0, int(purpose), 11, 0]).expand(n, 4)
-    words = philox(counter, torch.stack([seeds, torch.zeros_like(seeds)], -1))[:, :3]
+    words = philox(counter, torch.stack([seeds, torch.zeros_like(seeds)], -1))
     tokens = (q / -torch.log1p(-(words + 0.5) * 2.0**-32)).argmax(-1, keepdim=True)
     verified = sdk.verify(
-        p.log().expand(n, 2, 3), sdk.DraftTree.chain(tokens), q.log().expand(n, 1, 3), rule="token",
+        p.log().expand(n, 2, 4), sdk.DraftTree.chain(tokens), q.log().expand(n, 1, 4), rule="token",
         seeds=seeds, positions=positions,
     )  # fmt: skip
-    return g_test(np.bincount(verified.tokens[:, 0], minlength=3), p.numpy())
+    return g_test(np.bincount(verified.tokens[:, 0], minlength=4), p.numpy())
 
 
 def test_mutant_draft_shares_the_residual_noise():

@@ -1,0 +1,127 @@
+"""Random verification cases that use every option, shared by the tests of agreement, invariance and hostile input."""
+
+from __future__ import annotations
+
+import torch
+
+import specdec_kernels as sdk
+from specdec_kernels import ops
+from specdec_kernels.reference.request import Trace
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RULES = ("match", "token", "traversal", sdk.Typical(), sdk.Relaxed(top_k=3, delta=0.4), sdk.Lenient(1.5),
+         sdk.Synthetic((0.9, 0.5)))  # fmt: skip
+
+
+def pick(generator, options):
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+
+def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None, dtype=None, hostile=False):
+    """Arguments of `verify` (a dict), ready for any backend."""
+    g = torch.Generator().manual_seed(seed)
+    integers = lambda low, high, shape=(1,): torch.randint(low, high, shape, generator=g)  # noqa: E731
+    batch = batch or int(integers(1, 6))
+    vocab = vocab or pick(g, (1, 2, 5, 31, 64, 65, 200, 1500))
+    width = pick(g, (vocab, vocab, vocab + 7))
+    sizes = integers(1, 9, (batch,))
+    if pick(g, (True, False)):
+        sizes[0] = 0
+    cu_nodes = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    rows = int(cu_nodes[-1])
+    parents = torch.cat([torch.tensor([-1] + [int(integers(max(0, i - 3), i)) for i in range(1, n)]) for n in sizes if n]
+                        or [torch.zeros(0, dtype=torch.int64)])  # fmt: skip
+    dtype = dtype or pick(g, DTYPES)
+    base = torch.randn(rows, max(vocab, width), generator=g) * pick(g, (0.5, 2.0, 6.0))
+    target = (base[:, :vocab] + 0.5 * torch.randn(rows, vocab, generator=g)).to(dtype)
+    draft = (base[:, :width] + 0.5 * torch.randn(rows, width, generator=g)).to(dtype)
+    if pick(g, (True, False)):  # rows with strides
+        target = torch.stack([target, target.flip(0)], 1)[:, 0]
+        draft = torch.stack([draft.flip(0), draft], 1)[:, 1]
+    # Tokens near the top of the parents' rows, so that walks go deep; some repeated, some missing.
+    start = cu_nodes[:-1].repeat_interleave(sizes)
+    parent_row = (start + parents.clamp_min(0)).clamp_max(max(rows - 1, 0))
+    order = draft[parent_row].float().argsort(-1, descending=True) if rows else draft.long()
+    rank = (integers(0, 4, (rows,))).clamp_max(width - 1)
+    tokens = order.gather(1, rank[:, None]).squeeze(1)
+    tokens = torch.where(integers(0, 12, (rows,)) == 0, -1, tokens)
+    per_request = lambda low, high: torch.rand(batch, generator=g) * (high - low) + low  # noqa: E731
+    temperature = pick(g, (1.0, 0.7, 0.0, per_request(0.3, 1.5) * (integers(0, 4, (batch,)) > 0)))
+    sampling = sdk.SamplingParams(
+        temperature=temperature,
+        top_k=pick(g, (0, 0, 3, 40, integers(-1, 6, (batch,)))),
+        top_p=pick(g, (1.0, 1.0, 0.9, per_request(0.3, 1.1))),
+        min_p=pick(g, (0.0, 0.0, 0.05, per_request(0.0, 0.2))),
+    )
+    arguments = dict(
+        target_logits=target,
+        tree=sdk.DraftTree.from_parents(
+            tokens, parents, cu_nodes.int(), proposals=integers(0, 3, (rows,)).to(torch.uint8),
+            max_nodes=8, max_depth=pick(g, (8, 8, 2)), check=False,
+        ),
+        sampling=sampling,
+        seeds=integers(-(2**62), 2**62, (batch,)),
+        positions=integers(0, 2**40, (batch,)),
+        return_logprobs=True,
+    )  # fmt: skip
+    form = pick(g, ("rows", "rows", "subset", "vocab", "logprobs", "none", "other_law"))
+    if form != "none":
+        arguments["draft_logits"] = draft
+    if form == "subset" and rows:
+        arguments["draft_logits"] = draft[: max(rows // 2, 1)]
+        arguments["draft_rows"] = torch.where(integers(0, 3, (rows,)) > 0, torch.arange(rows) // 2, -1).int()
+    if form == "vocab":
+        ids = torch.randperm(vocab, generator=g)[: max(vocab // 2, 1)]
+        arguments["draft_vocab"] = sdk.DraftVocab(ids, vocab)
+        arguments["draft_logits"] = draft[:, ids]
+    if form == "logprobs":
+        arguments["draft_logits"] = torch.log_softmax(draft.float(), -1)
+        arguments["draft_sampling"] = "logprobs"
+    if form == "other_law":
+        arguments["draft_sampling"] = sdk.SamplingParams(temperature=pick(g, (0.9, 0.0)), top_k=pick(g, (0, 4)))
+    if pick(g, (False, False, True)):
+        allowed = integers(0, 3, (rows, (vocab + 31) // 32 * 32)) > 0
+        bits = (allowed.view(rows, (vocab + 31) // 32, 32).long() << torch.arange(32)).sum(-1)
+        arguments["token_bitmask"] = torch.where(bits >= 2**31, bits - 2**32, bits).int()
+    if hostile and rows:
+        spoil(arguments, g)
+    return arguments
+
+
+def spoil(arguments: dict, g: torch.Generator) -> None:
+    """NaN, infinities, empty rows, and tokens out of range."""
+    target = arguments["target_logits"] = arguments["target_logits"].clone()
+    for rows in (target, arguments.get("draft_logits")):
+        if rows is None:
+            continue
+        for _ in range(3):
+            row, column = (int(torch.randint(n, (1,), generator=g)) for n in rows.shape)
+            value = pick(g, (float("nan"), float("inf"), -float("inf"), 6e4, -6e4, "empty", "all nan"))
+            if value == "empty":
+                rows[row] = -float("inf")
+            elif value == "all nan":
+                rows[row] = float("nan")
+            else:
+                rows[row, column] = value
+    tokens = arguments["tree"].tokens
+    wild = torch.tensor([-7, target.shape[1], target.shape[1] + 3, 2**40, -(2**60)])
+    some = torch.randint(4, tokens.shape, generator=g) == 0
+    tokens[some] = wild[torch.randint(len(wild), tokens.shape, generator=g)][some]
+
+
+def both_with_traces(arguments: dict, rule):
+    """(native, reference) results, each with its trace of thresholds and masses."""
+    captured = []
+    original = ops.verify
+    ops.verify = lambda *args: captured.append(args)
+    try:
+        outs = [sdk.verify(rule=rule, **{k: v for k, v in arguments.items()}) for _ in range(2)]
+    finally:
+        ops.verify = original
+    from specdec_kernels import cpu, reference
+
+    rows = arguments["tree"].tokens.numel()
+    traces = [Trace(rows), Trace(rows)]
+    cpu.verify(*captured[0][:-1], traces[0].thresholds, traces[0].masses)
+    reference.verify(*captured[1][:-1], trace=traces[1])
+    return list(zip(outs, traces, strict=True))

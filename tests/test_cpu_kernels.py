@@ -1,0 +1,77 @@
+"""The vector kernels on every instruction set of this processor: errors in ULP, noise to the bit."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from specdec_kernels.cpu import _native
+from specdec_kernels.random import Purpose, race_keys
+
+ISAS = ("baseline", "avx2", "avx512")
+MOST_EXP_ULP = 1.5
+MOST_LOG_ULP = 1.0
+
+
+def isa_or_skip(isa):
+    try:
+        _native.exp(isa, 0, 0, 0)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def exp(isa, x):
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    padded = np.zeros(-(-len(x) // 64) * 64, np.float32)
+    padded[: len(x)] = x
+    out = np.empty_like(padded)
+    _native.exp(isa, padded.ctypes.data, out.ctypes.data, len(padded))
+    return out[: len(x)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_exp_error(isa):
+    """At most 1.5 ULP from 0 down to the smallest normal result, and 0 or a denormal below it."""
+    isa_or_skip(isa)
+    bits = np.arange(0x80000000, 0xC2AEAC00, 251, dtype=np.uint32)  # -0.0 ... -87.33
+    x = bits.view(np.float32)
+    got, exact = exp(isa, x).astype(np.float64), np.exp(x.astype(np.float64))
+    ulp = np.spacing(exact.astype(np.float32)).astype(np.float64)
+    assert (np.abs(got - exact) / ulp).max() <= MOST_EXP_ULP
+    low = exp(isa, np.linspace(-88, -1e4, 999))
+    assert ((low >= 0) & (low < 1.2e-38)).all()
+    assert exp(isa, [-np.inf, np.nan, -3e38]).tolist() == [0, 0, 0]
+    assert exp(isa, [0.0, -0.0]).tolist() == [1, 1]
+
+
+def test_log_error():
+    """Race keys, -log1p(-v): at most one float64 ULP, at both ends and between."""
+    words = [0, 1, 2, 3, 255, 2**16, 2**31, 2**31 + 1, 2**32 - 300, 2**32 - 1]
+    words += np.random.default_rng(0).integers(0, 2**32, 3000).tolist()
+    worst = 0.0
+    with mpmath.workdps(40):
+        for word in words:
+            v = min((mpmath.mpf(word) + mpmath.mpf(0.5)) * mpmath.mpf(2) ** -32, 1 - mpmath.mpf(2) ** -24)
+            exact = -mpmath.log1p(-v)
+            worst = max(worst, float(abs(_native.exponential(word) - exact) / np.spacing(float(exact))))
+    assert worst <= MOST_LOG_ULP
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("purpose", [Purpose.NEXT, Purpose.RESIDUAL])
+def test_races_use_the_specified_noise(isa, purpose):
+    isa_or_skip(isa)
+    g = torch.Generator().manual_seed(int(purpose))
+    for trial in range(200):
+        seed, position = (int(torch.randint(-(2**62), 2**62, (1,), generator=g)) for _ in range(2))
+        x = torch.randn(192, generator=g) * 3
+        x[torch.rand(192, generator=g) < 0.3] = -float("inf")
+        top = float(x.max())
+        total, score, token = _native.race(isa, x.data_ptr(), 192, top, seed, position, int(purpose))
+        weights = (x.double() - top).exp()
+        scores = weights / race_keys(seed, position, purpose, 192)
+        assert token == int(scores.argmax()), trial
+        assert score == pytest.approx(float(scores.max()), rel=1e-6)
+        assert total == pytest.approx(float(weights.sum()), rel=1e-6)

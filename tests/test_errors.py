@@ -1,0 +1,334 @@
+"""What the operations refuse, in which words; and that they say it without reading values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import specdec_kernels as sdk
+from specdec_kernels import backends
+
+B, K, V = 2, 3, 5
+R = B * (K + 1)
+
+
+def arguments(**changes):
+    given = dict(
+        target_logits=torch.zeros(R, V),
+        tree=sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64)),
+        draft_logits=torch.zeros(R, V),
+        backend="reference",
+    )
+    return given | changes
+
+
+def long(*shape):
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def outputs(**changes):
+    given = dict(
+        tokens=long(B, K + 1),
+        num_tokens=long(B).int(),
+        num_accepted=long(B).int(),
+        path=long(B, K + 1).int(),
+        logprobs=torch.zeros(B, K + 1),
+        status=long(B).int(),
+    )
+    return sdk.Verified(**given | changes)
+
+
+VALUES = {
+    "target rows": (
+        dict(target_logits=torch.zeros(R + 1, V)),
+        "target_logits must have shape [R, V] = [8, 5], got [9, 5]",
+    ),
+    "target dims": (
+        dict(target_logits=torch.zeros(V)),
+        "target_logits must have shape [R, V] or [B, N, V], got [5]",
+    ),
+    "target batch": (
+        dict(target_logits=torch.zeros(B, K, V)),
+        "target_logits must have shape [B, N, V] with B = 2 and B * N = R = 8, got [2, 3, 5]",
+    ),
+    "target stride": (
+        dict(target_logits=torch.zeros(V, R).T, draft_logits=None),
+        "target_logits must have last stride 1, got strides [1, 8]",
+    ),
+    "no vocabulary": (dict(target_logits=torch.zeros(R, 0)), "target_logits must have V >= 1, got [8, 0]"),
+    "draft rows": (
+        dict(draft_logits=torch.zeros(3, V)),
+        "draft_logits must have shape [R, Vd] = [8, 5], got [3, 5]",
+    ),
+    "draft chain": (
+        dict(draft_logits=torch.zeros(B, K + 1, V)),
+        "draft_logits must have shape [B, K, Vd] with B = 2 and B * (K + 1) = R = 8, got [2, 4, 5]",
+    ),
+    "draft dims": (
+        dict(draft_logits=torch.zeros(V)),
+        "draft_logits must have shape [Rq, Vd] or [B, K, Vd], got [5]",
+    ),
+    "draft stride": (
+        dict(draft_logits=torch.zeros(V, R).T),
+        "draft_logits must have last stride 1, got strides [1, 8]",
+    ),
+    "rows of a chain": (
+        dict(draft_logits=torch.zeros(B, K, V), draft_rows=long(R).int()),
+        "draft_logits must have shape [Rq, Vd] with draft_rows, got [2, 3, 5]",
+    ),
+    "rows of nothing": (
+        dict(draft_logits=None, draft_rows=long(R).int()),
+        "draft_rows must be None without draft_logits",
+    ),
+    "draft_rows": (
+        dict(draft_rows=long(3).int()),
+        "draft_rows must have shape [R] = [8], got [3]",
+    ),
+    "vocabulary": (
+        dict(draft_vocab=sdk.DraftVocab(torch.arange(5), 9)),
+        "draft_vocab must have vocab_size V = 5, got 9",
+    ),
+    "draft width": (
+        dict(draft_vocab=sdk.DraftVocab(torch.arange(4), V)),
+        "draft_logits must have shape [..., Vd], Vd = 4 of draft_vocab, = [8, 4], got [8, 5]",
+    ),
+    "seeds alone": (dict(seeds=long(B)), "positions must be given with seeds, got None"),
+    "seeds": (dict(seeds=long(3), positions=long(B)), "seeds must have shape [B] = [2], got [3]"),
+    "positions": (dict(positions=long(1)), "positions must have shape [B] = [2], got [1]"),
+    "bitmask": (
+        dict(token_bitmask=long(R, 2).int()),
+        "token_bitmask must have shape [R, ceil(V / 32)] = [8, 1], got [8, 2]",
+    ),
+    "temperature": (
+        dict(sampling=sdk.SamplingParams(temperature=-1.0)),
+        "sampling.temperature must be finite and >= 0.0, got -1.0",
+    ),
+    "top_k": (dict(sampling=sdk.SamplingParams(top_k=-2)), "sampling.top_k must be finite and >= -1, got -2"),
+    "top_p": (dict(sampling=sdk.SamplingParams(top_p=1.5)), "sampling.top_p must be in [0.0, 1.0], got 1.5"),
+    "min_p": (
+        dict(draft_sampling=sdk.SamplingParams(min_p=float("nan"))),
+        "draft_sampling.min_p must be in [0.0, 1.0], got nan",
+    ),
+    "per request": (
+        dict(sampling=sdk.SamplingParams(top_p=torch.ones(3))),
+        "sampling.top_p must have shape [B] = [2], got [3]",
+    ),
+    "draft_sampling": (
+        dict(draft_sampling="probs"),
+        "draft_sampling must be a SamplingParams or 'logprobs', got 'probs'",
+    ),
+    "rule": (
+        dict(rule="best"),
+        "rule must be one of auto, match, token, traversal or a rule object, got 'best'",
+    ),
+    "backend": (dict(backend="cuda"), "backend must be one of auto, reference, cpu, triton, got 'cuda'"),
+    "out shape": (
+        dict(out=outputs(tokens=long(B, K))),
+        "out.tokens must have shape [B, max_depth + 1] = [2, 4], got [2, 3]",
+    ),
+    "out strides": (
+        dict(out=outputs(path=long(K + 1, B).int().T)),
+        "out.path must be contiguous, got strides [1, 2]",
+    ),
+    "out logprobs": (
+        dict(out=outputs(logprobs=None), return_logprobs=True),
+        "out.logprobs must be a tensor with return_logprobs, got None",
+    ),
+}
+
+TYPES = {
+    "tree": (dict(tree=None), "tree must be a DraftTree, got NoneType"),
+    "target": (dict(target_logits=None), "target_logits must be a tensor, got NoneType"),
+    "target dtype": (
+        dict(target_logits=long(R, V)),
+        "target_logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
+    ),
+    "draft dtype": (
+        dict(draft_logits=long(R, V)),
+        "draft_logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
+    ),
+    "draft device": (
+        dict(draft_logits=torch.zeros(R, V, device="meta")),
+        "draft_logits must be on device cpu, got meta",
+    ),
+    "tree device": (
+        dict(tree=sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64, device="meta"))),
+        "tree must be on device cpu, got meta",
+    ),
+    "draft_rows": (dict(draft_rows=long(R)), "draft_rows must have dtype int32, got int64"),
+    "draft_vocab": (dict(draft_vocab=torch.arange(5)), "draft_vocab must be a DraftVocab, got Tensor"),
+    "seeds": (dict(seeds=long(B).int(), positions=long(B)), "seeds must have dtype int64, got int32"),
+    "positions": (dict(seeds=long(B), positions=[0, 0]), "positions must be a tensor, got list"),
+    "bitmask": (dict(token_bitmask=long(R, 1)), "token_bitmask must have dtype int32, got int64"),
+    "sampling": (dict(sampling=(1.0, 0, 1.0, 0.0)), "sampling must be a SamplingParams, got tuple"),
+    "temperature": (
+        dict(sampling=sdk.SamplingParams(temperature="hot")),
+        "sampling.temperature must be a number or a [B] tensor, got str",
+    ),
+    "rule": (dict(rule=sdk.Typical), "rule must be a name or a rule object, got type"),
+    "out": (dict(out=long(B)), "out must be a Verified, got Tensor"),
+    "out dtype": (dict(out=outputs(status=long(B))), "out.status must have dtype int32, got int64"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_verify_refuses_values(case):
+    changes, message = VALUES[case]
+    with pytest.raises(ValueError) as error:
+        sdk.verify(**arguments(**changes))
+    assert f"verify: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_verify_refuses_types(case):
+    changes, message = TYPES[case]
+    with pytest.raises(TypeError) as error:
+        sdk.verify(**arguments(**changes))
+    assert f"verify: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, kind, message",
+    [
+        (dict(logits=torch.zeros(2, 3, V)), ValueError, "logits must have shape [B, V], got [2, 3, 5]"),
+        (
+            dict(logits=long(2, V)),
+            TypeError,
+            "logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
+        ),
+        (dict(seeds=long(2)), ValueError, "positions must be given with seeds, got None"),
+        (
+            dict(token_bitmask=long(2, 2).int()),
+            ValueError,
+            "token_bitmask must have shape [B, ceil(V / 32)] = [2, 1]",
+        ),
+        (dict(sampling=None), TypeError, "sampling must be a SamplingParams, got NoneType"),
+    ],
+)
+def test_sample_refuses(changes, kind, message):
+    with pytest.raises(kind) as error:
+        sdk.sample(**(dict(logits=torch.zeros(2, V)) | changes))
+    assert f"sample: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make, kind, message",
+    [
+        (lambda: sdk.Typical(epsilon=2.0), ValueError, "Typical: epsilon must be in [0.0, 1.0], got 2.0"),
+        (lambda: sdk.Typical(delta="a"), TypeError, "Typical: delta must be a number, got str"),
+        (lambda: sdk.Relaxed(top_k=0), ValueError, "Relaxed: top_k must be finite and >= 1, got 0"),
+        (lambda: sdk.Relaxed(top_k=2.5), TypeError, "Relaxed: top_k must be an int, got float"),
+        (lambda: sdk.Lenient(0.5), ValueError, "Lenient: factor must be finite and >= 1.0, got 0.5"),
+        (lambda: sdk.Lenient(float("inf")), ValueError, "Lenient: factor must be finite and >= 1.0, got inf"),
+        (lambda: sdk.Synthetic(1.1), ValueError, "Synthetic: rate must be in [0.0, 1.0], got 1.1"),
+        (lambda: sdk.Synthetic([]), ValueError, "Synthetic: rate must hold at least one number, got none"),
+        (
+            lambda: sdk.DraftVocab(torch.tensor([1, 1]), 4),
+            ValueError,
+            "DraftVocab: ids must be distinct, got 1 more than",
+        ),
+        (
+            lambda: sdk.DraftVocab(torch.tensor([1, 4]), 4),
+            ValueError,
+            "ids must be in [0, V) = [0, 4), got 4 at column 1",
+        ),
+        (
+            lambda: sdk.DraftVocab(torch.tensor([1.0]), 4),
+            TypeError,
+            "DraftVocab: ids must have dtype int64, got float32",
+        ),
+        (
+            lambda: sdk.DraftVocab(torch.arange(0), 4),
+            ValueError,
+            "ids must have shape [Vd], Vd >= 1, got [0]",
+        ),
+    ],
+)
+def test_objects_refuse(make, kind, message):
+    with pytest.raises(kind) as error:
+        make()
+    assert message in str(error.value)
+
+
+def test_a_named_backend_never_falls_back(monkeypatch):
+    with pytest.raises(
+        sdk.BackendUnavailable, match=r"verify: backend 'triton' cannot serve this call: it is not part"
+    ):
+        sdk.verify(**arguments(backend="triton"))
+    with pytest.raises(sdk.BackendUnavailable, match=r"sample: backend 'triton' cannot serve"):
+        sdk.sample(torch.zeros(2, V), backend="triton")
+    monkeypatch.setattr(backends, "_native", lambda: (None, "no such file"))
+    with pytest.raises(sdk.BackendUnavailable, match=r"backend 'cpu' cannot serve this call: no such file"):
+        sdk.sample(torch.zeros(2, V), backend="cpu")
+    assert sdk.sample(torch.zeros(2, V)).shape == (2,)  # auto takes the reference
+    assert "native extension: missing: no such file" in sdk.explain()
+
+
+def test_float64_rows_are_for_the_reference():
+    logits = torch.zeros(2, V, dtype=torch.float64)
+    assert sdk.sample(logits).shape == (2,)
+    if backends._native()[0] is not None:
+        with pytest.raises(
+            sdk.BackendUnavailable, match=r"serves float32 \| bfloat16 \| float16 logits, got float64"
+        ):
+            sdk.sample(logits, backend="cpu")
+        with pytest.raises(sdk.BackendUnavailable, match="float64"):
+            sdk.verify(**arguments(draft_logits=torch.zeros(R, V, dtype=torch.float64), backend="cpu"))
+
+
+def test_explain_names_every_device_and_operation():
+    text = sdk.explain()
+    for word in ("native extension", "triton", "verify on cpu", "sample on cuda", "reference"):
+        assert word in text
+
+
+def test_debug_checks_values(monkeypatch):
+    target, draft = torch.zeros(R, V), torch.zeros(R, V)
+    tokens = torch.tensor([[1, 1, 1], [1, -1, 9]])
+    target[5, 2] = draft[2, 1] = torch.nan
+    tree = sdk.DraftTree.chain(tokens)
+    assert sdk.verify(target, tree, draft, backend="reference").num_tokens.min() >= 1
+    monkeypatch.setenv("SPECDEC_DEBUG", "1")
+    with pytest.raises(
+        ValueError, match="verify: target_logits must not hold NaN, got NaN at request 1 node 1"
+    ):
+        sdk.verify(target, tree, draft)
+    target[5, 2] = 0
+    with pytest.raises(
+        ValueError, match=r"draft_tokens must be -1 or in \[0, V\) = \[0, 5\), got 9 at request 1 node 3"
+    ):
+        sdk.verify(target, tree, draft)
+    tokens[1, 2] = 4
+    tree = sdk.DraftTree.chain(tokens)
+    with pytest.raises(
+        ValueError, match="verify: draft_logits must not hold NaN, got NaN at request 0 node 2"
+    ):
+        sdk.verify(target, tree, draft)
+    rows = torch.full((R,), -1, dtype=torch.int32)
+    assert sdk.verify(target, tree, draft, draft_rows=rows).num_tokens.min() >= 1
+    rows[6] = 2
+    with pytest.raises(ValueError, match="draft_logits must not hold NaN, got NaN at request 1 node 2"):
+        sdk.verify(target, tree, draft, draft_rows=rows)
+    with pytest.raises(ValueError, match="draft_logits must not hold NaN, got NaN at request 1 node 0"):
+        sdk.verify(target, tree, draft.reshape(B, K + 1, V)[:, [2, 1, 0]].roll(1, 0))
+    target[0] = torch.nan
+    with pytest.raises(ValueError, match="sample: logits must not hold NaN, got NaN at request 0"):
+        sdk.sample(target)
+    monkeypatch.setenv("SPECDEC_DEBUG", "0")
+    assert sdk.sample(target).shape == (R,)
+
+
+def test_checks_read_no_values():
+    """On the meta device nothing can be read."""
+    with torch.device("meta"):
+        tree = sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64))
+        verified = sdk.verify(torch.zeros(R, V), tree, torch.zeros(B, K, V), return_logprobs=True)
+        assert [None if t is None else tuple(t.shape) for t in verified] == [
+            (2, 4),
+            (2,),
+            (2,),
+            (2, 4),
+            (2, 4),
+            (2,),
+        ]
+        assert sdk.sample(torch.zeros(2, V)).shape == (2,)

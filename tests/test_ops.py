@@ -1,0 +1,139 @@
+"""The operators as PyTorch sees them: opcheck, compiled functions, outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import specdec_kernels as sdk
+from specdec_kernels import backends, ops
+from specdec_kernels import verify as verify_function
+
+BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
+B, K, V = 2, 3, 37
+
+
+def problem():
+    g = torch.Generator().manual_seed(3)
+    return dict(
+        target_logits=torch.randn(B * (K + 1), V, generator=g),
+        tokens=torch.randint(0, V, (B, K), generator=g),
+        draft_logits=torch.randn(B, K, V, generator=g),
+        seeds=torch.tensor([5, -6]),
+        positions=torch.tensor([10, 20]),
+    )
+
+
+def call(target_logits, tokens, draft_logits, seeds, positions, temperature=1.0, **options):
+    tree = sdk.DraftTree.chain(tokens)
+    sampling = sdk.SamplingParams(temperature=temperature, top_p=0.9)
+    keys = dict(seeds=seeds, positions=positions)
+    return sdk.verify(target_logits, tree, draft_logits, sampling=sampling, **keys, **options)
+
+
+def recorded(monkeypatch, operation, run):
+    """The arguments that a public function gives its operator."""
+    calls = []
+    original = getattr(ops, operation)
+    monkeypatch.setattr(ops, operation, lambda *args: (calls.append(args), original(*args))[1])
+    run()
+    return calls[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rule="traversal", return_logprobs=True),
+        dict(rule="match", temperature=torch.tensor([0.0, 0.7])),
+        dict(rule=sdk.Synthetic([0.5, 0.2]), draft_sampling="logprobs"),
+        dict(rule="token", token_bitmask=torch.full((B * (K + 1), 2), -1, dtype=torch.int32)),
+    ],
+)
+def test_verify_passes_opcheck(monkeypatch, backend, options):
+    args = recorded(monkeypatch, "verify", lambda: call(**problem(), **options, backend=backend))
+    torch.library.opcheck(torch.ops.specdec_kernels.verify.default, args)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [0.7, torch.tensor([0.0, 0.5, 1.0])])
+def test_sample_passes_opcheck(monkeypatch, backend, temperature):
+    sampling = sdk.SamplingParams(temperature=temperature, top_k=5)
+    logits = torch.randn(3, V)
+    run = lambda: sdk.sample(logits, sampling, return_logprobs=True, backend=backend)  # noqa: E731
+    torch.library.opcheck(torch.ops.specdec_kernels.sample.default, recorded(monkeypatch, "sample", run))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_verify_compiles_whole(backend, compiler):
+    if compiler == "inductor" and backend == "reference":
+        pytest.skip("one backend is enough for the slow compiler")
+    given = problem()
+    temperature = torch.tensor([0.9, 0.0])
+
+    def step(temperature, **given):
+        verified = call(**given, temperature=temperature, return_logprobs=True, backend=backend)
+        return verified, verified.tokens[:, 0] + 1
+
+    expected, following = step(temperature, **given)
+    verified, plus_one = torch.compile(step, fullgraph=True, backend=compiler)(temperature, **given)
+    assert isinstance(verified, sdk.Verified)
+    for field, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(verified, field), value, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(plus_one, following)
+
+
+def test_sample_and_trees_compile_whole():
+    logits, parents = torch.randn(4, V), torch.tensor([[-1, 0, 0, 1]])
+
+    def step(logits, parents, seeds):
+        tokens = sdk.sample(logits, sdk.SamplingParams(temperature=0.5), seeds=seeds, positions=seeds)
+        tree = sdk.DraftTree.from_parents(tokens.unsqueeze(0), parents, max_depth=2)
+        return sdk.verify(logits, tree, rule="match", seeds=seeds[:1], positions=seeds[:1]).tokens
+
+    seeds = torch.arange(4)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(logits, parents, seeds), step(logits, parents, seeds))
+
+
+def test_fresh_seeds_come_from_the_default_generator():
+    given = problem() | dict(seeds=None, positions=None)
+    torch.manual_seed(1)
+    first = call(**given, backend="reference")
+    other = [call(**given, backend="reference") for _ in range(8)]
+    torch.manual_seed(1)
+    assert torch.equal(first.tokens, call(**given, backend="reference").tokens)
+    assert any(not torch.equal(first.tokens, again.tokens) for again in other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_out_is_filled_and_returned(backend):
+    given = problem()
+    expected = call(**given, return_logprobs=True, backend=backend)
+    out = sdk.Verified(*(torch.full_like(value, 77) for value in expected))
+    assert call(**given, out=out, backend=backend) is out
+    for value, wanted in zip(out, expected, strict=True):
+        assert torch.equal(value.nan_to_num(-5), wanted.nan_to_num(-5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_arguments_are_read_where_they_lie(backend):
+    given = problem()
+    expected = call(**given, backend=backend)
+    wide = torch.full((B * (K + 1), V + 3), 99.0)
+    wide[:, :V] = given["target_logits"]
+    draft = torch.full((K, B, V + 1), 99.0)
+    draft[..., :V] = given["draft_logits"].transpose(0, 1)
+    spread = {
+        name: torch.stack((given[name], given[name] + 1), -1)[..., 0] for name in ("seeds", "positions")
+    }
+    strided = dict(target_logits=wide[:, :V], draft_logits=draft[..., :V].transpose(0, 1), **spread)
+    assert torch.equal(call(**given | strided, backend=backend).tokens, expected.tokens)
+    uniform = dict(target_logits=given["target_logits"].reshape(B, K + 1, V))
+    assert torch.equal(call(**given | uniform, backend=backend).tokens, expected.tokens)
+
+
+def test_public_function_and_operator_share_a_name():
+    assert verify_function is sdk.verify
+    assert "Tensor(a!) out_tokens" in str(torch.ops.specdec_kernels.verify.default._schema)
