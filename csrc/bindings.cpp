@@ -108,13 +108,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("sample", &sample_binding);
   m.def("instruction_set", [] { return kernels().name; });
   // For tests of the kernels themselves.
-  m.def("exp", [](const std::string& isa, Address x, Address out, int64_t n) {
-    kernels_named(isa).exp(pointer<const float>(x), pointer<float>(out), n);
+  m.def("exp2", [](const std::string& isa, Address x, Address out, int64_t n) {
+    kernels_named(isa).exp2(pointer<const float>(x), pointer<float>(out), n);
   });
   m.def("exponential", [](uint32_t word) { return exponential(word); });
   m.def("race", [](const std::string& isa, Address x, int64_t n, float max, int64_t seed, int64_t position, int purpose) {
     Leader leader;
-    const double sum = kernels_named(isa).race(pointer<const float>(x), n, Weight{max, 1.0f, -kInf},
+    const double sum = kernels_named(isa).race(pointer<const float>(x), n, Weight{.max = max},
                                                Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
     return std::make_tuple(sum, leader.score, leader.token);
   });

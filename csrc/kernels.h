@@ -8,14 +8,14 @@
 
 namespace specdec {
 
-inline constexpr int64_t kGroup = 64;      // tokens a kernel step handles on the widest target
+inline constexpr int64_t kGroup = 128;     // tokens a kernel step handles on the widest target
 inline constexpr int64_t kChunk = 1024;    // tokens in L1 at a time
 inline constexpr int64_t kBlock = 8192;    // tokens of one unit of parallel work; fixes the order of reductions
 
-// The weight of a score x is exp((x - max) * inv_temperature), or 0 below the cut and for NaN. (inf - inf counts as 0.)
+// The weight of a score x is 2^((x - max) * slope), and 0 below the cut and for NaN.
 struct Weight {
   float max = 0;
-  float inv_temperature = 1;
+  float slope = 1.44269504f;  // log2(e) / temperature
   float cut = -__builtin_inff();
 };
 
@@ -32,8 +32,8 @@ struct Kernels {
   int64_t (*find)(const float* x, int64_t n, float value);
   // Sum of the weights.
   double (*sum)(const float* x, int64_t n, const Weight& w);
-  // Sum of weight * (x - max) * inv_temperature, for entropies.
-  double (*sum_weighted_log)(const float* x, int64_t n, const Weight& w);
+  // Sum of weight * log2(weight), for entropies.
+  double (*sum_weighted_log2)(const float* x, int64_t n, const Weight& w);
   // The sum of the weights, and the race over them; `first` is the token of x[0] (a multiple of 4).
   double (*race)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first, Leader& leader);
   // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it.
@@ -42,8 +42,8 @@ struct Kernels {
                           const Stream& stream, int64_t first, Leader& leader);
   // Writes the scores >= bar, and NaNs, to out and returns how many.
   int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
-  // Tests: exp of n non-positive numbers (n a multiple of kGroup).
-  void (*exp)(const float* x, float* out, int64_t n);
+  // 2^x of n non-positive numbers; n is a multiple of kGroup.
+  void (*exp2)(const float* x, float* out, int64_t n);
 };
 
 // The best table this processor runs. SPECDEC_ISA = baseline | avx2 | avx512 asks for a lesser one.

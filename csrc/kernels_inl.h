@@ -7,109 +7,140 @@ namespace {
 
 #include "simd.h"
 
-inline constexpr int kStep = 4 * kLanes;  // one Philox call per lane gives four tokens
+inline constexpr int kVectors = 8;              // handled together, to keep enough independent work in flight
+inline constexpr int kStep = kVectors * kLanes;
 static_assert(kGroup % kStep == 0);
 
-// exp(z) for z <= 0; 0 for -inf and NaN. Cody-Waite reduction, degree 6.
-inline F exp_negative(F z) {
-  z = max(z, set(-110.0f));
-  const F n = round(mul(z, set(1.44269504f)));
-  F f = fma(n, set(-0.693359375f), z);
-  f = fma(n, set(2.12194440e-4f), f);
-  F p = fma(set(1.9875691500e-4f), f, set(1.3981999507e-3f));
-  p = fma(p, f, set(8.3334519073e-3f));
-  p = fma(p, f, set(4.1665795894e-2f));
-  p = fma(p, f, set(1.6666665459e-1f));
-  p = fma(p, f, set(5.0000001201e-1f));
-  p = fma(p, mul(f, f), f);
-  return scale(add(p, set(1.0f)), n);
+// 2^t for t <= 0; 0 for -inf and NaN.
+inline F exp2_negative(F t) {
+  t = max(t, set(-160.0f));
+  const F n = round(t), f = sub(t, n);
+  F p = fma(set(1.535336188319500e-4f), f, set(1.339887440266574e-3f));
+  p = fma(p, f, set(9.618437357674640e-3f));
+  p = fma(p, f, set(5.550332471162809e-2f));
+  p = fma(p, f, set(2.402264791363012e-1f));
+  p = fma(p, f, set(6.931472028550421e-1f));
+  return scale(fma(p, f, set(1.0f)), n);
 }
 
 struct Weigh {
-  F max_score, inv_temperature, cut;
+  F max_score, slope, cut;
   bool has_cut;
 
   explicit Weigh(const Weight& w)
-      : max_score(set(w.max)), inv_temperature(set(w.inv_temperature)), cut(set(w.cut)), has_cut(w.cut > -__builtin_inff()) {}
+      : max_score(set(w.max)), slope(set(w.slope)), cut(set(w.cut)), has_cut(w.cut > -__builtin_inff()) {}
+  F log2(F x) const { return mul(sub(x, max_score), slope); }
   F operator()(F x) const {
-    const F e = exp_negative(mul(sub(x, max_score), inv_temperature));
+    const F e = exp2_negative(log2(x));
     return has_cut ? zero_unless_at_least(e, x, cut) : e;
   }
   // No score of this step passes the cut.
   bool none(const float* x) const {
     if (!has_cut) return false;
     unsigned any = 0;
-    for (int j = 0; j < 4; ++j) any |= at_least(load(x + j * kLanes), cut);
+    for (int j = 0; j < kVectors; ++j) any |= at_least(load(x + j * kLanes), cut);
     return any == 0;
   }
 };
 
-// The random words of kStep tokens in a row, in their order.
-inline void random_words(const Stream& stream, uint32_t word0, U words[4]) {
-  // The first round's second product and the second round's first one are the same in every lane.
-  const uint64_t b = static_cast<uint64_t>(kPhiloxM1) * stream.word2;
-  U high, low;
-  multiply(add(set(word0), iota()), kPhiloxM0, high, low);
-  const uint32_t c0 = static_cast<uint32_t>(b >> 32) ^ stream.word1 ^ stream.key0;
-  U c2 = exclusive_or(high, set(stream.word3), set(stream.key1)), c3 = low;
-  uint32_t k0 = stream.key0 + kPhiloxW0, k1 = stream.key1 + kPhiloxW1;
-  const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0;
-  multiply(c2, kPhiloxM1, high, low);
-  U x0 = exclusive_or(high, set(static_cast<uint32_t>(b)), set(k0)), x1 = low;
-  U x2 = exclusive_or(set(static_cast<uint32_t>(a >> 32)), c3, set(k1)), x3 = set(static_cast<uint32_t>(a));
-  for (int round = 2; round < 10; ++round) {
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
-    U high0, low0, high1, low1;
-    multiply(x0, kPhiloxM0, high0, low0);
-    multiply(x2, kPhiloxM1, high1, low1);
-    x0 = exclusive_or(high1, x1, set(k0));
-    x1 = low1;
-    x2 = exclusive_or(high0, x3, set(k1));
-    x3 = low0;
+// The random words of a stream, kStep tokens at a time and in their order.
+class Noise {
+ public:
+#if defined(SPECDEC_AVX512) || defined(SPECDEC_AVX2)
+  explicit Noise(const Stream& stream) {
+    // What the first two rounds have in common in all lanes.
+    const uint64_t b = static_cast<uint64_t>(kPhiloxM1) * stream.word2;
+    const uint32_t c0 = static_cast<uint32_t>(b >> 32) ^ stream.word1 ^ stream.key0;
+    const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0;
+    uint32_t k0 = stream.key0, k1 = stream.key1;
+    for (int round = 0; round < 10; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+      keys_[round][0] = set(k0);
+      keys_[round][1] = set(k1);
+    }
+    third_ = set(stream.word3);
+    second_[0] = set(static_cast<uint32_t>(b));
+    second_[1] = set(static_cast<uint32_t>(a >> 32));
+    second_[2] = set(static_cast<uint32_t>(a));
   }
-  words[0] = x0;
-  words[1] = x1;
-  words[2] = x2;
-  words[3] = x3;
-  interleave(words);
-}
 
-// Settles the lanes that may lead; the most promising one first, so that few need a logarithm.
-[[gnu::noinline]] void settle(const F weights[4], const U words[4], uint64_t lanes, int64_t first, Leader& leader) {
-  float weight[kStep];
-  uint32_t word[kStep];
-  for (int j = 0; j < 4; ++j) {
-    store(weight + j * kLanes, weights[j]);
-    store(word + j * kLanes, words[j]);
+  void words(uint32_t word0, U out[kVectors]) const {
+    const U m0 = set(kPhiloxM0), m1 = set(kPhiloxM1);
+    constexpr int kChains = kVectors / 2;
+    U x[kChains][4];
+    for (int chain = 0; chain < kChains; ++chain) {
+      U* c = x[chain];
+      const U product0 = multiply(counters(word0 + chain * (kLanes / 2)), m0);
+      const U product1 = multiply(exclusive_or(high(product0), third_, keys_[0][1]), m1);
+      c[0] = exclusive_or(high(product1), second_[0], keys_[1][0]);
+      c[1] = product1;
+      c[2] = exclusive_or(second_[1], product0, keys_[1][1]);
+      c[3] = second_[2];
+    }
+    for (int round = 2; round < 10; ++round)
+      for (U* c : x) {
+        const U product0 = multiply(c[0], m0), product1 = multiply(c[2], m1);
+        c[0] = exclusive_or(high(product1), c[1], keys_[round][0]);
+        c[2] = exclusive_or(high(product0), c[3], keys_[round][1]);
+        c[1] = product1;
+        c[3] = product0;
+      }
+    for (int chain = 0; chain < kChains; ++chain) join(x[chain], out + 2 * chain);
   }
-  int best = __builtin_ctzll(lanes);
+
+ private:
+  U keys_[10][2], third_, second_[3];
+#else
+  explicit Noise(const Stream& stream) : stream_(stream) {}
+
+  void words(uint32_t word0, U out[kVectors]) const {
+    for (int j = 0; j < kVectors; ++j) {
+      const Words w = philox(stream_, word0 + j);
+      out[j] = U{w.word[0], w.word[1], w.word[2], w.word[3]};
+    }
+  }
+
+ private:
+  const Stream& stream_;
+#endif
+};
+
+// Settles the lanes of one vector that may lead; the most promising one first, so that few need a logarithm.
+[[gnu::noinline]] void settle(F weights, U words, unsigned lanes, int64_t first, Leader& leader) {
+  float weight[kLanes];
+  uint32_t word[kLanes];
+  store(weight, weights);
+  store(word, words);
+  int best = 0;
   float best_ratio = -1;
-  for (uint64_t rest = lanes; rest; rest &= rest - 1) {
-    const int i = __builtin_ctzll(rest);
+  for (unsigned rest = lanes; rest; rest &= rest - 1) {
+    const int i = __builtin_ctz(rest);
     const float ratio = weight[i] / (static_cast<float>(word[i]) + 0.5f);
     if (ratio > best_ratio) best_ratio = ratio, best = i;
   }
   leader.offer(weight[best] / exponential(word[best]), first + best);
-  for (uint64_t rest = lanes & ~(uint64_t{1} << best); rest; rest &= rest - 1) {
-    const int i = __builtin_ctzll(rest);
-    if (weight[i] > leader.score * (1 - 1e-5) * (word[i] + 0.5) * 0x1p-32)
+  for (unsigned rest = lanes & ~(1u << best); rest; rest &= rest - 1) {
+    const int i = __builtin_ctz(rest);
+    if (weight[i] > leader.score * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
       leader.offer(weight[i] / exponential(word[i]), first + i);
   }
 }
 
 // Races kStep weights. A key is at least its uniform v, so a weight below leader * v cannot win.
-inline void race_step(const F weights[4], const Stream& stream, int64_t first, Leader& leader) {
+inline void race_step(const F weights[kVectors], const Noise& noise, int64_t first, Leader& leader) {
   const F zero = set(0.0f);
-  if (!(greater(weights[0], zero) | greater(weights[1], zero) | greater(weights[2], zero) | greater(weights[3], zero)))
-    return;
-  U words[4];
-  random_words(stream, static_cast<uint32_t>(first >> 2), words);
+  unsigned any = 0;
+  for (int j = 0; j < kVectors; ++j) any |= greater(weights[j], zero);
+  if (!any) return;
+  U words[kVectors];
+  noise.words(static_cast<uint32_t>(first >> 2), words);
   const F bar = set(static_cast<float>(leader.score * ((1 - 1e-5) * 0x1p-32)));
-  uint64_t lanes = 0;
-  for (int j = 0; j < 4; ++j)
-    lanes |= static_cast<uint64_t>(greater(weights[j], mul(bar, add(to_float(words[j]), set(0.5f))))) << (j * kLanes);
-  if (lanes) settle(weights, words, lanes, first, leader);
+  unsigned lanes[kVectors];
+  any = 0;
+  for (int j = 0; j < kVectors; ++j)
+    any |= lanes[j] = greater(weights[j], mul(bar, add(to_float(words[j]), set(0.5f))));
+  if (!any) return;
+  for (int j = 0; j < kVectors; ++j)
+    if (lanes[j]) settle(weights[j], words[j], lanes[j], first + j * kLanes, leader);
 }
 
 void convert_bfloat16(const uint16_t* in, float* out, int64_t n) {
@@ -140,9 +171,9 @@ float max_score(const float* x, int64_t n, bool* has_nan) {
   F best[4] = {set(-__builtin_inff()), set(-__builtin_inff()), set(-__builtin_inff()), set(-__builtin_inff())};
   unsigned nan = 0;
   for (int64_t i = 0; i < n; i += kStep)
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kVectors; ++j) {
       const F v = load(x + i + j * kLanes);
-      best[j] = max(v, best[j]);
+      best[j % 4] = max(v, best[j % 4]);
       nan |= is_nan(v);
     }
   *has_nan |= nan != 0;
@@ -163,51 +194,51 @@ double sum(const float* x, int64_t n, const Weight& w) {
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
     if (weigh.none(x + i)) continue;
-    for (int j = 0; j < 4; ++j) sums[j] = add(sums[j], weigh(load(x + i + j * kLanes)));
+    for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weigh(load(x + i + j * kLanes)));
   }
   return total(sums);
 }
 
-double sum_weighted_log(const float* x, int64_t n, const Weight& w) {
+double sum_weighted_log2(const float* x, int64_t n, const Weight& w) {
   const Weigh weigh(w);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep)
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kVectors; ++j) {
       const F v = load(x + i + j * kLanes);
-      const F z = max(mul(sub(v, weigh.max_score), weigh.inv_temperature), set(-110.0f));
-      sums[j] = fma(weigh(v), z, sums[j]);
+      sums[j % 4] = fma(weigh(v), max(weigh.log2(v), set(-160.0f)), sums[j % 4]);
     }
   return total(sums);
 }
 
 double race(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first, Leader& leader) {
   const Weigh weigh(w);
+  const Noise noise(stream);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
     if (weigh.none(x + i)) continue;
-    F weights[4];
-    for (int j = 0; j < 4; ++j) {
+    F weights[kVectors];
+    for (int j = 0; j < kVectors; ++j) {
       weights[j] = weigh(load(x + i + j * kLanes));
-      sums[j] = add(sums[j], weights[j]);
+      sums[j % 4] = add(sums[j % 4], weights[j]);
     }
-    race_step(weights, stream, first + i, leader);
+    race_step(weights, noise, first + i, leader);
   }
   return total(sums);
 }
 
-inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio, F out[4]) {
-  for (int j = 0; j < 4; ++j)
+inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio, F out[kVectors]) {
+  for (int j = 0; j < kVectors; ++j)
     out[j] = max(fma(minus_ratio, q(load(y + j * kLanes)), p(load(x + j * kLanes))), set(0.0f));
 }
 
 double residual(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq, float ratio) {
   const Weigh p(wp), q(wq);
   const F minus_ratio = set(-ratio);
-  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[4];
+  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
   for (int64_t i = 0; i < n; i += kStep) {
     if (p.none(x + i)) continue;
     residual_step(x + i, y + i, p, q, minus_ratio, weights);
-    for (int j = 0; j < 4; ++j) sums[j] = add(sums[j], weights[j]);
+    for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
   }
   return total(sums);
 }
@@ -215,13 +246,14 @@ double residual(const float* x, const float* y, int64_t n, const Weight& wp, con
 double residual_race(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq, float ratio,
                      const Stream& stream, int64_t first, Leader& leader) {
   const Weigh p(wp), q(wq);
+  const Noise noise(stream);
   const F minus_ratio = set(-ratio);
-  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[4];
+  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
   for (int64_t i = 0; i < n; i += kStep) {
     if (p.none(x + i)) continue;
     residual_step(x + i, y + i, p, q, minus_ratio, weights);
-    for (int j = 0; j < 4; ++j) sums[j] = add(sums[j], weights[j]);
-    race_step(weights, stream, first + i, leader);
+    for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
+    race_step(weights, noise, first + i, leader);
   }
   return total(sums);
 }
@@ -230,21 +262,21 @@ int64_t keep(const float* x, int64_t n, float bar, float* out) {
   const F b = set(bar);
   int64_t count = 0;
   for (int64_t i = 0; i < n; i += kStep) {
-    unsigned lanes[4], any = 0;
-    for (int j = 0; j < 4; ++j) any |= lanes[j] = not_less(load(x + i + j * kLanes), b);
+    unsigned lanes[kVectors], any = 0;
+    for (int j = 0; j < kVectors; ++j) any |= lanes[j] = not_less(load(x + i + j * kLanes), b);
     if (!any) continue;
-    for (int j = 0; j < 4; ++j)
+    for (int j = 0; j < kVectors; ++j)
       if (lanes[j]) count += append(out + count, load(x + i + j * kLanes), lanes[j]);
   }
   return count;
 }
 
-void exp_all(const float* x, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp_negative(load(x + i)));
+void exp2_all(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp2_negative(load(x + i)));
 }
 
-constexpr Kernels kTable = {SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find, sum, sum_weighted_log,
-                            race,           residual,         residual_race,   keep,      exp_all};
+constexpr Kernels kTable = {SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find, sum, sum_weighted_log2,
+                            race,           residual,         residual_race,   keep,      exp2_all};
 
 }  // namespace
 }  // namespace specdec

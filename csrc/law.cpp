@@ -8,28 +8,30 @@ namespace specdec {
 namespace {
 
 // Moves a sum of weights, and a leader's score with it, to a larger maximum.
-void raise(Mass& mass, float max, double inv_temperature, Leader* leader = nullptr) {
+void raise(Mass& mass, float max, double slope, Leader* leader = nullptr) {
   if (!(max > mass.max)) return;
-  const double shift = std::exp((static_cast<double>(mass.max) - max) * inv_temperature);
+  const double shift = std::exp2((static_cast<double>(mass.max) - max) * slope);
   mass.max = max;
   mass.sum *= shift;
   if (leader) leader->score *= shift;
 }
 
-void merge(Mass& into, Mass part, double inv_temperature, Leader* into_leader = nullptr, Leader leader = {}) {
+void merge(Mass& into, Mass part, double slope, Leader* into_leader = nullptr, Leader leader = {}) {
   into.has_nan |= part.has_nan;
   if (part.max == -kInf) return;
   if (into.max == kInf || part.max == kInf) {
     into.max = kInf;
     return;
   }
-  raise(into, part.max, inv_temperature, into_leader);
-  raise(part, into.max, inv_temperature, &leader);
+  raise(into, part.max, slope, into_leader);
+  raise(part, into.max, slope, &leader);
   into.sum += part.sum;
   if (into_leader) into_leader->offer(leader.score, leader.token);
 }
 
-float inverse(double temperature) { return static_cast<float>(std::clamp(1.0 / temperature, 1e-30, 1e30)); }
+float slope_of(double temperature) {
+  return static_cast<float>(std::clamp(std::numbers::log2e / temperature, 1e-30, 1e30));
+}
 
 // Top scores of a row, descending, with all ties of the k-th. False where ties or NaNs overflow.
 constexpr int64_t kMostCandidates = 1024;
@@ -113,8 +115,8 @@ float select(Worker& worker, const Reader& reader, float cut, const Weight* weig
       if (bin.empty()) bin.resize(size);
       alignas(64) float z[kChunk], e[kChunk];
       if (weight) {
-        for (int64_t i = 0; i < n; ++i) z[i] = (x[i] - weight->max) * weight->inv_temperature;
-        kernels().exp(z, e, n);
+        for (int64_t i = 0; i < n; ++i) z[i] = (x[i] - weight->max) * weight->slope;
+        kernels().exp2(z, e, n);
       }
       for (int64_t i = 0; i < n; ++i) {
         if (!(x[i] >= lowest)) continue;
@@ -145,8 +147,8 @@ float nucleus(const std::vector<float>& scores, size_t count, const Weight& weig
   for (size_t i = 0; i < count; ++i) {
     if (i % kGroup == 0) {
       for (int64_t j = 0; j < kGroup; ++j)
-        z[j] = i + j < count ? (scores[i + j] - weight.max) * weight.inv_temperature : -kInf;
-      kernels().exp(z, e, kGroup);
+        z[j] = i + j < count ? (scores[i + j] - weight.max) * weight.slope : -kInf;
+      kernels().exp2(z, e, kGroup);
     }
     sum += e[i % kGroup];
     if (sum >= top_p * whole) return scores[i];
@@ -159,8 +161,8 @@ double sum_of(const std::vector<float>& scores, size_t count, const Weight& weig
   alignas(64) float z[kGroup], e[kGroup];
   for (size_t i = 0; i < count; i += kGroup) {
     for (int64_t j = 0; j < kGroup; ++j)
-      z[j] = i + j < count ? (scores[i + j] - weight.max) * weight.inv_temperature : -kInf;
-    kernels().exp(z, e, kGroup);
+      z[j] = i + j < count ? (scores[i + j] - weight.max) * weight.slope : -kInf;
+    kernels().exp2(z, e, kGroup);
     for (int64_t j = 0; j < kGroup; ++j) sum += e[j];
   }
   return sum;
@@ -211,8 +213,8 @@ bool settle_extremes(Worker& worker, const Sampling& sampling, Law& law, float m
     law.point = lowest_at(worker, law.reader, max);
   } else if (max == kInf) {  // all the mass on the infinite entries, evenly; every cut keeps them all as ties
     law.reader.only_infinite = true;
-    law.weight = Weight{0.0f, 1.0f, -kInf};
-    law.log_mass = std::log(mass_of(worker, law.reader, 1.0f, -kInf).sum);
+    law.weight = Weight{};
+    law.log2_mass = std::log2(mass_of(worker, law.reader, law.weight.slope, -kInf).sum);
   } else {
     return false;
   }
@@ -226,12 +228,12 @@ void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole
   if (sampling.min_p > 0)
     weight.cut = sampling.min_p >= 1
                      ? weight.max
-                     : static_cast<float>(weight.max + std::log(sampling.min_p) / weight.inv_temperature);
+                     : static_cast<float>(weight.max + std::log2(sampling.min_p) / weight.slope);
   if (sampling.top_k >= 1 && sampling.top_k < vocab)
     weight.cut = std::max(weight.cut, kth_largest(worker, law.reader, static_cast<int64_t>(sampling.top_k), weight.cut));
   if (sampling.top_p < 1) {
     if (whole < 0 || weight.cut > -kInf)
-      whole = mass_of(worker, law.reader, weight.inv_temperature, weight.cut).sum;
+      whole = mass_of(worker, law.reader, weight.slope, weight.cut).sum;
     std::vector<float> scores;
     bool has_nan = false;
     float cut = -kInf;
@@ -247,7 +249,7 @@ void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole
     }
     weight.cut = std::max(weight.cut, cut);
   }
-  law.log_mass = std::log(mass_of(worker, law.reader, weight.inv_temperature, weight.cut).sum);
+  law.log2_mass = std::log2(mass_of(worker, law.reader, weight.slope, weight.cut).sum);
 }
 
 // The same where the largest scores are at hand: nothing of the row is read again. `scores`: the top_k largest, with ties.
@@ -258,7 +260,7 @@ void apply_cuts(const Sampling& sampling, Law& law, const std::vector<float>& sc
   if (sampling.min_p > 0) {
     const float cut = sampling.min_p >= 1
                           ? weight.max
-                          : static_cast<float>(weight.max + std::log(sampling.min_p) / weight.inv_temperature);
+                          : static_cast<float>(weight.max + std::log2(sampling.min_p) / weight.slope);
     while (count > 1 && scores[count - 1] < cut) --count;
     weight.cut = std::max(weight.cut, cut);
   }
@@ -269,31 +271,29 @@ void apply_cuts(const Sampling& sampling, Law& law, const std::vector<float>& sc
     weight.cut = std::max(weight.cut, cut);
     mass = sum_of(scores, count, weight);
   }
-  law.log_mass = std::log(mass);
+  law.log2_mass = std::log2(mass);
 }
 
 }  // namespace
 
-double Law::log_p(int64_t token) const {
+double Law::log2_p(int64_t token) const {
   if (point >= 0) return token == point ? 0.0 : -static_cast<double>(kInf);
   const float x = reader.score(token);
   if (!(x >= weight.cut) || x == -kInf) return -static_cast<double>(kInf);
-  return (static_cast<double>(x) - weight.max) * weight.inv_temperature - log_mass;
+  return (static_cast<double>(x) - weight.max) * weight.slope - log2_mass;
 }
 
-double Law::p(int64_t token) const { return std::exp(log_p(token)); }
-
-Mass mass_of(Worker& worker, const Reader& reader, float inv_temperature, float cut) {
+Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut) {
   std::vector<Mass> parts(blocks_of(reader.row.vocab));
   for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
     Mass& part = parts[block];
     const float max = kernels().max(x, n, &part.has_nan);
     if (max == -kInf || max < cut || part.max == kInf) return;
-    raise(part, max, inv_temperature);
-    if (max < kInf) part.sum += kernels().sum(x, n, Weight{part.max, inv_temperature, cut});
+    raise(part, max, slope);
+    if (max < kInf) part.sum += kernels().sum(x, n, Weight{part.max, slope, cut});
   });
   Mass mass;
-  for (const Mass& part : parts) merge(mass, part, inv_temperature);
+  for (const Mass& part : parts) merge(mass, part, slope);
   return mass;
 }
 
@@ -311,33 +311,35 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
     listed = true;
     if (!scores.empty()) mass.max = scores[0];
   } else {
-    mass = mass_of(worker, law.reader, inverse(sampling.temperature), -kInf);
+    mass = mass_of(worker, law.reader, slope_of(sampling.temperature), -kInf);
     has_nan |= mass.has_nan;
   }
   if (has_nan) law.status |= kNaN;
   if (settle_extremes(worker, sampling, law, mass.max)) return law;
-  law.weight = Weight{mass.max, inverse(sampling.temperature), -kInf};
+  law.weight = Weight{mass.max, slope_of(sampling.temperature), -kInf};
   if (listed)
     apply_cuts(sampling, law, scores);
   else if (sampling.cuts(row.vocab))
     apply_cuts(worker, sampling, law, mass.sum);
   else
-    law.log_mass = std::log(mass.sum);
+    law.log2_mass = std::log2(mass.sum);
   return law;
 }
 
 Law law_of_logprobs(const Row& row) {
   Law law;
   law.reader.row = row;
-  law.weight = Weight{0.0f, 1.0f, -kInf};
+  law.weight = Weight{};
   return law;
 }
 
 int64_t draw(Worker& worker, const Law& law, const Stream& stream) {
   if (law.point >= 0) return law.point;
-  std::vector<Leader> leaders(blocks_of(law.reader.row.vocab));
-  for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+  std::vector<Leader> leaders(blocks_of(law.reader.row.vocab)), hints(worker.slots());
+  for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+    if (begin % kBlock == 0) leaders[block] = hints[slot];
     kernels().race(x, n, law.weight, stream, begin, leaders[block]);
+    hints[slot] = leaders[block].hint();
   });
   Leader leader;
   for (const Leader& other : leaders) leader.offer(other.score, other.token);
@@ -355,23 +357,27 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
   };
   found = Law{};
   found.reader.row = row;
-  const float inv_temperature = inverse(sampling.temperature);
-  std::vector<Part> parts(blocks_of(row.vocab));
-  for_chunks(worker, found.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
-    Part& part = parts[block];
+  const float slope = slope_of(sampling.temperature);
+  std::vector<Part> parts(blocks_of(row.vocab)), hints(worker.slots());
+  for_chunks(worker, found.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+    Part &part = parts[block], &hint = hints[slot];
     const float max = kernels().max(x, n, &part.mass.has_nan);
     if (max == -kInf || part.mass.max == kInf) return;
-    raise(part.mass, max, inv_temperature, &part.leader);
-    if (max < kInf)
-      part.mass.sum +=
-          kernels().race(x, n, Weight{part.mass.max, inv_temperature, -kInf}, stream, begin, part.leader);
+    raise(part.mass, max, slope, &part.leader);
+    if (max == kInf) return;
+    if (part.leader.token < 0 && hint.leader.score > 0) {
+      const double shift = std::exp2((static_cast<double>(hint.mass.max) - part.mass.max) * slope);
+      part.leader.score = std::min(hint.leader.score * shift, 1e300);
+    }
+    part.mass.sum += kernels().race(x, n, Weight{part.mass.max, slope, -kInf}, stream, begin, part.leader);
+    hint = {part.mass, part.leader.hint()};
   });
   Part all;
-  for (const Part& part : parts) merge(all.mass, part.mass, inv_temperature, &all.leader, part.leader);
+  for (const Part& part : parts) merge(all.mass, part.mass, slope, &all.leader, part.leader);
   if (all.mass.has_nan) found.status |= kNaN;
   if (settle_extremes(worker, sampling, found, all.mass.max)) return draw(worker, found, stream);
-  found.weight = Weight{all.mass.max, inv_temperature, -kInf};
-  found.log_mass = std::log(all.mass.sum);
+  found.weight = Weight{all.mass.max, slope, -kInf};
+  found.log2_mass = std::log2(all.mass.sum);
   return all.leader.token;
 }
 
@@ -388,11 +394,11 @@ double entropy(Worker& worker, const Law& law) {
   if (law.point >= 0) return 0;
   std::vector<double> parts(blocks_of(law.reader.row.vocab));
   for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
-    parts[block] += kernels().sum_weighted_log(x, n, law.weight);
+    parts[block] += kernels().sum_weighted_log2(x, n, law.weight);
   });
   double sum = 0;
   for (double part : parts) sum += part;
-  return law.log_mass - sum / std::exp(law.log_mass);
+  return (law.log2_mass - sum / std::exp2(law.log2_mass)) * std::numbers::ln2;
 }
 
 }  // namespace specdec

@@ -1,8 +1,10 @@
-// The law a row of scores stands for, as a few scalars: p(x) = exp((x - max) * inv_temperature) / mass for every score at
-// or above the cut. Probabilities are never written down.
+// The law a row of scores stands for, as a few scalars: p(x) = 2^((x - max) * slope) / mass for every score at or above
+// the cut. Probabilities are never written down.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <vector>
 
 #include "row.h"
@@ -22,13 +24,14 @@ struct Sampling {
 struct Law {
   Reader reader;
   Weight weight;
-  double log_mass = 0;   // of the weights
+  double log2_mass = 0;  // of the weights
   int64_t point = -1;    // >= 0: the law is this token for certain (greedy, or nothing left in the row)
   int32_t status = 0;
 
-  // log p(token); -inf for tokens outside the row.
-  double log_p(int64_t token) const;
-  double p(int64_t token) const;
+  // log2 p(token); -inf for tokens outside the row.
+  double log2_p(int64_t token) const;
+  double p(int64_t token) const { return std::exp2(log2_p(token)); }
+  double logprob(int64_t token) const { return log2_p(token) * std::numbers::ln2; }
 };
 
 // The law of a row under `sampling`: one pass, and what its cuts need.
@@ -42,7 +45,7 @@ struct Mass {
   double sum = 0;
   bool has_nan = false;
 };
-Mass mass_of(Worker& worker, const Reader& reader, float inv_temperature, float cut);
+Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut);
 
 // A draw ~ p by an exponential race. Where `law` is null the row has no cuts and is not greedy: one pass finds its law
 // (returned through `found`, if given) and the draw.
@@ -52,6 +55,7 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
 // The smallest score among the k largest (ties kept); -inf where fewer are there.
 float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut);
 
+// In nats.
 double entropy(Worker& worker, const Law& law);
 
 // Calls body(x, n, begin, slot) on every chunk of blocks in parallel; each block's chunks come in order.

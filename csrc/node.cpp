@@ -58,7 +58,7 @@ void Node::load() {
     q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
     if (r.args.draft_is_logprobs && drafted_the_impossible()) q_.status = law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
-    q_scale_ = std::exp(-q_.log_mass);
+    q_scale_ = std::exp2(-q_.log2_mass);
     if (q_.point >= 0 && r.args.draft_ids) q_.point = r.args.draft_ids[q_.point];
     if (r.args.draft_columns) {
       q_.reader.row.columns = r.args.draft_columns;
@@ -119,13 +119,13 @@ void Node::weigh_rest() {
     reader.row.vocab = reader.row.size;
   }
   reader.excluded = {excluded.data(), static_cast<int64_t>(excluded.size())};
-  const Mass rest = mass_of(request_->worker, reader, q_.weight.inv_temperature, q_.weight.cut);
+  const Mass rest = mass_of(request_->worker, reader, q_.weight.slope, q_.weight.cut);
   if (rest.max == -kInf) return;  // nothing: q_rest_ stays 0
-  const double log_scale =
-      (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.inv_temperature - q_.log_mass;
+  const double log2_scale =
+      (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.slope - q_.log2_mass;
   q_.weight.max = rest.max;
-  q_.log_mass = -log_scale;
-  q_scale_ = std::exp(log_scale);
+  q_.log2_mass = -log2_scale;
+  q_scale_ = std::exp2(log2_scale);
   q_rest_ = q_scale_ * rest.sum;
 }
 
@@ -206,7 +206,7 @@ double Node::pass(Leader* leader) {
     if (leader && mass > 0) *leader = {1, p_.point};
     return mass;
   }
-  const double unit = a_ * std::exp(-p_.log_mass);
+  const double unit = a_ * std::exp2(-p_.log2_mass);
   const bool with_q = b_ > 0 && q_.point < 0;
   const float ratio =
       with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, 3e38)) : 0.0f;
@@ -217,9 +217,11 @@ double Node::pass(Leader* leader) {
     Leader leader;
   };
   std::vector<Part> parts(blocks_of(p.row.vocab));
-  for_chunks(r.worker, p, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+  std::vector<Leader> hints(r.worker.slots());
+  for_chunks(r.worker, p, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
     const Kernels& k = kernels();
     Part& part = parts[block];
+    if (begin % kBlock == 0) part.leader = hints[slot];
     if (with_q) {
       alignas(64) float buffer[kChunk];
       const float* y = q.read(begin, std::min(kChunk, p.row.vocab - begin), buffer);
@@ -228,6 +230,7 @@ double Node::pass(Leader* leader) {
     } else {
       part.sum += leader ? k.race(x, n, p_.weight, stream, begin, part.leader) : k.sum(x, n, p_.weight);
     }
+    hints[slot] = part.leader.hint();
   });
   double sum = 0, special_mass = 0;
   for (const Part& part : parts) {

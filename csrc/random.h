@@ -61,14 +61,19 @@ inline double race_key(const Stream& stream, int64_t token) {
 // The leader of an exponential race: largest weight / key, ties to the lowest token.
 struct Leader {
   double score = 0;
-  int64_t token = -1;
+  int64_t token = -1;  // -1: none yet; a score above 0 is then what a token must beat to matter
 
   void offer(double other_score, int64_t other_token) {
+    if (other_token < 0) return;
     if (other_score > score || (other_score == score && token >= 0 && other_token < token)) {
       score = other_score;
       token = other_token;
     }
   }
+
+  // For the next block of the same race, which need not look at what cannot beat this one. Which blocks a thread has seen
+  // before changes the work and never the winner.
+  Leader hint() const { return {score * (1 - 0x1p-20), -1}; }
 };
 
 }  // namespace specdec

@@ -30,26 +30,19 @@ inline unsigned not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ
 inline float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
 inline double reduce_add(F a) { return _mm512_reduce_add_ps(a); }
 inline F to_float(U a) { return _mm512_cvtepu32_ps(a); }
-inline U iota() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-inline U add(U a, U b) { return _mm512_add_epi32(a, b); }
-inline U exclusive_or(U a, U b, U c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
-inline void multiply(U a, uint32_t m, U& high, U& low) {
-  const U k = set(m), even = _mm512_mul_epu32(a, k), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), k);
-  high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-  low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+// Philox runs on 64-bit lanes of which the low half counts. Lanes hold the counters in an order that comes out straight
+// after `join`.
+inline U counters(uint32_t first) {
+  return _mm512_add_epi32(set(first), _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0));
 }
-// Lane i of w[j] becomes entry 4 i + j of the four vectors in a row.
-inline void interleave(U w[4]) {
-  const U a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
-  const U c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
-  const U e = _mm512_unpacklo_epi64(a, c), f = _mm512_unpackhi_epi64(a, c);  // rows 0 4 8 12 | 1 5 9 13
-  const U g = _mm512_unpacklo_epi64(b, d), h = _mm512_unpackhi_epi64(b, d);  // rows 2 6 10 14 | 3 7 11 15
-  const U ef_low = _mm512_shuffle_i32x4(e, f, 0x44), ef_high = _mm512_shuffle_i32x4(e, f, 0xEE);
-  const U gh_low = _mm512_shuffle_i32x4(g, h, 0x44), gh_high = _mm512_shuffle_i32x4(g, h, 0xEE);
-  w[0] = _mm512_shuffle_i32x4(ef_low, gh_low, 0x88);
-  w[1] = _mm512_shuffle_i32x4(ef_low, gh_low, 0xDD);
-  w[2] = _mm512_shuffle_i32x4(ef_high, gh_high, 0x88);
-  w[3] = _mm512_shuffle_i32x4(ef_high, gh_high, 0xDD);
+inline U multiply(U a, U b) { return _mm512_mul_epu32(a, b); }
+inline U high(U a) { return _mm512_srli_epi64(a, 32); }
+inline U exclusive_or(U a, U b, U c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+inline void join(const U w[4], U out[2]) {
+  const U a = _mm512_mask_blend_epi32(0xAAAA, w[0], _mm512_slli_epi64(w[1], 32));
+  const U b = _mm512_mask_blend_epi32(0xAAAA, w[2], _mm512_slli_epi64(w[3], 32));
+  out[0] = _mm512_unpacklo_epi64(a, b);
+  out[1] = _mm512_unpackhi_epi64(a, b);
 }
 inline int64_t append(float* out, F x, unsigned lanes) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), x));
@@ -109,23 +102,15 @@ inline F to_float(U a) {  // exact halves, one rounding
   const F low = _mm256_cvtepi32_ps(_mm256_and_si256(a, _mm256_set1_epi32(0xFFFF)));
   return _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
 }
-inline U iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
-inline U add(U a, U b) { return _mm256_add_epi32(a, b); }
+inline U counters(uint32_t first) { return _mm256_add_epi32(set(first), _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)); }
+inline U multiply(U a, U b) { return _mm256_mul_epu32(a, b); }
+inline U high(U a) { return _mm256_srli_epi64(a, 32); }
 inline U exclusive_or(U a, U b, U c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
-inline void multiply(U a, uint32_t m, U& high, U& low) {
-  const U k = set(m), even = _mm256_mul_epu32(a, k), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), k);
-  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-}
-inline void interleave(U w[4]) {
-  const U a = _mm256_unpacklo_epi32(w[0], w[1]), b = _mm256_unpackhi_epi32(w[0], w[1]);
-  const U c = _mm256_unpacklo_epi32(w[2], w[3]), d = _mm256_unpackhi_epi32(w[2], w[3]);
-  const U e = _mm256_unpacklo_epi64(a, c), f = _mm256_unpackhi_epi64(a, c);  // rows 0 4 | 1 5
-  const U g = _mm256_unpacklo_epi64(b, d), h = _mm256_unpackhi_epi64(b, d);  // rows 2 6 | 3 7
-  w[0] = _mm256_permute2x128_si256(e, f, 0x20);
-  w[1] = _mm256_permute2x128_si256(g, h, 0x20);
-  w[2] = _mm256_permute2x128_si256(e, f, 0x31);
-  w[3] = _mm256_permute2x128_si256(g, h, 0x31);
+inline void join(const U w[4], U out[2]) {
+  const U a = _mm256_blend_epi32(w[0], _mm256_slli_epi64(w[1], 32), 0xAA);
+  const U b = _mm256_blend_epi32(w[2], _mm256_slli_epi64(w[3], 32), 0xAA);
+  out[0] = _mm256_unpacklo_epi64(a, b);
+  out[1] = _mm256_unpackhi_epi64(a, b);
 }
 inline F from_bfloat16(const uint16_t* x) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
@@ -150,12 +135,13 @@ inline F load(const float* x) {
 inline void store(float* out, F a) { __builtin_memcpy(out, &a, sizeof a); }
 inline void store(uint32_t* out, U a) { __builtin_memcpy(out, &a, sizeof a); }
 inline F set(float a) { return F{a, a, a, a}; }
-inline U set(uint32_t a) { return U{a, a, a, a}; }
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
 inline F fma(F a, F b, F c) { return a * b + c; }
-inline F select(I mask, F a, F b) { return reinterpret_cast<F>((reinterpret_cast<I>(a) & mask) | (reinterpret_cast<I>(b) & ~mask)); }
+inline F select(I mask, F a, F b) {
+  return reinterpret_cast<F>((reinterpret_cast<I>(a) & mask) | (reinterpret_cast<I>(b) & ~mask));
+}
 inline F max(F a, F b) { return select(a > b, a, b); }
 inline F round(F a) {  // to nearest even, for |a| < 2^22
   const F magic = set(12582912.0f);
@@ -182,21 +168,6 @@ inline double reduce_add(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 inline F to_float(U a) {
   const F high = __builtin_convertvector(reinterpret_cast<I>(a >> 16), F);
   return high * 65536.0f + __builtin_convertvector(reinterpret_cast<I>(a & 0xFFFFu), F);
-}
-inline U iota() { return U{0, 1, 2, 3}; }
-inline U add(U a, U b) { return a + b; }
-inline U exclusive_or(U a, U b, U c) { return a ^ b ^ c; }
-inline void multiply(U a, uint32_t m, U& high, U& low) {
-  for (int i = 0; i < 4; ++i) {
-    const uint64_t product = static_cast<uint64_t>(a[i]) * m;
-    high[i] = static_cast<uint32_t>(product >> 32);
-    low[i] = static_cast<uint32_t>(product);
-  }
-}
-inline void interleave(U w[4]) {
-  U t[4];
-  for (int j = 0; j < 4; ++j) t[j] = U{w[0][j], w[1][j], w[2][j], w[3][j]};
-  for (int j = 0; j < 4; ++j) w[j] = t[j];
 }
 inline F from_bfloat16(const uint16_t* x) {
   return reinterpret_cast<F>(U{static_cast<uint32_t>(x[0]) << 16, static_cast<uint32_t>(x[1]) << 16,

@@ -41,7 +41,7 @@ class Output {
 
  private:
   void emit(int64_t token, const Law& p) {
-    if (logprobs_) logprobs_[emitted_] = static_cast<float>(p.log_p(token));
+    if (logprobs_) logprobs_[emitted_] = static_cast<float>(p.logprob(token));
     tokens_[emitted_++] = token;
   }
 
@@ -207,7 +207,7 @@ class Walk {
       if (walk.args_.rule == Rule::kTypical) {
         bar_ = std::min(values[0], values[1] * std::exp(-entropy(r.worker, p_)));
       } else if (p_.point < 0) {
-        bar_ = std::exp(-p_.log_mass) - values[1];
+        bar_ = std::exp2(-p_.log2_mass) - values[1];
         score_bar_ = kth_largest(r.worker, p_.reader, static_cast<int64_t>(values[0]), p_.weight.cut);
       }
     }
@@ -277,7 +277,7 @@ void sample(const SampleArgs& args, int threads) {
     if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
     Law p;
     args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b], Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
-    if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.log_p(args.out_tokens[b]));
+    if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.logprob(args.out_tokens[b]));
   });
 }
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
 import torch
 
-from .errors import BackendUnavailable, bad_value, name_of
+from .errors import BackendUnavailable, bad_value
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = ("verify", "sample")
 _NO_TRITON = "it is not part of this release"
 
 
-def load(backend: str, operation: str, device_type: str, dtype: torch.dtype) -> ModuleType:
-    """The module that serves `operation` for rows of `dtype` on `device_type`.
+def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> ModuleType:
+    """The module that serves `operation` for rows of `dtypes` on `device_type`.
 
     A named backend serves or raises; only `"auto"` chooses.
 
@@ -24,32 +25,32 @@ def load(backend: str, operation: str, device_type: str, dtype: torch.dtype) -> 
         ValueError: `backend` is no name of a backend.
         BackendUnavailable: the named backend cannot serve the call.
     """
-    name, _ = choose(operation, device_type, dtype) if backend == "auto" else (backend, "")
+    name, _ = choose(operation, device_type, dtypes) if backend == "auto" else (backend, "")
     if name == "reference":
         return importlib.import_module("specdec_kernels.reference")
     if name not in NAMES:
         bad_value(operation, "backend", f"must be one of {', '.join(NAMES)}", repr(name))
-    reason = _why_not(name, operation, device_type, dtype)
+    reason = _why_not(name, operation, device_type, dtypes)
     if reason:
         raise BackendUnavailable(f"{operation}: backend {name!r} cannot serve this call: {reason}")
     return _native()[0]
 
 
-def choose(operation: str, device_type: str, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:
     """The backend that `"auto"` takes, and the reason."""
-    reason = _why_not("cpu", operation, device_type, dtype)
+    reason = _why_not("cpu", operation, device_type, dtypes)
     if reason is None:
         return "cpu", "native kernels for cpu tensors"
     return "reference", f"backend 'cpu' cannot: {reason}; backend 'triton' cannot: {_NO_TRITON}"
 
 
-def _why_not(backend: str, operation: str, device_type: str, dtype: torch.dtype) -> str | None:
+def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> str | None:
     if backend == "triton":
         return _NO_TRITON
     if device_type != "cpu":
         return f"it serves tensors on cpu, got {device_type}"
-    if dtype == torch.float64:
-        return f"it serves float32 | bfloat16 | float16 logits, got {name_of(dtype)}"
+    if torch.float64 in dtypes:
+        return "it serves float32 | bfloat16 | float16 logits, got float64"
     module, reason = _native()
     if module is None:
         return reason

@@ -21,7 +21,6 @@ Conventions of the arguments:
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from . import backends
 
@@ -42,15 +41,15 @@ SAMPLE = """sample(
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
-def _register(schema: str) -> None:
+def _register(schema: str, rows: tuple[int, ...]) -> None:
+    """Define the operator of a schema; `rows` are the places of its logits."""
     operation = schema.split("(", 1)[0]
 
-    def serve(logits: Tensor, *args: object) -> None:
+    def serve(*args: object) -> None:
         *args, backend = args
-        double = any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in (logits, *args))
-        dtype = torch.float64 if double else logits.dtype
-        module = backends.load(backend, operation, logits.device.type, dtype)
-        getattr(module, operation)(logits, *args)
+        logits = [args[place] for place in rows if args[place] is not None]
+        module = backends.load(backend, operation, logits[0].device.type, [row.dtype for row in logits])
+        getattr(module, operation)(*args)
 
     def fake(*args: object) -> None:
         return None
@@ -60,8 +59,8 @@ def _register(schema: str) -> None:
     torch.library.register_fake(f"specdec_kernels::{operation}", fake, lib=_library)
 
 
-_register(VERIFY)
-_register(SAMPLE)
+_register(VERIFY, rows=(0, 7))
+_register(SAMPLE, rows=(0,))
 
 verify = torch.ops.specdec_kernels.verify.default
 sample = torch.ops.specdec_kernels.sample.default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,8 @@ class SamplingParams(NamedTuple):
 
 PLAIN = SamplingParams()
 
-_RANGES = {"temperature": (0.0, math.inf), "top_k": (-1, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+_LARGEST = sys.float_info.max
+_RANGES = {"temperature": (0.0, _LARGEST), "top_k": (-1, _LARGEST), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
 
 
 def unpack(
@@ -67,8 +68,8 @@ def unpack(
 def _number(operation: str, argument: str, value: float, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         bad_type(operation, argument, "must be a number or a [B] tensor", type(value).__name__)
-    if not (low <= value <= high and math.isfinite(value)):
-        wanted = f"must be in [{low}, {high}]" if math.isfinite(high) else f"must be finite and >= {low}"
+    if not low <= value <= high:
+        wanted = f"must be finite and >= {low}" if high == _LARGEST else f"must be in [{low}, {high}]"
         bad_value(operation, argument, wanted, value)
     return float(value)
 

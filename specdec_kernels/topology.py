@@ -1,16 +1,13 @@
-"""What follows from the parent links of a batch of trees: depths, child lists, ancestor sets, checks.
+"""What follows from the parent links of a batch of trees: depths, child lists, ancestor sets.
 
-Everything is vectorised over the rows of the batch and free of host synchronisation, except the `check_`
-functions, which read values and raise `ValueError` naming request and node. A row is an index into the batch,
-a node an index within its request.
+Everything is vectorised over the rows of the batch and free of host synchronisation. A row is an index into
+the batch, a node an index within its request.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from .errors import bad_value
 
 
 def owners(cu_nodes: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -89,76 +86,3 @@ def parents_from_links(tokens: Tensor, next_token: Tensor, next_sibling: Tensor)
     parent = parent.gather(1, head)
     unused = (parent < 0) & (tokens < 0) & (node > 0)
     return torch.where(unused, 0, parent).int()
-
-
-def check_cu_nodes(operation: str, cu_nodes: Tensor, rows: int) -> None:
-    """Requests are consecutive: 0 <= cu_nodes[0] <= cu_nodes[1] <= ... <= R."""
-    ends = cu_nodes.tolist()
-    start = 0
-    for request, end in enumerate(ends):
-        if not start <= end <= rows:
-            rule = f"must not decrease and stay within [0, R] = [0, {rows}]"
-            bad_value(operation, "cu_nodes", rule, f"{end} after {start} at request {max(request - 1, 0)}")
-        start = end
-
-
-def check_parents(operation: str, parents: Tensor, request: Tensor, node: Tensor, batch: int) -> None:
-    """Node 0 of a request is its only root, and every other node has 0 <= parent < node."""
-    parent = parents.long()
-    bad = torch.where(node == 0, parent != -1, (parent < 0) | (parent >= node)) & (request < batch)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        rule = "must be -1 at node 0, the root, and 0 <= parent < node elsewhere"
-        got = f"parent {int(parents[row])} at request {int(request[row])} node {int(node[row])}"
-        bad_value(operation, "parents", rule, got)
-
-
-def check_proposals(operation: str, proposals: Tensor, request: Tensor, node: Tensor) -> None:
-    """Proposals are values of `Proposal`."""
-    bad = (proposals < 0) | (proposals > 2)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        got = f"{int(proposals[row])} at request {int(request[row])} node {int(node[row])}"
-        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", got)
-
-
-def check_mask(operation: str, mask: Tensor, parents: Tensor) -> None:
-    """The mask is the ancestor relation of a tree whose nodes come parent before child, node 0 the root."""
-    batch, nodes = parents.shape
-    up = torch.where(parents < 0, torch.arange(nodes, device=mask.device), parents.long())
-    closure = torch.eye(nodes, dtype=torch.bool, device=mask.device).repeat(batch, 1, 1)
-    for _ in range(nodes.bit_length()):
-        closure = closure | closure.gather(1, up.unsqueeze(-1).expand_as(closure))
-        up = up.gather(1, up)
-    bad = (closure != mask).any(-1)
-    bad[:, 1:] |= parents[:, 1:] < 0
-    if bool(bad.any()):
-        request, node = bad.nonzero()[0].tolist()
-        rule = "must hold each node, its parent < node and all of the parent's ancestors, up to node 0"
-        got = f"{mask[request, node].nonzero().flatten().tolist()} at request {request} node {node}"
-        bad_value(operation, "mask", rule, got)
-
-
-def check_links(operation: str, tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> None:
-    """Every link is -1 or a node, and every node but the root is the target of exactly one link."""
-    batch, nodes = tokens.shape
-    for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
-        bad = (link < -1) | (link >= nodes)
-        if bool(bad.any()):
-            request, node = bad.nonzero()[0].tolist()
-            rule = f"must be -1 or a node in [0, N) = [0, {nodes})"
-            got = f"{int(link[request, node])} at request {request} node {node}"
-            bad_value(operation, argument, rule, got)
-    reached = torch.zeros((batch, nodes + 1), dtype=torch.int64)
-    for link in (next_token, next_sibling):
-        target = torch.where(link < 0, nodes, link).cpu()
-        reached.scatter_add_(1, target, torch.ones_like(target))
-    wanted = torch.ones(nodes, dtype=torch.int64)
-    wanted[:1] = 0
-    got = reached[:, :nodes]
-    bad = (got != wanted) & ~((got == 0) & (tokens.cpu() < 0))
-    if bool(bad.any()):
-        request, node = bad.nonzero()[0].tolist()
-        rule = "must reach node 0, the root, by no link and every other node by exactly one"
-        came = f"{int(got[request, node])} links to request {request} node {node}"
-        bad_value(operation, "next_token and next_sibling", rule, came)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from . import topology
-from .errors import INTEGERS, bad_type, bad_value, check_dtype, check_shape, check_tensor
+from . import tree_checks as checks
+from .errors import INTEGERS, bad_value, check_dtype, check_shape, check_tensor
 
 Paths = Sequence[Sequence[int]]
 T = TypeVar("T")
@@ -133,9 +133,9 @@ class DraftTree:
             >>> tree.tokens.tolist(), tree.parents.tolist(), tree.max_depth
             ([-1, 7, 8, -1, 9, -1], [-1, 0, 1, -1, 0, 1], 2)
         """
-        tokens = _integers("chain", "tokens", tokens, torch.int64)
+        tokens = checks.as_integers("chain", "tokens", tokens, torch.int64)
         if cu_nodes is None:
-            _check_dim("chain", "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
+            checks.check_dim("chain", "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
             batch, depth = tokens.shape
             if lengths is not None:
                 check_dtype("chain", "lengths", lengths, INTEGERS)
@@ -144,19 +144,21 @@ class DraftTree:
                 tokens = torch.where(index < lengths.unsqueeze(1), tokens, -1)
             rows = torch.nn.functional.pad(tokens, (1, 0), value=-1).flatten()
             parents = torch.arange(-1, depth, dtype=torch.int32, device=tokens.device).repeat(batch)
-            cu_nodes = _uniform(batch, depth + 1, tokens.device)
-            kinds = _kinds("chain", proposal, rows)
-            nodes = _bound("chain", "max_nodes", max_nodes, depth + 1)
-            return cls(rows, parents, cu_nodes, kinds, nodes, _bound("chain", "max_depth", max_depth, depth))
+            cu_nodes = checks.uniform_offsets(batch, depth + 1, tokens.device)
+            kinds = checks.as_kinds("chain", proposal, rows)
+            nodes = checks.bound("chain", "max_nodes", max_nodes, depth + 1)
+            return cls(
+                rows, parents, cu_nodes, kinds, nodes, checks.bound("chain", "max_depth", max_depth, depth)
+            )
         if lengths is not None:
             bad_value("chain", "lengths", "must be None with cu_nodes", f"shape {list(lengths.shape)}")
-        _check_dim("chain", "tokens", tokens, 1, "[R] with cu_nodes")
-        cu_nodes = _offsets("chain", cu_nodes, tokens, check)
+        checks.check_dim("chain", "tokens", tokens, 1, "[R] with cu_nodes")
+        cu_nodes = checks.as_offsets("chain", cu_nodes, tokens, check)
         _, node = topology.owners(cu_nodes, tokens.numel())
         parents = (node - 1).int()
-        nodes = _largest("chain", cu_nodes, max_nodes, check)
+        nodes = checks.largest("chain", cu_nodes, max_nodes, check)
         depth = max(nodes - 1, 0) if max_depth is None else max_depth
-        return cls(tokens, parents, cu_nodes, _kinds("chain", proposal, tokens), nodes, depth)
+        return cls(tokens, parents, cu_nodes, checks.as_kinds("chain", proposal, tokens), nodes, depth)
 
     @classmethod
     def from_parents(
@@ -216,21 +218,26 @@ class DraftTree:
             ([-1, 0, 0, 1], 2)
         """
         paths = tuple(map(tuple, paths))
-        tokens = _integers("from_paths", "tokens", tokens, torch.int64)
-        _check_dim("from_paths", "tokens", tokens, 2, "[B, len(paths) + 1]")
+        tokens = checks.as_integers("from_paths", "tokens", tokens, torch.int64)
+        checks.check_dim("from_paths", "tokens", tokens, 2, "[B, len(paths) + 1]")
         batch, nodes = tokens.shape
         check_shape("from_paths", "tokens", tokens, "[B, len(paths) + 1]", (batch, len(paths) + 1))
-        parents = torch.tensor(_parents_of_paths(paths), dtype=torch.int32, device=tokens.device).repeat(
-            batch
-        )
-        kinds = _kinds("from_paths", proposals, tokens)
-        nodes = _bound("from_paths", "max_nodes", max_nodes, nodes)
-        depth = _bound("from_paths", "max_depth", max_depth, max(map(len, paths), default=0))
+        parents = torch.tensor(
+            checks.parents_of_paths(paths), dtype=torch.int32, device=tokens.device
+        ).repeat(batch)
+        kinds = checks.as_kinds("from_paths", proposals, tokens)
+        nodes = checks.bound("from_paths", "max_nodes", max_nodes, nodes)
+        depth = checks.bound("from_paths", "max_depth", max_depth, max(map(len, paths), default=0))
         tree = cls(
-            tokens.flatten(), parents, _uniform(batch, len(paths) + 1, tokens.device), kinds, nodes, depth
+            tokens.flatten(),
+            parents,
+            checks.uniform_offsets(batch, len(paths) + 1, tokens.device),
+            kinds,
+            nodes,
+            depth,
         )
-        if isinstance(proposals, Tensor) and _checking(check, tokens):
-            topology.check_proposals("from_paths", proposals.flatten(), *tree._owners)
+        if isinstance(proposals, Tensor) and checks.reads_values(check, tokens):
+            checks.check_proposals("from_paths", proposals.flatten(), *tree._owners)
         return tree
 
     @classmethod
@@ -259,15 +266,15 @@ class DraftTree:
             >>> DraftTree.from_mask(torch.tensor([[-1, 5, 6]]), mask).parents.tolist()
             [-1, 0, 0]
         """
-        tokens = _integers("from_mask", "tokens", tokens, torch.int64)
-        _check_dim("from_mask", "tokens", tokens, 2, "[B, N]")
+        tokens = checks.as_integers("from_mask", "tokens", tokens, torch.int64)
+        checks.check_dim("from_mask", "tokens", tokens, 2, "[B, N]")
         batch, nodes = tokens.shape
         check_tensor(
             "from_mask", "mask", mask, "[B, N, N]", (batch, nodes, nodes), (torch.bool,), tokens.device
         )
         parents = topology.parents_from_mask(mask)
-        if _checking(check, tokens):
-            topology.check_mask("from_mask", mask, parents)
+        if checks.reads_values(check, tokens):
+            checks.check_mask("from_mask", mask, parents)
         return cls._build("from_mask", tokens, parents, None, proposals, max_nodes, max_depth, check)
 
     @classmethod
@@ -300,14 +307,14 @@ class DraftTree:
             >>> tree.parents.tolist(), tree.next_sibling.tolist()
             ([-1, 0, 0], [-1, -1, 1])
         """
-        tokens = _integers("from_links", "tokens", tokens, torch.int64)
-        _check_dim("from_links", "tokens", tokens, 2, "[B, N]")
+        tokens = checks.as_integers("from_links", "tokens", tokens, torch.int64)
+        checks.check_dim("from_links", "tokens", tokens, 2, "[B, N]")
         links = []
         for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
             check_tensor("from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device)
             links.append(link.long())
-        if _checking(check, tokens):
-            topology.check_links("from_links", tokens, *links)
+        if checks.reads_values(check, tokens):
+            checks.check_links("from_links", tokens, *links)
         parents = topology.parents_from_links(tokens, *links)
         return cls._build(
             "from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
@@ -327,31 +334,31 @@ class DraftTree:
         check: bool | None,
         links: tuple[Tensor, Tensor] | None = None,
     ) -> DraftTree:
-        tokens = _integers(operation, "tokens", tokens, torch.int64)
-        parents = _integers(operation, "parents", parents, torch.int32)
+        tokens = checks.as_integers(operation, "tokens", tokens, torch.int64)
+        parents = checks.as_integers(operation, "parents", parents, torch.int32)
         check_tensor(
             operation, "parents", parents, "tokens.shape", tokens.shape, (torch.int32,), tokens.device
         )
         if cu_nodes is None:
-            _check_dim(operation, "tokens", tokens, 2, "[B, N], or [R] with cu_nodes")
+            checks.check_dim(operation, "tokens", tokens, 2, "[B, N], or [R] with cu_nodes")
             batch, nodes = tokens.shape
-            cu_nodes = _uniform(batch, nodes, tokens.device)
-            nodes = _bound(operation, "max_nodes", max_nodes, nodes)
+            cu_nodes = checks.uniform_offsets(batch, nodes, tokens.device)
+            nodes = checks.bound(operation, "max_nodes", max_nodes, nodes)
         else:
-            _check_dim(operation, "tokens", tokens, 1, "[R] with cu_nodes")
-            cu_nodes = _offsets(operation, cu_nodes, tokens, check)
-            nodes = _largest(operation, cu_nodes, max_nodes, check)
-        kinds = _kinds(operation, proposals, tokens)
+            checks.check_dim(operation, "tokens", tokens, 1, "[R] with cu_nodes")
+            cu_nodes = checks.as_offsets(operation, cu_nodes, tokens, check)
+            nodes = checks.largest(operation, cu_nodes, max_nodes, check)
+        kinds = checks.as_kinds(operation, proposals, tokens)
         depth = max(nodes - 1, 0) if max_depth is None else max_depth
         tree = cls(tokens.flatten(), parents.flatten(), cu_nodes, kinds, nodes, depth, links)
-        checking = _checking(check, tokens)
+        checking = checks.reads_values(check, tokens)
         if checking:
-            topology.check_parents(operation, tree.parents, *tree._owners, cu_nodes.numel() - 1)
+            checks.check_parents(operation, tree.parents, *tree._owners, cu_nodes.numel() - 1)
             if isinstance(proposals, Tensor):
-                topology.check_proposals(operation, proposals.flatten(), *tree._owners)
+                checks.check_proposals(operation, proposals.flatten(), *tree._owners)
         if max_depth is None or checking:
             deepest = int(tree._all_depths().max()) if tree.tokens.numel() else 0
-            object.__setattr__(tree, "max_depth", _bound(operation, "max_depth", max_depth, deepest))
+            object.__setattr__(tree, "max_depth", checks.bound(operation, "max_depth", max_depth, deepest))
         return tree
 
     @property
@@ -395,73 +402,6 @@ class DraftTree:
 
     def _all_depths(self) -> Tensor:
         return topology.depths(self._up, max(self.max_nodes - 1, 0))
-
-
-def _checking(check: bool | None, tensor: Tensor) -> bool:
-    return (tensor.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
-
-
-def _integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    check_dtype(operation, argument, value, INTEGERS)
-    return value.to(dtype)
-
-
-def _check_dim(operation: str, argument: str, value: Tensor, dim: int, symbols: str) -> None:
-    if value.dim() != dim:
-        bad_value(operation, argument, f"must have shape {symbols}", list(value.shape))
-
-
-def _uniform(batch: int, nodes: int, device: torch.device) -> Tensor:
-    return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
-
-
-def _offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
-    cu_nodes = _integers(operation, "cu_nodes", cu_nodes, torch.int32)
-    if cu_nodes.dim() != 1 or cu_nodes.shape[0] < 1:
-        bad_value(operation, "cu_nodes", "must have shape [B + 1]", list(cu_nodes.shape))
-    if cu_nodes.device != tokens.device:
-        bad_type(operation, "cu_nodes", f"must be on device {tokens.device}", cu_nodes.device)
-    if _checking(check, tokens):
-        topology.check_cu_nodes(operation, cu_nodes, tokens.numel())
-    return cu_nodes
-
-
-def _largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool | None) -> int:
-    if max_nodes is not None and not _checking(check, cu_nodes):
-        return max_nodes
-    largest = int(cu_nodes.diff().max()) if cu_nodes.numel() > 1 else 0
-    return _bound(operation, "max_nodes", max_nodes, largest)
-
-
-def _bound(operation: str, argument: str, given: int | None, least: int) -> int:
-    if given is None:
-        return least
-    if given < least:
-        bad_value(operation, argument, f"must be >= {least}, what the trees need", given)
-    return given
-
-
-def _kinds(operation: str, proposals: Proposal | Tensor, tokens: Tensor) -> Tensor:
-    if isinstance(proposals, Tensor):
-        check_dtype(operation, "proposals", proposals, INTEGERS)
-        check_shape(operation, "proposals", proposals, "tokens.shape", tokens.shape)
-        return proposals.to(torch.uint8).flatten()
-    if proposals not in (0, 1, 2):
-        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", proposals)
-    return torch.full((tokens.numel(),), int(proposals), dtype=torch.uint8, device=tokens.device)
-
-
-@lru_cache(maxsize=64)
-def _parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
-    index = {(): 0}
-    parents = [-1]
-    for node, path in enumerate(paths, start=1):
-        if not path or path[:-1] not in index or path in index:
-            rule = "must be distinct, not empty, and each after the path it extends"
-            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request")
-        parents.append(index[path[:-1]])
-        index[path] = node
-    return parents
 
 
 def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:

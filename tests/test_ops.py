@@ -97,6 +97,30 @@ def test_sample_and_trees_compile_whole():
     assert torch.equal(compiled(logits, parents, seeds), step(logits, parents, seeds))
 
 
+def test_compiled_functions_take_batches_of_any_size():
+    def step(target_logits, tree):
+        return sdk.verify(target_logits, tree, rule="match").num_tokens, tree.ancestor_bits
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (2, 3, 5):
+        tree = sdk.DraftTree.chain(torch.zeros((batch, K), dtype=torch.int64))
+        counts, bits = compiled(torch.zeros(batch * (K + 1), V), tree)
+        assert counts.shape == (batch,) and torch.equal(bits, tree.ancestor_bits)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_gradients_do_not_pass_and_do_not_hinder(backend):
+    given = problem()
+    expected = call(**given, return_logprobs=True, backend=backend)
+    given["target_logits"].requires_grad_()
+    given["draft_logits"].requires_grad_()
+    verified = call(**given, return_logprobs=True, backend=backend)
+    assert torch.equal(verified.tokens, expected.tokens) and not verified.logprobs.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(call(**given, backend=backend).tokens, expected.tokens)
+
+
 def test_fresh_seeds_come_from_the_default_generator():
     given = problem() | dict(seeds=None, positions=None)
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ def target_law(row: Tensor, params: SamplingParams, allowed: Tensor | None) -> t
 
     NaN counts as `-inf`. A row with nothing left is the point mass at the lowest allowed token, 0 if none is.
     """
-    row, status = row.double(), 0
+    row, status = row.detach().double(), 0
     if row.isnan().any():
         row, status = torch.where(row.isnan(), -math.inf, row), status | NAN
     if allowed is not None:
@@ -36,7 +36,7 @@ def draft_law(
     Without `ids` column i is token i, and the law is as wide as the wider of row and vocabulary: columns
     beyond the vocabulary are padding, which may have been sampled and belongs to the normaliser.
     """
-    row = row.double()
+    row = row.detach().double()
     if row.isnan().any() or not (row > -math.inf).any():
         return None
     q = row.exp() if is_logprobs else law(row, params)

@@ -1,0 +1,1 @@
+"""Benchmarks of `specdec_kernels`; run with `python -m bench`."""

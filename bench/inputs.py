@@ -1,0 +1,105 @@
+"""Builds the tensors of a case: laws that overlap as much as the case asks, drafts sampled from them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+
+BASE_STD = 2.5
+BISECTIONS = 12
+
+
+@dataclass
+class Inputs:
+    """`N` nodes per request, `I` of them with children (`inner`); `S` sets of drafts and seeds."""
+
+    case: Case
+    scale: float  # of the noise that sets target and draft apart
+    overlap: float  # mean of sum min(p, q) over the drafted rows
+    inner: list[int]
+    target: Tensor  # [B, N, V] logits
+    draft: Tensor  # [B, I, V] logits
+    logprobs: Tensor  # [B, I, V] logarithm of the draft's law
+    probs: Tensor  # [B, I, V] the draft's law
+    tokens: Tensor  # [S, B, N] int64, -1 at the root
+    seeds: Tensor  # [S, B] int64
+    positions: Tensor  # [S, B] int64
+
+    @property
+    def sets(self) -> int:
+        return len(self.tokens)
+
+
+def law(logits: Tensor, case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Temperature, top-k, then top-p on what is left; ties with the last token kept are kept."""
+    scaled = logits.to(dtype) / case.temperature
+    if not case.filtered:
+        return torch.softmax(scaled, -1)
+    largest = scaled.topk(case.top_k or scaled.shape[-1], -1).values
+    scaled = scaled.masked_fill(scaled < largest[..., -1:], -torch.inf)
+    ranked = (largest - torch.logsumexp(scaled, -1, keepdim=True)).exp()
+    kept = ranked.cumsum(-1) - ranked < case.top_p
+    lowest = largest.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+    return torch.softmax(scaled.masked_fill(scaled < lowest, -torch.inf), -1)
+
+
+def build(case: Case, sets: int = 64, scale: float | None = None, seed: int = 0) -> Inputs:
+    """Deterministic in its arguments; a known `scale` saves the bisection."""
+    generator = torch.Generator().manual_seed(seed)
+    parents = case.parents
+    inner = sorted(set(parents[1:]))
+    base, target_noise, draft_noise = (
+        torch.randn(case.batch, rows, case.vocab, generator=generator)
+        for rows in (len(parents), len(parents), len(inner))
+    )
+    base.mul_(BASE_STD)
+
+    def logits(scale: float) -> tuple[Tensor, Tensor]:
+        return base + scale * target_noise, base[:, inner] + scale * draft_noise
+
+    def overlap(target: Tensor, draft: Tensor) -> float:
+        rows = zip(target[:, inner].flatten(0, 1).split(8), draft.flatten(0, 1).split(8), strict=True)
+        shared = [torch.minimum(law(p, case), law(q, case)).sum(-1) for p, q in rows]
+        return torch.cat(shared).mean().item()
+
+    if scale is None:
+        low, high = 0.0, 8.0
+        for _ in range(BISECTIONS):
+            scale = (low + high) / 2
+            low, high = (scale, high) if overlap(*logits(scale)) > case.acceptance else (low, scale)
+
+    target, draft = (x.to(getattr(torch, case.dtype)) for x in logits(scale))
+    probs = law(draft, case)
+    return Inputs(
+        case=case,
+        scale=scale,
+        overlap=overlap(target, draft),
+        inner=inner,
+        target=target,
+        draft=draft,
+        logprobs=probs.log().to(target.dtype),
+        probs=probs.to(target.dtype),
+        tokens=_draw(probs, parents, inner, sets, generator),
+        seeds=torch.randint(2**62, (sets, case.batch), generator=generator),
+        positions=torch.randint(1, 100_000, (sets, case.batch), generator=generator),
+    )
+
+
+def _draw(
+    probs: Tensor, parents: tuple[int, ...], inner: list[int], sets: int, generator: torch.Generator
+) -> Tensor:
+    """Children of every node, sampled from its law, siblings without replacement (by an exponential race)."""
+    tokens = torch.full((sets, len(probs), len(parents)), -1)
+    for row, node in enumerate(inner):
+        children = [child for child, parent in enumerate(parents) if parent == node]
+        law = probs[:, row]
+        if len(children) == 1:
+            drawn = torch.multinomial(law, sets, replacement=True, generator=generator)
+            tokens[..., children[0]] = drawn.T
+            continue
+        for i in range(sets):
+            finish = law / torch.empty_like(law).exponential_(generator=generator)
+            tokens[i][:, children] = finish.topk(len(children), -1).indices
+    return tokens

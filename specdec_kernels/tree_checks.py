@@ -1,0 +1,163 @@
+"""What the constructors of trees take, and what they refuse.
+
+The `check_` functions that take values read them, which synchronises with a device, and raise `ValueError`
+naming request and node.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .errors import INTEGERS, bad_type, bad_value, check_dtype, check_shape
+
+
+def reads_values(check: bool | None, tensor: Tensor) -> bool:
+    """Whether values are to be read: by default where that needs no synchronisation."""
+    return (tensor.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
+
+
+def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """An integer tensor of any width, converted."""
+    check_dtype(operation, argument, value, INTEGERS)
+    return value.to(dtype)
+
+
+def check_dim(operation: str, argument: str, value: Tensor, dim: int, symbols: str) -> None:
+    """Raise `ValueError` unless `value` has `dim` dimensions."""
+    if value.dim() != dim:
+        bad_value(operation, argument, f"must have shape {symbols}", list(value.shape))
+
+
+def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
+    """Row offsets [B + 1] of requests of equal size."""
+    return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
+
+
+def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
+    """Row offsets as the caller gave them."""
+    cu_nodes = as_integers(operation, "cu_nodes", cu_nodes, torch.int32)
+    if cu_nodes.dim() != 1 or cu_nodes.shape[0] < 1:
+        bad_value(operation, "cu_nodes", "must have shape [B + 1]", list(cu_nodes.shape))
+    if cu_nodes.device != tokens.device:
+        bad_type(operation, "cu_nodes", f"must be on device {tokens.device}", cu_nodes.device)
+    if reads_values(check, tokens):
+        check_cu_nodes(operation, cu_nodes, tokens.numel())
+    return cu_nodes
+
+
+def largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool | None) -> int:
+    """`max_nodes`, by default the size of the largest request."""
+    if max_nodes is not None and not reads_values(check, cu_nodes):
+        return max_nodes
+    most = int(cu_nodes.diff().max()) if cu_nodes.numel() > 1 else 0
+    return bound(operation, "max_nodes", max_nodes, most)
+
+
+def bound(operation: str, argument: str, given: int | None, least: int) -> int:
+    """A host bound, by default the least that will do."""
+    if given is None:
+        return least
+    if given < least:
+        bad_value(operation, argument, f"must be >= {least}, what the trees need", given)
+    return given
+
+
+def as_kinds(operation: str, proposals: int | Tensor, tokens: Tensor) -> Tensor:
+    """Proposals [R] uint8 from one value or one per node."""
+    if isinstance(proposals, Tensor):
+        check_dtype(operation, "proposals", proposals, INTEGERS)
+        check_shape(operation, "proposals", proposals, "tokens.shape", tokens.shape)
+        return proposals.to(torch.uint8).flatten()
+    if proposals not in (0, 1, 2):
+        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", proposals)
+    return torch.full((tokens.numel(),), int(proposals), dtype=torch.uint8, device=tokens.device)
+
+
+@lru_cache(maxsize=64)
+def parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
+    """The parent of every node of a topology of paths."""
+    index = {(): 0}
+    parents = [-1]
+    for node, path in enumerate(paths, start=1):
+        if not path or path[:-1] not in index or path in index:
+            rule = "must be distinct, not empty, and each after the path it extends"
+            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request")
+        parents.append(index[path[:-1]])
+        index[path] = node
+    return parents
+
+
+def check_cu_nodes(operation: str, cu_nodes: Tensor, rows: int) -> None:
+    """Requests are consecutive: 0 <= cu_nodes[0] <= cu_nodes[1] <= ... <= R."""
+    ends = cu_nodes.tolist()
+    start = 0
+    for request, end in enumerate(ends):
+        if not start <= end <= rows:
+            rule = f"must not decrease and stay within [0, R] = [0, {rows}]"
+            bad_value(operation, "cu_nodes", rule, f"{end} after {start} at request {max(request - 1, 0)}")
+        start = end
+
+
+def check_parents(operation: str, parents: Tensor, request: Tensor, node: Tensor, batch: int) -> None:
+    """Node 0 of a request is its only root, and every other node has 0 <= parent < node."""
+    parent = parents.long()
+    bad = torch.where(node == 0, parent != -1, (parent < 0) | (parent >= node)) & (request < batch)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        rule = "must be -1 at node 0, the root, and 0 <= parent < node elsewhere"
+        got = f"parent {int(parents[row])} at request {int(request[row])} node {int(node[row])}"
+        bad_value(operation, "parents", rule, got)
+
+
+def check_proposals(operation: str, proposals: Tensor, request: Tensor, node: Tensor) -> None:
+    """Proposals are values of `Proposal`."""
+    bad = (proposals < 0) | (proposals > 2)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        got = f"{int(proposals[row])} at request {int(request[row])} node {int(node[row])}"
+        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", got)
+
+
+def check_mask(operation: str, mask: Tensor, parents: Tensor) -> None:
+    """The mask is the ancestor relation of a tree whose nodes come parent before child, node 0 the root."""
+    batch, nodes = parents.shape
+    up = torch.where(parents < 0, torch.arange(nodes, device=mask.device), parents.long())
+    closure = torch.eye(nodes, dtype=torch.bool, device=mask.device).repeat(batch, 1, 1)
+    for _ in range(nodes.bit_length()):
+        closure = closure | closure.gather(1, up.unsqueeze(-1).expand_as(closure))
+        up = up.gather(1, up)
+    bad = (closure != mask).any(-1)
+    bad[:, 1:] |= parents[:, 1:] < 0
+    if bool(bad.any()):
+        request, node = bad.nonzero()[0].tolist()
+        rule = "must hold each node, its parent < node and all of the parent's ancestors, up to node 0"
+        got = f"{mask[request, node].nonzero().flatten().tolist()} at request {request} node {node}"
+        bad_value(operation, "mask", rule, got)
+
+
+def check_links(operation: str, tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> None:
+    """Every link is -1 or a node, and every node but the root is the target of exactly one link."""
+    batch, nodes = tokens.shape
+    for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
+        bad = (link < -1) | (link >= nodes)
+        if bool(bad.any()):
+            request, node = bad.nonzero()[0].tolist()
+            rule = f"must be -1 or a node in [0, N) = [0, {nodes})"
+            got = f"{int(link[request, node])} at request {request} node {node}"
+            bad_value(operation, argument, rule, got)
+    reached = torch.zeros((batch, nodes + 1), dtype=torch.int64)
+    for link in (next_token, next_sibling):
+        target = torch.where(link < 0, nodes, link).cpu()
+        reached.scatter_add_(1, target, torch.ones_like(target))
+    wanted = torch.ones(nodes, dtype=torch.int64)
+    wanted[:1] = 0
+    got = reached[:, :nodes]
+    bad = (got != wanted) & ~((got == 0) & (tokens.cpu() < 0))
+    if bool(bad.any()):
+        request, node = bad.nonzero()[0].tolist()
+        rule = "must reach node 0, the root, by no link and every other node by exactly one"
+        came = f"{int(got[request, node])} links to request {request} node {node}"
+        bad_value(operation, "next_token and next_sibling", rule, came)
