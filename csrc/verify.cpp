@@ -125,16 +125,19 @@ class Walk {
     for (bool rejected = false;;) {  // rejected: the child under test of the last visit
       Visit& v = path.back();
       if (rejected) {
-        const double mass = v.node.reject(v.child, v.w, v.next < 0);
-        trace(args_.trace_masses, v.child, mass);
-        rejected = false;
-        if (mass > 0) {
-          v.w = mass / (mass + (1 - v.w));
-        } else if (v.w < 1) {
+        // A rejection never raises w. Where the coin fails already and no sibling is left, the residual is not needed.
+        bool failed = v.next < 0 && path.size() > 1 && r_.coin_of(v.node.index()) >= v.w;
+        if (!failed) {
+          const double mass = v.node.reject(v.child, v.w, v.next < 0);
+          trace(args_.trace_masses, v.child, mass);
+          failed = !(mass > 0) && v.w < 1;
+          if (mass > 0) v.w = mass / (mass + (1 - v.w));
+        }
+        if (failed) {
           path.pop_back();
-          rejected = true;
           continue;
         }
+        rejected = false;
       }
       if (v.next >= 0) {
         v.node.load();

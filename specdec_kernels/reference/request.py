@@ -126,10 +126,9 @@ class Request:
     def proposal(self, child: int) -> Proposal:
         """How the child came to be; sampled from a law that is not there, it counts as POINT."""
         kind = self.tree.proposals[child]
-        sampled = kind in (Proposal.INDEPENDENT, Proposal.WITHOUT_REPLACEMENT)
-        return (
-            Proposal(kind) if sampled and self.draft(self.tree.parents[child]) is not None else Proposal.POINT
-        )
+        if kind not in tuple(Proposal) or self.draft(self.tree.parents[child]) is None:
+            return Proposal.POINT
+        return Proposal(kind)
 
     def proposal_law(self, child: int) -> Tensor:
         """Q of a child on [0, V): the declared law of its token given its earlier siblings."""
