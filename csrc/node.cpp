@@ -41,7 +41,7 @@ Stream Request::next_stream(int64_t depth, Purpose purpose) const {
 }
 
 bool Node::is_point(int64_t child) const {
-  return !has_q_ || request_->tree.proposals[child] == static_cast<uint8_t>(Proposal::kPoint);
+  return !has_q_ || request_->tree.proposal(child) == Proposal::kPoint;
 }
 
 void Node::load() {
@@ -53,7 +53,7 @@ void Node::load() {
 
   bool sampled = false;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c))
-    sampled |= r.tree.proposals[c] != static_cast<uint8_t>(Proposal::kPoint);
+    sampled |= r.tree.proposal(c) != Proposal::kPoint;
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
     q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
     if (r.args.draft_is_logprobs && drafted_the_impossible()) q_.status = law_of(r.worker, row, Sampling{}).status;
@@ -74,7 +74,7 @@ bool Node::drafted_the_impossible() const {
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
     int64_t token = r.tree.tokens[c];
     if (r.args.draft_columns) token = token < r.args.target.size ? r.args.draft_columns[token] : -1;
-    if (r.tree.proposals[c] != static_cast<uint8_t>(Proposal::kPoint) && !(q_.p(token) > 0)) return true;
+    if (r.tree.proposal(c) != Proposal::kPoint && !(q_.p(token) > 0)) return true;
   }
   return false;
 }
@@ -84,7 +84,7 @@ void Node::list_specials() {
   bool without_replacement = false;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
     const bool point = is_point(c);
-    const bool once = !point && r.tree.proposals[c] == static_cast<uint8_t>(Proposal::kWithoutReplacement);
+    const bool once = !point && r.tree.proposal(c) == Proposal::kWithoutReplacement;
     without_replacement |= once;
     if (point || once) specials_.push_back({.token = r.tree.tokens[c], .point = point});
   }
@@ -149,7 +149,7 @@ double Node::proposal_q(int64_t child) {
   factor_ = 0;
   if (is_point(child)) return 1;
   const int64_t token = tree.tokens[child];
-  if (tree.proposals[child] == static_cast<uint8_t>(Proposal::kIndependent)) {
+  if (tree.proposal(child) == Proposal::kIndependent) {
     factor_ = 1;
     return q_.p(token);
   }
@@ -177,7 +177,7 @@ double Node::reject(int64_t child, double w, bool last) {
     b_point_ /= rest;
     return w * rest;
   }
-  const bool independent = tree.proposals[child] == static_cast<uint8_t>(Proposal::kIndependent);
+  const bool independent = tree.proposal(child) == Proposal::kIndependent;
   a_ *= w;
   b_ = b_ * w + factor_;
   b_point_ = b_point_ * w + (independent ? factor_ : 0);

@@ -15,6 +15,11 @@ struct Tree {
   const int32_t* first_child = nullptr;  // both null: siblings in index order
   const int32_t* next_sibling = nullptr;
   int64_t nodes = 0;
+
+  // Values that are none count as POINT, which is always safe.
+  Proposal proposal(int64_t node) const {
+    return proposals[node] <= 2 ? static_cast<Proposal>(proposals[node]) : Proposal::kPoint;
+  }
 };
 
 // The children of each node that hold a drafted token, in sibling order. Links are checked while they are copied, so a
