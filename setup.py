@@ -12,7 +12,15 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
 
     ParallelCompile("NPY_NUM_BUILD_JOBS").install()
     sanitize = os.environ.get("SPECDEC_SANITIZE", "")  # e.g. address,undefined
-    flags = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    flags = [
+        "-O3",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Wno-psabi",
+        "-Wno-unknown-pragmas",
+    ]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
     ext_modules = [

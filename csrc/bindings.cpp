@@ -1,4 +1,5 @@
-// Python's view of the core: addresses, sizes and strides come in as numbers, and the interpreter lock is released.
+// Python's view of the core: addresses, sizes and strides come in as numbers, and the interpreter lock is
+// released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -38,13 +39,16 @@ SamplingArgs sampling_of(const SamplingTuple& t) {
   return {value(0), value(1), value(2), value(3)};
 }
 
-Bitmask bitmask_of(const BitmaskTuple& t) { return {pointer<const uint32_t>(std::get<0>(t)), std::get<1>(t)}; }
+Bitmask bitmask_of(const BitmaskTuple& t) {
+  return {pointer<const uint32_t>(std::get<0>(t)), std::get<1>(t)};
+}
 
-void verify_binding(const RowsTuple& target, const std::array<Address, 6>& tree, int64_t requests, const RowsTuple& draft,
-                    Address draft_rows, int64_t draft_chain, Address draft_ids, Address draft_columns,
-                    bool draft_is_logprobs, const SamplingTuple& sampling, const SamplingTuple& draft_sampling, int rule,
-                    const std::vector<double>& rule_values, Address seeds, Address positions, const BitmaskTuple& bitmask,
-                    int64_t width, const std::array<Address, 6>& out, const std::array<Address, 2>& trace, int threads) {
+void verify_binding(const RowsTuple& target, const std::array<Address, 6>& tree, int64_t requests,
+                    const RowsTuple& draft, Address draft_rows, int64_t draft_chain, Address draft_ids,
+                    Address draft_columns, bool draft_is_logprobs, const SamplingTuple& sampling,
+                    const SamplingTuple& draft_sampling, int rule, const std::vector<double>& rule_values,
+                    Address seeds, Address positions, const BitmaskTuple& bitmask, int64_t width,
+                    const std::array<Address, 6>& out, const std::array<Address, 2>& trace, int threads) {
   VerifyArgs a;
   a.target = rows_of(target);
   a.tokens = pointer<const int64_t>(tree[0]);
@@ -96,7 +100,9 @@ void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Addr
 }
 
 const Kernels& kernels_named(const std::string& isa) {
-  const Kernels* table = isa == "avx512" ? avx512_kernels() : isa == "avx2" ? avx2_kernels() : baseline_kernels();
+  const Kernels* table = isa == "avx512" ? avx512_kernels()
+                         : isa == "avx2" ? avx2_kernels()
+                                         : baseline_kernels();
   if (!table) throw py::value_error("instruction set '" + isa + "' is not available on this processor");
   return *table;
 }
@@ -112,10 +118,12 @@ PYBIND11_MODULE(_native, m) {
     kernels_named(isa).exp2(pointer<const float>(x), pointer<float>(out), n);
   });
   m.def("exponential", [](uint32_t word) { return exponential(word); });
-  m.def("race", [](const std::string& isa, Address x, int64_t n, float max, int64_t seed, int64_t position, int purpose) {
+  m.def("race", [](const std::string& isa, Address x, int64_t n, float max, int64_t seed, int64_t position,
+                   int purpose) {
     Leader leader;
-    const double sum = kernels_named(isa).race(pointer<const float>(x), n, Weight{.max = max},
-                                               Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
+    const double sum =
+        kernels_named(isa).race(pointer<const float>(x), n, Weight{.max = max},
+                                Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
     return std::make_tuple(sum, leader.score, leader.token);
   });
 }

@@ -1,5 +1,5 @@
-// The vector kernels, one table for each instruction set. They work on chunks: up to kChunk float32 scores in L1,
-// padded with -inf to a multiple of kGroup.
+// The vector kernels, one table for each instruction set. They work on chunks: up to kChunk float32 scores in
+// L1, padded with -inf to a multiple of kGroup.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace specdec {
 
-inline constexpr int64_t kGroup = 128;     // tokens a kernel step handles on the widest target
-inline constexpr int64_t kChunk = 1024;    // tokens in L1 at a time
-inline constexpr int64_t kBlock = 8192;    // tokens of one unit of parallel work; fixes the order of reductions
+inline constexpr int64_t kGroup = 128;   // tokens a kernel step handles on the widest target
+inline constexpr int64_t kChunk = 1024;  // tokens in L1 at a time
+inline constexpr int64_t kBlock = 8192;  // tokens of one unit of parallel work; fixes the order of reductions
 
 // The weight of a score x is 2^((x - max) * slope), and 0 below the cut and for NaN.
 struct Weight {
@@ -35,11 +35,13 @@ struct Kernels {
   // Sum of weight * log2(weight), for entropies.
   double (*sum_weighted_log2)(const float* x, int64_t n, const Weight& w);
   // The sum of the weights, and the race over them; `first` is the token of x[0] (a multiple of 4).
-  double (*race)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first, Leader& leader);
+  double (*race)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first,
+                 Leader& leader);
   // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it.
-  double (*residual)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio);
-  double (*residual_race)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio,
-                          const Stream& stream, int64_t first, Leader& leader);
+  double (*residual)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,
+                     float ratio);
+  double (*residual_race)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,
+                          float ratio, const Stream& stream, int64_t first, Leader& leader);
   // Writes the scores >= bar, and NaNs, to out and returns how many.
   int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
   // 2^x of n non-positive numbers; n is a multiple of kGroup.

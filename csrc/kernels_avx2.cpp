@@ -22,7 +22,9 @@
 namespace specdec {
 const Kernels* avx2_kernels() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? &kTable : nullptr;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+             ? &kTable
+             : nullptr;
 }
 }  // namespace specdec
 

@@ -1,8 +1,8 @@
 // Kernels for any processor; on x86-64 these are SSE2. Also the choice between the tables.
-#include "kernels.h"
-
 #include <cstdlib>
 #include <cstring>
+
+#include "kernels.h"
 
 #define SPECDEC_TARGET "baseline"
 #include "kernels_inl.h"

@@ -1,13 +1,13 @@
 // The kernels, written once. Each kernels_<target>.cpp sets the compiler's target and includes this.
-// Only this project's own inline code may appear here: a template of the standard library compiled for a wide target
-// could be the copy that the linker keeps for all.
+// Only this project's own inline code may appear here: a template of the standard library compiled for a wide
+// target could be the copy that the linker keeps for all.
 
 namespace specdec {
 namespace {
 
 #include "simd.h"
 
-inline constexpr int kVectors = 8;              // handled together, to keep enough independent work in flight
+inline constexpr int kVectors = 8;  // handled together, to keep enough independent work in flight
 inline constexpr int kStep = kVectors * kLanes;
 static_assert(kGroup % kStep == 0);
 
@@ -168,7 +168,8 @@ void convert_float16(const uint16_t* in, float* out, int64_t n) {
 }
 
 float max_score(const float* x, int64_t n, bool* has_nan) {
-  F best[4] = {set(-__builtin_inff()), set(-__builtin_inff()), set(-__builtin_inff()), set(-__builtin_inff())};
+  F best[4] = {set(-__builtin_inff()), set(-__builtin_inff()), set(-__builtin_inff()),
+               set(-__builtin_inff())};
   unsigned nan = 0;
   for (int64_t i = 0; i < n; i += kStep)
     for (int j = 0; j < kVectors; ++j) {
@@ -187,12 +188,18 @@ int64_t find(const float* x, int64_t n, float value) {
   return -1;
 }
 
+// Asks for the step one chunk ahead while this one is computed; rows are read in order, and asking too far is harmless.
+inline void prefetch_step(const float* x) {
+  for (int i = 0; i < kStep; i += 16) __builtin_prefetch(x + kChunk + i);
+}
+
 inline double total(const F sums[4]) { return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))); }
 
 double sum(const float* x, int64_t n, const Weight& w) {
   const Weigh weigh(w);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
+    prefetch_step(x + i);
     if (weigh.none(x + i)) continue;
     for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weigh(load(x + i + j * kLanes)));
   }
@@ -215,6 +222,7 @@ double race(const float* x, int64_t n, const Weight& w, const Stream& stream, in
   const Noise noise(stream);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
+    prefetch_step(x + i);
     if (weigh.none(x + i)) continue;
     F weights[kVectors];
     for (int j = 0; j < kVectors; ++j) {
@@ -226,7 +234,8 @@ double race(const float* x, int64_t n, const Weight& w, const Stream& stream, in
   return total(sums);
 }
 
-inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio, F out[kVectors]) {
+inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio,
+                          F out[kVectors]) {
   for (int j = 0; j < kVectors; ++j)
     out[j] = max(fma(minus_ratio, q(load(y + j * kLanes)), p(load(x + j * kLanes))), set(0.0f));
 }
@@ -236,6 +245,8 @@ double residual(const float* x, const float* y, int64_t n, const Weight& wp, con
   const F minus_ratio = set(-ratio);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
   for (int64_t i = 0; i < n; i += kStep) {
+    prefetch_step(x + i);
+    prefetch_step(y + i);
     if (p.none(x + i)) continue;
     residual_step(x + i, y + i, p, q, minus_ratio, weights);
     for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
@@ -243,13 +254,15 @@ double residual(const float* x, const float* y, int64_t n, const Weight& wp, con
   return total(sums);
 }
 
-double residual_race(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq, float ratio,
-                     const Stream& stream, int64_t first, Leader& leader) {
+double residual_race(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq,
+                     float ratio, const Stream& stream, int64_t first, Leader& leader) {
   const Weigh p(wp), q(wq);
   const Noise noise(stream);
   const F minus_ratio = set(-ratio);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
   for (int64_t i = 0; i < n; i += kStep) {
+    prefetch_step(x + i);
+    prefetch_step(y + i);
     if (p.none(x + i)) continue;
     residual_step(x + i, y + i, p, q, minus_ratio, weights);
     for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
@@ -275,8 +288,9 @@ void exp2_all(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp2_negative(load(x + i)));
 }
 
-constexpr Kernels kTable = {SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find, sum, sum_weighted_log2,
-                            race,           residual,         residual_race,   keep,      exp2_all};
+constexpr Kernels kTable = {
+    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,    sum, sum_weighted_log2,
+    race,           residual,         residual_race,   keep,      exp2_all};
 
 }  // namespace
 }  // namespace specdec

@@ -94,9 +94,9 @@ float of_key(uint32_t key) {
   return x;
 }
 
-// The largest t for which `amount` of the scores >= t (and >= cut) reaches goal(amount of all of them), by histograms of
-// the scores' bits, 11 + 11 + 10 at a time. Amounts are integers, so no order of adding matters: counts where weight is
-// null, else weights in fixed point.
+// The largest t for which `amount` of the scores >= t (and >= cut) reaches goal(amount of all of them), by
+// histograms of the scores' bits, 11 + 11 + 10 at a time. Amounts are integers, so no order of adding
+// matters: counts where weight is null, else weights in fixed point.
 float select(Worker& worker, const Reader& reader, float cut, const Weight* weight,
              const std::function<uint64_t(uint64_t)>& goal) {
   constexpr int kBits[3] = {11, 11, 10};
@@ -141,7 +141,8 @@ float select(Worker& worker, const Reader& reader, float cut, const Weight* weig
 }
 
 // The cut that keeps the fewest largest weights whose sum reaches top_p of the whole; `scores` descend.
-float nucleus(const std::vector<float>& scores, size_t count, const Weight& weight, double top_p, double whole) {
+float nucleus(const std::vector<float>& scores, size_t count, const Weight& weight, double top_p,
+              double whole) {
   double sum = 0;
   alignas(64) float z[kGroup], e[kGroup];
   for (size_t i = 0; i < count; ++i) {
@@ -204,7 +205,8 @@ float max_of(Worker& worker, const Reader& reader, bool& has_nan) {
   return max;
 }
 
-// What every law starts with once the row's maximum is known: empty rows, rows with +inf, greedy. True: it is settled.
+// What every law starts with once the row's maximum is known: empty rows, rows with +inf, greedy. True: it is
+// settled.
 bool settle_extremes(Worker& worker, const Sampling& sampling, Law& law, float max) {
   if (max == -kInf) {
     law.status |= kEmpty;
@@ -221,7 +223,8 @@ bool settle_extremes(Worker& worker, const Sampling& sampling, Law& law, float m
   return true;
 }
 
-// Min-p, top-k and top-p as one cut, and the mass above it. `whole`: the mass before cuts, negative = not known.
+// Min-p, top-k and top-p as one cut, and the mass above it. `whole`: the mass before cuts, negative = not
+// known.
 void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole) {
   const int64_t vocab = law.reader.row.vocab;
   Weight& weight = law.weight;
@@ -230,10 +233,10 @@ void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole
                      ? weight.max
                      : static_cast<float>(weight.max + std::log2(sampling.min_p) / weight.slope);
   if (sampling.top_k >= 1 && sampling.top_k < vocab)
-    weight.cut = std::max(weight.cut, kth_largest(worker, law.reader, static_cast<int64_t>(sampling.top_k), weight.cut));
+    weight.cut = std::max(weight.cut,
+                          kth_largest(worker, law.reader, static_cast<int64_t>(sampling.top_k), weight.cut));
   if (sampling.top_p < 1) {
-    if (whole < 0 || weight.cut > -kInf)
-      whole = mass_of(worker, law.reader, weight.slope, weight.cut).sum;
+    if (whole < 0 || weight.cut > -kInf) whole = mass_of(worker, law.reader, weight.slope, weight.cut).sum;
     std::vector<float> scores;
     bool has_nan = false;
     float cut = -kInf;
@@ -244,7 +247,8 @@ void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole
     }
     if (cut == -kInf) {
       cut = select(worker, law.reader, weight.cut, &weight, [&](uint64_t all) {
-        return std::max<uint64_t>(static_cast<uint64_t>(std::max(sampling.top_p, 0.0) * static_cast<double>(all)), 1);
+        return std::max<uint64_t>(
+            static_cast<uint64_t>(std::max(sampling.top_p, 0.0) * static_cast<double>(all)), 1);
       });
     }
     weight.cut = std::max(weight.cut, cut);
@@ -252,7 +256,8 @@ void apply_cuts(Worker& worker, const Sampling& sampling, Law& law, double whole
   law.log2_mass = std::log2(mass_of(worker, law.reader, weight.slope, weight.cut).sum);
 }
 
-// The same where the largest scores are at hand: nothing of the row is read again. `scores`: the top_k largest, with ties.
+// The same where the largest scores are at hand: nothing of the row is read again. `scores`: the top_k
+// largest, with ties.
 void apply_cuts(const Sampling& sampling, Law& law, const std::vector<float>& scores) {
   Weight& weight = law.weight;
   size_t count = scores.size();
@@ -346,7 +351,8 @@ int64_t draw(Worker& worker, const Law& law, const Stream& stream) {
   return std::max<int64_t>(leader.token, 0);
 }
 
-int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, const Stream& stream, Law& found) {
+int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, const Stream& stream,
+                      Law& found) {
   if (sampling.greedy() || sampling.cuts(row.vocab)) {
     found = law_of(worker, row, sampling);
     return draw(worker, found, stream);
@@ -387,7 +393,8 @@ float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut) {
   bool has_nan = false;
   if (k <= kMostCandidates && top_scores(worker, reader, k, scores, has_nan))
     return static_cast<int64_t>(scores.size()) < k ? -kInf : scores[k - 1];
-  return select(worker, reader, cut, nullptr, [k](uint64_t all) { return std::min(all, static_cast<uint64_t>(k)); });
+  return select(worker, reader, cut, nullptr,
+                [k](uint64_t all) { return std::min(all, static_cast<uint64_t>(k)); });
 }
 
 double entropy(Worker& worker, const Law& law) {

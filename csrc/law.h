@@ -1,5 +1,5 @@
-// The law a row of scores stands for, as a few scalars: p(x) = 2^((x - max) * slope) / mass for every score at or above
-// the cut. Probabilities are never written down.
+// The law a row of scores stands for, as a few scalars: p(x) = 2^((x - max) * slope) / mass for every score
+// at or above the cut. Probabilities are never written down.
 #pragma once
 
 #include <cmath>
@@ -47,10 +47,11 @@ struct Mass {
 };
 Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut);
 
-// A draw ~ p by an exponential race. Where `law` is null the row has no cuts and is not greedy: one pass finds its law
-// (returned through `found`, if given) and the draw.
+// A draw ~ p by an exponential race. Where `law` is null the row has no cuts and is not greedy: one pass
+// finds its law (returned through `found`, if given) and the draw.
 int64_t draw(Worker& worker, const Law& law, const Stream& stream);
-int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, const Stream& stream, Law& found);
+int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, const Stream& stream,
+                      Law& found);
 
 // The smallest score among the k largest (ties kept); -inf where fewer are there.
 float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut);

@@ -56,7 +56,8 @@ void Node::load() {
     sampled |= r.tree.proposal(c) != Proposal::kPoint;
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
     q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
-    if (r.args.draft_is_logprobs && drafted_the_impossible()) q_.status = law_of(r.worker, row, Sampling{}).status;
+    if (r.args.draft_is_logprobs && drafted_the_impossible())
+      q_.status = law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp2(-q_.log2_mass);
     if (q_.point >= 0 && r.args.draft_ids) q_.point = r.args.draft_ids[q_.point];
@@ -68,7 +69,8 @@ void Node::load() {
   list_specials();
 }
 
-// Log-probabilities are taken on trust, and not read through, until a child turns out to be sampled from nothing.
+// Log-probabilities are taken on trust, and not read through, until a child turns out to be sampled from
+// nothing.
 bool Node::drafted_the_impossible() const {
   const Request& r = *request_;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
@@ -91,8 +93,9 @@ void Node::list_specials() {
   if (has_q_ && q_.point >= 0) specials_.push_back({.token = q_.point});
   if (specials_.empty()) return;
 
-  std::sort(specials_.begin(), specials_.end(),
-            [](const Special& s, const Special& t) { return s.token != t.token ? s.token < t.token : s.point > t.point; });
+  std::sort(specials_.begin(), specials_.end(), [](const Special& s, const Special& t) {
+    return s.token != t.token ? s.token < t.token : s.point > t.point;
+  });
   specials_.erase(std::unique(specials_.begin(), specials_.end(),
                               [](const Special& s, const Special& t) { return s.token == t.token; }),
                   specials_.end());
@@ -105,8 +108,9 @@ void Node::list_specials() {
   if (without_replacement && q_.point < 0) weigh_rest();
 }
 
-// The mass of q outside the special tokens, summed over them and never as a difference. Weights are from now on relative to
-// the largest score there, so that they do not vanish beside a special token that holds nearly all.
+// The mass of q outside the special tokens, summed over them and never as a difference. Weights are from now
+// on relative to the largest score there, so that they do not vanish beside a special token that holds nearly
+// all.
 void Node::weigh_rest() {
   Reader reader = q_.reader;
   std::vector<int64_t> excluded = excluded_;
@@ -121,8 +125,7 @@ void Node::weigh_rest() {
   reader.excluded = {excluded.data(), static_cast<int64_t>(excluded.size())};
   const Mass rest = mass_of(request_->worker, reader, q_.weight.slope, q_.weight.cut);
   if (rest.max == -kInf) return;  // nothing: q_rest_ stays 0
-  const double log2_scale =
-      (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.slope - q_.log2_mass;
+  const double log2_scale = (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.slope - q_.log2_mass;
   q_.weight.max = rest.max;
   q_.log2_mass = -log2_scale;
   q_scale_ = std::exp2(log2_scale);
@@ -208,8 +211,7 @@ double Node::pass(Leader* leader) {
   }
   const double unit = a_ * std::exp2(-p_.log2_mass);
   const bool with_q = b_ > 0 && q_.point < 0;
-  const float ratio =
-      with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, 3e38)) : 0.0f;
+  const float ratio = with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, 3e38)) : 0.0f;
   Reader p = p_.reader, q = q_.reader;
   p.excluded = q.excluded = {excluded_.data(), static_cast<int64_t>(excluded_.size())};
   struct Part {

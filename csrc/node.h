@@ -1,7 +1,7 @@
-// One node of the draft tree under verification: the target's law p, the draft's law q, and the residual as scalars.
-// The residual after any rejections is a * p - b * q where that is positive. Only at the tokens of POINT and
-// WITHOUT_REPLACEMENT children may it differ: they are few, are left out of the passes over the vocabulary, and are
-// reckoned one by one.
+// One node of the draft tree under verification: the target's law p, the draft's law q, and the residual as
+// scalars. The residual after any rejections is a * p - b * q where that is positive. Only at the tokens of
+// POINT and WITHOUT_REPLACEMENT children may it differ: they are few, are left out of the passes over the
+// vocabulary, and are reckoned one by one.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ namespace specdec {
 struct Request {
   const VerifyArgs& args;
   Worker& worker;
-  int64_t index;       // b
-  int64_t first_row;   // of its nodes
+  int64_t index;      // b
+  int64_t first_row;  // of its nodes
   Tree tree;
   Children children;
   Sampling sampling, draft_sampling;
@@ -46,9 +46,9 @@ class Node {
   double residual_p(int64_t token);
   // Q(token of the child), to be asked of the children in their order.
   double proposal_q(int64_t child);
-  // Rejects the child whose Q was asked for last, after a test with P scaled by w: returns the mass S of [w P - Q]+, which,
-  // normalised, is the new P. A mass of 0 leaves P = p. `last`: no sibling follows, so the next token is raced for in the
-  // same pass.
+  // Rejects the child whose Q was asked for last, after a test with P scaled by w: returns the mass S of [w P
+  // - Q]+, which, normalised, is the new P. A mass of 0 leaves P = p. `last`: no sibling follows, so the next
+  // token is raced for in the same pass.
   double reject(int64_t child, double w, bool last);
   // The next token, ~ P.
   int64_t draw();
@@ -78,14 +78,14 @@ class Node {
   int64_t index_, depth_;
   bool loaded_ = false, has_q_ = false, raced_ = false;
   Law p_, q_;
-  double q_scale_ = 0;               // q = q_scale_ * weight, outside the special tokens
-  double q_rest_ = 0;                // mass of q outside the special tokens; known where a child needs it
-  double a_ = 1, b_ = 0;             // P = [a p - b q]+
-  double b_point_ = 0;               // in place of b at the tokens of POINT children
-  double factor_ = 0;                // Q = factor * q for the child asked for last; 0 = a point
-  Leader leader_;                    // of the last pass, where it raced
-  std::vector<Special> specials_;    // by token
-  std::vector<int64_t> excluded_;    // their tokens
+  double q_scale_ = 0;             // q = q_scale_ * weight, outside the special tokens
+  double q_rest_ = 0;              // mass of q outside the special tokens; known where a child needs it
+  double a_ = 1, b_ = 0;           // P = [a p - b q]+
+  double b_point_ = 0;             // in place of b at the tokens of POINT children
+  double factor_ = 0;              // Q = factor * q for the child asked for last; 0 = a point
+  Leader leader_;                  // of the last pass, where it raced
+  std::vector<Special> specials_;  // by token
+  std::vector<int64_t> excluded_;  // their tokens
 };
 
 }  // namespace specdec

@@ -14,9 +14,9 @@ inline constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 
 // What keys a stream: counter word 0 runs over the indices, the rest is fixed.
 struct Stream {
-  uint32_t key0, key1;        // seed
-  uint32_t word1;             // purpose + 16 * node
-  uint32_t word2, word3;      // position
+  uint32_t key0, key1;    // seed
+  uint32_t word1;         // purpose + 16 * node
+  uint32_t word2, word3;  // position
 
   Stream(int64_t seed, int64_t position, Purpose purpose, int64_t node = 0)
       : key0(static_cast<uint32_t>(seed)),
@@ -71,8 +71,8 @@ struct Leader {
     }
   }
 
-  // For the next block of the same race, which need not look at what cannot beat this one. Which blocks a thread has seen
-  // before changes the work and never the winner.
+  // For the next block of the same race, which need not look at what cannot beat this one. Which blocks a
+  // thread has seen before changes the work and never the winner.
   Leader hint() const { return {score * (1 - 0x1p-20), -1}; }
 };
 

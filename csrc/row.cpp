@@ -35,7 +35,8 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
     std::memcpy(buffer, static_cast<const float*>(row.data) + begin, stored * sizeof(float));
   } else {
     const uint16_t* halves = static_cast<const uint16_t*>(row.data) + begin;
-    (row.dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, buffer, stored);
+    (row.dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, buffer,
+                                                                                       stored);
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);
   if (row.bitmask)

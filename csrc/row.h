@@ -20,8 +20,8 @@ struct Reader {
   bool only_infinite = false;  // a row with +inf entries: they read as 0, all others as -inf
   Excluded excluded;
 
-  // Scores of tokens [begin, begin + n), padded with -inf to a multiple of kGroup; n <= kChunk. The result points
-  // into the row itself where that is possible, else to `buffer` of kChunk floats.
+  // Scores of tokens [begin, begin + n), padded with -inf to a multiple of kGroup; n <= kChunk. The result
+  // points into the row itself where that is possible, else to `buffer` of kChunk floats.
   const float* read(int64_t begin, int64_t n, float* buffer) const;
 
   // The score of one token; -inf where it has none or is masked.

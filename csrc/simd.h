@@ -1,5 +1,6 @@
-// A dozen vector operations for the instruction set of the including file, which defines SPECDEC_TARGET and has set
-// the compiler's target before this. F: kLanes floats, U: kLanes uint32. No include guard: included once by each target.
+// A dozen vector operations for the instruction set of the including file, which defines SPECDEC_TARGET and
+// has set the compiler's target before this. F: kLanes floats, U: kLanes uint32. No include guard: included
+// once by each target.
 
 #if defined(SPECDEC_AVX512)
 
@@ -30,8 +31,8 @@ inline unsigned not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ
 inline float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
 inline double reduce_add(F a) { return _mm512_reduce_add_ps(a); }
 inline F to_float(U a) { return _mm512_cvtepu32_ps(a); }
-// Philox runs on 64-bit lanes of which the low half counts. Lanes hold the counters in an order that comes out straight
-// after `join`.
+// Philox runs on 64-bit lanes of which the low half counts. Lanes hold the counters in an order that comes
+// out straight after `join`.
 inline U counters(uint32_t first) {
   return _mm512_add_epi32(set(first), _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0));
 }
@@ -102,7 +103,9 @@ inline F to_float(U a) {  // exact halves, one rounding
   const F low = _mm256_cvtepi32_ps(_mm256_and_si256(a, _mm256_set1_epi32(0xFFFF)));
   return _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
 }
-inline U counters(uint32_t first) { return _mm256_add_epi32(set(first), _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)); }
+inline U counters(uint32_t first) {
+  return _mm256_add_epi32(set(first), _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0));
+}
 inline U multiply(U a, U b) { return _mm256_mul_epu32(a, b); }
 inline U high(U a) { return _mm256_srli_epi64(a, 32); }
 inline U exclusive_or(U a, U b, U c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
@@ -152,9 +155,7 @@ inline F scale(F a, F n) {
   return select(n < set(-126.0f), set(0.0f), a * reinterpret_cast<F>(bits));
 }
 inline F zero_unless_at_least(F value, F x, F bar) { return select(x >= bar, value, set(0.0f)); }
-inline unsigned lanes_of(I mask) {
-  return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u);
-}
+inline unsigned lanes_of(I mask) { return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u); }
 inline unsigned at_least(F a, F b) { return lanes_of(a >= b); }
 inline unsigned greater(F a, F b) { return lanes_of(a > b); }
 inline unsigned equal(F a, F b) { return lanes_of(a == b); }

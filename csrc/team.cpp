@@ -11,7 +11,8 @@
 namespace specdec {
 namespace {
 
-// Parked threads, shared by all calls of the process. A call that finds them busy runs alone, with the same result.
+// Parked threads, shared by all calls of the process. A call that finds them busy runs alone, with the same
+// result.
 class Pool {
  public:
   // Runs job(0) here and job(1) ... job(threads - 1) on parked threads that wake in time.
@@ -59,7 +60,8 @@ class Pool {
   size_t parked_ = 0;
 };
 
-// Never destroyed: parked threads may outlive static destruction. A forked child has none of the threads and starts anew.
+// Never destroyed: parked threads may outlive static destruction. A forked child has none of the threads and
+// starts anew.
 Pool* pool = nullptr;
 
 Pool& the_pool() {

@@ -1,6 +1,6 @@
-// Threads for one call. Items (requests) are claimed one by one; a thread that finds none left helps the others with
-// the vocabulary blocks of the pass they are in. Blocks are fixed by the vocabulary and merged in order by their owner,
-// so no result depends on the number of threads.
+// Threads for one call. Items (requests) are claimed one by one; a thread that finds none left helps the
+// others with the vocabulary blocks of the pass they are in. Blocks are fixed by the vocabulary and merged in
+// order by their owner, so no result depends on the number of threads.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ class Worker {
   // Runs body(block, slot) for every block in [0, count); slot < slots() tells concurrent calls apart.
   template <class Body>
   void blocks(int64_t count, Body&& body) {
-    run(count, [](void* context, int64_t block, int slot) { (*static_cast<Body*>(context))(block, slot); },
+    run(
+        count, [](void* context, int64_t block, int slot) { (*static_cast<Body*>(context))(block, slot); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
   int slots() const;
@@ -40,15 +41,18 @@ class Team {
   // Runs body(worker, item) for every item in [0, items), `grain` of them at a time.
   template <class Body>
   void items(int64_t items, int64_t grain, Body&& body) {
-    start(items, grain, [](void* context, Worker& worker, int64_t item) { (*static_cast<Body*>(context))(worker, item); },
-          &body);
+    start(
+        items, grain,
+        [](void* context, Worker& worker, int64_t item) { (*static_cast<Body*>(context))(worker, item); },
+        &body);
   }
 
  private:
   friend class Worker;
   using Call = void (*)(void* context, Worker& worker, int64_t item);
 
-  // The pass a worker has open. Fields other than the atomics change only while it is closed and without helpers.
+  // The pass a worker has open. Fields other than the atomics change only while it is closed and without
+  // helpers.
   struct alignas(64) Slot {
     std::atomic<bool> open{false};
     std::atomic<int> helpers{0};

@@ -22,9 +22,9 @@ struct Tree {
   }
 };
 
-// The children of each node that hold a drafted token, in sibling order. Links are checked while they are copied, so a
-// malformed tree leads neither out of bounds nor round in circles: a child has a higher index than its parent, names it,
-// and is listed once; whatever else the links say is dropped.
+// The children of each node that hold a drafted token, in sibling order. Links are checked while they are
+// copied, so a malformed tree leads neither out of bounds nor round in circles: a child has a higher index
+// than its parent, names it, and is listed once; whatever else the links say is dropped.
 class Children {
  public:
   explicit Children(const Tree& tree) : links_(2 * tree.nodes, -1) {
@@ -34,8 +34,8 @@ class Children {
       std::vector<bool> listed(tree.nodes);
       for (int64_t v = 0; v < tree.nodes; ++v) {
         int32_t* link = first_ + v;
-        for (int64_t c = tree.first_child[v];
-             c > v && c < tree.nodes && tree.parents[c] == v && !listed[c]; c = tree.next_sibling[c]) {
+        for (int64_t c = tree.first_child[v]; c > v && c < tree.nodes && tree.parents[c] == v && !listed[c];
+             c = tree.next_sibling[c]) {
           listed[c] = true;
           if (tree.tokens[c] >= 0) *link = static_cast<int32_t>(c), link = next_ + c;
         }

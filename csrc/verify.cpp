@@ -14,8 +14,11 @@ namespace {
 class Output {
  public:
   Output(const VerifyArgs& args, int64_t b)
-      : args_(args), tokens_(args.out_tokens + b * args.width), path_(args.out_path + b * args.width),
-        logprobs_(args.out_logprobs ? args.out_logprobs + b * args.width : nullptr), b_(b) {
+      : args_(args),
+        tokens_(args.out_tokens + b * args.width),
+        path_(args.out_path + b * args.width),
+        logprobs_(args.out_logprobs ? args.out_logprobs + b * args.width : nullptr),
+        b_(b) {
     std::fill(tokens_, tokens_ + args.width, -1);
     std::fill(path_, path_ + args.width, -1);
     if (logprobs_) std::fill(logprobs_, logprobs_ + args.width, std::numeric_limits<float>::quiet_NaN());
@@ -114,8 +117,8 @@ class Walk {
   void traversal() {
     struct Visit {
       Node node;
-      double w;              // the weight that reaches this node
-      int64_t child, next;   // under test; the one after it
+      double w;             // the weight that reaches this node
+      int64_t child, next;  // under test; the one after it
     };
     std::vector<Visit> path;
     const auto visit = [&](int64_t node, int64_t depth, double w) {
@@ -125,7 +128,8 @@ class Walk {
     for (bool rejected = false;;) {  // rejected: the child under test of the last visit
       Visit& v = path.back();
       if (rejected) {
-        // A rejection never raises w. Where the coin fails already and no sibling is left, the residual is not needed.
+        // A rejection never raises w. Where the coin fails already and no sibling is left, the residual is
+        // not needed.
         bool failed = v.next < 0 && path.size() > 1 && r_.coin_of(v.node.index()) >= v.w;
         if (!failed) {
           const double mass = v.node.reject(v.child, v.w, v.next < 0);
@@ -166,7 +170,8 @@ class Walk {
     finish(path.back().node);
   }
 
-  // Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors is kept.
+  // Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors is
+  // kept.
   void lossy() {
     Sampling test_sampling = r_.sampling;
     if (test_sampling.greedy() && (args_.rule == Rule::kTypical || args_.rule == Rule::kRelaxed))
@@ -184,10 +189,12 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child))
-        if (r_.tree.tokens[child] < args_.target.size && test.passes(child)) open.push_back({child, v.depth + 1});
+        if (r_.tree.tokens[child] < args_.target.size && test.passes(child))
+          open.push_back({child, v.depth + 1});
     }
     std::vector<int64_t> path(best.depth + 1, 0);
-    for (int64_t node = best.node, depth = best.depth; depth > 0; --depth, node = r_.tree.parents[node]) path[depth] = node;
+    for (int64_t node = best.node, depth = best.depth; depth > 0; --depth, node = r_.tree.parents[node])
+      path[depth] = node;
     for (int64_t depth = 1; depth <= best.depth; ++depth) {
       Law p;
       if (out_.wants_logprobs()) p = law_of(r_.worker, r_.target_row(path[depth - 1]), r_.sampling);
@@ -223,7 +230,8 @@ class Walk {
         case Rule::kTypical:
           return p_.p(token) > bar_;
         case Rule::kRelaxed:
-          return p_.p(token) > 0 && p_.p(token) >= bar_ && (p_.point >= 0 || p_.reader.score(token) >= score_bar_);
+          return p_.p(token) > 0 && p_.p(token) >= bar_ &&
+                 (p_.point >= 0 || p_.reader.score(token) >= score_bar_);
         case Rule::kLenient:
           return r.coin_of(child) * node_.proposal_q(child) / values[0] < node_.p().p(token);
         default:
@@ -264,9 +272,12 @@ void verify(const VerifyArgs& args, int threads) {
     const int64_t end = std::clamp<int64_t>(args.cu_nodes[b + 1], 0, rows);
     Output output(args, b);
     if (end <= begin) return output.close(0);
-    Tree tree{args.tokens + begin, args.parents + begin, args.proposals + begin,
+    Tree tree{args.tokens + begin,
+              args.parents + begin,
+              args.proposals + begin,
               args.first_child ? args.first_child + begin : nullptr,
-              args.first_child ? args.next_sibling + begin : nullptr, end - begin};
+              args.first_child ? args.next_sibling + begin : nullptr,
+              end - begin};
     Request request(args, worker, b, begin, tree);
     Walk(request, output).run();
   });
@@ -279,7 +290,8 @@ void sample(const SampleArgs& args, int threads) {
     Row row = args.logits.row(b);
     if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
     Law p;
-    args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b], Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
+    args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b],
+                                       Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
     if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.logprob(args.out_tokens[b]));
   });
 }

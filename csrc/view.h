@@ -14,10 +14,10 @@ inline constexpr float kInf = std::numeric_limits<float>::infinity();
 struct Row {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
-  int64_t size = 0;                    // entries of the row as stored
-  int64_t vocab = 0;                   // entries as seen: `size`, or the target's vocabulary under `columns`
-  const uint32_t* bitmask = nullptr;   // bit set = allowed; null = all
-  const int32_t* columns = nullptr;    // entry of the row for each token, -1 = none; null = identity
+  int64_t size = 0;                   // entries of the row as stored
+  int64_t vocab = 0;                  // entries as seen: `size`, or the target's vocabulary under `columns`
+  const uint32_t* bitmask = nullptr;  // bit set = allowed; null = all
+  const int32_t* columns = nullptr;   // entry of the row for each token, -1 = none; null = identity
 
   bool present() const { return data != nullptr; }
 };

@@ -78,7 +78,9 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
         arguments["draft_logits"] = torch.log_softmax(draft.float(), -1)
         arguments["draft_sampling"] = "logprobs"
     if form == "other_law":
-        arguments["draft_sampling"] = sdk.SamplingParams(temperature=pick(g, (0.9, 0.0)), top_k=pick(g, (0, 4)))
+        arguments["draft_sampling"] = sdk.SamplingParams(
+            temperature=pick(g, (0.9, 0.0)), top_k=pick(g, (0, 4))
+        )
     if pick(g, (False, False, True)):
         allowed = integers(0, 3, (rows, (vocab + 31) // 32 * 32)) > 0
         bits = (allowed.view(rows, (vocab + 31) // 32, 32).long() << torch.arange(32)).sum(-1)

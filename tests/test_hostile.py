@@ -150,7 +150,9 @@ def test_deep_and_wide_trees():
     logits = torch.zeros(n, 8)
     for parents in (chain, star):
         for proposal in sdk.Proposal:
-            tree = sdk.DraftTree.from_parents(torch.arange(n)[None] % 8, parents[None], proposals=proposal, max_depth=n)
+            tree = sdk.DraftTree.from_parents(
+                torch.arange(n)[None] % 8, parents[None], proposals=proposal, max_depth=n
+            )
             for rule in RULES:
                 verified = sdk.verify(logits, tree, logits, rule=rule, seeds=torch.tensor([1]),
                                       positions=torch.tensor([1]))  # fmt: skip
@@ -167,7 +169,9 @@ def test_nothing_is_read_beyond_the_last_row():
     for vocab in (1, 3, 63, 64, 65, 1023, 1025, 8191, 8193):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             size = 2 * vocab * dtype.itemsize
-            logits = torch.frombuffer(memory, dtype=dtype, count=2 * vocab, offset=pages * page - size).view(2, vocab)
+            logits = torch.frombuffer(memory, dtype=dtype, count=2 * vocab, offset=pages * page - size).view(
+                2, vocab
+            )
             logits.copy_(torch.randn(2, vocab))
             tree = sdk.DraftTree.chain(torch.zeros(1, 1, dtype=torch.int64))
             for rule in ("match", "token", "traversal", sdk.Typical()):

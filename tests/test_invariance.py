@@ -25,7 +25,9 @@ def uniform_case(seed, batch, vocab, nodes=6):
                             for _ in range(batch)])  # fmt: skip
     target = torch.randn(batch, nodes, vocab, generator=g) * 3
     draft = target + torch.randn(batch, nodes, vocab, generator=g)
-    tokens = draft.argsort(-1, descending=True).gather(-1, torch.randint(0, min(3, vocab), (batch, nodes, 1), generator=g))
+    tokens = draft.argsort(-1, descending=True).gather(
+        -1, torch.randint(0, min(3, vocab), (batch, nodes, 1), generator=g)
+    )
     proposals = torch.randint(0, 3, (batch, nodes), generator=g).to(torch.uint8)
     return dict(
         tokens=tokens.squeeze(-1).roll(1, 1), parents=parents, proposals=proposals, target=target, draft=draft,
@@ -37,7 +39,9 @@ def uniform_case(seed, batch, vocab, nodes=6):
 
 def run(case, rule, rows=slice(None)):
     c = {k: v[rows] for k, v in case.items()}
-    tree = sdk.DraftTree.from_parents(c["tokens"], c["parents"], proposals=c["proposals"], max_depth=5, check=False)
+    tree = sdk.DraftTree.from_parents(
+        c["tokens"], c["parents"], proposals=c["proposals"], max_depth=5, check=False
+    )
     return sdk.verify(
         c["target"], tree, c["draft"].flatten(0, 1), rule=rule, seeds=c["seeds"], positions=c["positions"],
         sampling=sdk.SamplingParams(temperature=c["temperature"], top_p=c["top_p"]), return_logprobs=True,
@@ -65,7 +69,9 @@ def test_padding(seed, rule):
     """Unused nodes, empty requests and rows after the last request change nothing."""
     case = uniform_case(seed, 4, 50)
     whole = run(case, rule)
-    tree = sdk.DraftTree.from_parents(case["tokens"], case["parents"], proposals=case["proposals"], max_depth=5)
+    tree = sdk.DraftTree.from_parents(
+        case["tokens"], case["parents"], proposals=case["proposals"], max_depth=5
+    )
     pad = lambda t, n: torch.cat([t, torch.full((n, *t.shape[1:]), 3, dtype=t.dtype)])  # noqa: E731
     padded = sdk.DraftTree(
         pad(tree.tokens, 5), pad(tree.parents, 5), torch.cat([tree.cu_nodes, tree.cu_nodes[-1:]]),

@@ -31,7 +31,12 @@ def honest(truth, at, g):
 def adversarial(truth, at, g):
     """Right, then wrong, then right again; wrong at once; out of range."""
     wrong = [(t + 1) % VOCAB for t in truth[at : at + 4]]
-    kinds = ([*truth[at : at + 2], *wrong[2:]], wrong, [VOCAB + 3, *truth[at : at + 3]], [-1, *truth[at + 1 : at + 4]])
+    kinds = (
+        [*truth[at : at + 2], *wrong[2:]],
+        wrong,
+        [VOCAB + 3, *truth[at : at + 3]],
+        [-1, *truth[at + 1 : at + 4]],
+    )
     return kinds[int(torch.randint(4, (1,), generator=g))]
 
 
@@ -42,7 +47,8 @@ def guessing(truth, at, g):
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("drafter", [honest, adversarial, guessing])
 @pytest.mark.parametrize(
-    "sampling", [sdk.SamplingParams(), sdk.SamplingParams(0.7, 9, 0.9, 0.02), sdk.SamplingParams(temperature=0.0)]
+    "sampling",
+    [sdk.SamplingParams(), sdk.SamplingParams(0.7, 9, 0.9, 0.02), sdk.SamplingParams(temperature=0.0)],
 )
 def test_sequences_equal_plain_sampling(drafter, sampling, backend):
     for seed in range(3 if backend == "reference" else 20):
@@ -68,7 +74,11 @@ def test_trees_follow_the_branch_that_matches():
     for seed in range(30):
         truth = plain(seed, sdk.SamplingParams(), "cpu")
         tokens = torch.randint(VOCAB, (1, 9), generator=g)
-        tokens[0, 3], tokens[0, 7], tokens[0, 8] = truth[0], truth[1], truth[2]  # the branch (2,), (2, 0), (2, 0, 0)
+        tokens[0, 3], tokens[0, 7], tokens[0, 8] = (
+            truth[0],
+            truth[1],
+            truth[2],
+        )  # the branch (2,), (2, 0), (2, 0, 0)
         tokens[0, 1], tokens[0, 2] = (truth[0] + 1) % VOCAB, (truth[0] + 2) % VOCAB
         tokens[0, 0] = 0
         verified = sdk.verify(

@@ -34,7 +34,9 @@ def test_hostile_input_under_sanitizers(tmp_path):
         PYTHONPATH=str(tmp_path),
     )
     where = "import specdec_kernels.cpu._native as n; print(n.__file__)"
-    loaded = subprocess.run([sys.executable, "-c", where], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    loaded = subprocess.run(
+        [sys.executable, "-c", where], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
     assert str(tmp_path) in loaded.stdout, loaded.stderr
     tests = [str(ROOT / "tests" / name) for name in ("test_hostile.py", "test_match.py")]
     run = subprocess.run(

@@ -27,7 +27,9 @@ TREES = {
 }
 
 
-def draws(model, tree, rule, sampling, *, draft_sampling=None, seed=0, mutate=None, draws=DRAWS, proposals=None):
+def draws(
+    model, tree, rule, sampling, *, draft_sampling=None, seed=0, mutate=None, draws=DRAWS, proposals=None
+):
     """First tokens, second tokens (drawn from the target where the step emitted one) and accepted counts."""
     parents, kinds, points = TREES[tree]
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +111,9 @@ def test_sample_follows_its_law_and_its_conditionals():
             assert g_test(np.bincount(tokens[rows == row], minlength=model.vocab), law[row]) > LEAST_P
         # Neighbouring seeds are independent draws.
         same = tokens[rows == 0].numpy()
-        pairs = np.bincount(same[:-1:2][: len(same) // 2] * model.vocab + same[1::2], minlength=model.vocab**2)
+        pairs = np.bincount(
+            same[:-1:2][: len(same) // 2] * model.vocab + same[1::2], minlength=model.vocab**2
+        )
         assert g_test(pairs, np.outer(law[0], law[0])) > LEAST_P
 
 
