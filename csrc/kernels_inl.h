@@ -188,7 +188,8 @@ int64_t find(const float* x, int64_t n, float value) {
   return -1;
 }
 
-// Asks for the step one chunk ahead while this one is computed; rows are read in order, and asking too far is harmless.
+// Asks for the step one chunk ahead while this one is computed; rows are read in order, and asking too far is
+// harmless.
 inline void prefetch_step(const float* x) {
   for (int i = 0; i < kStep; i += 16) __builtin_prefetch(x + kChunk + i);
 }

@@ -1,4 +1,4 @@
-"""Random verification cases that use every option, shared by the tests of agreement, invariance and hostile input."""
+"""Random verification cases that use every option, shared by the tests of agreement and of hostile input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from specdec_kernels import ops
 from specdec_kernels.reference.request import Trace
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-RULES = ("match", "token", "traversal", sdk.Typical(), sdk.Relaxed(top_k=3, delta=0.4), sdk.Lenient(1.5),
-         sdk.Synthetic((0.9, 0.5)))  # fmt: skip
+RULES = (
+    "match",
+    "token",
+    "traversal",
+    sdk.Typical(),
+    sdk.Relaxed(top_k=3, delta=0.4),
+    sdk.Lenient(1.5),
+    sdk.Synthetic((0.9, 0.5)),
+)
 
 
 def pick(generator, options):
@@ -29,8 +36,10 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
         sizes[0] = 0
     cu_nodes = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     rows = int(cu_nodes[-1])
-    parents = torch.cat([torch.tensor([-1] + [int(integers(max(0, i - 3), i)) for i in range(1, n)]) for n in sizes if n]
-                        or [torch.zeros(0, dtype=torch.int64)])  # fmt: skip
+    parents = torch.cat(
+        [torch.tensor([-1] + [int(integers(max(0, i - 3), i)) for i in range(1, n)]) for n in sizes if n]
+        or [torch.zeros(0, dtype=torch.int64)]
+    )
     dtype = dtype or pick(g, DTYPES)
     base = torch.randn(rows, max(vocab, width), generator=g) * pick(g, (0.5, 2.0, 6.0))
     target = (base[:, :vocab] + 0.5 * torch.randn(rows, vocab, generator=g)).to(dtype)
@@ -56,14 +65,19 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
     arguments = dict(
         target_logits=target,
         tree=sdk.DraftTree.from_parents(
-            tokens, parents, cu_nodes.int(), proposals=integers(0, 3, (rows,)).to(torch.uint8),
-            max_nodes=8, max_depth=pick(g, (8, 8, 2)), check=False,
+            tokens,
+            parents,
+            cu_nodes.int(),
+            proposals=integers(0, 3, (rows,)).to(torch.uint8),
+            max_nodes=8,
+            max_depth=pick(g, (8, 8, 2)),
+            check=False,
         ),
         sampling=sampling,
         seeds=integers(-(2**62), 2**62, (batch,)),
         positions=integers(0, 2**40, (batch,)),
         return_logprobs=True,
-    )  # fmt: skip
+    )
     form = pick(g, ("rows", "rows", "subset", "vocab", "logprobs", "none", "other_law"))
     if form != "none":
         arguments["draft_logits"] = draft

@@ -8,8 +8,8 @@ from scipy.stats import chi2
 
 import specdec_kernels as sdk
 
-# Seeds are fixed, so a test either always passes or never does. A true law fails with this probability at most, and the
-# mutants must fall below it by far.
+# Seeds are fixed, so a test either always passes or never does. A true law fails with this probability at
+# most, and the mutants must fall below it by far.
 LEAST_P = 1e-5
 MUTANT_P = 1e-12
 
@@ -30,7 +30,7 @@ def g_test(counts: np.ndarray, law: np.ndarray) -> float:
 
 
 class Model:
-    """A target and a drafter over a small vocabulary, each row a function of the last token (V = the start)."""
+    """A target and a drafter over a small vocabulary. Rows depend on the last token only (V = the start)."""
 
     def __init__(self, vocab: int, seed: int, closeness: float = 1.0):
         generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ def choose(law: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def draft_tree(
     q: np.ndarray, parents: list[int], proposals: list[int], points: dict[int, int], n: int, generator
 ) -> torch.Tensor:
-    """Tokens [n, N] of a tree drafted as its proposals declare; `points` maps POINT nodes to their rank under q.
+    """Tokens [n, N] of a tree drafted as its proposals declare; `points` maps POINT nodes to ranks under q.
 
     Every POINT child is the token of its rank at its parent, whatever was sampled beside it.
     """

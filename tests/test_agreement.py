@@ -8,7 +8,8 @@ from cases import RULES, both_with_traces, random_case
 
 import specdec_kernels as sdk
 
-# Thresholds and masses are ratios and sums of float32 weights: V + a few roundings of 2^-24 each, on logits up to 20.
+# Thresholds and masses are ratios and sums of float32 weights: a score x of up to 40 powers of two below its
+# row's largest is off by 40 roundings of 2^-24 in its exponent, and a mass may be a small difference of two.
 BUDGET = dict(rtol=3e-5, atol=1e-6)
 
 
@@ -88,8 +89,13 @@ def test_a_law_of_one_token_beside_nothing():
         torch.tensor([[-1, 0, 3]]), torch.tensor([[-1, 0, 0]]), proposals=sdk.Proposal.WITHOUT_REPLACEMENT
     )
     for seed in range(40):
-        arguments = dict(target_logits=p, tree=tree, draft_logits=q, seeds=torch.tensor([seed]),
-                         positions=torch.tensor([0]))  # fmt: skip
+        arguments = dict(
+            target_logits=p,
+            tree=tree,
+            draft_logits=q,
+            seeds=torch.tensor([seed]),
+            positions=torch.tensor([0]),
+        )
         (native, ours), (reference, theirs) = both_with_traces(arguments, "token")
         assert torch.equal(native.tokens, reference.tokens)
         torch.testing.assert_close(ours.thresholds, theirs.thresholds, rtol=1e-5, atol=0.0, equal_nan=True)

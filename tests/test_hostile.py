@@ -54,7 +54,10 @@ def test_malformed_trees_are_walked_safely(rule, backend):
         arguments = random_case(2000 + trial, batch=3)
         tree = arguments["tree"]
         rows = tree.tokens.numel()
-        wild = lambda: torch.randint(-3, rows + 3, (rows,), generator=g).int()  # noqa: E731
+
+        def wild(rows=rows):
+            return torch.randint(-3, rows + 3, (rows,), generator=g).int()
+
         cu_nodes = tree.cu_nodes.clone()
         if trial % 3 == 0:
             cu_nodes = torch.randint(-5, rows + 5, cu_nodes.shape, generator=g).int()
@@ -87,9 +90,14 @@ def test_status_of_visited_rows(rule, backend, temperature):
     target[3, 0] = torch.tensor([0.0, 0.0, 0.0, -inf])
     target[5, 0] = nan
     verified = sdk.verify(
-        target, sdk.DraftTree.chain(torch.full((6, 1), 3), proposal=sdk.Proposal.POINT), rule=rule, backend=backend,
-        sampling=sdk.SamplingParams(temperature=temperature), seeds=torch.arange(6), positions=torch.zeros(6).long(),
-    )  # fmt: skip
+        target,
+        sdk.DraftTree.chain(torch.full((6, 1), 3), proposal=sdk.Proposal.POINT),
+        rule=rule,
+        backend=backend,
+        sampling=sdk.SamplingParams(temperature=temperature),
+        seeds=torch.arange(6),
+        positions=torch.zeros(6).long(),
+    )
     both = sdk.Status.NAN | sdk.Status.EMPTY
     assert verified.status.tolist() == [sdk.Status.NAN, sdk.Status.EMPTY, 0, 0, 0, both]
     assert verified.tokens[[1, 2, 5], 0].tolist() == [0, 2, 0]
@@ -109,8 +117,14 @@ def test_infinite_entries_share_the_mass(backend):
     logits = torch.randn(400, 100)
     logits[:, [7, 70]] = float("inf")
     for sampling in (sdk.SamplingParams(), sdk.SamplingParams(top_k=1, top_p=0.1, min_p=0.9)):
-        tokens, logprobs = sdk.sample(logits, sampling, seeds=torch.arange(400), positions=torch.zeros(400).long(),
-                                      return_logprobs=True, backend=backend)  # fmt: skip
+        tokens, logprobs = sdk.sample(
+            logits,
+            sampling,
+            seeds=torch.arange(400),
+            positions=torch.zeros(400).long(),
+            return_logprobs=True,
+            backend=backend,
+        )
         assert set(tokens.tolist()) == {7, 70}
         assert 130 < int((tokens == 7).sum()) < 270
         torch.testing.assert_close(logprobs, torch.full((400,), 0.5).log())
@@ -154,8 +168,9 @@ def test_deep_and_wide_trees():
                 torch.arange(n)[None] % 8, parents[None], proposals=proposal, max_depth=n
             )
             for rule in RULES:
-                verified = sdk.verify(logits, tree, logits, rule=rule, seeds=torch.tensor([1]),
-                                      positions=torch.tensor([1]))  # fmt: skip
+                verified = sdk.verify(
+                    logits, tree, logits, rule=rule, seeds=torch.tensor([1]), positions=torch.tensor([1])
+                )
                 assert verified.num_tokens.item() >= 1
 
 

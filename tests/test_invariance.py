@@ -21,8 +21,12 @@ P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REP
 def uniform_case(seed, batch, vocab, nodes=6):
     """Trees of the same size, as stacked tensors."""
     g = torch.Generator().manual_seed(seed)
-    parents = torch.tensor([[-1] + [int(torch.randint(max(0, i - 2), i, (1,), generator=g)) for i in range(1, nodes)]
-                            for _ in range(batch)])  # fmt: skip
+    parents = torch.tensor(
+        [
+            [-1] + [int(torch.randint(max(0, i - 2), i, (1,), generator=g)) for i in range(1, nodes)]
+            for _ in range(batch)
+        ]
+    )
     target = torch.randn(batch, nodes, vocab, generator=g) * 3
     draft = target + torch.randn(batch, nodes, vocab, generator=g)
     tokens = draft.argsort(-1, descending=True).gather(
@@ -30,11 +34,16 @@ def uniform_case(seed, batch, vocab, nodes=6):
     )
     proposals = torch.randint(0, 3, (batch, nodes), generator=g).to(torch.uint8)
     return dict(
-        tokens=tokens.squeeze(-1).roll(1, 1), parents=parents, proposals=proposals, target=target, draft=draft,
-        seeds=torch.randint(2**40, (batch,), generator=g), positions=torch.randint(2**20, (batch,), generator=g),
+        tokens=tokens.squeeze(-1).roll(1, 1),
+        parents=parents,
+        proposals=proposals,
+        target=target,
+        draft=draft,
+        seeds=torch.randint(2**40, (batch,), generator=g),
+        positions=torch.randint(2**20, (batch,), generator=g),
         temperature=torch.rand(batch, generator=g) * (torch.arange(batch) % 5 > 0),
         top_p=torch.rand(batch, generator=g) * 0.5 + 0.5,
-    )  # fmt: skip
+    )
 
 
 def run(case, rule, rows=slice(None)):
@@ -43,14 +52,24 @@ def run(case, rule, rows=slice(None)):
         c["tokens"], c["parents"], proposals=c["proposals"], max_depth=5, check=False
     )
     return sdk.verify(
-        c["target"], tree, c["draft"].flatten(0, 1), rule=rule, seeds=c["seeds"], positions=c["positions"],
-        sampling=sdk.SamplingParams(temperature=c["temperature"], top_p=c["top_p"]), return_logprobs=True,
-    )  # fmt: skip
+        c["target"],
+        tree,
+        c["draft"].flatten(0, 1),
+        rule=rule,
+        seeds=c["seeds"],
+        positions=c["positions"],
+        sampling=sdk.SamplingParams(temperature=c["temperature"], top_p=c["top_p"]),
+        return_logprobs=True,
+    )
 
 
 def same(a, b):
-    return all(torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0)) if x.is_floating_point()
-               else torch.equal(x, y) for x, y in zip(a, b, strict=True))  # fmt: skip
+    return all(
+        torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
+        if x.is_floating_point()
+        else torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 @given(seed=st.integers(0, 10**6), vocab=st.sampled_from([5, 64, 300]), rule=st.sampled_from(RULES))
@@ -74,14 +93,23 @@ def test_padding(seed, rule):
     )
     pad = lambda t, n: torch.cat([t, torch.full((n, *t.shape[1:]), 3, dtype=t.dtype)])  # noqa: E731
     padded = sdk.DraftTree(
-        pad(tree.tokens, 5), pad(tree.parents, 5), torch.cat([tree.cu_nodes, tree.cu_nodes[-1:]]),
-        pad(tree.proposals, 5), tree.max_nodes, tree.max_depth,
-    )  # fmt: skip
+        pad(tree.tokens, 5),
+        pad(tree.parents, 5),
+        torch.cat([tree.cu_nodes, tree.cu_nodes[-1:]]),
+        pad(tree.proposals, 5),
+        tree.max_nodes,
+        tree.max_depth,
+    )
     got = sdk.verify(
-        pad(case["target"].flatten(0, 1), 5), padded, pad(case["draft"].flatten(0, 1), 5), rule=rule,
-        seeds=pad(case["seeds"], 1), positions=pad(case["positions"], 1), return_logprobs=True,
+        pad(case["target"].flatten(0, 1), 5),
+        padded,
+        pad(case["draft"].flatten(0, 1), 5),
+        rule=rule,
+        seeds=pad(case["seeds"], 1),
+        positions=pad(case["positions"], 1),
+        return_logprobs=True,
         sampling=sdk.SamplingParams(temperature=pad(case["temperature"], 1), top_p=pad(case["top_p"], 1)),
-    )  # fmt: skip
+    )
     assert same(whole, [x[:4] for x in got]) and got.num_tokens[4] == 0
 
 

@@ -18,8 +18,13 @@ def rows(tokens):
 def plain(seed, sampling, backend):
     out, last = [], torch.tensor([0])
     for position in range(LENGTH):
-        last = sdk.sample(rows(last), sampling, seeds=torch.tensor([seed]), positions=torch.tensor([position]),
-                          backend=backend)  # fmt: skip
+        last = sdk.sample(
+            rows(last),
+            sampling,
+            seeds=torch.tensor([seed]),
+            positions=torch.tensor([position]),
+            backend=backend,
+        )
         out.append(int(last))
     return out
 
@@ -59,9 +64,14 @@ def test_sequences_equal_plain_sampling(drafter, sampling, backend):
             tokens = torch.tensor([(drafter(truth, len(out), g) + [-1] * 4)[:4]])
             before = torch.cat([torch.tensor([out[-1] if out else 0]), tokens[0]])
             verified = sdk.verify(
-                rows(before), sdk.DraftTree.chain(tokens), sampling=sampling, rule="match", backend=backend,
-                seeds=torch.tensor([seed]), positions=torch.tensor([len(out)]),
-            )  # fmt: skip
+                rows(before),
+                sdk.DraftTree.chain(tokens),
+                sampling=sampling,
+                rule="match",
+                backend=backend,
+                seeds=torch.tensor([seed]),
+                positions=torch.tensor([len(out)]),
+            )
             out += verified.tokens[0, : verified.num_tokens.item()].tolist()
             steps += 1
         assert out[:LENGTH] == truth
@@ -82,7 +92,10 @@ def test_trees_follow_the_branch_that_matches():
         tokens[0, 1], tokens[0, 2] = (truth[0] + 1) % VOCAB, (truth[0] + 2) % VOCAB
         tokens[0, 0] = 0
         verified = sdk.verify(
-            rows(tokens[0]), sdk.DraftTree.from_paths(tokens, paths), rule="match",
-            seeds=torch.tensor([seed]), positions=torch.tensor([0]),
-        )  # fmt: skip
+            rows(tokens[0]),
+            sdk.DraftTree.from_paths(tokens, paths),
+            rule="match",
+            seeds=torch.tensor([seed]),
+            positions=torch.tensor([0]),
+        )
         assert verified.tokens[0].tolist() == truth[:4] and verified.path[0].tolist() == [0, 3, 7, 8]

@@ -17,11 +17,27 @@ ROOT = Path(__file__).parent.parent
 def test_hostile_input_under_sanitizers(tmp_path):
     environment = dict(os.environ, SPECDEC_SANITIZE="address,undefined")
     subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp"],
-        cwd=ROOT, env=environment, check=True, capture_output=True,
-    )  # fmt: skip
-    shutil.copytree(ROOT / "specdec_kernels", tmp_path / "specdec_kernels", dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("*.so", "__pycache__"))  # fmt: skip
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--build-lib",
+            tmp_path,
+            "--build-temp",
+            tmp_path / "temp",
+        ],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    shutil.copytree(
+        ROOT / "specdec_kernels",
+        tmp_path / "specdec_kernels",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
     runtime = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")
@@ -41,6 +57,9 @@ def test_hostile_input_under_sanitizers(tmp_path):
     tests = [str(ROOT / "tests" / name) for name in ("test_hostile.py", "test_match.py")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", tmp_path, *tests],
-        env=environment, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

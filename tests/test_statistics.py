@@ -1,4 +1,4 @@
-"""Losslessness of the native backend by G-tests on a million draws and more, and mutants that the same tests refuse."""
+"""Losslessness of the native backend by G-tests on a million draws, and mutants that fail the same tests."""
 
 from __future__ import annotations
 
@@ -43,13 +43,22 @@ def draws(
             tokens, target, draft = mutate(tokens, target, draft)
         declared = torch.tensor([int(k) for k in (proposals or kinds)], dtype=torch.uint8).expand(CHUNK, -1)
         drafted = sdk.DraftTree.from_parents(
-            tokens, torch.tensor(parents, dtype=torch.int32).expand(CHUNK, -1), proposals=declared,
-            max_depth=3, check=False,
-        )  # fmt: skip
+            tokens,
+            torch.tensor(parents, dtype=torch.int32).expand(CHUNK, -1),
+            proposals=declared,
+            max_depth=3,
+            check=False,
+        )
         verified = sdk.verify(
-            target, drafted, draft.flatten(0, 1), sampling=sampling, rule=rule, backend="cpu",
-            seeds=torch.arange(CHUNK) + chunk * CHUNK + (seed << 32), positions=torch.full((CHUNK,), 11),
-        )  # fmt: skip
+            target,
+            drafted,
+            draft.flatten(0, 1),
+            sampling=sampling,
+            rule=rule,
+            backend="cpu",
+            seeds=torch.arange(CHUNK) + chunk * CHUNK + (seed << 32),
+            positions=torch.full((CHUNK,), 11),
+        )
         assert not verified.status.any()
         one, two = verified.tokens[:, 0], verified.tokens[:, 1].clone()
         two = torch.where(verified.num_tokens > 1, two, choose(p[one], generator))
@@ -84,7 +93,7 @@ def test_with_every_cut(tree, rule):
 
 
 def test_accepted_length_of_a_chain_follows_its_exact_law():
-    """Token rule: Pr(at least k accepted) = sum over paths of prod min(p, q); block verification accepts more."""
+    """Token rule: Pr(at least k accepted) = sum over paths of prod min(p, q). Traversal accepts more."""
     model = Model(7, seed=3)
     p, q, v = model.p(PLAIN), model.q(PLAIN), model.vocab
     least = np.minimum(p, q)
@@ -177,9 +186,13 @@ def p_value_where_drafts_race_with(purpose):
     words = philox(counter, torch.stack([seeds, torch.zeros_like(seeds)], -1))
     tokens = (q / -torch.log1p(-(words + 0.5) * 2.0**-32)).argmax(-1, keepdim=True)
     verified = sdk.verify(
-        p.log().expand(n, 2, 4), sdk.DraftTree.chain(tokens), q.log().expand(n, 1, 4), rule="token",
-        seeds=seeds, positions=positions,
-    )  # fmt: skip
+        p.log().expand(n, 2, 4),
+        sdk.DraftTree.chain(tokens),
+        q.log().expand(n, 1, 4),
+        rule="token",
+        seeds=seeds,
+        positions=positions,
+    )
     return g_test(np.bincount(verified.tokens[:, 0], minlength=4), p.numpy())
 
 

@@ -50,7 +50,10 @@ def verify(
         _address(positions),
         _bitmask(token_bitmask),
         out_tokens.shape[1],
-        [_address(t) for t in (out_tokens, out_num_tokens, out_num_accepted, out_path, out_logprobs, out_status)],
+        [
+            _address(t)
+            for t in (out_tokens, out_num_tokens, out_num_accepted, out_path, out_logprobs, out_status)
+        ],
         [_address(trace_thresholds), _address(trace_masses)],
         torch.get_num_threads(),
     )  # fmt: skip
