@@ -104,7 +104,7 @@ def _parting(tallies: dict[str, Tally]) -> str:
 def _table() -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
     table.add_column("prompt", no_wrap=True)
-    for heading in ("temp.", "tokens", "per step", "plain", "speculative", "transformers", "differs"):
+    for heading in ("temp.", "tokens", "per step", "plain", "speculative", "transformers", "identical"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
@@ -119,7 +119,7 @@ def _row(name: str, temperature: float, tallies: dict[str, Tally]) -> list[str]:
         f"{plain.rate:.1f}",
         f"{ours.rate:.1f} ({ours.rate / plain.rate:.2f}x)",
         f"{theirs.rate:.1f} ({theirs.rate / plain.rate:.2f}x)",
-        _parting(tallies) or "no",
+        f"no, {_parting(tallies)}" if _parting(tallies) else "yes",
     ]
 
 
