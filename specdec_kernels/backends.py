@@ -61,8 +61,12 @@ def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[to
 def _native() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("specdec_kernels.cpu"), ""
+    except ModuleNotFoundError as error:
+        if error.name != "specdec_kernels.cpu._native":
+            raise
+        return None, "the native extension was not built (SPECDEC_NO_CPP=1 at installation leaves it out)"
     except ImportError as error:
-        return None, f"the native extension does not import ({error})"
+        return None, f"the native extension does not load ({error})"
 
 
 def explain() -> str:

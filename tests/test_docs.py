@@ -1,15 +1,18 @@
-"""The examples in docstrings run."""
+"""The examples in docstrings and pages run, and the pages' links lead somewhere."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
 import specdec_kernels
 
+ROOT = Path(__file__).parent.parent
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(specdec_kernels.__path__, "specdec_kernels.")
@@ -25,3 +28,15 @@ def test_examples(name):
 @pytest.mark.parametrize("name", specdec_kernels.__all__)
 def test_public_names_are_documented(name):
     assert getattr(specdec_kernels, name).__doc__
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_code_in_pages_runs(page):
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

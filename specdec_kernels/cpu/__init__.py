@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _native
+import specdec_kernels.cpu._native as _native
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
