@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -332,3 +335,16 @@ def test_checks_read_no_values():
             (2,),
         ]
         assert sdk.sample(torch.zeros(2, V)).shape == (2,)
+
+
+def test_an_installation_without_the_extension_says_so():
+    script = (
+        "import sys; sys.modules['specdec_kernels.cpu._native'] = None\n"
+        "import torch, specdec_kernels as sdk\n"
+        "assert sdk.sample(torch.tensor([[0.0, 9.0]]), sdk.SamplingParams(0.0)).tolist() == [1]\n"
+        "print(sdk.explain())\n"
+        "sdk.sample(torch.zeros(1, 2), backend='cpu')"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "missing: the native extension was not built" in run.stdout
+    assert "BackendUnavailable: sample: backend 'cpu' cannot serve this call: the native ext" in run.stderr
