@@ -10,10 +10,12 @@ from torch import Tensor
 from .errors import bad_value
 from .tree import DraftTree
 
+ENABLED = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")  # read once, at import
+
 
 def enabled() -> bool:
-    """Whether the environment asks for value checks; never inside `torch.compile`."""
-    return not torch.compiler.is_compiling() and os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")
+    """Whether the environment asked for value checks; never inside `torch.compile`."""
+    return ENABLED and not torch.compiler.is_compiling()
 
 
 def check_logits(operation: str, argument: str, logits: Tensor) -> None:

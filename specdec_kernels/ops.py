@@ -20,7 +20,10 @@ Conventions of the arguments:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from . import backends
 
@@ -41,8 +44,13 @@ SAMPLE = """sample(
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
-def _register(schema: str, rows: tuple[int, ...]) -> None:
-    """Define the operator of a schema; `rows` are the places of its logits."""
+def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
+    """Define the operator of a schema; `rows` are the places of its logits. Returns what calls it.
+
+    Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
+    cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
+    traces (`torch.compile`, fake tensors, other subclasses) meets the operator.
+    """
     operation = schema.split("(", 1)[0]
 
     def serve(*args: object) -> None:
@@ -57,10 +65,18 @@ def _register(schema: str, rows: tuple[int, ...]) -> None:
     _library.define(" ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operation, serve, "CompositeExplicitAutograd")
     torch.library.register_fake(f"specdec_kernels::{operation}", fake, lib=_library)
+    operator = getattr(torch.ops.specdec_kernels, operation).default
+
+    def call(*args: object) -> None:
+        if torch.compiler.is_compiling() or any(
+            isinstance(a, Tensor) and type(a) is not Tensor for a in args
+        ):
+            operator(*args)
+        else:
+            serve(*args)
+
+    return call
 
 
-_register(VERIFY, rows=(0, 7))
-_register(SAMPLE, rows=(0,))
-
-verify = torch.ops.specdec_kernels.verify.default
-sample = torch.ops.specdec_kernels.sample.default
+verify = _register(VERIFY, rows=(0, 7))
+sample = _register(SAMPLE, rows=(0,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,8 @@ def unpack(
     """The four numbers (the default where given per request), and the four tensors, or none at all."""
     if not isinstance(params, SamplingParams):
         bad_type(operation, argument, "must be a SamplingParams", type(params).__name__)
+    if all(type(value) in (int, float) for value in params) and not torch.compiler.is_compiling():
+        return list(_numbers(operation, argument, *params)), []
     numbers, rows = [], []
     for name, value in zip(SamplingParams._fields, params, strict=True):
         if isinstance(value, Tensor):
@@ -63,6 +66,14 @@ def unpack(
             numbers.append(_number(operation, f"{argument}.{name}", value, *_RANGES[name]))
             rows.append(None)
     return numbers, rows if any(row is not None for row in rows) else []
+
+
+@lru_cache(maxsize=64, typed=True)
+def _numbers(operation: str, argument: str, *values: float) -> tuple[float, ...]:
+    return tuple(
+        _number(operation, f"{argument}.{name}", value, *_RANGES[name])
+        for name, value in zip(SamplingParams._fields, values, strict=True)
+    )
 
 
 def _number(operation: str, argument: str, value: float, low: float, high: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specdec_kernels as sdk
-from specdec_kernels import backends
+from specdec_kernels import backends, debug
 
 B, K, V = 2, 3, 5
 R = B * (K + 1)
@@ -291,7 +291,7 @@ def test_debug_checks_values(monkeypatch):
     target[5, 2] = draft[2, 1] = torch.nan
     tree = sdk.DraftTree.chain(tokens)
     assert sdk.verify(target, tree, draft, backend="reference").num_tokens.min() >= 1
-    monkeypatch.setenv("SPECDEC_DEBUG", "1")
+    monkeypatch.setattr(debug, "ENABLED", True)
     with pytest.raises(
         ValueError, match="verify: target_logits must not hold NaN, got NaN at request 1 node 1"
     ):
@@ -317,7 +317,7 @@ def test_debug_checks_values(monkeypatch):
     target[0] = torch.nan
     with pytest.raises(ValueError, match="sample: logits must not hold NaN, got NaN at request 0"):
         sdk.sample(target)
-    monkeypatch.setenv("SPECDEC_DEBUG", "0")
+    monkeypatch.setattr(debug, "ENABLED", False)
     assert sdk.sample(target).shape == (R,)
 
 
