@@ -49,7 +49,7 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
     Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
     cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
-    traces (`torch.compile`, fake tensors, other subclasses) meets the operator.
+    traces (`torch.compile`, fake and meta tensors, other subclasses) meets the operator.
     """
     operation = schema.split("(", 1)[0]
 
@@ -68,12 +68,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
     operator = getattr(torch.ops.specdec_kernels, operation).default
 
     def call(*args: object) -> None:
-        if torch.compiler.is_compiling() or any(
-            isinstance(a, Tensor) and type(a) is not Tensor for a in args
-        ):
-            operator(*args)
-        else:
-            serve(*args)
+        plain = all(type(a) is Tensor and not a.is_meta for a in args if isinstance(a, Tensor))
+        (serve if plain and not torch.compiler.is_compiling() else operator)(*args)
 
     return call
 
