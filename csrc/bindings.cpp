@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "commit.h"
 #include "kernels.h"
 #include "random.h"
 #include "verify.h"
@@ -99,6 +100,31 @@ void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Addr
   sample(a, threads);
 }
 
+using PathsTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
+
+Paths paths_of(const PathsTuple& t) {
+  const auto& [nodes, width, cu_nodes, rows, requests] = t;
+  return {pointer<const int32_t>(nodes), width, pointer<const int32_t>(cu_nodes), rows, requests};
+}
+
+void commit_kv_binding(Address caches, Address fresh, int64_t cache_count, const PathsTuple& paths,
+                       Address block_table, int64_t pages_per_request, Address prefix_lens, int64_t page_size,
+                       Address out_lengths, Address out_pages_kept, int threads) {
+  CommitArgs a;
+  a.caches = pointer<const Cache>(caches);
+  a.fresh = pointer<const NewRows>(fresh);
+  a.cache_count = cache_count;
+  a.paths = paths_of(paths);
+  a.block_table = pointer<const int32_t>(block_table);
+  a.pages_per_request = pages_per_request;
+  a.prefix_lens = pointer<const int32_t>(prefix_lens);
+  a.page_size = page_size;
+  a.out_lengths = pointer<int32_t>(out_lengths);
+  a.out_pages_kept = pointer<int32_t>(out_pages_kept);
+  py::gil_scoped_release release;
+  commit_kv(a, threads);
+}
+
 const Kernels& kernels_named(const std::string& isa) {
   const Kernels* table = isa == "avx512" ? avx512_kernels()
                          : isa == "avx2" ? avx2_kernels()
@@ -112,6 +138,7 @@ const Kernels& kernels_named(const std::string& isa) {
 PYBIND11_MODULE(_native, m) {
   m.def("verify", &verify_binding);
   m.def("sample", &sample_binding);
+  m.def("commit_kv", &commit_kv_binding);
   m.def("instruction_set", [] { return kernels().name; });
   // For tests of the kernels themselves.
   m.def("exp2", [](const std::string& isa, Address x, Address out, int64_t n) {

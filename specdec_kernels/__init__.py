@@ -9,6 +9,7 @@ True
 """
 
 from .backends import explain
+from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "CachePlan",
+    "Committed",
     "DraftTree",
     "DraftVocab",
     "Lenient",
@@ -30,6 +33,7 @@ __all__ = [
     "Synthetic",
     "Typical",
     "Verified",
+    "commit_kv",
     "explain",
     "sample",
     "verify",

@@ -12,7 +12,7 @@ import torch
 from .errors import BackendUnavailable, bad_value
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPERATIONS = ("verify", "sample")
+OPERATIONS = ("verify", "sample", "commit_kv")
 _NO_TRITON = "it is not part of this release"
 
 

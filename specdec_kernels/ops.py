@@ -14,6 +14,10 @@ Conventions of the arguments:
 - `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
   they are given per request; an empty list if none is. The same for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
+  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a compiled caller
+  may pass copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per
+  cache.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """
@@ -38,6 +42,11 @@ SAMPLE = """sample(
     Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
     Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
 
+COMMIT_KV = """commit_kv(
+    Tensor(a!)[] caches, Tensor? table, Tensor[] new, Tensor path, Tensor cu_nodes, int rows,
+    Tensor block_table, Tensor prefix_lens, int page_size, str layout,
+    Tensor(b!) out_lengths, Tensor(c!) out_pages_kept, str backend) -> ()"""
+
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
@@ -61,6 +70,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> None:
 
 _register(VERIFY, rows=(0, 7))
 _register(SAMPLE, rows=(0,))
+_register(COMMIT_KV, rows=(3,))
 
 verify = torch.ops.specdec_kernels.verify.default
 sample = torch.ops.specdec_kernels.sample.default
+commit_kv = torch.ops.specdec_kernels.commit_kv.default

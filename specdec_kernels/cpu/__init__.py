@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from .commit import commit_kv  # noqa: F401
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
