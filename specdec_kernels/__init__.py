@@ -14,6 +14,7 @@ from .errors import BackendUnavailable
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .tree import DraftTree, Proposal
 from .verify import Status, Verified, verify
 
@@ -34,7 +35,11 @@ __all__ = [
     "Typical",
     "Verified",
     "commit_kv",
+    "commit_state",
     "explain",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
     "sample",
     "verify",
 ]

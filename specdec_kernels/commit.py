@@ -11,6 +11,7 @@ from torch import Tensor
 from . import ops
 from .cache_table import SLOT_DIM, cache_table, row_dims
 from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
+from .memory import check_distinct, check_no_overlap, check_row
 from .tree import DraftTree
 from .verify import Verified
 
@@ -188,44 +189,8 @@ def check_caches(operation: str, caches: Sequence[Tensor], page_size: int, layou
             rule = f"must have shape {symbols} with page_size = {page_size}"
             bad_value(operation, name, rule, list(cache.shape))
         check_row(operation, name, cache, row_dims(cache, layout))
-        if _overlaps(cache, slot):
-            bad_value(operation, name, "must not overlap itself", _strides(cache))
-    if not torch.compiler.is_compiling():
-        seen: dict[int, int] = {}
-        for i, cache in enumerate(caches):
-            if cache.numel() and seen.setdefault(cache.data_ptr(), i) != i:
-                first = seen[cache.data_ptr()]
-                bad_value(
-                    operation,
-                    "caches",
-                    "must be distinct",
-                    f"{first} and {i} at one address",
-                )
-
-
-def check_row(operation: str, argument: str, tensor: Tensor, dims: range) -> None:
-    """Raise `ValueError` unless the given last dimensions lie together in memory."""
-    expected = 1
-    for dim in reversed(dims):
-        if tensor.shape[dim] != 1 and tensor.stride(dim) != expected:
-            rule = f"must have contiguous rows (dimensions {dims.start} to {tensor.dim() - 1})"
-            bad_value(operation, argument, rule, _strides(tensor))
-        expected *= tensor.shape[dim]
-
-
-def _strides(tensor: Tensor) -> str:
-    return f"shape {list(tensor.shape)}, strides {list(tensor.stride())}"
-
-
-def _overlaps(cache: Tensor, slot: int) -> bool:
-    """Whether two rows share bytes, for strides that nest, as those of views of a pool do."""
-    extent = cache.shape[slot + 1 :].numel()
-    for stride, size in sorted((cache.stride(dim), cache.shape[dim]) for dim in range(slot + 1)):
-        if size > 1:
-            if stride < extent:
-                return True
-            extent += stride * (size - 1)
-    return False
+        check_no_overlap(operation, name, cache)
+    check_distinct(operation, "caches", caches)
 
 
 def _check_new(new: Sequence[Tensor], caches: Sequence[Tensor], layout: str, rows: int) -> None:

@@ -47,17 +47,34 @@ COMMIT_KV = """commit_kv(
     Tensor block_table, Tensor prefix_lens, int page_size, str layout,
     Tensor(b!) out_lengths, Tensor(c!) out_pages_kept, str backend) -> ()"""
 
+COMMIT_STATE = """commit_state(
+    Tensor(a!)[] states, Tensor[] snapshots,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_CONV = """replay_conv(
+    Tensor(a!)[] windows, Tensor[] inputs,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_GATED_DELTA = """replay_gated_delta(
+    Tensor(a!)[] states, Tensor[] keys, Tensor[] values, Tensor[] log_decay, Tensor[] beta,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_MAMBA2 = """replay_mamba2(
+    Tensor(a!)[] states, Tensor[] x, Tensor[] B, Tensor[] dt, Tensor[] A,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
 def _register(schema: str, rows: tuple[int, ...]) -> None:
-    """Define the operator of a schema; `rows` are the places of its logits."""
+    """Define the operator of a schema; `rows` are the places of what a backend must be able to read."""
     operation = schema.split("(", 1)[0]
 
     def serve(*args: object) -> None:
         *args, backend = args
-        logits = [args[place] for place in rows if args[place] is not None]
-        module = backends.load(backend, operation, logits[0].device.type, [row.dtype for row in logits])
+        given = [args[place] for place in rows if args[place] is not None]
+        given = [row for value in given for row in (value if isinstance(value, list) else [value])]
+        module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(*args)
 
     def fake(*args: object) -> None:
@@ -71,7 +88,15 @@ def _register(schema: str, rows: tuple[int, ...]) -> None:
 _register(VERIFY, rows=(0, 7))
 _register(SAMPLE, rows=(0,))
 _register(COMMIT_KV, rows=(3,))
+_register(COMMIT_STATE, rows=(2,))
+_register(REPLAY_CONV, rows=(2,))
+_register(REPLAY_GATED_DELTA, rows=(0, 1, 2, 3, 4))
+_register(REPLAY_MAMBA2, rows=(0, 1, 2, 3, 4))
 
 verify = torch.ops.specdec_kernels.verify.default
 sample = torch.ops.specdec_kernels.sample.default
 commit_kv = torch.ops.specdec_kernels.commit_kv.default
+commit_state = torch.ops.specdec_kernels.commit_state.default
+replay_conv = torch.ops.specdec_kernels.replay_conv.default
+replay_gated_delta = torch.ops.specdec_kernels.replay_gated_delta.default
+replay_mamba2 = torch.ops.specdec_kernels.replay_mamba2.default

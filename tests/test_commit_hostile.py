@@ -61,3 +61,49 @@ def test_caches_without_bytes():
     for shape in ((0, 4, 2), (3, 4, 0), (3, 4)):
         for columns in (3, 0):
             sdk.commit_kv([torch.zeros(shape)], path, tree, table[:, :columns], prefix_lens, page_size=4)
+
+
+@pytest.mark.parametrize("spoiled", ["slots", "path", "offsets"])
+def test_states_of_bad_requests_are_left_alone(spoiled):
+    g = torch.Generator().manual_seed(7)
+    for _ in range(20):
+        batch = integer(g, 1, 4)
+        tree, path = random_tree(g, batch)
+        rows, slots = tree.tokens.numel(), torch.randperm(batch, generator=g)
+        if spoiled == "slots":
+            bad = torch.rand(batch, generator=g) < 0.5
+            slots = torch.where(bad, wild(g, batch).long() * 2**20 - 1, slots)
+        if spoiled == "path":
+            path = torch.where(torch.rand(path.shape, generator=g) < 0.4, wild(g, *path.shape), path)
+        if spoiled == "offsets":
+            tree = sdk.DraftTree(
+                tree.tokens, tree.parents, wild(g, batch + 1), tree.proposals, tree.max_nodes, tree.max_depth
+            )
+        state, vectors, scalars = torch.zeros(batch, 2, 3, 3), torch.ones(rows, 2, 3), torch.ones(rows, 2)
+        results = []
+        for backend in ("cpu", "reference"):
+            states = [state.clone() for _ in range(4)]
+            rest = (path, tree, slots)
+            sdk.commit_state([states[0]], [torch.ones(rows, 2, 3, 3)], *rest, backend=backend)
+            sdk.replay_conv([states[1][:, 0]], [scalars.repeat(1, 2)[:, :3]], *rest, backend=backend)
+            sdk.replay_gated_delta(
+                [states[2]], [vectors], [vectors], [-scalars], [scalars], *rest, backend=backend
+            )
+            sdk.replay_mamba2(
+                [states[3]], [vectors], [vectors], [scalars], [-torch.ones(2)], *rest, backend=backend
+            )
+            results.append(states)
+        for native, reference in zip(*results, strict=True):
+            torch.testing.assert_close(native, reference)
+
+
+def test_states_without_bytes():
+    tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
+    rows, rest = tree.tokens.numel(), (path, tree, torch.arange(2))
+    one = torch.ones(rows, 2)
+    for k, v in ((0, 3), (3, 0), (0, 0)):
+        state, keys, values = torch.zeros(2, 2, k, v), torch.ones(rows, 2, k), torch.ones(rows, 2, v)
+        sdk.commit_state([state], [torch.zeros(rows, 2, k, v)], *rest)
+        sdk.replay_conv([state[0]], [one[:, :k]] if k < 3 else [torch.ones(rows, 3)], *rest)
+        sdk.replay_gated_delta([state], [keys], [values], [one], [one], *rest)
+        sdk.replay_mamba2([state], [keys], [values], [one], [torch.ones(2)], *rest)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from .commit import commit_kv  # noqa: F401
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")

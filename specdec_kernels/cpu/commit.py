@@ -22,7 +22,7 @@ def commit_kv(
         table.data_ptr(),
         fresh.data_ptr() if new else 0,
         len(caches),
-        _paths(path, cu_nodes, rows),
+        paths(path, cu_nodes, rows),
         block_table.data_ptr(),
         block_table.shape[1],
         prefix_lens.data_ptr(),
@@ -33,7 +33,7 @@ def commit_kv(
     )
 
 
-def _paths(path: Tensor, cu_nodes: Tensor, rows: int) -> tuple[int, int, int, int, int]:
+def paths(path: Tensor, cu_nodes: Tensor, rows: int) -> tuple[int, int, int, int, int]:
     return path.data_ptr(), path.shape[1], cu_nodes.data_ptr(), rows, path.shape[0]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from .path import kept_paths
 
 
+@torch.no_grad()
 def commit_kv(
     caches: list[Tensor],
     table: Tensor | None,
