@@ -5,12 +5,15 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "commit.h"
 #include "kernels.h"
 #include "random.h"
+#include "state.h"
 #include "verify.h"
 
 namespace py = pybind11;
@@ -99,6 +102,73 @@ void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Addr
   sample(a, threads);
 }
 
+using PathsTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
+
+Paths paths_of(const PathsTuple& t) {
+  const auto& [nodes, width, cu_nodes, rows, requests] = t;
+  return {pointer<const int32_t>(nodes), width, pointer<const int32_t>(cu_nodes), rows, requests};
+}
+
+void commit_kv_binding(Address caches, Address fresh, int64_t cache_count, const PathsTuple& paths,
+                       Address block_table, int64_t pages_per_request, Address prefix_lens, int64_t page_size,
+                       Address out_lengths, Address out_pages_kept, int threads) {
+  CommitArgs a;
+  a.caches = pointer<const Cache>(caches);
+  a.fresh = pointer<const NewRows>(fresh);
+  a.cache_count = cache_count;
+  a.paths = paths_of(paths);
+  a.block_table = pointer<const int32_t>(block_table);
+  a.pages_per_request = pages_per_request;
+  a.prefix_lens = pointer<const int32_t>(prefix_lens);
+  a.page_size = page_size;
+  a.out_lengths = pointer<int32_t>(out_lengths);
+  a.out_pages_kept = pointer<int32_t>(out_pages_kept);
+  py::gil_scoped_release release;
+  commit_kv(a, threads);
+}
+
+using CommitsTuple = std::tuple<PathsTuple, Address>;
+using Fields = std::vector<std::vector<int64_t>>;
+
+Commits commits_of(const CommitsTuple& t) {
+  return {paths_of(std::get<0>(t)), pointer<const int64_t>(std::get<1>(t))};
+}
+
+// Structs of 64-bit fields only.
+template <class T>
+std::vector<T> structs_of(const Fields& rows) {
+  std::vector<T> out(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].size() * sizeof(int64_t) != sizeof(T)) throw py::value_error("wrong number of fields");
+    std::memcpy(&out[i], rows[i].data(), sizeof(T));
+  }
+  return out;
+}
+
+template <class State, class Input>
+auto state_binding(void (*run)(const Commits&, const std::vector<State>&, const std::vector<Input>&, int)) {
+  return [run](const CommitsTuple& commits, const Fields& states, const Fields& inputs, int threads) {
+    const auto state_table = structs_of<State>(states);
+    const auto input_table = structs_of<Input>(inputs);
+    py::gil_scoped_release release;
+    run(commits_of(commits), state_table, input_table, threads);
+  };
+}
+
+using Replay = void (*)(const Commits&, const std::vector<Matrices>&,
+                        const std::vector<std::vector<NodeInputs>>&, int);
+
+auto replay_binding(Replay run) {
+  return [run](const CommitsTuple& commits, const Fields& states, const std::vector<Fields>& inputs,
+               int threads) {
+    const auto state_table = structs_of<Matrices>(states);
+    std::vector<std::vector<NodeInputs>> input_table;
+    for (const Fields& layer : inputs) input_table.push_back(structs_of<NodeInputs>(layer));
+    py::gil_scoped_release release;
+    run(commits_of(commits), state_table, input_table, threads);
+  };
+}
+
 const Kernels& kernels_named(const std::string& isa) {
   const Kernels* table = isa == "avx512" ? avx512_kernels()
                          : isa == "avx2" ? avx2_kernels()
@@ -112,6 +182,11 @@ const Kernels& kernels_named(const std::string& isa) {
 PYBIND11_MODULE(_native, m) {
   m.def("verify", &verify_binding);
   m.def("sample", &sample_binding);
+  m.def("commit_kv", &commit_kv_binding);
+  m.def("commit_state", state_binding(&commit_state));
+  m.def("replay_conv", state_binding(&replay_conv));
+  m.def("replay_gated_delta", replay_binding(&replay_gated_delta));
+  m.def("replay_mamba2", replay_binding(&replay_mamba2));
   m.def("instruction_set", [] { return kernels().name; });
   // For tests of the kernels themselves.
   m.def("exp2", [](const std::string& isa, Address x, Address out, int64_t n) {

@@ -9,10 +9,12 @@ True
 """
 
 from .backends import explain
+from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .tree import DraftTree, Proposal
 from .verify import Status, Verified, verify
 
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "CachePlan",
+    "Committed",
     "DraftTree",
     "DraftVocab",
     "Lenient",
@@ -30,7 +34,12 @@ __all__ = [
     "Synthetic",
     "Typical",
     "Verified",
+    "commit_kv",
+    "commit_state",
     "explain",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
     "sample",
     "verify",
 ]

@@ -12,7 +12,15 @@ import torch
 from .errors import BackendUnavailable, bad_value
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPERATIONS = ("verify", "sample")
+OPERATIONS = (
+    "verify",
+    "sample",
+    "commit_kv",
+    "commit_state",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
+)
 _NO_TRITON = "it is not part of this release"
 
 

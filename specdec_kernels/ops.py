@@ -14,6 +14,10 @@ Conventions of the arguments:
 - `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
   they are given per request; an empty list if none is. The same for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
+  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a compiled caller
+  may pass copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per
+  cache.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """
@@ -41,11 +45,33 @@ SAMPLE = """sample(
     Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
     Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
 
+COMMIT_KV = """commit_kv(
+    Tensor(a!)[] caches, Tensor? table, Tensor[] new, Tensor path, Tensor cu_nodes, int rows,
+    Tensor block_table, Tensor prefix_lens, int page_size, str layout,
+    Tensor(b!) out_lengths, Tensor(c!) out_pages_kept, str backend) -> ()"""
+
+COMMIT_STATE = """commit_state(
+    Tensor(a!)[] states, Tensor[] snapshots,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_CONV = """replay_conv(
+    Tensor(a!)[] windows, Tensor[] inputs,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_GATED_DELTA = """replay_gated_delta(
+    Tensor(a!)[] states, Tensor[] keys, Tensor[] values, Tensor[] log_decay, Tensor[] beta,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
+REPLAY_MAMBA2 = """replay_mamba2(
+    Tensor(a!)[] states, Tensor[] x, Tensor[] B, Tensor[] dt, Tensor[] A,
+    Tensor path, Tensor cu_nodes, int rows, Tensor slots, str backend) -> ()"""
+
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
 def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
-    """Define the operator of a schema; `rows` are the places of its logits. Returns what calls it.
+    """Define the operator of a schema; `rows` are the places of what a backend must be able
+    to read. Returns what calls it.
 
     Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
     cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
@@ -55,8 +81,9 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
     def serve(*args: object) -> None:
         *args, backend = args
-        logits = [args[place] for place in rows if args[place] is not None]
-        module = backends.load(backend, operation, logits[0].device.type, [row.dtype for row in logits])
+        given = [args[place] for place in rows if args[place] is not None]
+        given = [row for value in given for row in (value if isinstance(value, list) else [value])]
+        module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(*args)
 
     def fake(*args: object) -> None:
@@ -68,7 +95,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
     operator = getattr(torch.ops.specdec_kernels, operation).default
 
     def call(*args: object) -> None:
-        plain = all(type(a) is Tensor and not a.is_meta for a in args if isinstance(a, Tensor))
+        values = [value for a in args for value in (a if isinstance(a, list) else [a])]
+        plain = all(type(a) is Tensor and not a.is_meta for a in values if isinstance(a, Tensor))
         (serve if plain and not torch.compiler.is_compiling() else operator)(*args)
 
     return call
@@ -76,3 +104,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
 verify = _register(VERIFY, rows=(0, 7))
 sample = _register(SAMPLE, rows=(0,))
+commit_kv = _register(COMMIT_KV, rows=(3,))
+commit_state = _register(COMMIT_STATE, rows=(2,))
+replay_conv = _register(REPLAY_CONV, rows=(2,))
+replay_gated_delta = _register(REPLAY_GATED_DELTA, rows=(0, 1, 2, 3, 4))
+replay_mamba2 = _register(REPLAY_MAMBA2, rows=(0, 1, 2, 3, 4))

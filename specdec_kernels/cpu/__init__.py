@@ -7,6 +7,9 @@ from torch import Tensor
 
 import specdec_kernels.cpu._native as _native
 
+from .commit import commit_kv  # noqa: F401
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
 

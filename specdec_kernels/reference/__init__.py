@@ -4,7 +4,17 @@ Reads like the mathematics and runs on tensors of any device, which it copies to
 are tested against it.
 """
 
+from .commit import commit_kv
 from .sample import sample
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .verify import verify
 
-__all__ = ["sample", "verify"]
+__all__ = [
+    "commit_kv",
+    "commit_state",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
+    "sample",
+    "verify",
+]

@@ -1,0 +1,209 @@
+"""The cache put right after verification: kept rows move to the slots right after the prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .cache_table import SLOT_DIM, cache_table, row_dims
+from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
+from .memory import check_distinct, check_no_overlap, check_row
+from .tree import DraftTree
+from .verify import Verified
+
+
+class Committed(NamedTuple):
+    """What a request holds after `commit_kv`."""
+
+    lengths: Tensor
+    """[B] int32: new committed lengths, `prefix_lens + num_accepted + 1`."""
+    pages_kept: Tensor
+    """[B] int32: pages still needed; the tail of the block table beyond them is free."""
+
+
+class CachePlan:
+    """Paged caches, checked once, with the table of their addresses.
+
+    Build it when the caches are allocated and hand it to every `commit_kv`: a step then looks at no cache.
+
+    Args:
+        caches: tensors of any dtypes on one device, e.g. keys and values of every layer, an MLA pool, a draft
+            model's. `"NHD"`: [pages, page_size, ...] with any trailing shape; `"HND"`: [pages, Hkv,
+            page_size, ...]. Pages and slots may be any distance apart; the bytes of a row (in HND, of one
+            head's row) must be contiguous. All share the block table; their numbers of pages may differ.
+        page_size: slots of a page.
+        layout: "NHD" or "HND".
+
+    Raises:
+        ValueError: wrong shapes, rows that are not contiguous, a cache listed twice or that overlaps itself.
+        TypeError: not tensors, or on different devices.
+
+    Notes:
+        Keeps the tensors alive. Their memory must not be moved (`resize_`, `set_`) while the plan is in use.
+
+    Example:
+        >>> plan = CachePlan([torch.zeros(4, 16, 2, 8), torch.zeros(4, 16, 2, 8)], page_size=16)
+        >>> plan.table.shape, plan.page_size, plan.layout
+        (torch.Size([2, 7]), 16, 'NHD')
+    """
+
+    def __init__(self, caches: Sequence[Tensor], *, page_size: int, layout: str = "NHD") -> None:
+        self.caches = list(caches)
+        self.page_size = page_size
+        self.layout = layout
+        check_caches("CachePlan", self.caches, page_size, layout)
+        self.table = cache_table(self.caches, layout)
+        """[len(caches), 7] int64 on the caches' device, see `cache_table.FIELDS`."""
+
+
+def commit_kv(
+    caches: CachePlan | Sequence[Tensor],
+    verified: Verified | Tensor,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    *,
+    page_size: int | None = None,
+    layout: str | None = None,
+    new: Sequence[Tensor] | None = None,
+    backend: str = "auto",
+) -> Committed:
+    """Move the rows of the root and the accepted nodes to the slots right after the prefix, in place.
+
+    Node `path[j]` of request b, j = 0, 1, ..., moves from slot `prefix_lens[b] + path[j]` to slot
+    `prefix_lens[b] + j`, in every cache of the list. Slot s of a request is row `s % page_size` of page
+    `block_table[b, s // page_size]`. Rows are moved as bytes, never converted. With `new` the same rows are
+    written from there instead.
+
+    Args:
+        caches: a `CachePlan`, or the list of tensors that it takes, which is then checked in every call.
+        verified: what `verify` returned, or its path, [B, max_depth + 1] int32: the root, accepted nodes in
+            order, then -1.
+        tree: the drafted tree.
+        block_table: [B, P] int32, the pages of each request.
+        prefix_lens: [B] int32, committed positions before the root.
+        page_size: slots of a page; may be left out with a plan.
+        layout: "NHD" (the default) or "HND", see `CachePlan`; may be left out with a plan.
+        new: rows of the tree that are not yet in the caches: for each cache a tensor [R, ...] of its dtype
+            and row shape ([R, Hkv, D] in both layouts). Only kept rows are written, the root's among them.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        `Committed`. A request whose path is all -1 (a padding slot) keeps its length.
+
+    Raises:
+        ValueError: wrong shapes, rows that are not contiguous; before anything has moved.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Notes:
+        Never synchronises with the device. Moves at most `2 * kept rows * row bytes` per cache, and nothing
+        for a node that is in its place already (`path[j] == j`): a drafter that numbers its likeliest path
+        first moves nothing in most steps. Needs no temporary: kept paths ascend, so no row lands on one that
+        has yet to leave. Slots of other requests, and rows beyond the kept ones, keep their bytes. A path
+        ends at the first entry that is no node or not above its predecessor; rows whose slot lies outside the
+        block table or whose page lies outside the cache are left out; a request with a negative prefix keeps
+        nothing.
+
+    Example:
+        >>> cache = torch.arange(8.0).view(2, 4, 1)  # two pages of four slots, one number each
+        >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6, 7]]), torch.tensor([[-1, 0, 0, 2]]))
+        >>> path = torch.tensor([[0, 2, 3]], dtype=torch.int32)
+        >>> pages, prefix = torch.tensor([[1, 0]], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+        >>> commit_kv([cache], path, tree, pages, prefix, page_size=4)
+        Committed(lengths=tensor([5], dtype=torch.int32), pages_kept=tensor([2], dtype=torch.int32))
+        >>> cache.flatten().tolist()  # slots 2, 4, 5 of the request moved to 2, 3, 4
+        [1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]
+    """
+    if isinstance(caches, CachePlan):
+        if page_size not in (None, caches.page_size):
+            bad_value("commit_kv", "page_size", f"must be the plan's, {caches.page_size}", page_size)
+        if layout not in (None, caches.layout):
+            bad_value("commit_kv", "layout", f"must be the plan's, {caches.layout!r}", repr(layout))
+        table, page_size, layout, caches = caches.table, caches.page_size, caches.layout, caches.caches
+    else:
+        if page_size is None:
+            bad_value("commit_kv", "page_size", "must be an int >= 1 without a CachePlan", None)
+        table, layout, caches = None, layout or "NHD", list(caches)
+        check_caches("commit_kv", caches, page_size, layout)
+    path, device = check_path("commit_kv", verified, tree), caches[0].device
+    check_device("commit_kv", "verified", path, device)
+    batch = tree.batch_size
+    if not isinstance(block_table, Tensor) or block_table.dim() != 2:
+        shape = list(block_table.shape) if isinstance(block_table, Tensor) else type(block_table).__name__
+        bad_value("commit_kv", "block_table", "must have shape [B, P]", shape)
+    shape = (batch, block_table.shape[1])
+    check_tensor("commit_kv", "block_table", block_table, "[B, P]", shape, (torch.int32,), device)
+    check_tensor("commit_kv", "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
+    new = None if new is None else list(new)
+    if new is not None:
+        _check_new(new, caches, layout, tree.tokens.shape[0])
+    out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
+    ops.commit_kv(
+        caches,
+        table,
+        new or [],
+        path,
+        tree.cu_nodes.contiguous(),
+        tree.tokens.shape[0],
+        block_table.contiguous(),
+        prefix_lens.contiguous(),
+        page_size,
+        layout,
+        out.lengths,
+        out.pages_kept,
+        backend,
+    )
+    return out
+
+
+def check_path(operation: str, verified: Verified | Tensor, tree: DraftTree) -> Tensor:
+    """The path of `verified`, contiguous."""
+    check_type(operation, "tree", tree, DraftTree, "a DraftTree")
+    path = verified.path if isinstance(verified, Verified) else verified
+    shape = (tree.batch_size, tree.max_depth + 1)
+    device = tree.cu_nodes.device
+    check_tensor(operation, "verified", path, "[B, max_depth + 1]", shape, (torch.int32,), device)
+    return path.contiguous()
+
+
+def check_caches(operation: str, caches: Sequence[Tensor], page_size: int, layout: str) -> None:
+    """Raise unless these are paged caches whose rows can be moved as bytes."""
+    if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
+        bad_value(operation, "page_size", "must be an int >= 1", repr(page_size))
+    if layout not in SLOT_DIM:
+        bad_value(operation, "layout", "must be 'NHD' or 'HND'", repr(layout))
+    if not caches:
+        bad_value(operation, "caches", "must hold at least one tensor", "none")
+    slot = SLOT_DIM[layout]
+    symbols = "[pages, page_size, ...]" if slot == 1 else "[pages, Hkv, page_size, ...]"
+    for i, cache in enumerate(caches):
+        name = f"caches[{i}]"
+        check_type(operation, name, cache, Tensor, "a tensor")
+        check_device(operation, name, cache, caches[0].device)
+        if cache.dim() <= slot or cache.shape[slot] != page_size:
+            rule = f"must have shape {symbols} with page_size = {page_size}"
+            bad_value(operation, name, rule, list(cache.shape))
+        check_row(operation, name, cache, row_dims(cache, layout))
+        check_no_overlap(operation, name, cache)
+    check_distinct(operation, "caches", caches)
+
+
+def _check_new(new: Sequence[Tensor], caches: Sequence[Tensor], layout: str, rows: int) -> None:
+    if len(new) != len(caches):
+        bad_value("commit_kv", "new", f"must hold a tensor for each of {len(caches)} caches", len(new))
+    slot = SLOT_DIM[layout]
+    for i, (fresh, cache) in enumerate(zip(new, caches, strict=True)):
+        name = f"new[{i}]"
+        check_type("commit_kv", name, fresh, Tensor, "a tensor")
+        if fresh.dtype != cache.dtype:
+            rule = f"must have the dtype of caches[{i}], {name_of(cache.dtype)}"
+            bad_type("commit_kv", name, rule, name_of(fresh.dtype))
+        check_device("commit_kv", name, fresh, cache.device)
+        shape = (rows, *cache.shape[1:slot], *cache.shape[slot + 1 :])
+        check_shape("commit_kv", name, fresh, "[R, ...] with the cache's row", shape)
+        check_row("commit_kv", name, fresh, range(slot, fresh.dim()))

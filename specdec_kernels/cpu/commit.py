@@ -1,0 +1,47 @@
+"""Committing on the CPU: tables of addresses for the native core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cache_table import cache_table
+from . import _native
+
+
+def commit_kv(
+    caches, table, new, path, cu_nodes, rows, block_table, prefix_lens, page_size, layout,
+    out_lengths, out_pages_kept,
+):  # fmt: skip
+    """The operator `specdec_kernels::commit_kv`."""
+    # A compiled caller may hand over copies of the caches that the plan was made for.
+    if table is None or table[:, 0].tolist() != [cache.data_ptr() for cache in caches]:
+        table = cache_table(caches, layout)
+    fresh = _new_rows(new, layout)
+    _native.commit_kv(
+        table.data_ptr(),
+        fresh.data_ptr() if new else 0,
+        len(caches),
+        paths(path, cu_nodes, rows),
+        block_table.data_ptr(),
+        block_table.shape[1],
+        prefix_lens.data_ptr(),
+        page_size,
+        out_lengths.data_ptr(),
+        out_pages_kept.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def paths(path: Tensor, cu_nodes: Tensor, rows: int) -> tuple[int, int, int, int, int]:
+    return path.data_ptr(), path.shape[1], cu_nodes.data_ptr(), rows, path.shape[0]
+
+
+def _new_rows(new: list[Tensor], layout: str) -> Tensor:
+    """Address, and strides in bytes of rows and heads, of each tensor."""
+    rows = []
+    for fresh in new:
+        size = fresh.element_size()
+        head_stride = fresh.stride(1) * size if layout == "HND" else 0
+        rows.append((fresh.data_ptr(), fresh.stride(0) * size, head_stride))
+    return torch.tensor(rows, dtype=torch.int64)

@@ -1,0 +1,48 @@
+"""Checks of how tensors lie in memory. They read no values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import bad_value
+
+
+def check_row(operation: str, argument: str, tensor: Tensor, dims: range) -> None:
+    """Raise `ValueError` unless the given last dimensions lie together in memory."""
+    if tensor.numel() == 0:
+        return
+    expected = 1
+    for dim in reversed(dims):
+        if tensor.shape[dim] != 1 and tensor.stride(dim) != expected:
+            rule = f"must have contiguous rows (dimensions {dims.start} to {tensor.dim() - 1})"
+            bad_value(operation, argument, rule, _strides(tensor))
+        expected *= tensor.shape[dim]
+
+
+def check_no_overlap(operation: str, argument: str, tensor: Tensor) -> None:
+    """Raise `ValueError` unless strides nest, as those of views of a pool do, so that no two elements share
+    bytes."""
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                bad_value(operation, argument, "must not overlap itself", _strides(tensor))
+            extent += stride * (size - 1)
+
+
+def check_distinct(operation: str, argument: str, tensors: Sequence[Tensor]) -> None:
+    """Raise `ValueError` where a tensor is listed twice: what is done in place must be done once."""
+    if torch.compiler.is_compiling():
+        return
+    seen: dict[int, int] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() and seen.setdefault(tensor.data_ptr(), i) != i:
+            got = f"{seen[tensor.data_ptr()]} and {i} at one address"
+            bad_value(operation, argument, "must be distinct", got)
+
+
+def _strides(tensor: Tensor) -> str:
+    return f"shape {list(tensor.shape)}, strides {list(tensor.stride())}"

@@ -1,0 +1,109 @@
+"""Committing bad data: nothing outside the caches is touched, and backends agree. Also run under
+AddressSanitizer and UBSan by test_sanitizers.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from paging import Pool, block_tables, integer, random_tree
+
+import specdec_kernels as sdk
+
+WILD = torch.tensor([-(2**31), -7, -1, 0, 1, 2, 3, 5, 40, 10**6, 2**31 - 1])
+
+
+def wild(g, *shape):
+    return WILD[torch.randint(0, len(WILD), shape, generator=g)].int()
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("spoiled", ["pages", "prefix", "path", "offsets", "all"])
+def test_bad_data_is_left_out(layout, fresh, spoiled):
+    g = torch.Generator().manual_seed(5)
+    for _ in range(30):
+        batch, page_size = integer(g, 1, 4), (1, 3, 4)[integer(g, 0, 3)]
+        tree, path = random_tree(g, batch)
+        pages_each = 4 + tree.max_nodes // page_size
+        table = block_tables(g, batch, pages_each, batch * pages_each)
+        prefix_lens = torch.randint(0, 9, (batch,), generator=g).int()
+        if spoiled in ("pages", "all"):  # valid pages stay distinct
+            bad = torch.randint(0, 3, table.shape, generator=g) == 0
+            table = torch.where(bad, torch.where(wild(g, *table.shape) < 0, -5, 10**6), table).int()
+        if spoiled in ("prefix", "all"):
+            prefix_lens = wild(g, batch)
+        if spoiled in ("path", "all"):
+            path = torch.where(torch.rand(path.shape, generator=g) < 0.4, wild(g, *path.shape), path)
+        if spoiled in ("offsets", "all"):
+            tree = sdk.DraftTree(
+                tree.tokens, tree.parents, wild(g, batch + 1), tree.proposals, tree.max_nodes, tree.max_depth
+            )
+        specs = [(pages, 2, 8, torch.int16, 6) for pages in (batch * pages_each, 2, 0)]
+        pools = [Pool(g, specs, page_size, layout)]
+        pools.append(pools[0].clone())
+        rows = tree.tokens.numel()
+        new = [torch.randint(0, 9, (rows, 2, 8), generator=g).short() for _ in specs] if fresh else None
+        results = [
+            sdk.commit_kv(
+                pool.caches, path, tree, table, prefix_lens, page_size=page_size, layout=layout, new=new,
+                backend=backend,
+            )
+            for pool, backend in zip(pools, ("cpu", "reference"), strict=True)
+        ]  # fmt: skip
+        assert torch.equal(pools[0].bytes, pools[1].bytes)
+        assert all(torch.equal(native, reference) for native, reference in zip(*results, strict=True))
+        assert bool((results[0].lengths >= 0).all() and (results[0].pages_kept >= 0).all())
+
+
+def test_caches_without_bytes():
+    tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
+    table, prefix_lens = torch.zeros(2, 3).int(), torch.zeros(2).int()
+    for shape in ((0, 4, 2), (3, 4, 0), (3, 4)):
+        for columns in (3, 0):
+            sdk.commit_kv([torch.zeros(shape)], path, tree, table[:, :columns], prefix_lens, page_size=4)
+
+
+@pytest.mark.parametrize("spoiled", ["slots", "path", "offsets"])
+def test_states_of_bad_requests_are_left_alone(spoiled):
+    g = torch.Generator().manual_seed(7)
+    for _ in range(20):
+        batch = integer(g, 1, 4)
+        tree, path = random_tree(g, batch)
+        rows, slots = tree.tokens.numel(), torch.randperm(batch, generator=g)
+        if spoiled == "slots":
+            bad = torch.rand(batch, generator=g) < 0.5
+            slots = torch.where(bad, wild(g, batch).long() * 2**20 - 1, slots)
+        if spoiled == "path":
+            path = torch.where(torch.rand(path.shape, generator=g) < 0.4, wild(g, *path.shape), path)
+        if spoiled == "offsets":
+            tree = sdk.DraftTree(
+                tree.tokens, tree.parents, wild(g, batch + 1), tree.proposals, tree.max_nodes, tree.max_depth
+            )
+        state, vectors, scalars = torch.zeros(batch, 2, 3, 3), torch.ones(rows, 2, 3), torch.ones(rows, 2)
+        results = []
+        for backend in ("cpu", "reference"):
+            states = [state.clone() for _ in range(4)]
+            rest = (path, tree, slots)
+            sdk.commit_state([states[0]], [torch.ones(rows, 2, 3, 3)], *rest, backend=backend)
+            sdk.replay_conv([states[1][:, 0]], [scalars.repeat(1, 2)[:, :3]], *rest, backend=backend)
+            sdk.replay_gated_delta(
+                [states[2]], [vectors], [vectors], [-scalars], [scalars], *rest, backend=backend
+            )
+            sdk.replay_mamba2(
+                [states[3]], [vectors], [vectors], [scalars], [-torch.ones(2)], *rest, backend=backend
+            )
+            results.append(states)
+        for native, reference in zip(*results, strict=True):
+            torch.testing.assert_close(native, reference)
+
+
+def test_states_without_bytes():
+    tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
+    rows, rest = tree.tokens.numel(), (path, tree, torch.arange(2))
+    one = torch.ones(rows, 2)
+    for k, v in ((0, 3), (3, 0), (0, 0)):
+        state, keys, values = torch.zeros(2, 2, k, v), torch.ones(rows, 2, k), torch.ones(rows, 2, v)
+        sdk.commit_state([state], [torch.zeros(rows, 2, k, v)], *rest)
+        sdk.replay_conv([state[0]], [one[:, :k]] if k < 3 else [torch.ones(rows, 3)], *rest)
+        sdk.replay_gated_delta([state], [keys], [values], [one], [one], *rest)
+        sdk.replay_mamba2([state], [keys], [values], [one], [torch.ones(2)], *rest)
