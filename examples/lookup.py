@@ -1,6 +1,7 @@
-"""Prompt lookup: the text so far is the draft model."""
+"""Prompt lookup: the text so far is the draft model. Chains of one continuation, trees of several."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,6 +48,73 @@ class PromptLookup:
             return []
         # Where the continuation reaches the end of the context it goes on with itself: a repetition repeats.
         return np.resize(tokens[ends[-1] + 1 :], self.lengths[matched]).tolist()
+
+
+class Tree(NamedTuple):
+    """Tokens and the node each follows, parents first. Node 0 is the last token of the text."""
+
+    tokens: list[int]
+    parents: list[int]
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> "Tree":
+        return cls(list(tokens), list(range(-1, len(tokens) - 1)))
+
+
+class TreeLookup:
+    """Draft what followed the earlier occurrences of the context's suffix, as branches of one tree.
+
+    Occurrences come by the length of the suffix they repeat, the most recent of equals first, and the first
+    one's continuation is numbered first. A continuation is believed as far as TRUST goes in what the ones
+    before it have left over, and drafted until that falls below min_chance. With one branch the tree is a
+    chain, with none it is the root alone: plain decoding.
+    """
+
+    def __init__(
+        self,
+        max_nodes: int = 16,
+        branches: int = 4,
+        max_ngram: int = 6,
+        min_ngram: int = 1,
+        min_chance: float = 0.15,
+    ):
+        self.max_nodes = max_nodes
+        self.branches = branches
+        self.max_ngram = max_ngram
+        self.min_ngram = min_ngram
+        self.min_chance = min_chance
+
+    def __call__(self, context: Sequence[int]) -> Tree:
+        text = np.asarray(context)
+        tree = Tree.chain([int(text[-1])])
+        left = [1.0]  # of each node: the chance that the text reaches it and none of its children so far
+        children = {}
+        for matched, end in self._occurrences(text):
+            trust = TRUST[min(matched, max(TRUST))]
+            node = 0
+            for token in np.resize(text[end + 1 :], self.max_nodes).tolist():
+                if (node, token) not in children:
+                    chance = trust * left[node]
+                    if chance < self.min_chance or len(left) == self.max_nodes:
+                        break
+                    children[node, token] = len(left)
+                    tree.tokens.append(token)
+                    tree.parents.append(node)
+                    left[node] -= chance
+                    left.append(chance)
+                node = children[node, token]
+        return tree
+
+    def _occurrences(self, text: np.ndarray) -> list[tuple[int, int]]:
+        """Length and end of the best earlier matches of the text's suffix."""
+        ends = np.flatnonzero(text[:-1] == text[-1])
+        matched = np.ones_like(ends)
+        for length in range(1, min(self.max_ngram, len(text))):
+            longer = (matched == length) & (ends >= length)
+            longer &= text[ends - length] == text[-1 - length]
+            matched += longer
+        found = sorted(zip(matched.tolist(), ends.tolist(), strict=True), reverse=True)
+        return [pair for pair in found if pair[0] >= self.min_ngram][: self.branches]
 
 
 def _best_length(matched: int, num_draft: int, step_costs: Mapping[int, float]) -> int:

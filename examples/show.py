@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from smollm import ModelUnavailable, SmolLM, load
+from together import together
 from tokenizers.decoders import DecodeStream
 
 ACCEPTED = "bold green"
@@ -51,6 +52,8 @@ def run(
     console.rule(Text("summary", "bold"))
     console.print(_summary(results))
     broken = [name for (name, temperature), texts in results.items() if temperature == 0 and _parting(texts)]
+    texts = {key: tallies["plain"].tokens for key, tallies in results.items()}
+    broken += together(console, lm, prompts, texts, max_new_tokens, rounds, seed)
     if broken:
         console.print(f"The greedy text differs from plain decoding's: {', '.join(broken)}", style="bold red")
     return 1 if broken else 0

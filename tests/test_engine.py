@@ -1,0 +1,220 @@
+"""The examples' engine: draft trees on a paged cache write what plain decoding writes, token for token."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import specdec_kernels as sdk
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from engine import Engine, Request  # noqa: E402
+from llama import Llama, Shape  # noqa: E402
+from lookup import Tree, TreeLookup  # noqa: E402
+
+VOCAB, WIDTH, EOS = 50, 32, 7
+SHAPE = Shape(
+    layers=2, heads=4, kv_heads=2, head_size=8, norm_epsilon=1e-5, rope_theta=1e4, max_positions=512
+)
+ROOT_ONLY = TreeLookup(branches=0)
+
+
+def random_weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def weight(*size):
+        return torch.randn(size, generator=generator) / size[-1] ** 0.5
+
+    weights = {"model.embed_tokens.weight": 4 * weight(VOCAB, WIDTH), "model.norm.weight": torch.ones(WIDTH)}
+    rows = {"q": SHAPE.heads, "k": SHAPE.kv_heads, "v": SHAPE.kv_heads}
+    for number in range(SHAPE.layers):
+        layer = {f"self_attn.{name}_proj": weight(heads * 8, WIDTH) for name, heads in rows.items()}
+        layer["self_attn.o_proj"] = weight(WIDTH, SHAPE.heads * 8)
+        layer |= {"mlp.gate_proj": weight(48, WIDTH), "mlp.up_proj": weight(48, WIDTH)}
+        layer["mlp.down_proj"] = weight(WIDTH, 48)
+        layer |= {name: torch.rand(WIDTH, generator=generator) + 0.5 for name in NORMS}
+        weights |= {f"model.layers.{number}.{name}.weight": value for name, value in layer.items()}
+    return weights
+
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+WEIGHTS = random_weights(1)
+MODEL = Llama(SHAPE, WEIGHTS)
+
+
+def dense_logits(tokens: list[int]) -> torch.Tensor:
+    """The last row of a Llama without cache, pages or trees, written apart from the engine's."""
+
+    def turn(x):  # [length, heads, 8]
+        angle = torch.arange(len(x))[:, None] * 1e4 ** (-torch.arange(4) / 4)
+        turned = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1).contiguous())
+        turned = torch.view_as_real(turned * torch.polar(torch.ones_like(angle), angle)[:, None])
+        return turned.transpose(-1, -2).flatten(-2)
+
+    x = WEIGHTS["model.embed_tokens.weight"][tokens]
+    for number in range(SHAPE.layers):
+        w = {name: WEIGHTS[f"model.layers.{number}.{name}.weight"] for name in layer_names()}
+        h = F.rms_norm(x, (WIDTH,), w["input_layernorm"], 1e-5)
+        q, k, v = (F.linear(h, w[f"self_attn.{name}_proj"]).unflatten(1, (-1, 8)) for name in "qkv")
+        q, k, v = turn(q), turn(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        mixed = F.scaled_dot_product_attention(
+            *(part.transpose(0, 1)[None] for part in (q, k, v)), is_causal=True
+        )
+        x = x + F.linear(mixed[0].transpose(0, 1).flatten(1), w["self_attn.o_proj"])
+        h = F.rms_norm(x, (WIDTH,), w["post_attention_layernorm"], 1e-5)
+        gated = F.silu(F.linear(h, w["mlp.gate_proj"])) * F.linear(h, w["mlp.up_proj"])
+        x = x + F.linear(gated, w["mlp.down_proj"])
+    x = F.rms_norm(x[-1:], (WIDTH,), WEIGHTS["model.norm.weight"], 1e-5)
+    return F.linear(x, WEIGHTS["model.embed_tokens.weight"])
+
+
+def layer_names() -> list[str]:
+    first = "model.layers.0."
+    return [name[len(first) : -len(".weight")] for name in WEIGHTS if name.startswith(first)]
+
+
+def plain(prompt: list[int], max_new_tokens: int, temperature: float, seed: int) -> list[int]:
+    tokens = []
+    while len(tokens) < max_new_tokens and EOS not in tokens:
+        token = sdk.sample(
+            dense_logits(prompt + tokens),
+            sdk.SamplingParams(temperature=temperature),
+            seeds=torch.tensor([seed]),
+            positions=torch.tensor([len(prompt) + len(tokens)]),
+        )
+        tokens.append(int(token))
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[tuple[dict, list[int]]]:
+    """Requests, greedy and sampled, and what plain decoding writes for them."""
+    words = random.Random(3)
+    requests = []
+    for number in range(8):
+        prompt = [words.randrange(8, VOCAB) for _ in range(words.choice([1, 4, 5, 13]))] * 2
+        temperature = 0.0 if number % 2 else 0.8
+        requests.append(
+            {"prompt": prompt, "max_new_tokens": 24 + number, "temperature": temperature, "seed": number}
+        )
+    return [(request, plain(**request)) for request in requests]
+
+
+class Foresight:
+    """Trees that hide the text to come at random places among wrong branches."""
+
+    def __init__(self, texts, max_nodes: int):
+        self.wholes = [request["prompt"] + answer for request, answer in texts]
+        self.max_nodes = max_nodes
+        self.choices = random.Random(5)
+
+    def __call__(self, context) -> Tree:
+        coming = next(whole for whole in self.wholes if whole[: len(context)] == context)[len(context) :]
+        right, tree, depth = {0: 0}, Tree.chain([context[-1]]), [0]
+        for node in range(1, self.choices.randint(1, self.max_nodes)):
+            parent = self.choices.randrange(node)
+            token = self.choices.randrange(VOCAB)
+            if parent in right and depth[parent] < len(coming) and self.choices.random() < 0.5:
+                token = coming[depth[parent]]
+                right[node] = parent
+            tree.tokens.append(token)
+            tree.parents.append(parent)
+            depth.append(depth[parent] + 1)
+        return tree
+
+
+def decode(texts, draft, *, pages: int, max_nodes: int) -> tuple[list[Request], list[list]]:
+    engine = Engine(MODEL, draft, eos_id=EOS, pages=pages, page_size=4, max_nodes=max_nodes)
+    poison(engine)
+    requests = [Request(**request) for request, _ in texts]
+    for request in requests:
+        engine.add(request)
+    steps = []
+    while step := engine.step():
+        steps.append(step)
+        held = [page for request in engine.running for page in request.pages]
+        assert sorted(held + engine.free) == list(range(pages))
+        assert all(len(r.pages) == -(-r.cached // 4) for r in engine.running)
+        assert all(r.cached == len(r.context) - 1 for r in engine.running)
+    assert not engine.running and not engine.waiting
+    return requests, steps
+
+
+def poison(engine: Engine) -> None:
+    """What was never written must not be read."""
+    for cache in engine.cache.plan.caches:
+        cache.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda texts: ROOT_ONLY,
+        lambda texts: TreeLookup(max_nodes=9, branches=1),
+        lambda texts: TreeLookup(max_nodes=9, branches=4, min_chance=0.02),
+        lambda texts: Foresight(texts, 9),
+    ],
+    ids=["root only", "chains", "trees", "hidden paths"],
+)
+@pytest.mark.parametrize("pages", [200, 33], ids=["all at once", "joining and leaving"])
+def test_any_draft_writes_the_plain_text(texts, make, pages):
+    requests, steps = decode(texts, make(texts), pages=pages, max_nodes=9)
+    for request, (_, answer) in zip(requests, texts, strict=True):
+        assert request.tokens == answer
+    batches = [len(step) for step in steps]
+    if pages == 200:
+        assert batches[0] == len(texts) and batches == sorted(batches, reverse=True)
+    else:
+        assert max(batches) < len(texts) and len({len(set(map(id, step))) for step in steps}) > 1
+
+
+def test_drafts_save_steps(texts):
+    _, plain_steps = decode(texts, ROOT_ONLY, pages=200, max_nodes=9)
+    _, steps = decode(texts, Foresight(texts, 9), pages=200, max_nodes=9)
+    _, chains = decode(texts, TreeLookup(max_nodes=9), pages=200, max_nodes=9)
+    assert len(steps) < len(plain_steps) and len(chains) <= len(plain_steps)
+    assert all(progress.nodes == 1 for step in plain_steps for progress in step)
+
+
+def test_a_long_prompt_is_read_in_chunks(monkeypatch):
+    prompt = [8 + place * place % 41 for place in range(47)]
+    request, answer = {"prompt": prompt, "max_new_tokens": 6}, plain(prompt, 6, 0.0, 0)
+    monkeypatch.setattr("engine.PROMPT_CHUNK", 10)
+    (served,), _ = decode([(request, answer)], ROOT_ONLY, pages=20, max_nodes=4)
+    assert served.tokens == answer
+
+
+def test_requests_that_can_never_run_are_refused():
+    engine = Engine(MODEL, ROOT_ONLY, eos_id=EOS, pages=4, page_size=4, max_nodes=4)
+    with pytest.raises(ValueError, match="pages"):
+        engine.add(Request([8] * 9, max_new_tokens=4))
+    with pytest.raises(ValueError, match="prompt"):
+        engine.add(Request([], max_new_tokens=4))
+
+
+class TestTreeLookup:
+    def test_branches_where_the_text_went_different_ways(self):
+        #       1 2 -> 5 6, later 1 2 -> 3 4; the most recent is numbered first
+        context = [1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]
+        tree = TreeLookup(max_nodes=5, max_ngram=2, min_chance=0.0)(context)
+        assert tree == Tree([2, 3, 4, 8, 1], [-1, 0, 1, 2, 3])
+        tree = TreeLookup(max_nodes=16, max_ngram=2, min_chance=0.1)(context)
+        assert tree == Tree([2, 3, 4, 5], [-1, 0, 1, 0])
+
+    def test_longer_repeats_come_first(self):
+        context = [4, 1, 2, 5, 9, 1, 2, 3, 8, 4, 1, 2]
+        assert TreeLookup(max_nodes=2)(context) == Tree([2, 5], [-1, 0])
+
+    def test_nothing_repeats(self):
+        assert TreeLookup()([1, 2, 3]) == Tree([3], [-1])
+        assert TreeLookup()([3]) == Tree([3], [-1])
+
+    def test_shared_beginnings_are_drafted_once(self):
+        context = [7, 3, 3, 7, 3, 4, 7]
+        tree = TreeLookup(max_nodes=4, max_ngram=1, min_chance=0.0)(context)
+        assert tree == Tree([7, 3, 4, 7], [-1, 0, 1, 2])
