@@ -188,7 +188,8 @@ int64_t find(const float* x, int64_t n, float value) {
   return -1;
 }
 
-// Asks for the step one chunk ahead while this one is computed; rows are read in order, and asking too far is harmless.
+// Asks for the step one chunk ahead while this one is computed; rows are read in order, and asking too far is
+// harmless.
 inline void prefetch_step(const float* x) {
   for (int i = 0; i < kStep; i += 16) __builtin_prefetch(x + kChunk + i);
 }
@@ -288,9 +289,11 @@ void exp2_all(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp2_negative(load(x + i)));
 }
 
+#include "attention_inl.h"
+
 constexpr Kernels kTable = {
-    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,    sum, sum_weighted_log2,
-    race,           residual,         residual_race,   keep,      exp2_all};
+    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,     sum,        sum_weighted_log2,
+    race,           residual,         residual_race,   keep,      exp2_all, &kAttention};
 
 }  // namespace
 }  // namespace specdec

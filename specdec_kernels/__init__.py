@@ -1,4 +1,5 @@
-"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling.
+"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling;
+attention over draft trees.
 
 >>> import torch
 >>> import specdec_kernels as sdk
@@ -8,6 +9,7 @@
 True
 """
 
+from .attention import tree_attention
 from .backends import explain
 from .errors import BackendUnavailable
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -32,5 +34,6 @@ __all__ = [
     "Verified",
     "explain",
     "sample",
+    "tree_attention",
     "verify",
 ]

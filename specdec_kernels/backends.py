@@ -12,7 +12,7 @@ import torch
 from .errors import BackendUnavailable, bad_value
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPERATIONS = ("verify", "sample")
+OPERATIONS = ("verify", "sample", "tree_attention")
 _NO_TRITON = "it is not part of this release"
 
 
@@ -50,7 +50,7 @@ def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[to
     if device_type != "cpu":
         return f"it serves tensors on cpu, got {device_type}"
     if torch.float64 in dtypes:
-        return "it serves float32 | bfloat16 | float16 logits, got float64"
+        return "it serves float32 | bfloat16 | float16 rows, got float64"
     module, reason = _native()
     if module is None:
         return reason
@@ -85,5 +85,5 @@ def explain() -> str:
         for operation in OPERATIONS:
             name, why = choose(operation, device)
             lines.append(f"{operation} on {device}: {name}: {why}")
-    lines.append("float64 logits: reference on every device: the other backends serve 32 and 16 bit rows")
+    lines.append("float64 rows: reference on every device: the other backends serve 32 and 16 bit rows")
     return "\n".join(lines)

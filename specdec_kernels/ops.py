@@ -14,6 +14,9 @@ Conventions of the arguments:
 - `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
   they are given per request; an empty list if none is. The same for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]; without a
+  `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where
+  there is none. `key_scales` and `value_scales` [Hkv] stand in for the one number where they are given.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """
@@ -38,17 +41,25 @@ SAMPLE = """sample(
     Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
     Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
 
+TREE_ATTENTION = """tree_attention(
+    Tensor query, Tensor key_cache, Tensor? value_cache, Tensor parents, Tensor cu_nodes,
+    Tensor block_table, Tensor prefix_lens, Tensor? new_key, Tensor? new_value,
+    float scale, int window, float softcap, Tensor? sinks,
+    float key_scale, Tensor? key_scales, float value_scale, Tensor? value_scales,
+    int value_dim, SymInt max_prefix_len, bool heads_first, bool deterministic,
+    Tensor(a!) out, Tensor(b!)? out_lse, str backend) -> ()"""
+
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
 def _register(schema: str, rows: tuple[int, ...]) -> None:
-    """Define the operator of a schema; `rows` are the places of its logits."""
+    """Define the operator of a schema; `rows` are the places of the tensors whose dtype a backend must serve."""
     operation = schema.split("(", 1)[0]
 
     def serve(*args: object) -> None:
         *args, backend = args
-        logits = [args[place] for place in rows if args[place] is not None]
-        module = backends.load(backend, operation, logits[0].device.type, [row.dtype for row in logits])
+        given = [args[place] for place in rows if args[place] is not None]
+        module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(*args)
 
     def fake(*args: object) -> None:
@@ -61,6 +72,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> None:
 
 _register(VERIFY, rows=(0, 7))
 _register(SAMPLE, rows=(0,))
+_register(TREE_ATTENTION, rows=(0, 1))
 
 verify = torch.ops.specdec_kernels.verify.default
 sample = torch.ops.specdec_kernels.sample.default
+tree_attention = torch.ops.specdec_kernels.tree_attention.default

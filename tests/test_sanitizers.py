@@ -38,7 +38,10 @@ def test_hostile_input_under_sanitizers(tmp_path):
         [sys.executable, "-c", where], env=environment, capture_output=True, text=True, cwd=tmp_path
     )
     assert str(tmp_path) in loaded.stdout, loaded.stderr
-    tests = [str(ROOT / "tests" / name) for name in ("test_hostile.py", "test_match.py")]
+    tests = [
+        str(ROOT / "tests" / name)
+        for name in ("test_hostile.py", "test_match.py", "test_attention_hostile.py")
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", tmp_path, *tests],
         env=environment, capture_output=True, text=True, cwd=tmp_path,

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from . import _native
+from .attention import tree_attention
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
+
+
+__all__ = ["instruction_set", "sample", "tree_attention", "verify"]
 
 
 def instruction_set() -> str:

@@ -4,7 +4,8 @@ Reads like the mathematics and runs on tensors of any device, which it copies to
 are tested against it.
 """
 
+from .attention import tree_attention
 from .sample import sample
 from .verify import verify
 
-__all__ = ["sample", "verify"]
+__all__ = ["sample", "tree_attention", "verify"]
