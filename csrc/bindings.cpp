@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "attention.h"
 #include "commit.h"
 #include "kernels.h"
 #include "random.h"
@@ -169,6 +170,62 @@ auto replay_binding(Replay run) {
   };
 }
 
+using HeadRowsTuple = std::tuple<Address, int, int64_t, int64_t>;
+using CacheTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, float, Address>;
+
+HeadRows head_rows_of(const HeadRowsTuple& t) {
+  const auto& [data, dtype, row_stride, head_stride] = t;
+  return {pointer<const void>(data), static_cast<DType>(dtype), row_stride, head_stride};
+}
+
+HeadCache cache_of(const CacheTuple& t) {
+  const auto& [data, dtype, page_stride, slot_stride, head_stride, scale, scales] = t;
+  return {pointer<const void>(data),
+          static_cast<DType>(dtype),
+          page_stride,
+          slot_stride,
+          head_stride,
+          pointer<const float>(scales),
+          scale};
+}
+
+// `rows`: query, new keys, new values. `sizes`: R, query heads, cache heads, D, elements of a value, B.
+// `paging`: entries of a row of the block table, pages, page size, bound on prefixes.
+void attention_binding(const std::array<HeadRowsTuple, 3>& rows, const std::array<CacheTuple, 2>& caches,
+                       const std::array<int64_t, 6>& sizes, const std::array<Address, 2>& tree,
+                       const std::array<Address, 2>& tables, const std::array<int64_t, 4>& paging,
+                       float scale, int64_t window, float softcap, Address sinks,
+                       const std::array<Address, 2>& out, int threads) {
+  AttentionArgs a;
+  a.query = head_rows_of(rows[0]);
+  a.new_key = head_rows_of(rows[1]);
+  a.new_value = head_rows_of(rows[2]);
+  a.key = cache_of(caches[0]);
+  a.value = cache_of(caches[1]);
+  a.rows = sizes[0];
+  a.query_heads = sizes[1];
+  a.heads = sizes[2];
+  a.head = sizes[3];
+  a.value_size = sizes[4];
+  a.requests = sizes[5];
+  a.parents = pointer<const int32_t>(tree[0]);
+  a.cu_nodes = pointer<const int32_t>(tree[1]);
+  a.block_table = pointer<const int32_t>(tables[0]);
+  a.prefix_lens = pointer<const int32_t>(tables[1]);
+  a.table_width = paging[0];
+  a.pages = paging[1];
+  a.page_size = paging[2];
+  a.max_prefix = paging[3];
+  a.scale = scale;
+  a.window = window;
+  a.softcap = softcap;
+  a.sinks = pointer<const float>(sinks);
+  a.out = pointer<void>(out[0]);
+  a.out_lse = pointer<float>(out[1]);
+  py::gil_scoped_release release;
+  tree_attention(a, threads);
+}
+
 const Kernels& kernels_named(const std::string& isa) {
   const Kernels* table = isa == "avx512" ? avx512_kernels()
                          : isa == "avx2" ? avx2_kernels()
@@ -187,6 +244,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("replay_conv", state_binding(&replay_conv));
   m.def("replay_gated_delta", replay_binding(&replay_gated_delta));
   m.def("replay_mamba2", replay_binding(&replay_mamba2));
+  m.def("tree_attention", &attention_binding);
   m.def("instruction_set", [] { return kernels().name; });
   // For tests of the kernels themselves.
   m.def("exp2", [](const std::string& isa, Address x, Address out, int64_t n) {

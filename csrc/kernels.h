@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "attention_kernels.h"
 #include "random.h"
 
 namespace specdec {
@@ -46,6 +47,8 @@ struct Kernels {
   int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
   // 2^x of n non-positive numbers; n is a multiple of kGroup.
   void (*exp2)(const float* x, float* out, int64_t n);
+
+  const AttentionKernels* attention;
 };
 
 // The best table this processor runs. SPECDEC_ISA = baseline | avx2 | avx512 asks for a lesser one.

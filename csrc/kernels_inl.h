@@ -289,9 +289,11 @@ void exp2_all(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp2_negative(load(x + i)));
 }
 
+#include "attention_inl.h"
+
 constexpr Kernels kTable = {
-    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,    sum, sum_weighted_log2,
-    race,           residual,         residual_race,   keep,      exp2_all};
+    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,     sum,        sum_weighted_log2,
+    race,           residual,         residual_race,   keep,      exp2_all, &kAttention};
 
 }  // namespace
 }  // namespace specdec

@@ -56,6 +56,52 @@ inline F from_bfloat16(const uint16_t* x) {
 inline F from_float16(const uint16_t* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
+inline F from_int8(const int8_t* x) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+inline F from_float8(const uint8_t* x) {  // e4m3fn: no infinities, NaN is 127
+  const U bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  const U size = _mm512_and_si512(bits, set(0x7Fu)),
+          sign = _mm512_slli_epi32(_mm512_sub_epi32(bits, size), 24);
+  U value = _mm512_add_epi32(_mm512_slli_epi32(size, 20), set(120u << 23));
+  const F tiny = _mm512_mul_ps(_mm512_cvtepi32_ps(size), set(0x1p-9f));
+  value = _mm512_mask_mov_epi32(value, _mm512_cmplt_epi32_mask(size, set(8u)), _mm512_castps_si512(tiny));
+  value = _mm512_mask_mov_epi32(value, _mm512_cmpeq_epi32_mask(size, set(0x7Fu)), set(0x7FC00000u));
+  return _mm512_castsi512_ps(_mm512_or_si512(value, sign));
+}
+inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
+inline F select_at_least(F x, F bar, F yes, F no) {
+  return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(x, bar, _CMP_GE_OQ), yes);
+}
+inline F unpack_low(F a, F b) {
+  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline F unpack_high(F a, F b) {
+  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline void transpose(F x[kLanes]) {
+  F t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    x[i] = unpack_low(t[i], t[i + 2]);
+    x[i + 1] = unpack_high(t[i], t[i + 2]);
+    x[i + 2] = unpack_low(t[i + 1], t[i + 3]);
+    x[i + 3] = unpack_high(t[i + 1], t[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {  // quarter c of x[i + j] holds column 4 c + j of rows i ... i + 3
+    const F a = _mm512_shuffle_f32x4(x[j], x[4 + j], 0x88),
+            b = _mm512_shuffle_f32x4(x[8 + j], x[12 + j], 0x88);
+    const F c = _mm512_shuffle_f32x4(x[j], x[4 + j], 0xDD),
+            d = _mm512_shuffle_f32x4(x[8 + j], x[12 + j], 0xDD);
+    x[j] = _mm512_shuffle_f32x4(a, b, 0x88);
+    x[8 + j] = _mm512_shuffle_f32x4(a, b, 0xDD);
+    x[4 + j] = _mm512_shuffle_f32x4(c, d, 0x88);
+    x[12 + j] = _mm512_shuffle_f32x4(c, d, 0xDD);
+  }
+}
 
 #elif defined(SPECDEC_AVX2)
 
@@ -122,6 +168,40 @@ inline F from_bfloat16(const uint16_t* x) {
 inline F from_float16(const uint16_t* x) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
+inline F from_int8(const int8_t* x) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
+}
+inline F from_float8(const uint8_t* x) {
+  const U bits = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+  const U size = _mm256_and_si256(bits, set(0x7Fu)),
+          sign = _mm256_slli_epi32(_mm256_sub_epi32(bits, size), 24);
+  U value = _mm256_add_epi32(_mm256_slli_epi32(size, 20), set(120u << 23));
+  const F tiny = _mm256_mul_ps(_mm256_cvtepi32_ps(size), set(0x1p-9f));
+  value = _mm256_blendv_epi8(value, _mm256_castps_si256(tiny), _mm256_cmpgt_epi32(set(8u), size));
+  value = _mm256_blendv_epi8(value, set(0x7FC00000u), _mm256_cmpeq_epi32(size, set(0x7Fu)));
+  return _mm256_castsi256_ps(_mm256_or_si256(value, sign));
+}
+inline F divide(F a, F b) { return _mm256_div_ps(a, b); }
+inline F select_at_least(F x, F bar, F yes, F no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, bar, _CMP_GE_OQ));
+}
+inline void transpose(F x[kLanes]) {
+  F t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int j = 0; j < 4; ++j) {
+    x[j] = _mm256_permute2f128_ps(u[j], u[4 + j], 0x20);
+    x[4 + j] = _mm256_permute2f128_ps(u[j], u[4 + j], 0x31);
+  }
+}
 
 #else  // plain C++ with the compiler's four-lane vectors
 
@@ -187,6 +267,32 @@ inline float from_float16(uint16_t h) {
 }
 inline F from_float16(const uint16_t* x) {
   return F{from_float16(x[0]), from_float16(x[1]), from_float16(x[2]), from_float16(x[3])};
+}
+inline F from_int8(const int8_t* x) {
+  return F{static_cast<float>(x[0]), static_cast<float>(x[1]), static_cast<float>(x[2]),
+           static_cast<float>(x[3])};
+}
+inline float from_float8(uint8_t x) {
+  const uint32_t size = x & 0x7Fu;
+  float out = static_cast<float>(size) * 0x1p-9f;
+  const uint32_t bits = size == 0x7F ? 0x7FC00000u : (size << 20) + (120u << 23);
+  if (size >= 8) __builtin_memcpy(&out, &bits, sizeof out);
+  return x & 0x80u ? -out : out;
+}
+inline F from_float8(const uint8_t* x) {
+  return F{from_float8(x[0]), from_float8(x[1]), from_float8(x[2]), from_float8(x[3])};
+}
+inline F divide(F a, F b) { return a / b; }
+inline F select_at_least(F x, F bar, F yes, F no) { return select(x >= bar, yes, no); }
+inline void transpose(F x[kLanes]) {
+  const F a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
+          b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+  const F c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7),
+          d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+  x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
 #endif

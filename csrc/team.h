@@ -24,6 +24,7 @@ class Worker {
         const_cast<void*>(static_cast<const void*>(&body)));
   }
   int slots() const;
+  int slot() const { return index_; }  // of this worker's own calls
 
   using Call = void (*)(void* context, int64_t block, int slot);
 

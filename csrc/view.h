@@ -6,7 +6,12 @@
 
 namespace specdec {
 
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+// The last two only in key and value caches.
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kFloat8 = 4 };
+
+inline constexpr int64_t bytes_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2 : 1;
+}
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 
@@ -32,11 +37,10 @@ struct Rows {
   int64_t group_stride = 0;  // elements between groups
   int64_t row_stride = 0;    // elements between rows of a group
 
-  int64_t element_bytes() const { return dtype == DType::kFloat32 ? 4 : 2; }
   Row row(int64_t r) const {
     Row out;
     out.data = static_cast<const char*>(data) +
-               ((r / group) * group_stride + (r % group) * row_stride) * element_bytes();
+               ((r / group) * group_stride + (r % group) * row_stride) * bytes_of(dtype);
     out.dtype = dtype;
     out.size = out.vocab = size;
     return out;

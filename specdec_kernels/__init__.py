@@ -1,4 +1,5 @@
-"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling.
+"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling;
+attention over draft trees.
 
 >>> import torch
 >>> import specdec_kernels as sdk
@@ -8,6 +9,7 @@
 True
 """
 
+from .attention import tree_attention
 from .backends import explain
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
@@ -41,5 +43,6 @@ __all__ = [
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "tree_attention",
     "verify",
 ]

@@ -15,6 +15,7 @@ NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = (
     "verify",
     "sample",
+    "tree_attention",
     "commit_kv",
     "commit_state",
     "replay_conv",
@@ -58,7 +59,7 @@ def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[to
     if device_type != "cpu":
         return f"it serves tensors on cpu, got {device_type}"
     if torch.float64 in dtypes:
-        return "it serves float32 | bfloat16 | float16 logits, got float64"
+        return "it serves float32 | bfloat16 | float16 rows, got float64"
     module, reason = _native()
     if module is None:
         return reason
@@ -97,5 +98,5 @@ def explain() -> str:
         for operation in OPERATIONS:
             name, why = choose(operation, device)
             lines.append(f"{operation} on {device}: {name}: {why}")
-    lines.append("float64 logits: reference on every device: the other backends serve 32 and 16 bit rows")
+    lines.append("float64 rows: reference on every device: the other backends serve 32 and 16 bit rows")
     return "\n".join(lines)

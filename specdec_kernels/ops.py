@@ -14,6 +14,9 @@ Conventions of the arguments:
 - `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
   they are given per request; an empty list if none is. The same for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]; without a
+  `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where
+  there is none. `key_scales` and `value_scales` [Hkv] stand in for the one number where they are given.
 - Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
   `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a compiled caller
   may pass copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per
@@ -45,6 +48,14 @@ SAMPLE = """sample(
     Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
     Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
 
+TREE_ATTENTION = """tree_attention(
+    Tensor query, Tensor key_cache, Tensor? value_cache, Tensor parents, Tensor cu_nodes,
+    Tensor block_table, Tensor prefix_lens, Tensor? new_key, Tensor? new_value,
+    float scale, int window, float softcap, Tensor? sinks,
+    float key_scale, Tensor? key_scales, float value_scale, Tensor? value_scales,
+    int value_dim, SymInt max_prefix_len, bool heads_first, bool deterministic,
+    Tensor(a!) out, Tensor(b!)? out_lse, str backend) -> ()"""
+
 COMMIT_KV = """commit_kv(
     Tensor(a!)[] caches, Tensor? table, Tensor[] new, Tensor path, Tensor cu_nodes, int rows,
     Tensor block_table, Tensor prefix_lens, int page_size, str layout,
@@ -70,8 +81,8 @@ _library = torch.library.Library("specdec_kernels", "DEF")
 
 
 def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
-    """Define the operator of a schema; `rows` are the places of what a backend must be able
-    to read. Returns what calls it.
+    """Define the operator of a schema; `rows` are the places of the tensors whose dtype a backend must
+    serve. Returns what calls it.
 
     Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
     cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
@@ -104,6 +115,7 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
 verify = _register(VERIFY, rows=(0, 7))
 sample = _register(SAMPLE, rows=(0,))
+tree_attention = _register(TREE_ATTENTION, rows=(0, 1))
 commit_kv = _register(COMMIT_KV, rows=(3,))
 commit_state = _register(COMMIT_STATE, rows=(2,))
 replay_conv = _register(REPLAY_CONV, rows=(2,))

@@ -272,7 +272,7 @@ def test_float64_rows_are_for_the_reference():
     assert sdk.sample(logits).shape == (2,)
     if backends._native()[0] is not None:
         with pytest.raises(
-            sdk.BackendUnavailable, match=r"serves float32 \| bfloat16 \| float16 logits, got float64"
+            sdk.BackendUnavailable, match=r"serves float32 \| bfloat16 \| float16 rows, got float64"
         ):
             sdk.sample(logits, backend="cpu")
         with pytest.raises(sdk.BackendUnavailable, match="float64"):

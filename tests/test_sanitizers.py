@@ -55,7 +55,13 @@ def test_hostile_input_under_sanitizers(tmp_path):
     )
     assert str(tmp_path) in loaded.stdout, loaded.stderr
     tests = [
-        str(ROOT / "tests" / name) for name in ("test_hostile.py", "test_commit_hostile.py", "test_match.py")
+        str(ROOT / "tests" / name)
+        for name in (
+            "test_hostile.py",
+            "test_commit_hostile.py",
+            "test_attention_hostile.py",
+            "test_match.py",
+        )
     ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", tmp_path, *tests],

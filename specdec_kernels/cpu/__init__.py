@@ -7,6 +7,7 @@ from torch import Tensor
 
 import specdec_kernels.cpu._native as _native
 
+from .attention import tree_attention  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 

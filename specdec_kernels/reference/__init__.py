@@ -4,6 +4,7 @@ Reads like the mathematics and runs on tensors of any device, which it copies to
 are tested against it.
 """
 
+from .attention import tree_attention
 from .commit import commit_kv
 from .sample import sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
@@ -16,5 +17,6 @@ __all__ = [
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "tree_attention",
     "verify",
 ]

@@ -1,0 +1,438 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "attention_kernels.h"
+#include "kernels.h"
+#include "team.h"
+
+namespace specdec {
+namespace {
+
+constexpr int64_t kUnitRows = 256;         // packed rows that stay in the second-level cache with a tile
+constexpr int64_t kSplit = 512;            // positions of the prefix in one split, at least
+constexpr int64_t kMaxSplits = 32;         // of one prefix
+constexpr int64_t kPartials = 512 * 1024;  // bytes that a worker keeps of splits not yet merged
+constexpr int64_t kLine = 16;              // floats of a cache line
+constexpr float kLog2E = 1.44269504f;
+
+struct Request {
+  int64_t begin = 0, nodes = 0;  // rows of the batch
+  int64_t prefix = 0;
+  int64_t splits = 0, split_tiles = 1;
+};
+
+// The nodes of a request that one worker takes, for one head of the cache.
+struct Unit {
+  int64_t request, head, first_node, nodes;
+};
+
+struct Bounds {
+  int64_t lowest, highest;
+};
+
+// Where a tile's rows lie. A position without a page, or outside every row's window, has no bit in `seen` and
+// a row of zeros.
+struct Places {
+  const void* rows[2 * kTile];  // keys, then values
+  int64_t count = 0;
+  uint64_t seen = 0;
+
+  const void** keys() { return rows; }
+  const void** values() { return rows + kTile; }
+};
+
+// Memory of one thread. `own` is for the unit that it works on, the rest for the tile that it works on, which
+// may be another's.
+struct Scratch {
+  float *queries, *partials, *total, *rows, *node_query, *node_seen;
+  float *key_rows, *value_panels, *scores;
+  std::vector<int32_t> chain;  // nodes from the root, or the window's first, to one node; by depth
+};
+
+class Attention {
+ public:
+  Attention(const AttentionArgs& args, int threads)
+      : a_(args),
+        k_(*kernels().attention),
+        group_(args.heads > 0 ? args.query_heads / args.heads : 0),
+        head_pad_(padded(args.head, kPanel)),
+        value_pad_(padded(args.value_size, kPanel)),
+        zeros_(4 * std::max(head_pad_, value_pad_), 0) {
+    plan(threads);
+  }
+
+  void run() {
+    clear_unowned_rows();
+    if (units_.empty()) return;
+    reserve();
+    Team team(threads_);
+    team.items(static_cast<int64_t>(units_.size()), 1,
+               [&](Worker& worker, int64_t item) { attend(worker, units_[item]); });
+  }
+
+ private:
+  // --- What there is to do ---
+
+  void plan(int threads) {
+    int64_t end = 0, work = 0;
+    requests_.resize(a_.requests);
+    depths_.assign(a_.rows, 0);
+    const int64_t most = std::min(a_.max_prefix, a_.table_width * a_.page_size);
+    const int64_t unit_nodes = std::max<int64_t>(kUnitRows / std::max<int64_t>(group_, 1), 1);
+    for (int64_t b = 0; b < a_.requests; ++b) {
+      Request& r = requests_[b];
+      // Offsets out of order give empty requests, never rows of two.
+      r.begin = std::clamp<int64_t>(a_.cu_nodes[b], end, a_.rows);
+      end = std::clamp<int64_t>(a_.cu_nodes[b + 1], r.begin, a_.rows);
+      r.nodes = end - r.begin;
+      r.prefix = std::clamp<int64_t>(a_.prefix_lens[b], 0, std::max<int64_t>(most, 0));
+      const int64_t tiles = (r.prefix + kTile - 1) / kTile;
+      const int64_t splits = std::clamp<int64_t>((r.prefix + kSplit - 1) / kSplit, 1, kMaxSplits);
+      r.split_tiles = std::max<int64_t>((tiles + splits - 1) / splits, 1);
+      r.splits = (tiles + r.split_tiles - 1) / r.split_tiles;
+      for (int64_t i = 0; i < r.nodes; ++i) {
+        const int64_t parent = parent_of(r, i);
+        depths_[r.begin + i] = parent < 0 ? 0 : depths_[r.begin + parent] + 1;
+      }
+      if (r.nodes == 0 || group_ == 0) continue;
+      most_nodes_ = std::max(most_nodes_, r.nodes);
+      const int64_t parts = (r.nodes + unit_nodes - 1) / unit_nodes, share = (r.nodes + parts - 1) / parts;
+      most_rows_ = std::max(most_rows_, share * group_);
+      work += (r.prefix + 16) * (r.nodes * group_ + 8);
+      for (int64_t h = 0; h < a_.heads; ++h)
+        for (int64_t node = 0; node < r.nodes; node += share)
+          units_.push_back({b, h, node, std::min(share, r.nodes - node)});
+    }
+    // Threads are woken only for work that outlasts the waking.
+    threads_ = work * a_.heads * (a_.head + a_.value_size) < (1 << 20) ? 1 : std::max(threads, 1);
+  }
+
+  int64_t parent_of(const Request& r, int64_t node) const {
+    const int64_t parent = a_.parents[r.begin + node];
+    return parent >= 0 && parent < node ? parent : -1;
+  }
+
+  void clear_unowned_rows() {
+    int64_t row = 0;
+    const auto clear_until = [&](int64_t end) {
+      for (; row < end; ++row) {
+        const int64_t n = a_.query_heads * a_.value_size * bytes_of(a_.query.dtype);
+        std::memset(static_cast<char*>(a_.out) + row * n, 0, n);
+        for (int64_t h = 0; a_.out_lse && h < a_.query_heads; ++h)
+          a_.out_lse[row * a_.query_heads + h] = -kInf;
+      }
+    };
+    for (const Request& r : requests_) {
+      clear_until(r.begin);
+      row = std::max(row, r.begin + r.nodes);
+    }
+    clear_until(a_.rows);
+  }
+
+  // --- Memory ---
+
+  void reserve() {
+    const int64_t rows = most_rows_ <= kFew ? kFew : padded(most_rows_, k_.lanes);
+    seen_size_ = rows * (value_pad_ + 2);
+    wave_ = std::clamp<int64_t>(kPartials / (seen_size_ * 4), 2, kMaxSplits);
+    const int64_t packed = most_rows_ > kFew;
+    struct Part {
+      float* Scratch::* place;
+      int64_t size;
+    };
+    const Part parts[] = {
+        {&Scratch::queries, rows * head_pad_},
+        {&Scratch::partials, wave_ * seen_size_},
+        {&Scratch::total, seen_size_},
+        {&Scratch::rows, packed * rows * value_pad_},
+        {&Scratch::node_query, kFew * head_pad_},
+        {&Scratch::node_seen, kFew * (value_pad_ + 2)},
+        {&Scratch::key_rows, packed * kTile * head_pad_},
+        {&Scratch::value_panels, packed * kTile * value_pad_},
+        {&Scratch::scores, packed * kTile * k_.block},
+    };
+    int64_t all = kLine;
+    for (const Part& part : parts) all += padded(part.size, kLine) * threads_;
+    memory_.reset(new float[all]);
+    float* at = memory_.get();
+    while (reinterpret_cast<uintptr_t>(at) % (kLine * sizeof(float))) ++at;
+    scratch_.resize(threads_);
+    for (Scratch& scratch : scratch_) {
+      for (const Part& part : parts) {
+        scratch.*part.place = at;
+        at += padded(part.size, kLine);
+      }
+      scratch.chain.resize(most_nodes_);
+    }
+  }
+
+  Seen seen_at(float* memory, int64_t rows) const { return {memory, memory + rows, memory + 2 * rows}; }
+
+  void forget(const Seen& seen, int64_t rows) const {
+    std::fill_n(seen.top, rows, kNothing);
+    std::fill_n(seen.sum, rows, 0.0f);
+    std::fill_n(seen.out, rows * value_pad_, 0.0f);
+  }
+
+  // --- One unit ---
+
+  void attend(Worker& worker, const Unit& unit) {
+    const Request& r = requests_[unit.request];
+    Scratch& own = scratch_[worker.slot()];
+    const int64_t rows = unit.nodes * group_;
+    const bool packed = rows > kFew;
+    const int64_t width = packed ? padded(rows, k_.lanes) : kFew;
+    const Seen total = seen_at(own.total, width);
+    forget(total, width);
+    const Bounds bounds = windows(unit, r);
+    const int64_t first_split = bounds.lowest / (r.split_tiles * kTile);
+    if (first_split < r.splits) pack_queries(unit, r, rows, width, packed, own.queries);
+    for (int64_t wave = first_split; wave < r.splits; wave += wave_) {
+      const int64_t count = std::min(wave_, r.splits - wave);
+      worker.blocks(count, [&](int64_t i, int slot) {
+        const Seen seen = seen_at(own.partials + i * seen_size_, width);
+        forget(seen, width);
+        see_split(unit, r, wave + i, bounds, rows, width, own, scratch_[slot], seen);
+      });
+      for (int64_t i = 0; i < count; ++i) {
+        const Seen part = seen_at(own.partials + i * seen_size_, width);
+        if (packed)
+          for_blocks(width, [&](int64_t at, int64_t n) {
+            k_.merge_packed(part_of(total, at), part_of(part, at), n, a_.value_size);
+          });
+        else
+          k_.merge_rows(total, part, rows, a_.value_size);
+      }
+    }
+    const float value_scale = a_.value.scale_of(unit.head);
+    Seen seen = total;
+    if (packed) {
+      seen.out = own.rows;
+      for_blocks(width, [&](int64_t at, int64_t n) {
+        k_.unpack(total.out + at * value_pad_, std::min(n, rows - at), a_.value_size, value_scale,
+                  own.rows + at * value_pad_);
+      });
+    } else {
+      for (int64_t i = 0; i < rows * value_pad_; ++i) seen.out[i] *= value_scale;
+    }
+    for (int64_t i = 0; i < unit.nodes; ++i) finish_node(unit, r, i, own, seen);
+  }
+
+  Seen part_of(const Seen& seen, int64_t row) const {
+    return {seen.top + row, seen.sum + row, seen.out + row * value_pad_};
+  }
+
+  template <class Body>
+  void for_blocks(int64_t width, Body&& body) const {
+    for (int64_t at = 0; at < width; at += k_.block) body(at, std::min(k_.block, width - at));
+  }
+
+  // Lowest and highest of the positions from which on the nodes see the prefix.
+  Bounds windows(const Unit& unit, const Request& r) const {
+    int64_t lowest = r.prefix, highest = 0;
+    for (int64_t i = 0; i < unit.nodes; ++i) {
+      const int64_t first = first_seen(r, unit.first_node + i);
+      lowest = std::min(lowest, first);
+      highest = std::max(highest, first);
+    }
+    return {lowest, highest};
+  }
+
+  int64_t first_seen(const Request& r, int64_t node) const {
+    if (a_.window == 0) return 0;
+    return std::clamp<int64_t>(r.prefix + depths_[r.begin + node] - a_.window + 1, 0, r.prefix);
+  }
+
+  void pack_queries(const Unit& unit, const Request& r, int64_t rows, int64_t width, bool packed,
+                    float* out) const {
+    const auto list = [&](int64_t at, int64_t n, const void** to) {
+      for (int64_t i = 0; i < n; ++i)
+        to[i] = at + i < rows ? query_row(unit, r, (at + i) / group_, (at + i) % group_) : nullptr;
+    };
+    const void* at_rows[kMaxBlock];
+    if (!packed) {
+      list(0, kFew, at_rows);
+      return k_.pack_rows({at_rows, a_.query.dtype, a_.head}, kFew, head_pad_, out);
+    }
+    for_blocks(width, [&](int64_t at, int64_t n) {
+      list(at, n, at_rows);
+      k_.pack_columns({at_rows, a_.query.dtype, a_.head}, n, out + at * head_pad_);
+    });
+  }
+
+  const void* query_row(const Unit& unit, const Request& r, int64_t node, int64_t in_group) const {
+    return a_.query.row(r.begin + unit.first_node + node, unit.head * group_ + in_group);
+  }
+
+  // --- The prefix ---
+
+  void see_split(const Unit& unit, const Request& r, int64_t split, const Bounds& bounds, int64_t rows,
+                 int64_t width, const Scratch& own, Scratch& mine, const Seen& seen) const {
+    const int64_t end = std::min((split + 1) * r.split_tiles * kTile, r.prefix);
+    int64_t at = std::max(split * r.split_tiles, bounds.lowest / kTile) * kTile;
+    if (at >= end) return;
+    const int64_t row_bytes = std::max(a_.head, a_.value_size) * bytes_of(a_.key.dtype);
+    const Scoring scoring = scoring_of(a_.key.scale_of(unit.head));
+    Places places[2];
+    find_prefix(unit, at, std::min(at + kTile, end), bounds.lowest, places[0]);
+    float first[kMaxBlock];
+    for (int64_t turn = 0; at < end; at += kTile, ++turn) {
+      Places &now = places[turn % 2], &next = places[(turn + 1) % 2];
+      next.count = 0;
+      if (at + kTile < end) find_prefix(unit, at + kTile, std::min(at + 2 * kTile, end), bounds.lowest, next);
+      Keys keys{now.count, now.seen, nullptr};
+      const auto set_first = [&](int64_t row, int64_t n) {
+        if (at >= bounds.highest) return;
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t node = std::min((row + i) / group_, unit.nodes - 1);
+          first[i] =
+              static_cast<float>(std::clamp<int64_t>(first_seen(r, unit.first_node + node) - at, 0, kTile));
+        }
+        keys.first = first;
+      };
+      const RowList key_rows{now.keys(), a_.key.dtype, a_.head};
+      const RowList value_rows{now.values(), a_.value.dtype, a_.value_size};
+      if (rows <= kFew) {
+        set_first(0, kFew);
+        k_.attend_few(key_rows, value_rows, keys, scoring, own.queries, rows, seen,
+                      {next.keys(), next.count, a_.head * bytes_of(a_.key.dtype)});
+        continue;
+      }
+      const int64_t count = padded(now.count, kParts);
+      for (int64_t i = now.count; i < count; ++i) now.keys()[i] = nullptr;
+      k_.pack_rows(key_rows, count, head_pad_, mine.key_rows);
+      k_.pack_panels(value_rows, now.count, mine.value_panels);
+      const int64_t blocks = (width + k_.block - 1) / k_.block, share = (2 * kTile + blocks - 1) / blocks;
+      int64_t asked = 0;
+      for_blocks(width, [&](int64_t row, int64_t n) {
+        set_first(row, n);
+        Ahead ahead{next.rows + asked, next.count ? std::min(share, 2 * kTile - asked) : 0, row_bytes};
+        asked += ahead.count;
+        const Tile tile{keys, mine.key_rows, mine.value_panels, head_pad_};
+        k_.attend(tile, scoring, own.queries + row * head_pad_, a_.head, n, part_of(seen, row), a_.value_size,
+                  mine.scores, ahead);
+      });
+    }
+  }
+
+  Scoring scoring_of(float key_scale) const {
+    if (a_.softcap > 0) return {a_.scale * key_scale / a_.softcap, a_.softcap * kLog2E};
+    return {a_.scale * key_scale * kLog2E, 0};
+  }
+
+  // Places of the positions [from, to) of the cache, those before `lowest` left out.
+  void find_prefix(const Unit& unit, int64_t from, int64_t to, int64_t lowest, Places& places) const {
+    places.count = to - from;
+    places.seen = 0;
+    for (int64_t i = 0; i < kTile; ++i) places.keys()[i] = places.values()[i] = zeros_.data();
+    int64_t index = std::max(from, lowest) / a_.page_size, slot = std::max(from, lowest) % a_.page_size;
+    for (int64_t position = std::max(from, lowest); position < to; ++index, slot = 0) {
+      const int64_t run = std::min(a_.page_size - slot, to - position), page = page_at(unit.request, index);
+      if (page >= 0)
+        for (int64_t i = 0; i < run; ++i) {
+          places.keys()[position + i - from] = a_.key.row(page, slot + i, unit.head);
+          places.values()[position + i - from] = a_.value.row(page, slot + i, unit.head);
+          places.seen |= uint64_t{1} << (position + i - from);
+        }
+      position += run;
+    }
+  }
+
+  // The page that an entry of the block table names, -1 where there is none.
+  int64_t page_at(int64_t request, int64_t index) const {
+    if (index >= a_.table_width) return -1;
+    const int64_t page = a_.block_table[request * a_.table_width + index];
+    return page >= 0 && page < a_.pages ? page : -1;
+  }
+
+  // --- The tree, and the end ---
+
+  void finish_node(const Unit& unit, const Request& r, int64_t i, Scratch& own, const Seen& seen) const {
+    const int64_t node = unit.first_node + i, depth = depths_[r.begin + node];
+    const int64_t from = a_.window ? std::max<int64_t>(depth - a_.window + 1, 0) : 0;
+    for (int64_t v = node, d = depth; d >= from; v = parent_of(r, v), --d)
+      own.chain[d] = static_cast<int32_t>(v);
+    const bool fresh = a_.new_key.data != nullptr;
+    const Scoring scoring = scoring_of(fresh ? 1.0f : a_.key.scale_of(unit.head));
+    const float value_scale = fresh ? 1.0f : a_.value.scale_of(unit.head);
+    for (int64_t g = 0; g < group_; g += kFew) {
+      const int64_t count = std::min<int64_t>(kFew, group_ - g);
+      const void* query[kFew] = {};
+      for (int64_t m = 0; m < count; ++m) query[m] = query_row(unit, r, i, g + m);
+      k_.pack_rows({query, a_.query.dtype, a_.head}, kFew, head_pad_, own.node_query);
+      const Seen tree = seen_at(own.node_seen, kFew);
+      forget(tree, kFew);
+      for (int64_t at = from; at <= depth; at += kTile) {
+        Places places;
+        find_chain(unit, r, own.chain.data() + at, std::min<int64_t>(kTile, depth + 1 - at), places);
+        const RowList keys{places.keys(), fresh ? a_.new_key.dtype : a_.key.dtype, a_.head};
+        const RowList values{places.values(), fresh ? a_.new_value.dtype : a_.value.dtype, a_.value_size};
+        k_.attend_few(keys, values, {places.count, places.seen, nullptr}, scoring, own.node_query, count,
+                      tree, {});
+      }
+      for (int64_t e = 0; e < count * value_pad_; ++e) tree.out[e] *= value_scale;
+      const Seen rows = part_of(seen, i * group_ + g);
+      k_.merge_rows(rows, tree, count, a_.value_size);
+      for (int64_t m = 0; m < count; ++m)
+        finish_row(r.begin + node, unit.head * group_ + g + m, part_of(rows, m));
+    }
+  }
+
+  // Places of the nodes of a path.
+  void find_chain(const Unit& unit, const Request& r, const int32_t* chain, int64_t count,
+                  Places& places) const {
+    places.count = count;
+    places.seen = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      places.keys()[i] = places.values()[i] = zeros_.data();
+      if (a_.new_key.data) {
+        places.keys()[i] = a_.new_key.row(r.begin + chain[i], unit.head);
+        places.values()[i] = a_.new_value.row(r.begin + chain[i], unit.head);
+      } else {
+        const int64_t position = r.prefix + chain[i], page = page_at(unit.request, position / a_.page_size);
+        if (page < 0) continue;
+        places.keys()[i] = a_.key.row(page, position % a_.page_size, unit.head);
+        places.values()[i] = a_.value.row(page, position % a_.page_size, unit.head);
+      }
+      places.seen |= uint64_t{1} << i;
+    }
+  }
+
+  void finish_row(int64_t row, int64_t query_head, const Seen& seen) const {
+    if (a_.sinks) {
+      float top = a_.sinks[query_head] * kLog2E, sum = 1;
+      k_.merge_rows(seen, {&top, &sum, nullptr}, 1, a_.value_size);
+    }
+    const float sum = *seen.sum;
+    const int64_t at = row * a_.query_heads + query_head;
+    char* out = static_cast<char*>(a_.out) + at * a_.value_size * bytes_of(a_.query.dtype);
+    k_.write(seen.out, sum == 0 ? 0.0f : 1 / sum, a_.value_size, a_.query.dtype, out);
+    if (a_.out_lse)
+      a_.out_lse[at] = sum == 0 ? -kInf : static_cast<float>(*seen.top * std::log(2.0) + std::log(sum));
+  }
+
+  static constexpr int64_t kMaxBlock = 64;
+
+  const AttentionArgs& a_;
+  const AttentionKernels& k_;
+  const int64_t group_, head_pad_, value_pad_;
+  const std::vector<unsigned char> zeros_;
+  int threads_ = 1;
+  std::vector<Request> requests_;
+  std::vector<int32_t> depths_;
+  std::vector<Unit> units_;
+  int64_t most_rows_ = 0, most_nodes_ = 0, seen_size_ = 0, wave_ = 1;
+  std::unique_ptr<float[]> memory_;
+  std::vector<Scratch> scratch_;
+};
+
+}  // namespace
+
+void tree_attention(const AttentionArgs& args, int threads) { Attention(args, threads).run(); }
+
+}  // namespace specdec

@@ -1,0 +1,431 @@
+// The kernels of attention_kernels.h, written once for every target; included by kernels_inl.h.
+
+// 2^t for t <= 0; 0 for -inf. Unlike exp2_negative it keeps NaN.
+inline F weight_of(F t) {
+  t = max(set(-160.0f), t);
+  const F n = round(t), f = sub(t, n);
+  F p = fma(set(1.535336188319500e-4f), f, set(1.339887440266574e-3f));
+  p = fma(p, f, set(9.618437357674640e-3f));
+  p = fma(p, f, set(5.550332471162809e-2f));
+  p = fma(p, f, set(2.402264791363012e-1f));
+  p = fma(p, f, set(6.931472028550421e-1f));
+  return scale(fma(p, f, set(1.0f)), n);
+}
+
+// The rational approximation of Eigen's fast tanh, a few units in the last place.
+inline F tanh_of(F x) {
+  x = max(set(-7.90531111f), x);
+  x = sub(set(0.0f), max(set(-7.90531111f), sub(set(0.0f), x)));
+  const F y = mul(x, x);
+  F p = fma(set(-2.76076847742355e-16f), y, set(2.00018790482477e-13f));
+  p = fma(p, y, set(-8.60467152213735e-11f));
+  p = fma(p, y, set(5.12229709037114e-08f));
+  p = fma(p, y, set(1.48572235717979e-05f));
+  p = fma(p, y, set(6.37261928875436e-04f));
+  p = fma(p, y, set(4.89352455891786e-03f));
+  F q = fma(set(1.19825839466702e-06f), y, set(1.18534705686654e-04f));
+  q = fma(q, y, set(2.26843463243900e-03f));
+  q = fma(q, y, set(4.89352518554385e-03f));
+  return divide(mul(x, p), q);
+}
+
+// --- Rows of any dtype -------------------------------------------------------------------------------------
+
+template <DType T>
+inline F load_as(const void* row, int64_t i) {
+  if constexpr (T == DType::kFloat32) return load(static_cast<const float*>(row) + i);
+  if constexpr (T == DType::kBFloat16) return from_bfloat16(static_cast<const uint16_t*>(row) + i);
+  if constexpr (T == DType::kFloat16) return from_float16(static_cast<const uint16_t*>(row) + i);
+  if constexpr (T == DType::kInt8) return from_int8(static_cast<const int8_t*>(row) + i);
+  if constexpr (T == DType::kFloat8) return from_float8(static_cast<const uint8_t*>(row) + i);
+}
+
+// Elements i ... of a row of `size`; zeros from its end on, and for a null row.
+template <DType T>
+inline F load_within(const void* row, int64_t i, int64_t size) {
+  if (row == nullptr || i >= size) return set(0.0f);
+  if (i + kLanes <= size) return load_as<T>(row, i);
+  constexpr int64_t kBytes = bytes_of(T);
+  unsigned char rest[kLanes * kBytes] = {};
+  __builtin_memcpy(rest, static_cast<const unsigned char*>(row) + i * kBytes, (size - i) * kBytes);
+  return load_as<T>(rest, 0);
+}
+
+template <DType T>
+void pack_columns_as(const RowList& in, int64_t count, float* out) {
+  const int64_t width = padded(count, kLanes);
+  for (int64_t r = 0; r < width; r += kLanes)
+    for (int64_t i = 0; i < in.size; i += kLanes) {
+      F x[kLanes];
+      for (int j = 0; j < kLanes; ++j)
+        x[j] = load_within<T>(r + j < count ? in.rows[r + j] : nullptr, i, in.size);
+      transpose(x);
+      for (int j = 0; j < kLanes && i + j < in.size; ++j) store(out + (i + j) * width + r, x[j]);
+    }
+}
+
+template <DType T>
+void pack_rows_as(const RowList& in, int64_t count, int64_t stride, float* out) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < stride; i += kLanes)
+      store(out + r * stride + i, load_within<T>(in.rows[r], i, in.size));
+}
+
+template <DType T>
+void pack_panels_as(const RowList& in, int64_t count, float* out) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t i = 0; i < padded(in.size, kPanel); i += kLanes) {
+      float* at = out + (i / kPanel * kTile + r) * kPanel + i % kPanel;
+      store(at, load_within<T>(in.rows[r], i, in.size));
+    }
+}
+
+// --- Packed rows -------------------------------------------------------------------------------------------
+
+// Asks for the next few lines.
+inline void fetch(Ahead& ahead, int64_t lines) {
+  for (; ahead.count > 0 && lines > 0; ++ahead.rows, --ahead.count) {
+    const char* row = static_cast<const char*>(*ahead.rows);
+    for (int64_t i = 0; row && i < ahead.bytes; i += 64, --lines) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
+inline constexpr int kGang = 4;  // keys, or elements of the output, that one register block holds
+
+// Scores of kGang keys with W vectors of rows, times the factor.
+template <int W>
+inline void dot_block(const float* queries, const float* keys, int64_t stride, int64_t head, F factor,
+                      float* out) {
+  F acc[kGang][W];
+  for (int k = 0; k < kGang; ++k)
+    for (int w = 0; w < W; ++w) acc[k][w] = set(0.0f);
+  for (int64_t i = 0; i < head; ++i) {
+    F q[W];
+    for (int w = 0; w < W; ++w) q[w] = load(queries + (i * W + w) * kLanes);
+    for (int k = 0; k < kGang; ++k) {
+      const F x = set(keys[k * stride + i]);
+      for (int w = 0; w < W; ++w) acc[k][w] = fma(x, q[w], acc[k][w]);
+    }
+  }
+  for (int k = 0; k < kGang; ++k)
+    for (int w = 0; w < W; ++w) store(out + (k * W + w) * kLanes, mul(acc[k][w], factor));
+}
+
+// out = out * alpha + weights . values for kGang elements.
+template <int W>
+inline void sum_block(const float* weights, const float* values, int64_t count, const F alpha[W],
+                      float* out) {
+  F acc[kGang][W];
+  for (int e = 0; e < kGang; ++e)
+    for (int w = 0; w < W; ++w) acc[e][w] = mul(load(out + (e * W + w) * kLanes), alpha[w]);
+  for (int64_t k = 0; k < count; ++k) {
+    F p[W];
+    for (int w = 0; w < W; ++w) p[w] = load(weights + (k * W + w) * kLanes);
+    for (int e = 0; e < kGang; ++e) {
+      const F x = set(values[k * kPanel + e]);
+      for (int w = 0; w < W; ++w) acc[e][w] = fma(x, p[w], acc[e][w]);
+    }
+  }
+  for (int e = 0; e < kGang; ++e)
+    for (int w = 0; w < W; ++w) store(out + (e * W + w) * kLanes, acc[e][w]);
+}
+
+// Takes out what a vector of rows does not see.
+inline void hide(const Keys& keys, int64_t count, const float* first, float* scores, int64_t stride) {
+  for (int64_t k = 0; k < count; ++k) {
+    const F score = load(scores + k * stride);
+    F kept = ((keys.seen >> k) & 1) ? score : set(-__builtin_inff());
+    if (first) kept = select_at_least(set(static_cast<float>(k)), load(first), kept, set(-__builtin_inff()));
+    store(scores + k * stride, kept);
+  }
+}
+
+// Scores of one vector of rows become weights; returns what earlier weights are to be multiplied by.
+inline F soften(const Scoring& scoring, int64_t count, float* scores, int64_t stride, float* tops,
+                float* sums) {
+  F best = load(tops);
+  const F before = best;
+  for (int64_t k = 0; k < count; ++k) best = max(load(scores + k * stride), best);
+  (void)scoring;
+  F parts[kParts];
+  for (int j = 0; j < kParts; ++j) {
+    parts[j] = set(0.0f);
+    for (int64_t k = j; k < count; k += kParts) {
+      const F p = weight_of(sub(load(scores + k * stride), best));
+      store(scores + k * stride, p);
+      parts[j] = add(parts[j], p);
+    }
+  }
+  for (int half = kParts / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) parts[j] = add(parts[j], parts[j + half]);
+  const F alpha = weight_of(sub(before, best));
+  store(tops, best);
+  store(sums, fma(load(sums), alpha, parts[0]));
+  return alpha;
+}
+
+inline void cap_scores(const Scoring& scoring, int64_t n, float* scores) {
+  const F bound = set(scoring.bound);
+  for (int64_t i = 0; i < n; i += kLanes) store(scores + i, mul(tanh_of(load(scores + i)), bound));
+}
+
+template <int W>
+void attend_as(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, const Seen& seen,
+               int64_t value_size, float* scratch, Ahead& ahead) {
+  const Keys& keys = tile.keys;
+  const int64_t count = padded(keys.count, kParts), lines = ahead.count * ahead.bytes / 64;
+  const int64_t steps = count / kGang + padded(value_size, kPanel) / kGang, share = lines / steps + 1;
+  for (int64_t k = 0; k < count; k += kGang) {
+    fetch(ahead, share);
+    dot_block<W>(queries, tile.key_rows + k * tile.key_stride, tile.key_stride, head, set(scoring.factor),
+                 scratch + k * W * kLanes);
+  }
+  if (scoring.bound > 0) cap_scores(scoring, count * W * kLanes, scratch);
+  const bool all = keys.first == nullptr && keys.seen == ~uint64_t{0};
+  F alpha[W];
+  for (int w = 0; w < W; ++w) {
+    const int64_t at = w * kLanes;
+    if (!all) hide(keys, count, keys.first ? keys.first + at : nullptr, scratch + at, W * kLanes);
+    alpha[w] = soften(scoring, count, scratch + at, W * kLanes, seen.top + at, seen.sum + at);
+  }
+  for (int64_t e = 0; e < value_size; e += kGang) {
+    fetch(ahead, share);
+    sum_block<W>(scratch, tile.value_panels + e / kPanel * (kTile * kPanel) + e % kPanel, keys.count, alpha,
+                 seen.out + e * W * kLanes);
+  }
+}
+
+#if defined(SPECDEC_AVX512)
+inline constexpr int kWide = 4;
+#else
+inline constexpr int kWide = 2;
+#endif
+
+void attend(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, int64_t rows,
+            const Seen& seen, int64_t value_size, float* scratch, Ahead& ahead) {
+  switch ((rows + kLanes - 1) / kLanes) {
+    case 1:
+      return attend_as<1>(tile, scoring, queries, head, seen, value_size, scratch, ahead);
+    case 2:
+      return attend_as<2>(tile, scoring, queries, head, seen, value_size, scratch, ahead);
+#if defined(SPECDEC_AVX512)
+    case 3:
+      return attend_as<3>(tile, scoring, queries, head, seen, value_size, scratch, ahead);
+    default:
+      return attend_as<4>(tile, scoring, queries, head, seen, value_size, scratch, ahead);
+#endif
+  }
+}
+
+// --- Few rows, the cache read in place ---------------------------------------------------------------------
+
+template <DType T, int M>
+void attend_few_as(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
+                   const float* queries, const Seen& seen, Ahead ahead) {
+  const int64_t stride = padded(keys.size, kPanel), width = padded(values.size, kPanel);
+  float scores[M][kTile];
+  float alpha[M];
+  const Ahead mine{values.rows, which.count, values.size * bytes_of(T)};
+  Ahead next_values = mine;
+  const int64_t value_lines = (mine.bytes + 63) / 64;
+  for (int64_t k = 0; k < which.count; k += kLanes) {
+    F acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = set(0.0f);
+    for (int64_t i = 0; i < keys.size; i += kLanes) {
+      F x[kLanes];
+      if (k + kLanes <= which.count && i + kLanes <= keys.size)
+        for (int j = 0; j < kLanes; ++j) x[j] = load_as<T>(keys.rows[k + j], i);
+      else
+        for (int j = 0; j < kLanes; ++j)
+          x[j] = load_within<T>(k + j < which.count ? keys.rows[k + j] : nullptr, i, keys.size);
+      transpose(x);
+      const int64_t n = keys.size - i < kLanes ? keys.size - i : kLanes;
+      if (n == kLanes) {
+        for (int j = 0; j < kLanes; ++j)
+          for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
+      } else {
+        for (int j = 0; j < n; ++j)
+          for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
+      }
+    }
+    fetch(next_values, kLanes * value_lines);
+    for (int m = 0; m < M; ++m) store(scores[m] + k, mul(acc[m], set(scoring.factor)));
+  }
+  const int64_t count = padded(which.count, kParts);
+  for (int64_t k = padded(which.count, kLanes); k < count; k += kLanes)
+    for (int m = 0; m < M; ++m) store(scores[m] + k, set(0.0f));
+  for (int m = 0; m < M; ++m) {
+    float* s = scores[m];
+    if (scoring.bound > 0) cap_scores(scoring, count, s);
+    for (int64_t k = 0; k < count; ++k)
+      if (!((which.seen >> k) & 1) || (which.first && k < which.first[m])) s[k] = -__builtin_inff();
+    F best = set(seen.top[m]);
+    for (int64_t k = 0; k < count; k += kLanes) best = max(load(s + k), best);
+    const float top = reduce_max(best);
+    F sums[kParts / kLanes];
+    for (F& sum : sums) sum = set(0.0f);
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const F p = weight_of(sub(load(s + k), set(top)));
+      store(s + k, p);
+      sums[k % kParts / kLanes] = add(sums[k % kParts / kLanes], p);
+    }
+    float parts[kParts], scales[kLanes];
+    for (int j = 0; j < kParts / kLanes; ++j) store(parts + j * kLanes, sums[j]);
+    for (int half = kParts / 2; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) parts[j] = parts[j] + parts[j + half];
+    store(scales, weight_of(sub(set(seen.top[m]), set(top))));
+    alpha[m] = scales[0];
+    store(scales, fma(set(seen.sum[m]), set(alpha[m]), set(parts[0])));
+    seen.top[m] = top;
+    seen.sum[m] = scales[0];
+  }
+  const int64_t key_lines = (ahead.bytes + 63) / 64;
+  constexpr int kDeep = M > 4 ? 2 : 4;
+  for (int64_t i = 0; i < width; i += kDeep * kLanes) {
+    F acc[M][kDeep];
+    const int deep = width - i < kDeep * kLanes ? static_cast<int>((width - i) / kLanes) : kDeep;
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < kDeep; ++v)
+        acc[m][v] = v < deep ? mul(load(seen.out + m * width + i + v * kLanes), set(alpha[m])) : set(0.0f);
+    const bool whole = i + kDeep * kLanes <= values.size;
+    for (int64_t k = 0; k < which.count; ++k) {
+      F x[kDeep];
+      if (whole)
+        for (int v = 0; v < kDeep; ++v) x[v] = load_as<T>(values.rows[k], i + v * kLanes);
+      else
+        for (int v = 0; v < kDeep; ++v) x[v] = load_within<T>(values.rows[k], i + v * kLanes, values.size);
+      if (i == 0) fetch(ahead, key_lines);
+      for (int m = 0; m < M; ++m) {
+        const F p = set(scores[m][k]);
+        for (int v = 0; v < kDeep; ++v) acc[m][v] = fma(x[v], p, acc[m][v]);
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < deep; ++v) store(seen.out + m * width + i + v * kLanes, acc[m][v]);
+  }
+}
+
+template <DType T>
+void attend_few_of(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
+                   const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead) {
+  if (rows <= 1) return attend_few_as<T, 1>(keys, values, which, scoring, queries, seen, ahead);
+  if (rows <= 4) return attend_few_as<T, 4>(keys, values, which, scoring, queries, seen, ahead);
+  return attend_few_as<T, 8>(keys, values, which, scoring, queries, seen, ahead);
+}
+
+// --- Putting together --------------------------------------------------------------------------------------
+
+void merge_packed(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size) {
+  const int64_t width = padded(rows, kLanes);
+  for (int64_t r = 0; r < width; r += kLanes) {
+    const F top = max(load(seen.top + r), load(other.top + r));
+    const F a = weight_of(sub(load(seen.top + r), top)), b = weight_of(sub(load(other.top + r), top));
+    store(seen.top + r, top);
+    store(seen.sum + r, fma(load(other.sum + r), b, mul(load(seen.sum + r), a)));
+    for (int64_t e = 0; e < value_size; ++e) {
+      float* out = seen.out + e * width + r;
+      store(out, fma(load(other.out + e * width + r), b, mul(load(out), a)));
+    }
+  }
+}
+
+void merge_rows(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size) {
+  const int64_t width = padded(value_size, kPanel);
+  for (int64_t r = 0; r < rows; ++r) {
+    const F before = set(seen.top[r]), there = set(other.top[r]), top = max(before, there);
+    const F a = weight_of(sub(before, top)), b = weight_of(sub(there, top));
+    float value[kLanes];
+    store(value, top);
+    seen.top[r] = value[0];
+    store(value, fma(set(other.sum[r]), b, mul(set(seen.sum[r]), a)));
+    seen.sum[r] = value[0];
+    for (int64_t e = 0; e < width; e += kLanes) {
+      float* out = seen.out + r * width + e;
+      const F here = mul(load(out), a);
+      store(out, other.out ? fma(load(other.out + r * width + e), b, here) : here);
+    }
+  }
+}
+
+void unpack(const float* in, int64_t rows, int64_t value_size, float scale, float* out) {
+  const int64_t packed = padded(rows, kLanes), width = padded(value_size, kPanel);
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int64_t e = 0; e < width; e += kLanes) {
+      F x[kLanes];
+      for (int j = 0; j < kLanes; ++j) x[j] = mul(load(in + (e + j) * packed + r), set(scale));
+      transpose(x);
+      for (int j = 0; j < kLanes && r + j < rows; ++j) store(out + (r + j) * width + e, x[j]);
+    }
+}
+
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline uint16_t to_float16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7FFFFFFFu;
+  if (bits > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (bits >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
+  if (bits < 0x38800000u) {  // below the normal numbers: adding 0.5 rounds to units of 2^-24
+    float small;
+    __builtin_memcpy(&small, &bits, sizeof small);
+    small += 0.5f;
+    __builtin_memcpy(&bits, &small, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
+  }
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xFFFu + ((bits >> 13) & 1u)) >> 13));
+}
+
+void write(const float* in, float scale, int64_t n, DType dtype, void* out) {
+  if (dtype == DType::kFloat32)
+    for (int64_t i = 0; i < n; ++i) static_cast<float*>(out)[i] = in[i] * scale;
+  else if (dtype == DType::kBFloat16)
+    for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_bfloat16(in[i] * scale);
+  else
+    for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_float16(in[i] * scale);
+}
+
+// --- One function for all dtypes ---------------------------------------------------------------------------
+
+#define SPECDEC_BY_DTYPE(dtype, function, ...)        \
+  switch (dtype) {                                    \
+    case DType::kFloat32:                             \
+      return function<DType::kFloat32>(__VA_ARGS__);  \
+    case DType::kBFloat16:                            \
+      return function<DType::kBFloat16>(__VA_ARGS__); \
+    case DType::kFloat16:                             \
+      return function<DType::kFloat16>(__VA_ARGS__);  \
+    case DType::kInt8:                                \
+      return function<DType::kInt8>(__VA_ARGS__);     \
+    case DType::kFloat8:                              \
+      return function<DType::kFloat8>(__VA_ARGS__);   \
+  }
+
+void pack_columns(const RowList& in, int64_t count, float* out) {
+  SPECDEC_BY_DTYPE(in.dtype, pack_columns_as, in, count, out)
+}
+
+void pack_rows(const RowList& in, int64_t count, int64_t stride, float* out) {
+  SPECDEC_BY_DTYPE(in.dtype, pack_rows_as, in, count, stride, out)
+}
+
+void pack_panels(const RowList& in, int64_t count, float* out) {
+  SPECDEC_BY_DTYPE(in.dtype, pack_panels_as, in, count, out)
+}
+
+void attend_few(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
+                const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead) {
+  SPECDEC_BY_DTYPE(keys.dtype, attend_few_of, keys, values, which, scoring, queries, rows, seen, ahead)
+}
+
+#undef SPECDEC_BY_DTYPE
+
+constexpr AttentionKernels kAttention = {kLanes,      kWide * kLanes, pack_columns, pack_rows,
+                                         pack_panels, attend,         attend_few,   merge_packed,
+                                         merge_rows,  unpack,         write};

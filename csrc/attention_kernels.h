@@ -1,0 +1,90 @@
+// The vector kernels of tree attention, one table for each instruction set. Every row (one query head at one
+// node) is computed by the same additions in the same order by whichever kernel takes it and whatever its
+// neighbours are: scores add up over the head's elements in order, outputs over keys in order, weights in
+// kParts interleaved sums, and keys come in tiles of kTile.
+#pragma once
+
+#include <cstdint>
+
+#include "view.h"
+
+namespace specdec {
+
+inline constexpr int kTile = 64;             // keys seen at a time
+inline constexpr int kParts = 16;            // partial sums of a tile's weights
+inline constexpr int kPanel = 16;            // elements of a value row that lie together
+inline constexpr int kFew = 8;               // rows of the kernel that reads the cache in place
+inline constexpr float kNothing = -3.0e38f;  // the maximum before any score; finite, so that differences are
+
+inline constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// How scores become base-2 logarithms of weights: score * factor, or bound * tanh(score * factor).
+struct Scoring {
+  float factor = 1;
+  float bound = 0;  // 0 = none
+};
+
+// What rows have seen so far: weights are relative to 2^top, `sum` is theirs, `out` the weighted values.
+// Packed rows: out[element][row]; rows in place: out[row][element], padded to kPanel.
+struct Seen {
+  float* top = nullptr;
+  float* sum = nullptr;
+  float* out = nullptr;
+};
+
+// Up to kTile keys. `seen` has a bit for each; `first`, where given, has for every row the first index seen.
+struct Keys {
+  int64_t count = 0;
+  uint64_t seen = 0;
+  const float* first = nullptr;
+};
+
+// A tile converted to float32: keys [padded count][key_stride], values [panel][kTile][kPanel].
+struct Tile {
+  Keys keys;
+  const float* key_rows = nullptr;
+  const float* value_panels = nullptr;
+  int64_t key_stride = 0;
+};
+
+// Rows that the caller holds, each at its own address.
+struct RowList {
+  const void* const* rows = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t size = 0;  // elements of a row
+};
+
+// What to ask memory for while computing: `count` rows of `bytes` bytes.
+struct Ahead {
+  const void* const* rows = nullptr;
+  int64_t count = 0;
+  int64_t bytes = 0;
+};
+
+struct AttentionKernels {
+  int64_t lanes;  // packed rows come in multiples of it
+  int64_t block;  // packed rows that one call of `attend` takes, at most
+
+  // Rows to float32. A null row counts as zeros. pack_columns: out[element][row], rows padded to `lanes`;
+  // pack_rows: out[row][stride]; pack_panels: out[panel][kTile][kPanel].
+  void (*pack_columns)(const RowList& in, int64_t count, float* out);
+  void (*pack_rows)(const RowList& in, int64_t count, int64_t stride, float* out);
+  void (*pack_panels)(const RowList& in, int64_t count, float* out);
+
+  // One tile for a block of packed rows; `scratch` holds kTile * block floats.
+  void (*attend)(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, int64_t rows,
+                 const Seen& seen, int64_t value_size, float* scratch, Ahead& ahead);
+  // One tile read where it lies, for up to kFew rows; queries [row][padded head].
+  void (*attend_few)(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
+                     const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead);
+
+  // What a block of packed rows, or rows in place, saw elsewhere is added to what it has seen.
+  void (*merge_packed)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);
+  void (*merge_rows)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);
+  // Packed rows to rows in place, times `scale`.
+  void (*unpack)(const float* in, int64_t rows, int64_t value_size, float scale, float* out);
+  // out[i] = in[i] * scale in a dtype of 32 or 16 bits.
+  void (*write)(const float* in, float scale, int64_t n, DType dtype, void* out);
+};
+
+}  // namespace specdec

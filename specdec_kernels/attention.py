@@ -1,0 +1,289 @@
+"""Attention over the draft tree on a paged cache."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .errors import (
+    FLOATS,
+    bad_type,
+    bad_value,
+    check_device,
+    check_dtype,
+    check_shape,
+    check_tensor,
+    check_type,
+)  # fmt: skip
+from .tree import DraftTree
+
+OPERATION = "tree_attention"
+CACHES = (*FLOATS, torch.int8, torch.float8_e4m3fn)
+
+
+def tree_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor | None,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    *,
+    new_key: Tensor | None = None,
+    new_value: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: float | Tensor | None = None,
+    value_scale: float | Tensor | None = None,
+    value_dim: int | None = None,
+    max_prefix_len: int | None = None,
+    layout: Literal["NHD", "HND"] = "NHD",
+    deterministic: bool = False,
+    return_lse: bool = False,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of every node of the draft over its request's prefix, its ancestors and itself.
+
+    Node i of request b stands at position `p_i = prefix_lens[b] + depth(i)`. With A(i) the prefix, the
+    ancestors of i and i itself,
+
+        s_ij = scale * query_i . key_j             (with softcap c: c * tanh(s_ij / c))
+        out_i = sum_{j in A(i)} exp(s_ij - lse_i) value_j
+        lse_i = log(sum_{j in A(i)} exp(s_ij) + exp(sink))
+
+    and with `window` w only positions with `p_i - p_j < w` count. A chain of one node is ordinary decoding.
+    Query head h reads head `h // (Hq / Hkv)` of the cache.
+
+    Args:
+        query: [R, Hq, D] float32 | bfloat16 | float16, last stride 1.
+        key_cache: [pages, page_size, Hkv, D], or [pages, Hkv, page_size, D] with layout HND; any strides, the
+            last being 1; float32 | bfloat16 | float16, or int8 | float8_e4m3fn with scales.
+        value_cache: the same of the values, whose size may differ from D; None with `value_dim`.
+        tree: the drafted tokens, R rows of B requests.
+        block_table: [B, P] int32: position j of request b lies in slot `j % page_size` of page
+            `block_table[b, j // page_size]`. Entries beyond the prefix and the tree are not read.
+        prefix_lens: [B] int32, committed positions before the root.
+        new_key: [R, Hkv, D] of the query's dtype, unscaled: the keys of the nodes. Without it node i has its
+            key and value in the cache at position `prefix_lens[b] + i`.
+        new_value: the same of the values; None with `value_dim`, where the values are those of `new_key`.
+        scale: of the scores; default `1 / sqrt(D)`.
+        window: positions that a node sees, itself included; >= 1.
+        softcap: > 0.
+        sinks: [Hq] float32, a score per head that takes part in the sum and has no value.
+        key_scale: a number or [Hkv] float32 by which stored keys are multiplied.
+        value_scale: the same for stored values; None with `value_dim`.
+        value_dim: the values are the first `value_dim` elements of the keys (latent attention).
+        max_prefix_len: host bound on `prefix_lens`; default P * page_size.
+        layout: order of slots and heads in the caches.
+        deterministic: the row of a node is bitwise the same whatever else is in the batch or the tree.
+        return_lse: also return lse.
+        out: [R, Hq, value size] of the query's dtype, contiguous, to fill and return.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        out [R, Hq, value size] of the query's dtype, and with `return_lse` lse [R, Hq] float32. Rows that
+        belong to no request are 0 with lse `-inf`.
+
+    Raises:
+        ValueError: wrong shapes, numbers out of range.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Notes:
+        Never synchronises. Slots outside the prefix and the tree may hold anything, NaN included. Values that
+        make no sense are never followed: `prefix_lens` is clamped to the block table, a position without a
+        valid page is not seen, a node without a valid parent is a root. The cpu backend is deterministic with
+        and without the flag, on any number of threads; it reads the prefix once for all nodes and all query
+        heads of one head of the cache (per 256 such rows) and works in float32 in a few MB. Float64 is served
+        by the reference.
+
+    Source: Miao et al. 2024, SpecInfer, section 4.2 (tree attention); Dao et al. 2022, FlashAttention, and
+        Flash-Decoding 2023 (online softmax, splits over the prefix).
+
+    Example:
+        >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6]]), torch.tensor([[-1, 0, 0]]))
+        >>> cache = torch.zeros(1, 8, 1, 2)  # one page of 8 slots: a prefix of 2, then 3 nodes
+        >>> cache[0, :5, 0, 0] = torch.tensor([1.0, 1.0, 4.0, 8.0, 16.0])
+        >>> query, pages, lengths = torch.zeros(3, 1, 2), torch.tensor([[0]]).int(), torch.tensor([2]).int()
+        >>> tree_attention(query, cache, cache, tree, pages, lengths)[:, 0, 0].tolist()
+        [2.0, 3.5, 5.5]
+    """
+    check_type(OPERATION, "tree", tree, DraftTree, "a DraftTree")
+    check_dtype(OPERATION, "query", query, FLOATS)
+    rows, batch, device = tree.tokens.shape[0], tree.batch_size, query.device
+    if query.dim() != 3:
+        bad_value(OPERATION, "query", "must have shape [R, Hq, D]", list(query.shape))
+    query_heads, head = query.shape[1:]
+    check_shape(OPERATION, "query", query, "[R, Hq, D]", (rows, query_heads, head))
+    _check_rows("query", query)
+    check_device(OPERATION, "tree", tree.tokens, device)
+    if layout not in ("NHD", "HND"):
+        bad_value(OPERATION, "layout", "must be 'NHD' or 'HND'", repr(layout))
+    heads, page_size, value_size = _check_caches(query, key_cache, value_cache, value_dim, layout)
+    check_dtype(OPERATION, "block_table", block_table, (torch.int32,))
+    check_device(OPERATION, "block_table", block_table, device)
+    if block_table.dim() != 2 or block_table.shape[0] != batch:
+        bad_value(OPERATION, "block_table", f"must have shape [B, P], B = {batch}", list(block_table.shape))
+    check_tensor(OPERATION, "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
+    _check_new(query, new_key, new_value, heads, value_size, value_cache is None)
+    scale = _number("scale", 1 / math.sqrt(head) if scale is None else scale)
+    window = _positive("window", window, int)
+    softcap = _positive("softcap", softcap, float)
+    if sinks is not None:
+        check_tensor(OPERATION, "sinks", sinks, "[Hq]", (query_heads,), (torch.float32,), device)
+        sinks = sinks.contiguous()
+    if value_cache is None and value_scale is not None:
+        bad_value(OPERATION, "value_scale", "must be None with value_dim", "one")
+    key_scale, key_scales = _scale("key_scale", key_scale, heads, device)
+    value_scale, value_scales = _scale("value_scale", value_scale, heads, device)
+    table = block_table.shape[1] * page_size
+    if max_prefix_len is None:
+        max_prefix_len = table
+    elif max_prefix_len < 0:
+        bad_value(OPERATION, "max_prefix_len", "must be >= 0", max_prefix_len)
+    out = _output(out, query, value_size)
+    lse = torch.empty((rows, query_heads), dtype=torch.float32, device=device) if return_lse else None
+    ops.tree_attention(
+        query,
+        key_cache,
+        value_cache,
+        tree.parents.contiguous(),
+        tree.cu_nodes.contiguous(),
+        block_table.contiguous(),
+        prefix_lens.contiguous(),
+        new_key,
+        new_value,
+        scale,
+        window,
+        softcap,
+        sinks,
+        key_scale,
+        key_scales,
+        value_scale,
+        value_scales,
+        value_size,
+        max_prefix_len,
+        layout == "HND",
+        deterministic,
+        out,
+        lse,
+        backend,
+    )
+    return (out, lse) if return_lse else out
+
+
+def _check_rows(argument: str, tensor: Tensor) -> None:
+    if tensor.shape[-1] < 1:
+        bad_value(OPERATION, argument, "must have D >= 1", list(tensor.shape))
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        bad_value(OPERATION, argument, "must have last stride 1", f"strides {list(tensor.stride())}")
+
+
+def _check_caches(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor | None, value_dim: int | None, layout: str
+) -> tuple[int, int, int]:
+    """Heads of the cache, page size, elements of a value."""
+    query_heads, head = query.shape[1:]
+    symbols = "[pages, page_size, Hkv, D]" if layout == "NHD" else "[pages, Hkv, page_size, D]"
+    check_dtype(OPERATION, "key_cache", key_cache, CACHES)
+    check_device(OPERATION, "key_cache", key_cache, query.device)
+    if key_cache.dim() != 4 or key_cache.shape[-1] != head:
+        bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head}", list(key_cache.shape))
+    _check_rows("key_cache", key_cache)
+    page_size, heads = key_cache.shape[1:3] if layout == "NHD" else (key_cache.shape[2], key_cache.shape[1])
+    if page_size < 1:
+        bad_value(OPERATION, "key_cache", "must have page_size >= 1", list(key_cache.shape))
+    if heads < 1 or query_heads % heads:
+        bad_value(OPERATION, "query", f"must have Hq a multiple of Hkv = {heads}", query_heads)
+    if value_cache is None:
+        if value_dim is None:
+            bad_value(OPERATION, "value_dim", "must be given where value_cache is None", "None")
+        if not 1 <= value_dim <= head:
+            bad_value(OPERATION, "value_dim", f"must be in [1, D] = [1, {head}]", value_dim)
+        return heads, page_size, value_dim
+    if value_dim is not None:
+        bad_value(OPERATION, "value_dim", "must be None where value_cache is given", value_dim)
+    check_dtype(OPERATION, "value_cache", value_cache, (key_cache.dtype,))
+    check_device(OPERATION, "value_cache", value_cache, query.device)
+    value_size = value_cache.shape[-1] if value_cache.dim() == 4 else 0
+    check_shape(OPERATION, "value_cache", value_cache, symbols, (*key_cache.shape[:-1], value_size))
+    _check_rows("value_cache", value_cache)
+    return heads, page_size, value_size
+
+
+def _check_new(
+    query: Tensor,
+    new_key: Tensor | None,
+    new_value: Tensor | None,
+    heads: int,
+    value_size: int,
+    latent: bool,
+) -> None:
+    if new_key is None:
+        if new_value is not None:
+            bad_value(OPERATION, "new_value", "must be None without new_key", list(new_value.shape))
+        return
+    rows, device = query.shape[0], query.device
+    shape = (rows, heads, query.shape[2])
+    check_tensor(OPERATION, "new_key", new_key, "[R, Hkv, D]", shape, (query.dtype,), device)
+    _check_rows("new_key", new_key)
+    if latent:
+        if new_value is not None:
+            bad_value(OPERATION, "new_value", "must be None with value_dim", list(new_value.shape))
+        return
+    if new_value is None:
+        bad_value(OPERATION, "new_value", "must be given with new_key", "None")
+    shape = (rows, heads, value_size)
+    check_tensor(OPERATION, "new_value", new_value, "[R, Hkv, Dv]", shape, (query.dtype,), device)
+    _check_rows("new_value", new_value)
+
+
+def _number(argument: str, value: float) -> float:
+    if isinstance(value, Tensor) or not math.isfinite(value):
+        bad_value(OPERATION, argument, "must be a finite number", value)
+    return float(value)
+
+
+def _positive(argument: str, value: float | None, kind: type) -> float:
+    """The number, 0 for None."""
+    if value is None:
+        return kind(0)
+    if isinstance(value, Tensor):
+        bad_type(OPERATION, argument, f"must be {kind.__name__}", "Tensor")
+    least = ">= 1" if kind is int else "> 0"
+    if not math.isfinite(value) or value <= 0 or kind(value) != value:
+        bad_value(OPERATION, argument, f"must be a number {least}", value)
+    return kind(value)
+
+
+def _scale(
+    argument: str, scale: float | Tensor | None, heads: int, device: torch.device
+) -> tuple[float, Tensor | None]:
+    """One number for all heads, or [Hkv] contiguous."""
+    if scale is None:
+        return 1.0, None
+    if not isinstance(scale, Tensor):
+        return _number(argument, scale), None
+    check_dtype(OPERATION, argument, scale, (torch.float32,))
+    check_device(OPERATION, argument, scale, device)
+    if scale.numel() == 1:
+        scale = scale.reshape(1).expand(heads)
+    check_shape(OPERATION, argument, scale, "[Hkv]", (heads,))
+    return 1.0, scale.contiguous()
+
+
+def _output(out: Tensor | None, query: Tensor, value_size: int) -> Tensor:
+    shape = (*query.shape[:2], value_size)
+    if out is None:
+        return torch.empty(shape, dtype=query.dtype, device=query.device)
+    check_tensor(OPERATION, "out", out, "[R, Hq, Dv]", shape, (query.dtype,), query.device)
+    if not out.is_contiguous():
+        bad_value(OPERATION, "out", "must be contiguous", f"strides {list(out.stride())}")
+    return out

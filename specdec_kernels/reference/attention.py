@@ -1,0 +1,100 @@
+"""Attention over the draft tree, node by node."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tree_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor | None,
+    parents: Tensor,
+    cu_nodes: Tensor,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    new_key: Tensor | None,
+    new_value: Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
+    key_scale: float,
+    key_scales: Tensor | None,
+    value_scale: float,
+    value_scales: Tensor | None,
+    value_dim: int,
+    max_prefix_len: int,
+    heads_first: bool,
+    deterministic: bool,
+    out: Tensor,
+    out_lse: Tensor | None,
+) -> None:
+    """Fill the outputs, request by request. The arguments are those of the operator."""
+    if value_cache is None:  # the values are the first elements of the keys
+        value_cache, value_scale, value_scales, new_value = key_cache, key_scale, key_scales, new_key
+    stored_key = _Cache(key_cache, heads_first, key_scale, key_scales)
+    stored_value = _Cache(value_cache, heads_first, value_scale, value_scales)
+    query_heads, heads = query.shape[1], stored_key.heads
+    logits_of_sinks = torch.full((query_heads,), -torch.inf) if sinks is None else sinks.cpu()
+    longest = min(max_prefix_len, block_table.shape[1] * stored_key.page_size)
+    out.zero_()
+    if out_lse is not None:
+        out_lse.fill_(-torch.inf)
+    start = 0
+    for b in range(cu_nodes.shape[0] - 1):
+        start = min(max(int(cu_nodes[b]), start), query.shape[0])
+        stop = min(max(int(cu_nodes[b + 1]), start), query.shape[0])
+        prefix = min(max(int(prefix_lens[b]), 0), longest)
+        paths = _paths(parents[start:stop].tolist())
+        pages = block_table[b].tolist()
+        for i, path in enumerate(paths):
+            position = prefix + len(path) - 1
+            first = max(position - window + 1, 0) if window > 0 else 0
+            nodes = path[max(first - prefix, 0) :]
+            slots = list(range(first, prefix))
+            if new_key is None:
+                slots += [prefix + node for node in nodes]
+            key, value = stored_key.read(pages, slots), stored_value.read(pages, slots)
+            if new_key is not None:
+                rows = [start + node for node in nodes]
+                key = torch.cat([key, new_key[rows].cpu().double()])
+                value = torch.cat([value, new_value[rows].cpu().double()])
+            key = key.repeat_interleave(query_heads // heads, 1)
+            value = value[..., :value_dim].repeat_interleave(query_heads // heads, 1)
+            scores = torch.einsum("hd,jhd->jh", query[start + i].cpu().double(), key) * scale
+            if softcap > 0:
+                scores = softcap * torch.tanh(scores / softcap)
+            with_sink = torch.cat([scores, logits_of_sinks.double().unsqueeze(0)])
+            lse = torch.logsumexp(with_sink, 0)
+            weights = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse))
+            out[start + i] = torch.einsum("jh,jhd->hd", weights, value)
+            if out_lse is not None:
+                out_lse[start + i] = lse
+
+
+class _Cache:
+    """A paged cache as [page, slot, head, element], and its scales."""
+
+    def __init__(self, cache: Tensor, heads_first: bool, scale: float, scales: Tensor | None) -> None:
+        self.cache = cache.transpose(1, 2) if heads_first else cache
+        _, self.page_size, self.heads, _ = self.cache.shape
+        self.scale = torch.full((self.heads,), scale) if scales is None else scales.cpu()
+
+    def read(self, pages: list[int], slots: list[int]) -> Tensor:
+        """Rows [len, heads, element] of the slots; those without a valid page are left out."""
+        held = [s for s in slots if s // self.page_size < len(pages)]
+        held = [s for s in held if 0 <= pages[s // self.page_size] < self.cache.shape[0]]
+        page = torch.tensor([pages[s // self.page_size] for s in held], dtype=torch.int64)
+        slot = torch.tensor([s % self.page_size for s in held], dtype=torch.int64)
+        rows = self.cache[page.to(self.cache.device), slot.to(self.cache.device)].cpu()
+        return rows.double() * self.scale.double().unsqueeze(-1)
+
+
+def _paths(parents: list[int]) -> list[list[int]]:
+    """The nodes from the root to each node; a node without a valid parent is a root."""
+    paths: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        paths.append([*(paths[parent] if 0 <= parent < node else []), node])
+    return paths
