@@ -32,6 +32,11 @@ class Request:
     def context(self) -> list[int]:
         return [*self.prompt, *self.tokens]
 
+    @property
+    def most_slots(self) -> int:
+        """What its text can come to."""
+        return len(self.prompt) + self.max_new_tokens
+
 
 class Progress(NamedTuple):
     """What a step brought one request."""
@@ -46,7 +51,8 @@ class Engine:
 
     Args:
         model: weights and forward.
-        draft: from a request's tokens so far to a tree of at most `max_nodes`, whose root is the last token.
+        draft: from the texts of all running requests, prompts included, to a tree for each, of at most
+            `max_nodes` nodes, whose root is the text's last token.
         eos_id: ends a request.
         pages: of the pool.
         page_size: slots of a page.
@@ -56,7 +62,7 @@ class Engine:
     def __init__(
         self,
         model: Llama,
-        draft: Callable[[Sequence[int]], Tree],
+        draft: Callable[[Sequence[Sequence[int]]], Sequence[Tree]],
         *,
         eos_id: int,
         pages: int,
@@ -98,7 +104,7 @@ class Engine:
         if not self.running:
             return []
         requests = list(self.running)
-        drafts = [self.draft(request.context) for request in requests]
+        drafts = self.draft([request.context for request in requests])
         batch = self._batch(requests, drafts)
         logits = self.model.logits(self.model.forward(batch, self.cache))
         verified = sdk.verify(logits, batch.tree, rule="match", **_noise(requests))
@@ -163,18 +169,19 @@ class Engine:
         return Batch(tree, torch.tensor(table, dtype=torch.int32), torch.tensor(cached, dtype=torch.int32))
 
     def _worst_case(self, request: Request) -> int:
-        return self._pages(len(request.prompt) + request.max_new_tokens + self.max_nodes)
-
-    def _pages(self, slots: int) -> int:
-        return -(-slots // self.cache.page_size)
+        return pages_for(request.most_slots + self.max_nodes, self.cache.page_size)
 
     def _reserve(self, request: Request, slots: int) -> None:
-        while len(request.pages) < self._pages(slots):
+        while len(request.pages) < pages_for(slots, self.cache.page_size):
             request.pages.append(self.free.pop())
 
     def _release(self, request: Request, kept: int) -> None:
         self.free += request.pages[kept:]
         del request.pages[kept:]
+
+
+def pages_for(slots: int, page_size: int) -> int:
+    return -(-slots // page_size)
 
 
 def _noise(requests: list[Request]) -> dict:

@@ -55,10 +55,21 @@ class Tree(NamedTuple):
 
     tokens: list[int]
     parents: list[int]
+    chances: Sequence[float] = ()  # that the text goes on to the node, as far as the drafter can tell
 
     @classmethod
     def chain(cls, tokens: Sequence[int]) -> "Tree":
         return cls(list(tokens), list(range(-1, len(tokens) - 1)))
+
+    def likely(self, least: float) -> "Tree":
+        """The nodes of at least this chance; no node has a better one than its parent."""
+        kept = [node for node, chance in enumerate(self.chances) if chance >= least]
+        place = {node: index for index, node in enumerate(kept)}
+        return Tree(
+            [self.tokens[node] for node in kept],
+            [place.get(self.parents[node], -1) for node in kept],
+            [self.chances[node] for node in kept],
+        )
 
 
 class TreeLookup:
@@ -67,7 +78,7 @@ class TreeLookup:
     Occurrences come by the length of the suffix they repeat, the most recent of equals first, and the first
     one's continuation is numbered first. A continuation is believed as far as TRUST goes in what the ones
     before it have left over, and drafted until that falls below min_chance. With one branch the tree is a
-    chain, with none it is the root alone: plain decoding.
+    chain.
     """
 
     def __init__(
@@ -76,7 +87,7 @@ class TreeLookup:
         branches: int = 4,
         max_ngram: int = 6,
         min_ngram: int = 1,
-        min_chance: float = 0.15,
+        min_chance: float = 0.05,
     ):
         self.max_nodes = max_nodes
         self.branches = branches
@@ -86,7 +97,7 @@ class TreeLookup:
 
     def __call__(self, context: Sequence[int]) -> Tree:
         text = np.asarray(context)
-        tree = Tree.chain([int(text[-1])])
+        tree = Tree([int(text[-1])], [-1], [1.0])
         left = [1.0]  # of each node: the chance that the text reaches it and none of its children so far
         children = {}
         for matched, end in self._occurrences(text):
@@ -100,6 +111,7 @@ class TreeLookup:
                     children[node, token] = len(left)
                     tree.tokens.append(token)
                     tree.parents.append(node)
+                    tree.chances.append(chance)
                     left[node] -= chance
                     left.append(chance)
                 node = children[node, token]
@@ -115,6 +127,31 @@ class TreeLookup:
             matched += longer
         found = sorted(zip(matched.tolist(), ends.tolist(), strict=True), reverse=True)
         return [pair for pair in found if pair[0] >= self.min_ngram][: self.branches]
+
+
+class SharedBudget:
+    """Draft for a whole batch the nodes that are expected to bring the most tokens per second.
+
+    A node more costs what it adds to the step, whoever it belongs to; so the likeliest nodes of all trees
+    come first. step_costs is the duration of a step by the number of rows it feeds to the model.
+    """
+
+    def __init__(self, lookup: TreeLookup, step_costs: Mapping[int, float]):
+        self.lookup = lookup
+        self.sizes, self.costs = list(step_costs), list(step_costs.values())
+
+    def __call__(self, contexts: Sequence[Sequence[int]]) -> list[Tree]:
+        trees = [self.lookup(context) for context in contexts]
+        chances = np.array(sorted((chance for tree in trees for chance in tree.chances), reverse=True))
+        costs = np.interp(np.arange(1, len(chances) + 1), self.sizes, self.costs)
+        rates = np.cumsum(chances) / costs  # the roots have chance 1: that many tokens come in any case
+        best = len(trees) - 1 + int(np.argmax(rates[len(trees) - 1 :]))
+        return [tree.likely(chances[best]) for tree in trees]
+
+
+def no_drafts(contexts: Sequence[Sequence[int]]) -> list[Tree]:
+    """Roots alone: plain decoding."""
+    return [Tree.chain(context[-1:]) for context in contexts]
 
 
 def _best_length(matched: int, num_draft: int, step_costs: Mapping[int, float]) -> int:

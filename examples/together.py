@@ -1,124 +1,105 @@
-"""All prompts decoded at once: trees on a paged cache against the same engine without drafts."""
+"""The demo's second part on a terminal: all prompts decoded at once, as draft trees on a paged cache."""
 
-import time
-from dataclasses import dataclass, field
-
-from engine import Engine, Progress, Request
+from batch import PAGE_SIZE, ROWS, Run, race, step_costs
+from engine import Progress
 from llama import Llama, Shape
-from lookup import TreeLookup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from smollm import SmolLM
-
-PAGE_SIZE = 16
-DRAFTS = {"plain": TreeLookup(branches=0), "trees": TreeLookup()}
-
-
-@dataclass
-class Run:
-    """One engine at work on all prompts; reading them is not timed."""
-
-    engine: Engine
-    requests: dict[str, Request]
-    steps: list[list[Progress]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        for request in self.requests.values():
-            self.engine.add(request)
-        self.engine.admit()
-
-    @property
-    def written(self) -> int:
-        return sum(len(request.tokens) for request in self.requests.values())
-
-    def advance(self) -> None:
-        start = time.perf_counter()
-        self.steps.append(self.engine.step())
-        self.seconds += time.perf_counter() - start
-
-    def of(self, request: Request) -> list[Progress]:
-        return [progress for step in self.steps for progress in step if progress.request is request]
 
 
 def together(
     console: Console,
     lm: SmolLM,
     prompts: dict[str, str],
-    texts: dict[tuple[str, float], list[int]],
+    alone: dict[tuple[str, float], list[int]],
     max_new_tokens: int,
     rounds: int,
     seed: int,
 ) -> list[str]:
-    """Decode the prompts as one batch at every temperature and compare with `texts`, which the transformers
-    model wrote for each of them alone. Returns the names of prompts whose greedy text differs."""
+    """Decode the prompts as one batch at every temperature. Returns whose greedy text is not the one that the
+    transformers model wrote for the prompt alone, by plain decoding."""
     console.rule(Text("several prompts at once", "bold"))
     model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    ids = {name: lm.encode_chat(message) for name, message in prompts.items()}
-    console.print(
-        f"A plain forward over weights alone, {PAGE_SIZE} slots a page; drafts are trees of what followed "
-        "earlier repeats.\nRates are tokens per second of all prompts together after reading them; "
-        "'identical' compares with transformers,\none prompt at a time.",
-        soft_wrap=True,
-    )
-    table = _table()
+    costs = step_costs(model)
+    _introduce(console, costs)
+
+    texts, totals = _texts(), _totals()
     broken = []
-    for temperature in dict.fromkeys(temperature for _, temperature in texts):
+    for temperature in dict.fromkeys(temperature for _, temperature in alone):
         requests = [
-            {"prompt": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-            for prompt in ids.values()
+            {
+                "prompt": lm.encode_chat(message),
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "seed": seed,
+            }
+            for message in prompts.values()
         ]
-        results = [_race(model, lm.eos_id, dict(zip(ids, requests, strict=True))) for _ in range(rounds)]
-        runs = results[0]
-        for name in ids:
-            progress = runs["trees"].of(runs["trees"].requests[name])
-            same = all(run.requests[name].tokens == texts[name, temperature] for run in runs.values())
-            table.add_row(name, f"{temperature:g}", *_counts(progress), "", "", "yes" if same else "no")
+        results = [race(model, lm.eos_id, costs, requests) for _ in range(rounds)]
+        trees = results[0]["trees"]
+        for place, name in enumerate(prompts):
+            progress = trees.progress(trees.requests[place])
+            expected = alone[name, temperature]
+            same = all(run.texts[place] == expected for runs in results for run in runs.values())
+            texts.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
             if not same and temperature == 0:
                 broken.append(name)
-        rates = {
-            way: sum(run[way].written for run in results) / sum(run[way].seconds for run in results)
-            for way in DRAFTS
-        }
-        progress = [each for step in runs["trees"].steps for each in step]
-        shown = f"{rates['plain']:.1f}", f"{rates['trees']:.1f} ({rates['trees'] / rates['plain']:.2f}x)"
-        table.add_row("all", f"{temperature:g}", *_counts(progress), *shown, style="bold")
-    console.print(table)
+        plain = _rate([runs["plain"] for runs in results])
+        for way, run in results[0].items():
+            rate = _rate([runs[way] for runs in results])
+            shown = f"{rate:.1f} ({rate / plain:.2f}x)"
+            totals.add_row(way, f"{temperature:g}", shown, *_sizes(run.steps))
+    console.print(texts)
+    console.print()
+    console.print(totals)
     return broken
 
 
-def _race(model: Llama, eos_id: int, requests: dict[str, dict]) -> dict[str, Run]:
-    """Plain and tree decoding of the requests, advancing in turn: whichever has written less."""
-    runs = {
-        way: Run(_engine(model, draft, eos_id, requests), _fresh(requests)) for way, draft in DRAFTS.items()
-    }
-    while busy := [run for run in runs.values() if run.engine.running]:
-        min(busy, key=lambda run: run.written).advance()
-    return runs
+def _introduce(console: Console, costs: dict[int, float]) -> None:
+    def line(text):
+        console.print(Text(text), soft_wrap=True)
+
+    line(
+        f"The same weights in a forward of examples/llama.py; keys and values in pages of {PAGE_SIZE} slots."
+    )
+    shown = ", ".join(f"{rows}: {costs[rows]:.2f}" for rows in ROWS[1:])
+    line(f"A step over n rows costs, in steps over one: {shown}.")
+    line("So the likeliest nodes of all prompts' trees are drafted, while they are expected to pay.")
+    line("A text is identical where plain, chains and trees all write what transformers writes for it alone.")
+    line("Rates are tokens per second of all prompts together, after reading them.\n")
 
 
-def _fresh(requests: dict[str, dict]) -> dict[str, Request]:
-    return {name: Request(**request) for name, request in requests.items()}
-
-
-def _engine(model: Llama, draft: TreeLookup, eos_id: int, requests: dict[str, dict]) -> Engine:
-    """With a pool that holds everything at once."""
-    longest = [len(r["prompt"]) + r["max_new_tokens"] + draft.max_nodes for r in requests.values()]
-    pages = sum(-(-slots // PAGE_SIZE) for slots in longest)
-    return Engine(model, draft, eos_id=eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=draft.max_nodes)
-
-
-def _counts(progress: list[Progress]) -> list[str]:
+def _counts(progress: list[Progress]) -> tuple[str, str, str]:
     """Tokens, tokens a step and nodes a step."""
     tokens = sum(len(each.tokens) for each in progress)
     nodes = sum(each.nodes for each in progress)
-    return [f"{tokens}", f"{tokens / len(progress):.2f}", f"{nodes / len(progress):.1f}"]
+    return f"{tokens}", f"{tokens / len(progress):.2f}", f"{nodes / len(progress):.1f}"
 
 
-def _table() -> Table:
+def _sizes(steps: list[list[Progress]]) -> tuple[str, str, str]:
+    """Steps, and the mean over them of the batch's tokens and nodes."""
+    tokens = sum(len(each.tokens) for step in steps for each in step)
+    nodes = sum(each.nodes for step in steps for each in step)
+    return f"{len(steps)}", f"{tokens / len(steps):.1f}", f"{nodes / len(steps):.1f}"
+
+
+def _rate(runs: list[Run]) -> float:
+    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
+
+
+def _texts() -> Table:
+    return _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
+
+
+def _totals() -> Table:
+    return _table("together", "temp.", "tokens/s", "steps", "tokens per step", "nodes per step")
+
+
+def _table(first: str, *others: str) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
-    table.add_column("prompt", no_wrap=True)
-    for heading in ("temp.", "tokens", "per step", "nodes", "plain", "trees", "identical"):
+    table.add_column(first, no_wrap=True)
+    for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

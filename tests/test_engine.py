@@ -15,13 +15,21 @@ import specdec_kernels as sdk
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from engine import Engine, Request  # noqa: E402
 from llama import Llama, Shape  # noqa: E402
-from lookup import Tree, TreeLookup  # noqa: E402
+from lookup import SharedBudget, Tree, TreeLookup, no_drafts  # noqa: E402
 
 VOCAB, WIDTH, EOS = 50, 32, 7
 SHAPE = Shape(
     layers=2, heads=4, kv_heads=2, head_size=8, norm_epsilon=1e-5, rope_theta=1e4, max_positions=512
 )
-ROOT_ONLY = TreeLookup(branches=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads only get in each other's way in a model this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_weights(seed: int) -> dict[str, torch.Tensor]:
@@ -128,6 +136,10 @@ class Foresight:
         return tree
 
 
+def each(draft):
+    return lambda contexts: [draft(context) for context in contexts]
+
+
 def decode(texts, draft, *, pages: int, max_nodes: int) -> tuple[list[Request], list[list]]:
     engine = Engine(MODEL, draft, eos_id=EOS, pages=pages, page_size=4, max_nodes=max_nodes)
     poison(engine)
@@ -154,12 +166,13 @@ def poison(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda texts: ROOT_ONLY,
-        lambda texts: TreeLookup(max_nodes=9, branches=1),
-        lambda texts: TreeLookup(max_nodes=9, branches=4, min_chance=0.02),
-        lambda texts: Foresight(texts, 9),
+        lambda texts: no_drafts,
+        lambda texts: each(TreeLookup(max_nodes=9, branches=1)),
+        lambda texts: each(TreeLookup(max_nodes=9, branches=4, min_chance=0.02)),
+        lambda texts: SharedBudget(TreeLookup(max_nodes=9), {1: 1.0, 8: 1.5, 100: 3.0}),
+        lambda texts: each(Foresight(texts, 9)),
     ],
-    ids=["root only", "chains", "trees", "hidden paths"],
+    ids=["no drafts", "chains", "trees", "shared budget", "hidden paths"],
 )
 @pytest.mark.parametrize("pages", [200, 33], ids=["all at once", "joining and leaving"])
 def test_any_draft_writes_the_plain_text(texts, make, pages):
@@ -174,9 +187,9 @@ def test_any_draft_writes_the_plain_text(texts, make, pages):
 
 
 def test_drafts_save_steps(texts):
-    _, plain_steps = decode(texts, ROOT_ONLY, pages=200, max_nodes=9)
-    _, steps = decode(texts, Foresight(texts, 9), pages=200, max_nodes=9)
-    _, chains = decode(texts, TreeLookup(max_nodes=9), pages=200, max_nodes=9)
+    _, plain_steps = decode(texts, no_drafts, pages=200, max_nodes=9)
+    _, steps = decode(texts, each(Foresight(texts, 9)), pages=200, max_nodes=9)
+    _, chains = decode(texts, each(TreeLookup(max_nodes=9)), pages=200, max_nodes=9)
     assert len(steps) < len(plain_steps) and len(chains) <= len(plain_steps)
     assert all(progress.nodes == 1 for step in plain_steps for progress in step)
 
@@ -185,36 +198,55 @@ def test_a_long_prompt_is_read_in_chunks(monkeypatch):
     prompt = [8 + place * place % 41 for place in range(47)]
     request, answer = {"prompt": prompt, "max_new_tokens": 6}, plain(prompt, 6, 0.0, 0)
     monkeypatch.setattr("engine.PROMPT_CHUNK", 10)
-    (served,), _ = decode([(request, answer)], ROOT_ONLY, pages=20, max_nodes=4)
+    (served,), _ = decode([(request, answer)], no_drafts, pages=20, max_nodes=4)
     assert served.tokens == answer
 
 
 def test_requests_that_can_never_run_are_refused():
-    engine = Engine(MODEL, ROOT_ONLY, eos_id=EOS, pages=4, page_size=4, max_nodes=4)
+    engine = Engine(MODEL, no_drafts, eos_id=EOS, pages=4, page_size=4, max_nodes=4)
     with pytest.raises(ValueError, match="pages"):
         engine.add(Request([8] * 9, max_new_tokens=4))
     with pytest.raises(ValueError, match="prompt"):
         engine.add(Request([], max_new_tokens=4))
 
 
+def looked_up(context, **options) -> tuple[list[int], list[int]]:
+    return TreeLookup(**options)(context)[:2]
+
+
 class TestTreeLookup:
     def test_branches_where_the_text_went_different_ways(self):
-        #       1 2 -> 5 6, later 1 2 -> 3 4; the most recent is numbered first
-        context = [1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]
-        tree = TreeLookup(max_nodes=5, max_ngram=2, min_chance=0.0)(context)
-        assert tree == Tree([2, 3, 4, 8, 1], [-1, 0, 1, 2, 3])
-        tree = TreeLookup(max_nodes=16, max_ngram=2, min_chance=0.1)(context)
-        assert tree == Tree([2, 3, 4, 5], [-1, 0, 1, 0])
+        context = [1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]  # 1 2 was followed by 5 6, later by 3 4
+        chain = ([2, 3, 4, 8, 1], [-1, 0, 1, 2, 3])
+        assert looked_up(context, max_nodes=5, max_ngram=2, min_chance=0.0) == chain
+        assert looked_up(context, max_ngram=2, min_chance=0.1) == ([2, 3, 4, 5], [-1, 0, 1, 0])
 
     def test_longer_repeats_come_first(self):
-        context = [4, 1, 2, 5, 9, 1, 2, 3, 8, 4, 1, 2]
-        assert TreeLookup(max_nodes=2)(context) == Tree([2, 5], [-1, 0])
+        assert looked_up([4, 1, 2, 5, 9, 1, 2, 3, 8, 4, 1, 2], max_nodes=2) == ([2, 5], [-1, 0])
 
     def test_nothing_repeats(self):
-        assert TreeLookup()([1, 2, 3]) == Tree([3], [-1])
-        assert TreeLookup()([3]) == Tree([3], [-1])
+        assert looked_up([1, 2, 3]) == ([3], [-1])
+        assert looked_up([3]) == ([3], [-1])
 
     def test_shared_beginnings_are_drafted_once(self):
-        context = [7, 3, 3, 7, 3, 4, 7]
-        tree = TreeLookup(max_nodes=4, max_ngram=1, min_chance=0.0)(context)
-        assert tree == Tree([7, 3, 4, 7], [-1, 0, 1, 2])
+        context = [7, 3, 5, 7, 3, 4, 7]  # 7 was followed by 3 5, later by 3 4
+        tree = TreeLookup(max_ngram=1, min_chance=0.01)(context)
+        assert tree.tokens == [7, 3, 4, 5] and tree.parents == [-1, 0, 1, 1]
+        assert all(tree.chances[node] < tree.chances[tree.parents[node]] for node in range(1, 4))
+
+
+class TestSharedBudget:
+    CONTEXTS = [[1, 2, 5, 6, 9, 1, 2], [4, 8, 4], [3]]
+
+    def sizes(self, costs):
+        return [len(tree.tokens) for tree in SharedBudget(TreeLookup(), costs)(self.CONTEXTS)]
+
+    def test_costly_rows_leave_the_roots(self):
+        assert self.sizes({1: 1.0, 100: 100.0}) == [1, 1, 1]
+
+    def test_free_rows_take_every_node(self):
+        assert self.sizes({1: 1.0, 100: 1.0}) == [len(TreeLookup()(c).tokens) for c in self.CONTEXTS]
+
+    def test_the_likeliest_nodes_come_first(self):
+        first, second, third = self.sizes({1: 1.0, 3: 1.0, 4: 1.01, 5: 9.0})
+        assert (first, second, third) == (2, 1, 1)

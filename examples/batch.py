@@ -1,0 +1,95 @@
+"""Timing of the engine: what a step costs, and all prompts decoded at once in several ways, in turn."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from engine import Engine, Progress, Request, pages_for
+from llama import Batch, Llama, PagedCache
+from lookup import SharedBudget, TreeLookup, no_drafts
+
+import specdec_kernels as sdk
+
+PAGE_SIZE = 16
+MAX_NODES = 16
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+
+
+@dataclass
+class Run:
+    """One engine at work on all prompts, whose reading is not timed."""
+
+    engine: Engine
+    requests: list[Request]
+    steps: list[list[Progress]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for request in self.requests:
+            self.engine.add(request)
+        self.engine.admit()
+
+    @property
+    def written(self) -> int:
+        return sum(len(request.tokens) for request in self.requests)
+
+    @property
+    def texts(self) -> list[list[int]]:
+        return [request.tokens for request in self.requests]
+
+    def advance(self) -> None:
+        start = time.perf_counter()
+        self.steps.append(self.engine.step())
+        self.seconds += time.perf_counter() - start
+
+    def progress(self, request: Request) -> list[Progress]:
+        return [progress for step in self.steps for progress in step if progress.request is request]
+
+
+@torch.inference_mode()
+def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
+    """Duration of a step in units of a one-row step, by the number of rows it feeds to the model."""
+    prefix = 256
+    pages = pages_for(prefix + max(ROWS), PAGE_SIZE)
+    cache = PagedCache(model.shape, pages, PAGE_SIZE)
+    table = torch.arange(pages, dtype=torch.int32).unsqueeze(0)
+    prefix_lens = torch.tensor([prefix], dtype=torch.int32)
+
+    def seconds(rows: int) -> float:
+        drafted = torch.arange(rows - 1).unsqueeze(0)
+        tree = sdk.DraftTree.chain(drafted, proposal=sdk.Proposal.POINT)
+        tree.tokens.clamp_(min=0)  # the root's, which is read here
+        start = time.perf_counter()
+        logits = model.logits(model.forward(Batch(tree, table, prefix_lens), cache))
+        sdk.verify(logits, tree, sampling=sdk.SamplingParams(temperature=0.0))
+        return time.perf_counter() - start
+
+    for rows in ROWS:
+        seconds(rows)
+    # Each size is compared with the one-row step right before it, so that passing load hits both.
+    ratios = {rows: [] for rows in ROWS[1:]}
+    for _ in range(repeats):
+        for rows, values in ratios.items():
+            single = seconds(1)
+            values.append(seconds(rows) / single)
+    return {1: 1.0} | {rows: statistics.median(values) for rows, values in ratios.items()}
+
+
+def race(model: Llama, eos_id: int, costs: dict[int, float], requests: Iterable[dict]) -> dict[str, Run]:
+    """Decode the requests in every way. The ways advance in turn, whichever has written less."""
+    drafts = {
+        "plain": no_drafts,
+        "chains": SharedBudget(TreeLookup(MAX_NODES, branches=1), costs),
+        "trees": SharedBudget(TreeLookup(MAX_NODES), costs),
+    }
+    runs = {}
+    for way, draft in drafts.items():
+        fresh = [Request(**request) for request in requests]
+        pages = sum(pages_for(request.most_slots + MAX_NODES, PAGE_SIZE) for request in fresh)
+        engine = Engine(model, draft, eos_id=eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=MAX_NODES)
+        runs[way] = Run(engine, fresh)
+    while busy := [run for run in runs.values() if run.engine.running]:
+        min(busy, key=lambda run: run.written).advance()
+    return runs
