@@ -143,28 +143,16 @@ inline void race_step(const F weights[kVectors], const Noise& noise, int64_t fir
     if (lanes[j]) settle(weights[j], words[j], lanes[j], first + j * kLanes, leader);
 }
 
-void convert_bfloat16(const uint16_t* in, float* out, int64_t n) {
+template <F (*convert)(const uint16_t*)>
+void convert_halves(const uint16_t* in, float* out, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, from_bfloat16(in + i));
-  if (i < n) {
-    uint16_t rest[kLanes] = {};
-    float values[kLanes];
-    for (int64_t j = i; j < n; ++j) rest[j - i] = in[j];
-    store(values, from_bfloat16(rest));
-    for (int64_t j = i; j < n; ++j) out[j] = values[j - i];
-  }
-}
-
-void convert_float16(const uint16_t* in, float* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, from_float16(in + i));
-  if (i < n) {
-    uint16_t rest[kLanes] = {};
-    float values[kLanes];
-    for (int64_t j = i; j < n; ++j) rest[j - i] = in[j];
-    store(values, from_float16(rest));
-    for (int64_t j = i; j < n; ++j) out[j] = values[j - i];
-  }
+  for (; i + kLanes <= n; i += kLanes) store(out + i, convert(in + i));
+  if (i == n) return;
+  uint16_t rest[kLanes] = {};
+  float values[kLanes];
+  for (int64_t j = i; j < n; ++j) rest[j - i] = in[j];
+  store(values, convert(rest));
+  for (int64_t j = i; j < n; ++j) out[j] = values[j - i];
 }
 
 float max_score(const float* x, int64_t n, bool* has_nan) {
@@ -291,9 +279,19 @@ void exp2_all(const float* x, float* out, int64_t n) {
 
 #include "attention_inl.h"
 
-constexpr Kernels kTable = {
-    SPECDEC_TARGET, convert_bfloat16, convert_float16, max_score, find,     sum,        sum_weighted_log2,
-    race,           residual,         residual_race,   keep,      exp2_all, &kAttention};
+constexpr Kernels kTable = {SPECDEC_TARGET,
+                            convert_halves<from_bfloat16>,
+                            convert_halves<from_float16>,
+                            max_score,
+                            find,
+                            sum,
+                            sum_weighted_log2,
+                            race,
+                            residual,
+                            residual_race,
+                            keep,
+                            exp2_all,
+                            &kAttention};
 
 }  // namespace
 }  // namespace specdec

@@ -30,10 +30,15 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
+    struct Finish {  // also where job(0) throws: nobody may still be running it
+      Pool& pool;
+      ~Finish() {
+        std::unique_lock<std::mutex> lock(pool.mutex_);
+        pool.job_ = nullptr;
+        pool.left_.wait(lock, [this] { return pool.working_ == 0; });
+      }
+    } finish{*this};
     job(0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    job_ = nullptr;
-    left_.wait(lock, [this] { return working_ == 0; });
   }
 
  private:

@@ -1,0 +1,35 @@
+// Min-p, top-k and top-p as one threshold on the score, found by value and never by sorting a row.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "mass.h"
+
+namespace specdec {
+
+struct Sampling {
+  double temperature = 1, top_k = 0, top_p = 1, min_p = 0;
+
+  bool greedy() const { return !(temperature > 0); }
+  bool cuts(int64_t vocab) const { return (top_k >= 1 && top_k < vocab) || top_p < 1 || min_p > 0; }
+};
+
+// Scores that a list of the largest ones may hold.
+inline constexpr int64_t kMostCandidates = 1024;
+
+// The k largest scores of a row, k <= kMostCandidates, descending and with all ties of the last, in one pass.
+// False where the ties are too many to list.
+bool top_scores(Worker& worker, const Reader& reader, int64_t k, std::vector<float>& out, bool& has_nan);
+
+// The smallest of the k largest scores; where fewer than k reach `cut`, no larger than the smallest of those.
+float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut);
+
+// Sets weight.cut by passes over the row, and returns the mass at or above it. `whole` is the mass without
+// cuts.
+double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, double whole, Weight& weight);
+
+// The same where the top_k largest scores are at hand: nothing is read again.
+double cut_scores(const std::vector<float>& scores, const Sampling& sampling, Weight& weight);
+
+}  // namespace specdec
