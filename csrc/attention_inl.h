@@ -219,38 +219,75 @@ void attend(const Tile& tile, const Scoring& scoring, const float* queries, int6
 
 // --- Few rows, the cache read in place ---------------------------------------------------------------------
 
+// Adds to acc[m] the products of kStride elements, from i on, of kLanes keys with query m. Keys are turned so
+// that each lane has one; pairs of bfloat16 are turned as one word.
+template <DType T>
+inline constexpr int kStride = T == DType::kBFloat16 ? 2 * kLanes : kLanes;
+
+template <DType T, int M>
+inline void add_products(const void* const* keys, int64_t i, const float* queries, int64_t stride, F acc[M]) {
+  F x[kLanes];
+  for (int j = 0; j < kLanes; ++j)
+    if constexpr (T == DType::kBFloat16)
+      x[j] = load_words(static_cast<const uint16_t*>(keys[j]) + i);
+    else
+      x[j] = load_as<T>(keys[j], i);
+  transpose(x);
+  for (int j = 0; j < kLanes; ++j)
+    if constexpr (T == DType::kBFloat16) {
+      const F low = low_bfloat16(x[j]), high = high_bfloat16(x[j]);
+      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + 2 * j]), low, acc[m]);
+      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + 2 * j + 1]), high, acc[m]);
+    } else {
+      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
+    }
+}
+
+// The same for the last elements of the keys, fewer than kStride.
+template <DType T, int M>
+inline void add_last_products(const void* const* keys, int64_t size, int64_t i, const float* queries,
+                              int64_t stride, F acc[M]) {
+  for (; i < size; i += kLanes) {
+    F x[kLanes];
+    for (int j = 0; j < kLanes; ++j) x[j] = load_within<T>(keys[j], i, size);
+    transpose(x);
+    for (int j = 0; j < kLanes && i + j < size; ++j)
+      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
+  }
+}
+
+// Scores of N * kLanes keys: N chains of additions side by side.
+template <DType T, int M, int N>
+inline void dot_few(const RowList& keys, int64_t k, const float* queries, F factor, float (*scores)[kTile],
+                    Ahead& ahead) {
+  const int64_t stride = padded(keys.size, kPanel), whole = keys.size / kStride<T> * kStride<T>;
+  const int64_t lines = N * kLanes * ahead.bytes / 64 / (whole / kStride<T> + 1) + 1;
+  F acc[N][M];
+  for (int n = 0; n < N; ++n)
+    for (int m = 0; m < M; ++m) acc[n][m] = set(0.0f);
+  for (int64_t i = 0; i < whole; i += kStride<T>) {
+    fetch(ahead, lines);
+    for (int n = 0; n < N; ++n) add_products<T, M>(keys.rows + k + n * kLanes, i, queries, stride, acc[n]);
+  }
+  for (int n = 0; n < N; ++n) {
+    if (whole < keys.size)
+      add_last_products<T, M>(keys.rows + k + n * kLanes, keys.size, whole, queries, stride, acc[n]);
+    for (int m = 0; m < M; ++m) store(scores[m] + k + n * kLanes, mul(acc[n][m], factor));
+  }
+}
+
 template <DType T, int M>
 void attend_few_as(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
                    const float* queries, const Seen& seen, Ahead ahead) {
-  const int64_t stride = padded(keys.size, kPanel), width = padded(values.size, kPanel);
+  const int64_t width = padded(values.size, kPanel);
   float scores[M][kTile];
   float alpha[M];
-  const Ahead mine{values.rows, which.count, values.size * bytes_of(T)};
-  Ahead next_values = mine;
-  const int64_t value_lines = (mine.bytes + 63) / 64;
-  for (int64_t k = 0; k < which.count; k += kLanes) {
-    F acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = set(0.0f);
-    for (int64_t i = 0; i < keys.size; i += kLanes) {
-      F x[kLanes];
-      if (k + kLanes <= which.count && i + kLanes <= keys.size)
-        for (int j = 0; j < kLanes; ++j) x[j] = load_as<T>(keys.rows[k + j], i);
-      else
-        for (int j = 0; j < kLanes; ++j)
-          x[j] = load_within<T>(k + j < which.count ? keys.rows[k + j] : nullptr, i, keys.size);
-      transpose(x);
-      const int64_t n = keys.size - i < kLanes ? keys.size - i : kLanes;
-      if (n == kLanes) {
-        for (int j = 0; j < kLanes; ++j)
-          for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
-      } else {
-        for (int j = 0; j < n; ++j)
-          for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
-      }
-    }
-    fetch(next_values, kLanes * value_lines);
-    for (int m = 0; m < M; ++m) store(scores[m] + k, mul(acc[m], set(scoring.factor)));
-  }
+  Ahead next_values{values.rows, which.count, values.size * bytes_of(T)};
+  for (int64_t k = 0; k < which.count; k += 2 * kLanes)
+    if (k + kLanes < which.count)
+      dot_few<T, M, 2>(keys, k, queries, set(scoring.factor), scores, next_values);
+    else
+      dot_few<T, M, 1>(keys, k, queries, set(scoring.factor), scores, next_values);
   const int64_t count = padded(which.count, kParts);
   for (int64_t k = padded(which.count, kLanes); k < count; k += kLanes)
     for (int m = 0; m < M; ++m) store(scores[m] + k, set(0.0f));
