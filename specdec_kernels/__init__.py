@@ -8,9 +8,11 @@
 True
 """
 
+from .acceptance import AcceptanceStats
 from .backends import explain
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
+from .module import SpeculativeVerifier
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
@@ -21,6 +23,7 @@ from .verify import Status, Verified, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptanceStats",
     "BackendUnavailable",
     "CachePlan",
     "Committed",
@@ -30,6 +33,7 @@ __all__ = [
     "Proposal",
     "Relaxed",
     "SamplingParams",
+    "SpeculativeVerifier",
     "Status",
     "Synthetic",
     "Typical",
