@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kUnitRows = 256;         // packed rows that stay in the second-level cache with a tile
 constexpr int64_t kSplit = 512;            // positions of the prefix in one split, at least
 constexpr int64_t kMaxSplits = 32;         // of one prefix
+constexpr int64_t kMaxHeads = 16;          // of a unit whose rows are not packed
 constexpr int64_t kPartials = 512 * 1024;  // bytes that a worker keeps of splits not yet merged
 constexpr int64_t kLine = 16;              // floats of a cache line
 constexpr float kLog2E = 1.44269504f;
@@ -24,11 +25,13 @@ struct Request {
   int64_t begin = 0, nodes = 0;  // rows of the batch
   int64_t prefix = 0;
   int64_t splits = 0, split_tiles = 1;
+  int64_t unit_nodes = 1;
 };
 
-// The nodes of a request that one worker takes, for one head of the cache.
+// The nodes of a request that one worker takes, for one head of the cache if their rows are packed, else for
+// `heads` of them, whose bytes often are neighbours.
 struct Unit {
-  int64_t request, head, first_node, nodes;
+  int64_t request, head, heads, first_node, nodes;
 };
 
 struct Bounds {
@@ -44,6 +47,11 @@ struct Places {
 
   const void** keys() { return rows; }
   const void** values() { return rows + kTile; }
+  void clear(int64_t n, const void* zeros) {
+    count = n;
+    seen = 0;
+    for (const void*& row : rows) row = zeros;
+  }
 };
 
 // Memory of one thread. `own` is for the unit that it works on, the rest for the tile that it works on, which
@@ -79,7 +87,7 @@ class Attention {
   // --- What there is to do ---
 
   void plan(int threads) {
-    int64_t end = 0, work = 0;
+    int64_t end = 0, work = 0, all_splits = 0;
     requests_.resize(a_.requests);
     depths_.assign(a_.rows, 0);
     const int64_t most = std::min(a_.max_prefix, a_.table_width * a_.page_size);
@@ -102,14 +110,27 @@ class Attention {
       if (r.nodes == 0 || group_ == 0) continue;
       most_nodes_ = std::max(most_nodes_, r.nodes);
       const int64_t parts = (r.nodes + unit_nodes - 1) / unit_nodes, share = (r.nodes + parts - 1) / parts;
-      most_rows_ = std::max(most_rows_, share * group_);
+      packed_ |= share * group_ > kFew;
       work += (r.prefix + 16) * (r.nodes * group_ + 8);
-      for (int64_t h = 0; h < a_.heads; ++h)
-        for (int64_t node = 0; node < r.nodes; node += share)
-          units_.push_back({b, h, node, std::min(share, r.nodes - node)});
+      all_splits += r.splits;
+      r.unit_nodes = share;
     }
     // Threads are woken only for work that outlasts the waking.
     threads_ = work * a_.heads * (a_.head + a_.value_size) < (1 << 20) ? 1 : std::max(threads, 1);
+    const int64_t wanted = (4 * threads_ + all_splits) / std::max<int64_t>(all_splits, 1);
+    const int64_t few_heads = std::clamp<int64_t>(a_.heads / wanted, 1, kMaxHeads);
+    for (int64_t b = 0; b < a_.requests; ++b) {
+      const Request& r = requests_[b];
+      if (group_ == 0) continue;
+      const int64_t step = r.unit_nodes * group_ > kFew ? 1 : few_heads;
+      for (int64_t h = 0; h < a_.heads; h += step)
+        for (int64_t node = 0; node < r.nodes; node += r.unit_nodes) {
+          const int64_t nodes = std::min(r.unit_nodes, r.nodes - node);
+          const int64_t heads = std::min(step, a_.heads - h);
+          most_rows_ = std::max(most_rows_, nodes * group_ > kFew ? nodes * group_ : heads * kFew);
+          units_.push_back({b, h, heads, node, nodes});
+        }
+    }
   }
 
   int64_t parent_of(const Request& r, int64_t node) const {
@@ -137,10 +158,10 @@ class Attention {
   // --- Memory ---
 
   void reserve() {
-    const int64_t rows = most_rows_ <= kFew ? kFew : padded(most_rows_, k_.lanes);
+    const int64_t rows = padded(most_rows_, std::max<int64_t>(k_.lanes, kFew));
     seen_size_ = rows * (value_pad_ + 2);
     wave_ = std::clamp<int64_t>(kPartials / (seen_size_ * 4), 2, kMaxSplits);
-    const int64_t packed = most_rows_ > kFew;
+    const int64_t packed = packed_;
     struct Part {
       float* Scratch::* place;
       int64_t size;
@@ -186,18 +207,23 @@ class Attention {
     Scratch& own = scratch_[worker.slot()];
     const int64_t rows = unit.nodes * group_;
     const bool packed = rows > kFew;
-    const int64_t width = packed ? padded(rows, k_.lanes) : kFew;
+    const int64_t width = packed ? padded(rows, k_.lanes) : unit.heads * kFew;
     const Seen total = seen_at(own.total, width);
     forget(total, width);
     const Bounds bounds = windows(unit, r);
     const int64_t first_split = bounds.lowest / (r.split_tiles * kTile);
-    if (first_split < r.splits) pack_queries(unit, r, rows, width, packed, own.queries);
+    if (first_split < r.splits) pack_queries(unit, r, rows, width, own.queries);
     for (int64_t wave = first_split; wave < r.splits; wave += wave_) {
       const int64_t count = std::min(wave_, r.splits - wave);
       worker.blocks(count, [&](int64_t i, int slot) {
         const Seen seen = seen_at(own.partials + i * seen_size_, width);
         forget(seen, width);
-        see_split(unit, r, wave + i, bounds, rows, width, own, scratch_[slot], seen);
+        const int64_t from = std::max((wave + i) * r.split_tiles, bounds.lowest / kTile) * kTile;
+        const int64_t to = std::min((wave + i + 1) * r.split_tiles * kTile, r.prefix);
+        if (packed)
+          see_packed(unit, r, from, to, bounds, width, own.queries, scratch_[slot], seen);
+        else
+          see_few(unit, r, from, to, bounds, rows, own.queries, seen);
       });
       for (int64_t i = 0; i < count; ++i) {
         const Seen part = seen_at(own.partials + i * seen_size_, width);
@@ -206,21 +232,26 @@ class Attention {
             k_.merge_packed(part_of(total, at), part_of(part, at), n, a_.value_size);
           });
         else
-          k_.merge_rows(total, part, rows, a_.value_size);
+          k_.merge_rows(total, part, width, a_.value_size);
       }
     }
-    const float value_scale = a_.value.scale_of(unit.head);
     Seen seen = total;
     if (packed) {
       seen.out = own.rows;
       for_blocks(width, [&](int64_t at, int64_t n) {
-        k_.unpack(total.out + at * value_pad_, std::min(n, rows - at), a_.value_size, value_scale,
-                  own.rows + at * value_pad_);
+        k_.unpack(total.out + at * value_pad_, std::min(n, rows - at), a_.value_size,
+                  a_.value.scale_of(unit.head), own.rows + at * value_pad_);
       });
-    } else {
-      for (int64_t i = 0; i < rows * value_pad_; ++i) seen.out[i] *= value_scale;
     }
-    for (int64_t i = 0; i < unit.nodes; ++i) finish_node(unit, r, i, own, seen);
+    for (int64_t h = 0; h < unit.heads; ++h) {
+      const Seen of_head = part_of(seen, h * kFew);
+      if (!packed) multiply(of_head.out, rows * value_pad_, a_.value.scale_of(unit.head + h));
+      for (int64_t i = 0; i < unit.nodes; ++i) finish_node(unit, r, unit.head + h, i, own, of_head);
+    }
+  }
+
+  static void multiply(float* x, int64_t n, float factor) {
+    for (int64_t i = 0; i < n; ++i) x[i] *= factor;
   }
 
   Seen part_of(const Seen& seen, int64_t row) const {
@@ -248,73 +279,89 @@ class Attention {
     return std::clamp<int64_t>(r.prefix + depths_[r.begin + node] - a_.window + 1, 0, r.prefix);
   }
 
-  void pack_queries(const Unit& unit, const Request& r, int64_t rows, int64_t width, bool packed,
-                    float* out) const {
-    const auto list = [&](int64_t at, int64_t n, const void** to) {
-      for (int64_t i = 0; i < n; ++i)
-        to[i] = at + i < rows ? query_row(unit, r, (at + i) / group_, (at + i) % group_) : nullptr;
-    };
-    const void* at_rows[kMaxBlock];
-    if (!packed) {
-      list(0, kFew, at_rows);
-      return k_.pack_rows({at_rows, a_.query.dtype, a_.head}, kFew, head_pad_, out);
+  // For each of n rows the first position seen, counted from `at`; null where all see the whole tile.
+  const float* first_of(const Unit& unit, const Request& r, const Bounds& bounds, int64_t at, int64_t row,
+                        int64_t n, float* out) const {
+    if (at >= bounds.highest) return nullptr;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t node = unit.first_node + std::min((row + i) / group_, unit.nodes - 1);
+      out[i] = static_cast<float>(std::clamp<int64_t>(first_seen(r, node) - at, 0, kTile));
     }
-    for_blocks(width, [&](int64_t at, int64_t n) {
-      list(at, n, at_rows);
-      k_.pack_columns({at_rows, a_.query.dtype, a_.head}, n, out + at * head_pad_);
-    });
+    return out;
   }
 
-  const void* query_row(const Unit& unit, const Request& r, int64_t node, int64_t in_group) const {
-    return a_.query.row(r.begin + unit.first_node + node, unit.head * group_ + in_group);
+  void pack_queries(const Unit& unit, const Request& r, int64_t rows, int64_t width, float* out) const {
+    const void* list[kMaxBlock];
+    const auto fill = [&](int64_t head, int64_t at, int64_t n) -> RowList {
+      for (int64_t i = 0; i < n; ++i)
+        list[i] = at + i < rows ? query_row(unit, r, head, (at + i) / group_, (at + i) % group_) : nullptr;
+      return {list, a_.query.dtype, a_.head};
+    };
+    if (rows > kFew)
+      for_blocks(width, [&](int64_t at, int64_t n) {
+        k_.pack_columns(fill(unit.head, at, n), n, out + at * head_pad_);
+      });
+    else
+      for (int64_t h = 0; h < unit.heads; ++h)
+        k_.pack_rows(fill(unit.head + h, 0, kFew), kFew, head_pad_, out + h * kFew * head_pad_);
   }
 
-  // --- The prefix ---
+  const void* query_row(const Unit& unit, const Request& r, int64_t head, int64_t node,
+                        int64_t in_group) const {
+    return a_.query.row(r.begin + unit.first_node + node, head * group_ + in_group);
+  }
 
-  void see_split(const Unit& unit, const Request& r, int64_t split, const Bounds& bounds, int64_t rows,
-                 int64_t width, const Scratch& own, Scratch& mine, const Seen& seen) const {
-    const int64_t end = std::min((split + 1) * r.split_tiles * kTile, r.prefix);
-    int64_t at = std::max(split * r.split_tiles, bounds.lowest / kTile) * kTile;
-    if (at >= end) return;
-    const int64_t row_bytes = std::max(a_.head, a_.value_size) * bytes_of(a_.key.dtype);
-    const Scoring scoring = scoring_of(a_.key.scale_of(unit.head));
+  // --- The prefix, positions [at, end), which start at a tile ---
+
+  void see_few(const Unit& unit, const Request& r, int64_t at, int64_t end, const Bounds& bounds,
+               int64_t rows, const float* queries, const Seen& seen) const {
     Places places[2];
-    find_prefix(unit, at, std::min(at + kTile, end), bounds.lowest, places[0]);
+    float first[kFew];
+    const int64_t bytes = a_.head * bytes_of(a_.key.dtype);
+    int64_t turn = 0;
+    if (at < end) find_prefix(unit.request, unit.head, at, end, bounds.lowest, places[0]);
+    for (; at < end; at += kTile) {
+      Keys keys;
+      keys.first = first_of(unit, r, bounds, at, 0, kFew, first);
+      for (int64_t h = 0; h < unit.heads; ++h, ++turn) {
+        Places &now = places[turn % 2], &next = places[(turn + 1) % 2];
+        next.count = 0;
+        if (h + 1 < unit.heads)
+          find_prefix(unit.request, unit.head + h + 1, at, end, bounds.lowest, next);
+        else if (at + kTile < end)
+          find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+        keys.count = now.count;
+        keys.seen = now.seen;
+        k_.attend_few({now.keys(), a_.key.dtype, a_.head}, {now.values(), a_.value.dtype, a_.value_size},
+                      keys, scoring_of(a_.key.scale_of(unit.head + h)), queries + h * kFew * head_pad_, rows,
+                      part_of(seen, h * kFew), {next.keys(), next.count, bytes});
+      }
+    }
+  }
+
+  void see_packed(const Unit& unit, const Request& r, int64_t at, int64_t end, const Bounds& bounds,
+                  int64_t width, const float* queries, Scratch& mine, const Seen& seen) const {
+    Places places[2];
     float first[kMaxBlock];
+    const int64_t bytes = std::max(a_.head, a_.value_size) * bytes_of(a_.key.dtype);
+    const int64_t blocks = (width + k_.block - 1) / k_.block, share = (2 * kTile + blocks - 1) / blocks;
+    const Scoring scoring = scoring_of(a_.key.scale_of(unit.head));
+    if (at < end) find_prefix(unit.request, unit.head, at, end, bounds.lowest, places[0]);
     for (int64_t turn = 0; at < end; at += kTile, ++turn) {
       Places &now = places[turn % 2], &next = places[(turn + 1) % 2];
       next.count = 0;
-      if (at + kTile < end) find_prefix(unit, at + kTile, std::min(at + 2 * kTile, end), bounds.lowest, next);
-      Keys keys{now.count, now.seen, nullptr};
-      const auto set_first = [&](int64_t row, int64_t n) {
-        if (at >= bounds.highest) return;
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t node = std::min((row + i) / group_, unit.nodes - 1);
-          first[i] =
-              static_cast<float>(std::clamp<int64_t>(first_seen(r, unit.first_node + node) - at, 0, kTile));
-        }
-        keys.first = first;
-      };
-      const RowList key_rows{now.keys(), a_.key.dtype, a_.head};
-      const RowList value_rows{now.values(), a_.value.dtype, a_.value_size};
-      if (rows <= kFew) {
-        set_first(0, kFew);
-        k_.attend_few(key_rows, value_rows, keys, scoring, own.queries, rows, seen,
-                      {next.keys(), next.count, a_.head * bytes_of(a_.key.dtype)});
-        continue;
-      }
-      const int64_t count = padded(now.count, kParts);
-      for (int64_t i = now.count; i < count; ++i) now.keys()[i] = nullptr;
-      k_.pack_rows(key_rows, count, head_pad_, mine.key_rows);
-      k_.pack_panels(value_rows, now.count, mine.value_panels);
-      const int64_t blocks = (width + k_.block - 1) / k_.block, share = (2 * kTile + blocks - 1) / blocks;
+      if (at + kTile < end) find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+      k_.pack_rows({now.keys(), a_.key.dtype, a_.head}, padded(now.count, kParts), head_pad_, mine.key_rows);
+      k_.pack_panels({now.values(), a_.value.dtype, a_.value_size}, now.count, mine.value_panels);
       int64_t asked = 0;
       for_blocks(width, [&](int64_t row, int64_t n) {
-        set_first(row, n);
-        Ahead ahead{next.rows + asked, next.count ? std::min(share, 2 * kTile - asked) : 0, row_bytes};
+        const Tile tile{{now.count, now.seen, first_of(unit, r, bounds, at, row, n, first)},
+                        mine.key_rows,
+                        mine.value_panels,
+                        head_pad_};
+        Ahead ahead{next.rows + asked, next.count ? std::min(share, 2 * kTile - asked) : 0, bytes};
         asked += ahead.count;
-        const Tile tile{keys, mine.key_rows, mine.value_panels, head_pad_};
-        k_.attend(tile, scoring, own.queries + row * head_pad_, a_.head, n, part_of(seen, row), a_.value_size,
+        k_.attend(tile, scoring, queries + row * head_pad_, a_.head, n, part_of(seen, row), a_.value_size,
                   mine.scores, ahead);
       });
     }
@@ -325,18 +372,18 @@ class Attention {
     return {a_.scale * key_scale * kLog2E, 0};
   }
 
-  // Places of the positions [from, to) of the cache, those before `lowest` left out.
-  void find_prefix(const Unit& unit, int64_t from, int64_t to, int64_t lowest, Places& places) const {
-    places.count = to - from;
-    places.seen = 0;
-    for (int64_t i = 0; i < kTile; ++i) places.keys()[i] = places.values()[i] = zeros_.data();
+  // Places of the tile of positions [from, end), those before `lowest` left out.
+  void find_prefix(int64_t request, int64_t head, int64_t from, int64_t end, int64_t lowest,
+                   Places& places) const {
+    const int64_t to = std::min(from + kTile, end);
+    places.clear(to - from, zeros_.data());
     int64_t index = std::max(from, lowest) / a_.page_size, slot = std::max(from, lowest) % a_.page_size;
     for (int64_t position = std::max(from, lowest); position < to; ++index, slot = 0) {
-      const int64_t run = std::min(a_.page_size - slot, to - position), page = page_at(unit.request, index);
+      const int64_t run = std::min(a_.page_size - slot, to - position), page = page_at(request, index);
       if (page >= 0)
         for (int64_t i = 0; i < run; ++i) {
-          places.keys()[position + i - from] = a_.key.row(page, slot + i, unit.head);
-          places.values()[position + i - from] = a_.value.row(page, slot + i, unit.head);
+          places.keys()[position + i - from] = a_.key.row(page, slot + i, head);
+          places.values()[position + i - from] = a_.value.row(page, slot + i, head);
           places.seen |= uint64_t{1} << (position + i - from);
         }
       position += run;
@@ -352,52 +399,51 @@ class Attention {
 
   // --- The tree, and the end ---
 
-  void finish_node(const Unit& unit, const Request& r, int64_t i, Scratch& own, const Seen& seen) const {
+  void finish_node(const Unit& unit, const Request& r, int64_t head, int64_t i, Scratch& own,
+                   const Seen& seen) const {
     const int64_t node = unit.first_node + i, depth = depths_[r.begin + node];
     const int64_t from = a_.window ? std::max<int64_t>(depth - a_.window + 1, 0) : 0;
     for (int64_t v = node, d = depth; d >= from; v = parent_of(r, v), --d)
       own.chain[d] = static_cast<int32_t>(v);
     const bool fresh = a_.new_key.data != nullptr;
-    const Scoring scoring = scoring_of(fresh ? 1.0f : a_.key.scale_of(unit.head));
-    const float value_scale = fresh ? 1.0f : a_.value.scale_of(unit.head);
+    const Scoring scoring = scoring_of(fresh ? 1.0f : a_.key.scale_of(head));
+    const float value_scale = fresh ? 1.0f : a_.value.scale_of(head);
     for (int64_t g = 0; g < group_; g += kFew) {
       const int64_t count = std::min<int64_t>(kFew, group_ - g);
       const void* query[kFew] = {};
-      for (int64_t m = 0; m < count; ++m) query[m] = query_row(unit, r, i, g + m);
+      for (int64_t m = 0; m < count; ++m) query[m] = query_row(unit, r, head, i, g + m);
       k_.pack_rows({query, a_.query.dtype, a_.head}, kFew, head_pad_, own.node_query);
       const Seen tree = seen_at(own.node_seen, kFew);
       forget(tree, kFew);
       for (int64_t at = from; at <= depth; at += kTile) {
         Places places;
-        find_chain(unit, r, own.chain.data() + at, std::min<int64_t>(kTile, depth + 1 - at), places);
+        find_chain(unit.request, r, head, own.chain.data() + at, std::min<int64_t>(kTile, depth + 1 - at),
+                   places);
         const RowList keys{places.keys(), fresh ? a_.new_key.dtype : a_.key.dtype, a_.head};
         const RowList values{places.values(), fresh ? a_.new_value.dtype : a_.value.dtype, a_.value_size};
         k_.attend_few(keys, values, {places.count, places.seen, nullptr}, scoring, own.node_query, count,
                       tree, {});
       }
-      for (int64_t e = 0; e < count * value_pad_; ++e) tree.out[e] *= value_scale;
+      multiply(tree.out, count * value_pad_, value_scale);
       const Seen rows = part_of(seen, i * group_ + g);
       k_.merge_rows(rows, tree, count, a_.value_size);
-      for (int64_t m = 0; m < count; ++m)
-        finish_row(r.begin + node, unit.head * group_ + g + m, part_of(rows, m));
+      for (int64_t m = 0; m < count; ++m) finish_row(r.begin + node, head * group_ + g + m, part_of(rows, m));
     }
   }
 
   // Places of the nodes of a path.
-  void find_chain(const Unit& unit, const Request& r, const int32_t* chain, int64_t count,
+  void find_chain(int64_t request, const Request& r, int64_t head, const int32_t* chain, int64_t count,
                   Places& places) const {
-    places.count = count;
-    places.seen = 0;
+    places.clear(count, zeros_.data());
     for (int64_t i = 0; i < count; ++i) {
-      places.keys()[i] = places.values()[i] = zeros_.data();
       if (a_.new_key.data) {
-        places.keys()[i] = a_.new_key.row(r.begin + chain[i], unit.head);
-        places.values()[i] = a_.new_value.row(r.begin + chain[i], unit.head);
+        places.keys()[i] = a_.new_key.row(r.begin + chain[i], head);
+        places.values()[i] = a_.new_value.row(r.begin + chain[i], head);
       } else {
-        const int64_t position = r.prefix + chain[i], page = page_at(unit.request, position / a_.page_size);
+        const int64_t position = r.prefix + chain[i], page = page_at(request, position / a_.page_size);
         if (page < 0) continue;
-        places.keys()[i] = a_.key.row(page, position % a_.page_size, unit.head);
-        places.values()[i] = a_.value.row(page, position % a_.page_size, unit.head);
+        places.keys()[i] = a_.key.row(page, position % a_.page_size, head);
+        places.values()[i] = a_.value.row(page, position % a_.page_size, head);
       }
       places.seen |= uint64_t{1} << i;
     }
@@ -423,6 +469,7 @@ class Attention {
   const int64_t group_, head_pad_, value_pad_;
   const std::vector<unsigned char> zeros_;
   int threads_ = 1;
+  bool packed_ = false;
   std::vector<Request> requests_;
   std::vector<int32_t> depths_;
   std::vector<Unit> units_;

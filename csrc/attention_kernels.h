@@ -74,7 +74,8 @@ struct AttentionKernels {
   // One tile for a block of packed rows; `scratch` holds kTile * block floats.
   void (*attend)(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, int64_t rows,
                  const Seen& seen, int64_t value_size, float* scratch, Ahead& ahead);
-  // One tile read where it lies, for up to kFew rows; queries [row][padded head].
+  // One tile read where it lies, for up to kFew rows; queries [row][padded head]. `keys` lists something
+  // readable up to a multiple of kParts.
   void (*attend_few)(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
                      const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead);
 

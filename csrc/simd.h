@@ -53,6 +53,12 @@ inline F from_bfloat16(const uint16_t* x) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+// Pairs of bfloat16: the words, their first halves, their second halves.
+inline F load_words(const uint16_t* x) { return _mm512_loadu_ps(x); }
+inline F low_bfloat16(F x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16)); }
+inline F high_bfloat16(F x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), set(0xFFFF0000u)));
+}
 inline F from_float16(const uint16_t* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
@@ -165,6 +171,11 @@ inline F from_bfloat16(const uint16_t* x) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
+inline F load_words(const uint16_t* x) { return _mm256_loadu_ps(reinterpret_cast<const float*>(x)); }
+inline F low_bfloat16(F x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16)); }
+inline F high_bfloat16(F x) {
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(x), set(0xFFFF0000u)));
+}
 inline F from_float16(const uint16_t* x) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
@@ -268,6 +279,13 @@ inline float from_float16(uint16_t h) {
 inline F from_float16(const uint16_t* x) {
   return F{from_float16(x[0]), from_float16(x[1]), from_float16(x[2]), from_float16(x[3])};
 }
+inline F load_words(const uint16_t* x) {
+  F a;
+  __builtin_memcpy(&a, x, sizeof a);
+  return a;
+}
+inline F low_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) << 16); }
+inline F high_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) & 0xFFFF0000u); }
 inline F from_int8(const int8_t* x) {
   return F{static_cast<float>(x[0]), static_cast<float>(x[1]), static_cast<float>(x[2]),
            static_cast<float>(x[3])};
