@@ -15,9 +15,10 @@ Conventions of the arguments:
   they are given per request; an empty list if none is. The same for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
 - Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
-  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a compiled caller
-  may pass copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per
-  cache.
+  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a tracer may pass
+  copies of the caches, so a backend compares the addresses first. Outside a tracer, and for a backend that
+  works from the table, `caches` is empty: to show 64 tensors to the dispatcher takes as long as to move a
+  small batch. `new` is empty or one tensor per cache.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """

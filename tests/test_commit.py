@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import Pool, block_tables, integer, random_tree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import specdec_kernels as sdk
 from specdec_kernels import backends
@@ -290,7 +291,33 @@ def test_commit_kv_passes_opcheck(monkeypatch, backend, variant):
     options = dict(new=new if variant == "new" else None, backend=backend)
     which = sdk.CachePlan(caches, page_size=4) if variant == "plan" else caches
     sdk.commit_kv(which, path, tree, table, prefix_lens, page_size=4, **options)
-    torch.library.opcheck(torch.ops.specdec_kernels.commit_kv.default, calls[0])
+    torch.library.opcheck(torch.ops.specdec_kernels.commit_kv.default, (caches, *calls[0][1:]))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native extension")
+def test_a_tracer_is_shown_the_caches_of_a_plan():
+    shown = []
+
+    class Tracer(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.specdec_kernels.commit_kv.default:
+                shown.append(len(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    caches, path, tree, table, prefix_lens = problem()
+    plan = sdk.CachePlan(caches, page_size=4)
+    with Tracer():
+        sdk.commit_kv(plan, path, tree, table, prefix_lens)
+    assert shown == [2]
+    copies = [
+        cache.clone() for cache in caches
+    ]  # as a tracer may pass them: the plan's table names the others
+    before = [cache.clone() for cache in caches]
+    lengths = torch.empty(3, dtype=torch.int32)
+    rest = (table, prefix_lens, 4, "NHD", lengths, lengths.clone(), "cpu")
+    sdk.ops.commit_kv(copies, plan.table, [], path, tree.cu_nodes, tree.tokens.numel(), *rest)
+    assert all(torch.equal(cache, kept) for cache, kept in zip(caches, before, strict=True))
+    assert not all(torch.equal(copy, kept) for copy, kept in zip(copies, before, strict=True))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
