@@ -274,7 +274,7 @@ def test_results_do_not_depend_on_threads():
 
 
 def problem(layout="NHD"):
-    g = torch.Generator().manual_seed(4)
+    g = torch.Generator().manual_seed(16)  # 4 of 6 accepted rows move
     tree, path = random_tree(g, 3, empty=0.0)
     shape = (12, 4, 2, 8) if layout == "NHD" else (12, 2, 4, 8)
     caches = [torch.randn(shape, generator=g), torch.randn(shape, generator=g).bfloat16()]
@@ -305,19 +305,19 @@ def test_a_tracer_is_shown_the_caches_of_a_plan():
             return function(*args, **(kwargs or {}))
 
     caches, path, tree, table, prefix_lens = problem()
-    plan = sdk.CachePlan(caches, page_size=4)
+    plan, initial = sdk.CachePlan(caches, page_size=4), [cache.clone() for cache in caches]
     with Tracer():
         sdk.commit_kv(plan, path, tree, table, prefix_lens)
     assert shown == [2]
-    copies = [
-        cache.clone() for cache in caches
-    ]  # as a tracer may pass them: the plan's table names the others
-    before = [cache.clone() for cache in caches]
+    assert not torch.equal(initial[0], caches[0])
+    after = [cache.clone() for cache in caches]
+    for cache in caches:
+        cache.zero_()
     lengths = torch.empty(3, dtype=torch.int32)
     rest = (table, prefix_lens, 4, "NHD", lengths, lengths.clone(), "cpu")
-    sdk.ops.commit_kv(copies, plan.table, [], path, tree.cu_nodes, tree.tokens.numel(), *rest)
-    assert all(torch.equal(cache, kept) for cache, kept in zip(caches, before, strict=True))
-    assert not all(torch.equal(copy, kept) for copy, kept in zip(copies, before, strict=True))
+    sdk.ops.commit_kv(initial, plan.table, [], path, tree.cu_nodes, tree.tokens.numel(), *rest)
+    assert all(torch.equal(cache, done) for cache, done in zip(initial, after, strict=True))
+    assert not any(cache.any() for cache in caches)  # those that the table names
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
