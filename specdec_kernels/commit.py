@@ -144,9 +144,7 @@ def commit_kv(
     if new is not None:
         _check_new(new, caches, layout, tree.tokens.shape[0])
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
-    ops.commit_kv(
-        [] if plan is not None and _table_suffices(device, backend) else caches,
-        None if plan is None else plan.table,
+    arguments = (
         new or [],
         path,
         tree.cu_nodes.contiguous(),
@@ -157,8 +155,11 @@ def commit_kv(
         layout,
         out.lengths,
         out.pages_kept,
-        backend,
     )
+    if plan is not None and _table_suffices(device, backend):
+        ops.commit_kv_by_table(plan.table, *arguments, backend)
+    else:
+        ops.commit_kv(caches, None if plan is None else plan.table, *arguments, backend)
     return out
 
 

@@ -16,9 +16,7 @@ Conventions of the arguments:
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
 - Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
   `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a tracer may pass
-  copies of the caches, so a backend compares the addresses first. Outside a tracer, and for a backend that
-  works from the table, `caches` is empty: to show 64 tensors to the dispatcher takes as long as to move a
-  small batch. `new` is empty or one tensor per cache.
+  copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """
@@ -101,3 +99,10 @@ commit_state = torch.ops.specdec_kernels.commit_state.default
 replay_conv = torch.ops.specdec_kernels.replay_conv.default
 replay_gated_delta = torch.ops.specdec_kernels.replay_gated_delta.default
 replay_mamba2 = torch.ops.specdec_kernels.replay_mamba2.default
+
+
+def commit_kv_by_table(table: torch.Tensor, *args: object) -> None:
+    """`commit_kv` of a backend that works from the table alone, outside any tracer and past the dispatcher:
+    to show it 64 caches takes as long as to move a small batch."""
+    *args, backend = args
+    backends.load(backend, "commit_kv", table.device.type, ()).commit_kv([], table, *args)

@@ -289,9 +289,10 @@ def test_commit_kv_passes_opcheck(monkeypatch, backend, variant):
     caches, path, tree, table, prefix_lens = problem()
     new = [torch.zeros(tree.tokens.numel(), 2, 8, dtype=cache.dtype) for cache in caches]
     options = dict(new=new if variant == "new" else None, backend=backend)
-    which = sdk.CachePlan(caches, page_size=4) if variant == "plan" else caches
-    sdk.commit_kv(which, path, tree, table, prefix_lens, page_size=4, **options)
-    torch.library.opcheck(torch.ops.specdec_kernels.commit_kv.default, (caches, *calls[0][1:]))
+    sdk.commit_kv(caches, path, tree, table, prefix_lens, page_size=4, **options)
+    addresses = sdk.CachePlan(caches, page_size=4).table if variant == "plan" else None
+    arguments = (caches, addresses, *calls[0][2:])
+    torch.library.opcheck(torch.ops.specdec_kernels.commit_kv.default, arguments)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native extension")
