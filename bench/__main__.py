@@ -1,4 +1,4 @@
-"""`python -m bench`: checks, times and measures every verification case; prints and writes the tables."""
+"""`python -m bench`: checks, times and measures every case; prints and writes the tables."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import check, memory, ours, report
+from . import check, commit, memory, ours, report
 from .cases import CASES, MEMORY_LIMIT, QUICK, THREADS, Case, goals, select
 from .contenders import OURS, contenders
 from .floor import Floor
@@ -30,19 +30,24 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results") / "verify.json")
     args = parser.parse_args()
 
+    threads = [int(n) for n in args.threads.split(",")]
     cases = select(args.cases, QUICK if args.quick and not args.cases else CASES)
-    if not cases:
+    commits = select(args.cases, commit.CASES)
+    if not cases and not commits:
         parser.error(f"no case matches {args.cases!r}")
     floor = Floor()
     results = report.header()
     print(report.describe(results), flush=True)
     for case in cases:
-        entry = bench_case(case, floor, [int(n) for n in args.threads.split(",")], args.quick)
+        entry = bench_case(case, floor, threads, args.quick)
         results["cases"].append(entry)
         print(report.case_table(entry), flush=True)
-    report.write(results, args.json)
-    print(report.verdict(results))
-    return 1 if any(name in entry["failed"] for entry in results["cases"] for name in OURS) else 0
+    if cases:
+        report.write(results, args.json)
+        print(report.verdict(results))
+    wrong = any(name in entry["failed"] for entry in results["cases"] for name in OURS)
+    wrong |= commit.run(commits, threads, args.quick, args.json.with_name("commit.json"))
+    return 1 if wrong else 0
 
 
 def bench_case(case: Case, floor: Floor, threads: list[int], quick: bool) -> dict:

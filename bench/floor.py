@@ -12,15 +12,20 @@ CFLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fP
 TOLERANCE = 5e-5  # a float32 sum of 128256 terms
 
 
+def library(source: str) -> ctypes.CDLL:
+    """The functions of a C file of this folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "library.so"
+        file = Path(__file__).with_name(source)
+        subprocess.run(["cc", *CFLAGS, str(file), "-o", str(path), "-lm"], check=True)
+        return ctypes.CDLL(str(path))
+
+
 class Floor:
     """`floor(logits, temperature)` fills and returns the rows' log-sum-exps, on torch's number of threads."""
 
     def __init__(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "floor.so"
-            source = Path(__file__).with_name("floor.c")
-            subprocess.run(["cc", *CFLAGS, str(source), "-o", str(library), "-lm"], check=True)
-            self._lse_rows = ctypes.CDLL(str(library)).lse_rows
+        self._lse_rows = library("floor.c").lse_rows
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._lse_rows.argtypes = [pointer, pointer, size, size, ctypes.c_float, ctypes.c_int, ctypes.c_int]
         self._lse_rows.restype = None

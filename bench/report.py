@@ -77,7 +77,7 @@ def figures(timings: Timings, threads: int, eager: list[str], goals: tuple[Goal,
         },
         "roof": {name: seconds[_roof(name)] / seconds[name] for name in ours},
         "best_eager_torch": best,
-        "goals": [_judge(goal, known, noisy=timings.used != "quiet") for goal in goals],
+        "goals": [judge(goal, known, noisy=timings.used != "quiet") for goal in goals],
     }
 
 
@@ -85,7 +85,7 @@ def _roof(name: str) -> str:
     return "floor all" if name == "traversal raw" else "floor target"
 
 
-def _judge(goal: Goal, seconds: dict[str, float], noisy: bool) -> dict:
+def judge(goal: Goal, seconds: dict[str, float], noisy: bool) -> dict:
     """Under foreign load some contenders slow down by far more than others: noisy figures settle nothing."""
     other, ours = seconds.get(goal.other), seconds.get(goal.ours)
     ratio = None
@@ -111,7 +111,7 @@ def case_table(entry: dict) -> str:
         f"   not timed: {name}: {reason}" for name, reason in (entry["failed"] | entry["missing"]).items()
     ]
     for timing in entry["timings"]:
-        lines += ["", f"   {timing['threads']} thread(s); {_rounds(timing)}"]
+        lines += ["", f"   {timing['threads']} thread(s); {rounds_line(timing)}"]
         columns = [name for name in ("token", "traversal") if name in timing["ratios"]]
         lines.append(
             f"   {'':24}{'ms':>10}" + "".join(f"{'x ' + name:>13}" for name in columns) + f"{'roof':>8}"
@@ -123,14 +123,14 @@ def case_table(entry: dict) -> str:
             elif name not in FLOORS:
                 row += "".join(f"{timing['ratios'][column][name]:13.2f}" for column in columns)
             lines.append(row)
-        lines += [f"   {_verdict(goal)}" for goal in timing["goals"]]
+        lines += [f"   {goal_line(goal)}" for goal in timing["goals"]]
     if entry["memory"]:
         lines += ["", "   peak extra memory, MB: " + _memory(entry)]
         lines += [f"   MISS   {name}: memory over the limit" for name in _over_limit(entry)]
     return "\n".join(lines) + "\n"
 
 
-def _rounds(timing: dict) -> str:
+def rounds_line(timing: dict) -> str:
     rounds = timing["rounds"]
     total = rounds["quiet"] + rounds["noisy"]
     kept = "dropped" if rounds["used"] == "quiet" else "kept for want of quiet ones"
@@ -139,7 +139,7 @@ def _rounds(timing: dict) -> str:
     )
 
 
-def _verdict(goal: dict) -> str:
+def goal_line(goal: dict) -> str:
     ratio = "not measured" if goal["ratio"] is None else f"{goal['ratio']:.2f}x"
     return f"{goal['state']:5}  {goal['goal']}: {ratio}"
 

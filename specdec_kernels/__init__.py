@@ -9,10 +9,12 @@ attention over draft trees.
 True
 """
 
+from .acceptance import AcceptanceStats
 from .attention import tree_attention
 from .backends import explain
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
+from .module import SpeculativeVerifier
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
@@ -23,6 +25,7 @@ from .verify import Status, Verified, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptanceStats",
     "BackendUnavailable",
     "CachePlan",
     "Committed",
@@ -32,6 +35,7 @@ __all__ = [
     "Proposal",
     "Relaxed",
     "SamplingParams",
+    "SpeculativeVerifier",
     "Status",
     "Synthetic",
     "Typical",

@@ -35,7 +35,7 @@ def check_no_overlap(operation: str, argument: str, tensor: Tensor) -> None:
 
 def check_distinct(operation: str, argument: str, tensors: Sequence[Tensor]) -> None:
     """Raise `ValueError` where a tensor is listed twice: what is done in place must be done once."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
         return
     seen: dict[int, int] = {}
     for i, tensor in enumerate(tensors):

@@ -1,0 +1,173 @@
+"""Verification and committing as a module that keeps options and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .acceptance import AcceptanceStats
+from .commit import CachePlan, Committed, commit_kv
+from .errors import bad_value
+from .rules import Rule
+from .sampling import PLAIN, DraftVocab, SamplingParams
+from .state import commit_state
+from .tree import DraftTree
+from .verify import Verified, verify
+
+
+class SpeculativeVerifier(torch.nn.Module):
+    """Holds the options of `verify` and the caches of a model, and counts what is accepted.
+
+    Args:
+        rule, draft_vocab, return_logprobs, backend: as for `verify`.
+        sampling, draft_sampling: as for `verify`, where a call does not bring its own.
+        plan: the paged caches that `commit` puts right.
+        states: for each recurrent layer its states [slots, ...], likewise.
+        max_depth: depths that are counted one by one; deeper drafts are not counted.
+
+    Notes:
+        Counts are buffers of the module, on its device, and not part of its state dict. `forward` and
+        `commit` never synchronise with the device; `statistics` does.
+
+    Example:
+        >>> cache = torch.zeros(4, 16, 2, 8)
+        >>> verifier = SpeculativeVerifier(plan=CachePlan([cache], page_size=16), rule="match")
+        >>> tree = DraftTree.chain(torch.tensor([[3, 4]]))
+        >>> verified = verifier(torch.zeros(3, 8), tree, sampling=SamplingParams(temperature=0.0))
+        >>> pages, prefix = torch.tensor([[2, 0]], dtype=torch.int32), torch.tensor([5], dtype=torch.int32)
+        >>> verifier.commit(verified, tree, pages, prefix).lengths
+        tensor([6], dtype=torch.int32)
+        >>> verifier.statistics().tested[:2]
+        (1, 0)
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: Rule = "auto",
+        sampling: SamplingParams = PLAIN,
+        draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+        draft_vocab: DraftVocab | None = None,
+        return_logprobs: bool = False,
+        plan: CachePlan | None = None,
+        states: Sequence[Tensor] = (),
+        max_depth: int = 64,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.rule = rule
+        self.sampling = sampling
+        self.draft_sampling = draft_sampling
+        self.draft_vocab = draft_vocab
+        self.return_logprobs = return_logprobs
+        self.plan = plan
+        self.states = list(states)
+        self.backend = backend
+        for name in ("steps", "drafted", "passes"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
+        for name in ("tested", "accepted"):
+            self.register_buffer(name, torch.zeros(max_depth, dtype=torch.int64), persistent=False)
+
+    def forward(
+        self,
+        target_logits: Tensor,
+        tree: DraftTree,
+        draft_logits: Tensor | None = None,
+        *,
+        draft_rows: Tensor | None = None,
+        sampling: SamplingParams | None = None,
+        draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+        seeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        token_bitmask: Tensor | None = None,
+        out: Verified | None = None,
+    ) -> Verified:
+        """`verify` with the module's options; counts what it accepted."""
+        verified = verify(
+            target_logits,
+            tree,
+            draft_logits,
+            draft_rows=draft_rows,
+            draft_vocab=self.draft_vocab,
+            sampling=self.sampling if sampling is None else sampling,
+            draft_sampling=self.draft_sampling if draft_sampling is None else draft_sampling,
+            rule=self.rule,
+            seeds=seeds,
+            positions=positions,
+            token_bitmask=token_bitmask,
+            return_logprobs=self.return_logprobs,
+            out=out,
+            backend=self.backend,
+        )
+        self._count(verified, tree)
+        return verified
+
+    def commit(
+        self,
+        verified: Verified | Tensor,
+        tree: DraftTree,
+        block_table: Tensor | None = None,
+        prefix_lens: Tensor | None = None,
+        *,
+        new: Sequence[Tensor] | None = None,
+        snapshots: Sequence[Tensor] | None = None,
+        slots: Tensor | None = None,
+    ) -> Committed | None:
+        """`commit_kv` of the plan's caches and `commit_state` of the module's states; None without a plan.
+
+        Args:
+            verified, tree, block_table, prefix_lens, new: as for `commit_kv`; the tables only with a plan.
+            snapshots, slots: as for `commit_state`, only with states.
+        """
+        if self.plan is None and not self.states:
+            bad_value("commit", "plan", "or states must be given to SpeculativeVerifier", "neither")
+        for argument, given, needed in (
+            ("block_table", block_table, self.plan is not None),
+            ("prefix_lens", prefix_lens, self.plan is not None),
+            ("snapshots", snapshots, bool(self.states)),
+            ("slots", slots, bool(self.states)),
+        ):
+            if (given is not None) != needed:
+                rule = "must be given" if needed else "must be None"
+                what = "a plan" if argument in ("block_table", "prefix_lens") else "states"
+                got = "None" if given is None else type(given).__name__
+                bad_value("commit", argument, f"{rule} {'with' if needed else 'without'} {what}", got)
+        if self.states:
+            commit_state(self.states, snapshots, verified, tree, slots, backend=self.backend)
+        if self.plan is None:
+            return None
+        return commit_kv(self.plan, verified, tree, block_table, prefix_lens, new=new, backend=self.backend)
+
+    def statistics(self) -> AcceptanceStats:
+        """What was counted since the last reset, on the host; synchronises."""
+        counts = torch.cat(
+            [self.steps[None], self.drafted[None], self.passes[None], self.tested, self.accepted]
+        )
+        steps, drafted, passes, *rest = counts.tolist()
+        depths = len(rest) // 2
+        return AcceptanceStats(steps, drafted, passes, tuple(rest[:depths]), tuple(rest[depths:]))
+
+    def reset_statistics(self) -> None:
+        """Start counting anew."""
+        for count in (self.steps, self.drafted, self.passes, self.tested, self.accepted):
+            count.zero_()
+
+    def _count(self, verified: Verified, tree: DraftTree) -> None:
+        batch, (request, node) = tree.batch_size, tree._owners
+        taken = verified.num_accepted.long().unsqueeze(1)
+        last = verified.path.gather(1, taken).squeeze(1)
+        drafted = (tree.tokens >= 0) & (node > 0) & (request < batch)
+        # A request is tested once beyond what it accepted where its last kept node has a drafted child.
+        below_last = drafted & (tree.parents == torch.cat([last, last.new_zeros(1)])[request])
+        untaken = torch.zeros(batch + 1, dtype=torch.int64, device=last.device)
+        untaken = untaken.index_add(0, request, below_last.long())[:batch, None] > 0
+        depth = torch.arange(1, self.tested.shape[0] + 1, device=last.device)
+        active = (verified.num_tokens > 0).sum()
+        self.steps += active
+        self.drafted += drafted.sum()
+        self.passes += active * tree.max_depth
+        self.accepted += (depth <= taken).sum(0)
+        self.tested += (depth <= taken + untaken).sum(0)
