@@ -1,4 +1,4 @@
-"""`python -m bench`: checks, times and measures every case of verification and committing; prints and writes the tables."""
+"""`python -m bench`: checks, times and measures every case; prints and writes the tables."""
 
 import argparse
 import dataclasses

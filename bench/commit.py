@@ -28,7 +28,7 @@ FLOOR = "memcpy"
 
 @dataclass(frozen=True)
 class Case:
-    """`rows` kept rows besides the root's move in each of `batch` requests, in keys and values of all layers."""
+    """In each of `batch` requests `rows` kept rows move, in keys and values of every layer."""
 
     batch: int
     rows: int

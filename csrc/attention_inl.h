@@ -219,61 +219,94 @@ void attend(const Tile& tile, const Scoring& scoring, const float* queries, int6
 
 // --- Few rows, the cache read in place ---------------------------------------------------------------------
 
-// Adds to acc[m] the products of kStride elements, from i on, of kLanes keys with query m. Keys are turned so
-// that each lane has one; pairs of bfloat16 are turned as one word.
+// Elements of a key that are turned at a time: pairs of bfloat16 are turned as one word.
 template <DType T>
 inline constexpr int kStride = T == DType::kBFloat16 ? 2 * kLanes : kLanes;
 
-template <DType T, int M>
-inline void add_products(const void* const* keys, int64_t i, const float* queries, int64_t stride, F acc[M]) {
+// Turns kLanes keys so that each lane has one: out[j] holds element i + j, or words of two.
+template <DType T>
+inline void turn(const void* const* keys, int64_t i, F out[kLanes]) {
   F x[kLanes];
+#pragma GCC unroll 16
   for (int j = 0; j < kLanes; ++j)
     if constexpr (T == DType::kBFloat16)
       x[j] = load_words(static_cast<const uint16_t*>(keys[j]) + i);
     else
       x[j] = load_as<T>(keys[j], i);
   transpose(x);
-  for (int j = 0; j < kLanes; ++j)
-    if constexpr (T == DType::kBFloat16) {
-      const F low = low_bfloat16(x[j]), high = high_bfloat16(x[j]);
-      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + 2 * j]), low, acc[m]);
-      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + 2 * j + 1]), high, acc[m]);
-    } else {
-      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
-    }
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) out[j] = x[j];
 }
 
-// The same for the last elements of the keys, fewer than kStride.
-template <DType T, int M>
-inline void add_last_products(const void* const* keys, int64_t size, int64_t i, const float* queries,
-                              int64_t stride, F acc[M]) {
-  for (; i < size; i += kLanes) {
-    F x[kLanes];
-    for (int j = 0; j < kLanes; ++j) x[j] = load_within<T>(keys[j], i, size);
-    transpose(x);
-    for (int j = 0; j < kLanes && i + j < size; ++j)
-      for (int m = 0; m < M; ++m) acc[m] = fma(set(queries[m * stride + i + j]), x[j], acc[m]);
-  }
-}
-
-// Scores of N * kLanes keys: N chains of additions side by side.
+// Scores of N * kLanes keys for M queries: N * M chains of additions side by side.
 template <DType T, int M, int N>
 inline void dot_few(const RowList& keys, int64_t k, const float* queries, F factor, float (*scores)[kTile],
                     Ahead& ahead) {
   const int64_t stride = padded(keys.size, kPanel), whole = keys.size / kStride<T> * kStride<T>;
   const int64_t lines = N * kLanes * ahead.bytes / 64 / (whole / kStride<T> + 1) + 1;
-  F acc[N][M];
+  F acc[N][M], turned[N][kLanes];
   for (int n = 0; n < N; ++n)
     for (int m = 0; m < M; ++m) acc[n][m] = set(0.0f);
   for (int64_t i = 0; i < whole; i += kStride<T>) {
     fetch(ahead, lines);
-    for (int n = 0; n < N; ++n) add_products<T, M>(keys.rows + k + n * kLanes, i, queries, stride, acc[n]);
+    for (int n = 0; n < N; ++n) turn<T>(keys.rows + k + n * kLanes, i, turned[n]);
+    for (int j = 0; j < kLanes; ++j) {
+      const float* q = queries + i + j * (kStride<T> / kLanes);
+      if constexpr (T == DType::kBFloat16) {
+        for (int m = 0; m < M; ++m)
+          for (int n = 0; n < N; ++n)
+            acc[n][m] = fma(set(q[m * stride]), low_bfloat16(turned[n][j]), acc[n][m]);
+        for (int m = 0; m < M; ++m)
+          for (int n = 0; n < N; ++n)
+            acc[n][m] = fma(set(q[m * stride + 1]), high_bfloat16(turned[n][j]), acc[n][m]);
+      } else {
+        for (int m = 0; m < M; ++m)
+          for (int n = 0; n < N; ++n) acc[n][m] = fma(set(q[m * stride]), turned[n][j], acc[n][m]);
+      }
+    }
   }
-  for (int n = 0; n < N; ++n) {
-    if (whole < keys.size)
-      add_last_products<T, M>(keys.rows + k + n * kLanes, keys.size, whole, queries, stride, acc[n]);
+  for (int64_t i = whole; i < keys.size; i += kLanes)
+    for (int n = 0; n < N; ++n) {
+      F x[kLanes];
+      for (int j = 0; j < kLanes; ++j) x[j] = load_within<T>(keys.rows[k + n * kLanes + j], i, keys.size);
+      transpose(x);
+      for (int j = 0; j < kLanes && i + j < keys.size; ++j)
+        for (int m = 0; m < M; ++m) acc[n][m] = fma(set(queries[m * stride + i + j]), x[j], acc[n][m]);
+    }
+  for (int n = 0; n < N; ++n)
     for (int m = 0; m < M; ++m) store(scores[m] + k + n * kLanes, mul(acc[n][m], factor));
+}
+
+#if defined(SPECDEC_AVX512)
+template <int M>
+inline constexpr int kSide = M > 4 ? 2 : 4;  // vectors of keys whose scores are added up side by side
+#else
+template <int M>
+inline constexpr int kSide = M > 4 ? 1 : 2;
+#endif
+
+// out = out * alpha + weights . values for D vectors of elements from i on.
+template <DType T, int M, int D>
+inline void sum_few(const RowList& values, int64_t count, const float (*weights)[kTile], const float* alpha,
+                    float* out, int64_t i, Ahead& ahead) {
+  const int64_t width = padded(values.size, kPanel), lines = (ahead.bytes + 63) / 64;
+  const bool whole = i + D * kLanes <= values.size;
+  F acc[M][D];
+  for (int m = 0; m < M; ++m)
+    for (int d = 0; d < D; ++d) acc[m][d] = mul(load(out + m * width + i + d * kLanes), set(alpha[m]));
+  for (int64_t k = 0; k < count; ++k) {
+    if (ahead.count > 0) fetch(ahead, lines);
+    F x[D];
+    for (int d = 0; d < D; ++d)
+      x[d] = whole ? load_as<T>(values.rows[k], i + d * kLanes)
+                   : load_within<T>(values.rows[k], i + d * kLanes, values.size);
+    for (int m = 0; m < M; ++m) {
+      const F p = set(weights[m][k]);
+      for (int d = 0; d < D; ++d) acc[m][d] = fma(x[d], p, acc[m][d]);
+    }
   }
+  for (int m = 0; m < M; ++m)
+    for (int d = 0; d < D; ++d) store(out + m * width + i + d * kLanes, acc[m][d]);
 }
 
 template <DType T, int M>
@@ -283,19 +316,24 @@ void attend_few_as(const RowList& keys, const RowList& values, const Keys& which
   float scores[M][kTile];
   float alpha[M];
   Ahead next_values{values.rows, which.count, values.size * bytes_of(T)};
-  for (int64_t k = 0; k < which.count; k += 2 * kLanes)
-    if (k + kLanes < which.count)
-      dot_few<T, M, 2>(keys, k, queries, set(scoring.factor), scores, next_values);
-    else
+  constexpr int kWhole = kSide<M> * kLanes;
+  for (int64_t k = 0; k < which.count;)
+    if (k + kWhole <= padded(which.count, kParts)) {
+      dot_few<T, M, kSide<M>>(keys, k, queries, set(scoring.factor), scores, next_values);
+      k += kWhole;
+    } else {
       dot_few<T, M, 1>(keys, k, queries, set(scoring.factor), scores, next_values);
+      k += kLanes;
+    }
   const int64_t count = padded(which.count, kParts);
   for (int64_t k = padded(which.count, kLanes); k < count; k += kLanes)
     for (int m = 0; m < M; ++m) store(scores[m] + k, set(0.0f));
   for (int m = 0; m < M; ++m) {
     float* s = scores[m];
     if (scoring.bound > 0) cap_scores(scoring, count, s);
-    for (int64_t k = 0; k < count; ++k)
-      if (!((which.seen >> k) & 1) || (which.first && k < which.first[m])) s[k] = -__builtin_inff();
+    if (which.first || which.seen != ~uint64_t{0})
+      for (int64_t k = 0; k < count; ++k)
+        if (!((which.seen >> k) & 1) || (which.first && k < which.first[m])) s[k] = -__builtin_inff();
     F best = set(seen.top[m]);
     for (int64_t k = 0; k < count; k += kLanes) best = max(load(s + k), best);
     const float top = reduce_max(best);
@@ -316,30 +354,11 @@ void attend_few_as(const RowList& keys, const RowList& values, const Keys& which
     seen.top[m] = top;
     seen.sum[m] = scales[0];
   }
-  const int64_t key_lines = (ahead.bytes + 63) / 64;
   constexpr int kDeep = M > 4 ? 2 : 4;
-  for (int64_t i = 0; i < width; i += kDeep * kLanes) {
-    F acc[M][kDeep];
-    const int deep = width - i < kDeep * kLanes ? static_cast<int>((width - i) / kLanes) : kDeep;
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < kDeep; ++v)
-        acc[m][v] = v < deep ? mul(load(seen.out + m * width + i + v * kLanes), set(alpha[m])) : set(0.0f);
-    const bool whole = i + kDeep * kLanes <= values.size;
-    for (int64_t k = 0; k < which.count; ++k) {
-      F x[kDeep];
-      if (whole)
-        for (int v = 0; v < kDeep; ++v) x[v] = load_as<T>(values.rows[k], i + v * kLanes);
-      else
-        for (int v = 0; v < kDeep; ++v) x[v] = load_within<T>(values.rows[k], i + v * kLanes, values.size);
-      if (i == 0) fetch(ahead, key_lines);
-      for (int m = 0; m < M; ++m) {
-        const F p = set(scores[m][k]);
-        for (int v = 0; v < kDeep; ++v) acc[m][v] = fma(x[v], p, acc[m][v]);
-      }
-    }
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < deep; ++v) store(seen.out + m * width + i + v * kLanes, acc[m][v]);
-  }
+  int64_t i = 0;
+  for (; i + kDeep * kLanes <= values.size; i += kDeep * kLanes)
+    sum_few<T, M, kDeep>(values, which.count, scores, alpha, seen.out, i, ahead);
+  for (; i < width; i += kLanes) sum_few<T, M, 1>(values, which.count, scores, alpha, seen.out, i, ahead);
 }
 
 template <DType T>

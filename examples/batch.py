@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
 @dataclass
 class Run:
-    """One engine at work on all prompts, whose reading is not timed."""
+    """One engine at work on all requests. Reading their prompts is not timed."""
 
     engine: Engine
     requests: list[Request]
@@ -29,7 +29,6 @@ class Run:
     def __post_init__(self) -> None:
         for request in self.requests:
             self.engine.add(request)
-        self.engine.admit()
 
     @property
     def written(self) -> int:
@@ -40,6 +39,7 @@ class Run:
         return [request.tokens for request in self.requests]
 
     def advance(self) -> None:
+        self.engine.admit()
         start = time.perf_counter()
         self.steps.append(self.engine.step())
         self.seconds += time.perf_counter() - start
@@ -77,8 +77,13 @@ def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
     return {1: 1.0} | {rows: statistics.median(values) for rows, values in ratios.items()}
 
 
-def race(model: Llama, eos_id: int, costs: dict[int, float], requests: Iterable[dict]) -> dict[str, Run]:
-    """Decode the requests in every way. The ways advance in turn, whichever has written less."""
+def race(
+    model: Llama, eos_id: int, costs: dict[int, float], requests: Sequence[dict], together: int
+) -> dict[str, Run]:
+    """Decode the requests in every way. The ways advance in turn, whichever has written less.
+
+    The pool holds the first `together` of the requests; the others join as pages come free.
+    """
     drafts = {
         "plain": no_drafts,
         "chains": SharedBudget(TreeLookup(MAX_NODES, branches=1), costs),
@@ -87,9 +92,10 @@ def race(model: Llama, eos_id: int, costs: dict[int, float], requests: Iterable[
     runs = {}
     for way, draft in drafts.items():
         fresh = [Request(**request) for request in requests]
-        pages = sum(pages_for(request.most_slots + MAX_NODES, PAGE_SIZE) for request in fresh)
+        slots = [request.most_slots + MAX_NODES for request in fresh]
+        pages = max(sum(pages_for(n, PAGE_SIZE) for n in slots[:together]), pages_for(max(slots), PAGE_SIZE))
         engine = Engine(model, draft, eos_id=eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=MAX_NODES)
         runs[way] = Run(engine, fresh)
-    while busy := [run for run in runs.values() if run.engine.running]:
+    while busy := [run for run in runs.values() if run.engine.running or run.engine.waiting]:
         min(busy, key=lambda run: run.written).advance()
     return runs

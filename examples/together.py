@@ -18,42 +18,42 @@ def together(
     rounds: int,
     seed: int,
 ) -> list[str]:
-    """Decode the prompts as one batch at every temperature. Returns whose greedy text is not the one that the
-    transformers model wrote for the prompt alone, by plain decoding."""
+    """Decode the prompts at all temperatures in one queue, as many at once as there are prompts.
+
+    Returns whose greedy text is not the one that the transformers model wrote for the prompt alone, by plain
+    decoding.
+    """
     console.rule(Text("several prompts at once", "bold"))
     model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
     costs = step_costs(model)
     _introduce(console, costs)
 
-    texts, totals = _texts(), _totals()
+    encoded = {name: lm.encode_chat(message) for name, message in prompts.items()}
+    keys = sorted(alone, key=lambda key: key[1])  # one temperature after the other
+    requests = [
+        {
+            "prompt": encoded[name],
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        for name, temperature in keys
+    ]
+    results = [race(model, lm.eos_id, costs, requests, len(prompts)) for _ in range(rounds)]
+
+    table = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
     broken = []
-    for temperature in dict.fromkeys(temperature for _, temperature in alone):
-        requests = [
-            {
-                "prompt": lm.encode_chat(message),
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "seed": seed,
-            }
-            for message in prompts.values()
-        ]
-        results = [race(model, lm.eos_id, costs, requests) for _ in range(rounds)]
-        trees = results[0]["trees"]
-        for place, name in enumerate(prompts):
-            progress = trees.progress(trees.requests[place])
-            expected = alone[name, temperature]
-            same = all(run.texts[place] == expected for runs in results for run in runs.values())
-            texts.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
-            if not same and temperature == 0:
-                broken.append(name)
-        plain = _rate([runs["plain"] for runs in results])
-        for way, run in results[0].items():
-            rate = _rate([runs[way] for runs in results])
-            shown = f"{rate:.1f} ({rate / plain:.2f}x)"
-            totals.add_row(way, f"{temperature:g}", shown, *_sizes(run.steps))
-    console.print(texts)
+    trees = results[0]["trees"]
+    for place, (name, temperature) in enumerate(keys):
+        progress = trees.progress(trees.requests[place])
+        expected = alone[name, temperature]
+        same = all(run.texts[place] == expected for runs in results for run in runs.values())
+        table.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
+        if not same and temperature == 0:
+            broken.append(name)
+    console.print(table)
     console.print()
-    console.print(totals)
+    console.print(_totals(results))
     return broken
 
 
@@ -68,6 +68,7 @@ def _introduce(console: Console, costs: dict[int, float]) -> None:
     line(f"A step over n rows costs, in steps over one: {shown}.")
     line("So the likeliest nodes of all prompts' trees are drafted, while they are expected to pay.")
     line("A text is identical where plain, chains and trees all write what transformers writes for it alone.")
+    line("A text that is finished gives its pages back, and the next one in the queue joins.")
     line("Rates are tokens per second of all prompts together, after reading them.\n")
 
 
@@ -78,23 +79,20 @@ def _counts(progress: list[Progress]) -> tuple[str, str, str]:
     return f"{tokens}", f"{tokens / len(progress):.2f}", f"{nodes / len(progress):.1f}"
 
 
-def _sizes(steps: list[list[Progress]]) -> tuple[str, str, str]:
-    """Steps, and the mean over them of the batch's tokens and nodes."""
-    tokens = sum(len(each.tokens) for step in steps for each in step)
-    nodes = sum(each.nodes for step in steps for each in step)
-    return f"{len(steps)}", f"{tokens / len(steps):.1f}", f"{nodes / len(steps):.1f}"
+def _totals(results: list[dict[str, Run]]) -> Table:
+    table = _table("together", "tokens/s", "steps", "requests per step", "tokens", "nodes")
+    plain = _rate([runs["plain"] for runs in results])
+    for way, run in results[0].items():
+        rate = _rate([runs[way] for runs in results])
+        progress = [each for step in run.steps for each in step]
+        tokens, nodes = sum(len(each.tokens) for each in progress), sum(each.nodes for each in progress)
+        means = [f"{total / len(run.steps):.1f}" for total in (len(progress), tokens, nodes)]
+        table.add_row(way, f"{rate:.1f} ({rate / plain:.2f}x)", f"{len(run.steps)}", *means)
+    return table
 
 
 def _rate(runs: list[Run]) -> float:
     return sum(run.written for run in runs) / sum(run.seconds for run in runs)
-
-
-def _texts() -> Table:
-    return _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
-
-
-def _totals() -> Table:
-    return _table("together", "temp.", "tokens/s", "steps", "tokens per step", "nodes per step")
 
 
 def _table(first: str, *others: str) -> Table:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import ops
+from . import backends, ops
 from .cache_table import SLOT_DIM, cache_table, row_dims
 from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
 from .memory import check_distinct, check_no_overlap, check_row
@@ -124,11 +125,11 @@ def commit_kv(
             bad_value("commit_kv", "page_size", f"must be the plan's, {caches.page_size}", page_size)
         if layout not in (None, caches.layout):
             bad_value("commit_kv", "layout", f"must be the plan's, {caches.layout!r}", repr(layout))
-        table, page_size, layout, caches = caches.table, caches.page_size, caches.layout, caches.caches
+        plan, caches, page_size, layout = caches, caches.caches, caches.page_size, caches.layout
     else:
         if page_size is None:
             bad_value("commit_kv", "page_size", "must be an int >= 1 without a CachePlan", None)
-        table, layout, caches = None, layout or "NHD", list(caches)
+        plan, layout, caches = None, layout or "NHD", list(caches)
         check_caches("commit_kv", caches, page_size, layout)
     path, device = check_path("commit_kv", verified, tree), caches[0].device
     check_device("commit_kv", "verified", path, device)
@@ -143,9 +144,7 @@ def commit_kv(
     if new is not None:
         _check_new(new, caches, layout, tree.tokens.shape[0])
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
-    ops.commit_kv(
-        caches,
-        table,
+    arguments = (
         new or [],
         path,
         tree.cu_nodes.contiguous(),
@@ -156,9 +155,20 @@ def commit_kv(
         layout,
         out.lengths,
         out.pages_kept,
-        backend,
     )
+    if plan is not None and _table_suffices(device, backend):
+        ops.commit_kv_by_table(plan.table, *arguments, backend)
+    else:
+        ops.commit_kv(caches, None if plan is None else plan.table, *arguments, backend)
     return out
+
+
+def _table_suffices(device: torch.device, backend: str) -> bool:
+    """Whether a plan's table says all there is to say. A tracer has to be shown what is written, and may put
+    copies in its place."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    return backend in ("auto", "cpu") and backends.choose("commit_kv", device.type)[0] == "cpu"
 
 
 def check_path(operation: str, verified: Verified | Tensor, tree: DraftTree) -> Tensor:

@@ -18,9 +18,8 @@ Conventions of the arguments:
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where
   there is none. `key_scales` and `value_scales` [Hkv] stand in for the one number where they are given.
 - Operations on caches and states move bytes, so a backend is chosen by `path`, whose dtype never varies.
-  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a compiled caller
-  may pass copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per
-  cache.
+  `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a tracer may pass
+  copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
 - One-dimensional arguments are contiguous; so are outputs, which hold anything; a backend writes every
   element.
 """
@@ -121,3 +120,10 @@ commit_state = _register(COMMIT_STATE, rows=(2,))
 replay_conv = _register(REPLAY_CONV, rows=(2,))
 replay_gated_delta = _register(REPLAY_GATED_DELTA, rows=(0, 1, 2, 3, 4))
 replay_mamba2 = _register(REPLAY_MAMBA2, rows=(0, 1, 2, 3, 4))
+
+
+def commit_kv_by_table(table: Tensor, *args: object) -> None:
+    """`commit_kv` of a backend that works from the table alone, outside any tracer and past the dispatcher:
+    to show it 64 caches takes as long as to move a small batch."""
+    *args, backend = args
+    backends.load(backend, "commit_kv", table.device.type, ()).commit_kv([], table, *args)

@@ -14,14 +14,14 @@ def commit_kv(
     out_lengths, out_pages_kept,
 ):  # fmt: skip
     """The operator `specdec_kernels::commit_kv`."""
-    # A compiled caller may hand over copies of the caches that the plan was made for.
-    if table is None or table[:, 0].tolist() != [cache.data_ptr() for cache in caches]:
+    # A tracer may hand over copies of the caches that the plan was made for.
+    if caches and (table is None or table[:, 0].tolist() != [cache.data_ptr() for cache in caches]):
         table = cache_table(caches, layout)
     fresh = _new_rows(new, layout)
     _native.commit_kv(
         table.data_ptr(),
         fresh.data_ptr() if new else 0,
-        len(caches),
+        table.shape[0],
         paths(path, cu_nodes, rows),
         block_table.data_ptr(),
         block_table.shape[1],
