@@ -1,4 +1,5 @@
-"""`python -m bench`: checks, times and measures every verification case; prints and writes the tables."""
+"""`python -m bench`: checks, times and measures every verification case, then attention; prints and writes
+the tables. `python -m bench attention` does the latter alone."""
 
 import argparse
 import dataclasses
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import check, memory, ours, report
+from . import attention, check, memory, ours, report
 from .cases import CASES, MEMORY_LIMIT, QUICK, THREADS, Case, goals, select
 from .contenders import OURS, contenders
 from .floor import Floor
@@ -21,6 +22,8 @@ REFERENCE_SETS = 3  # draft sets on which every token must equal the float64 ref
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["attention"]:
+        return attention.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, no torch.compile")
     parser.add_argument("--cases", help="comma-separated globs or parts of case names")
@@ -42,6 +45,8 @@ def main() -> int:
         print(report.case_table(entry), flush=True)
     report.write(results, args.json)
     print(report.verdict(results))
+    if not args.cases:
+        attention.main(["--quick"] if args.quick else [])
     return 1 if any(name in entry["failed"] for entry in results["cases"] for name in OURS) else 0
 
 

@@ -53,7 +53,7 @@ _library = torch.library.Library("specdec_kernels", "DEF")
 
 
 def _register(schema: str, rows: tuple[int, ...]) -> None:
-    """Define the operator of a schema; `rows` are the places of the tensors whose dtype a backend must serve."""
+    """Define the operator of a schema; `rows`: places of tensors whose dtype a backend must serve."""
     operation = schema.split("(", 1)[0]
 
     def serve(*args: object) -> None:
