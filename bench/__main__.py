@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import check, commit, memory, ours, report
+from . import attention, check, commit, memory, ours, report
 from .cases import CASES, MEMORY_LIMIT, QUICK, THREADS, Case, goals, select
 from .contenders import OURS, contenders
 from .floor import Floor
@@ -21,6 +21,8 @@ REFERENCE_SETS = 3  # draft sets on which every token must equal the float64 ref
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["attention"]:
+        return attention.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, no torch.compile")
     parser.add_argument("--cases", help="comma-separated globs or parts of case names")
@@ -47,6 +49,8 @@ def main() -> int:
         print(report.verdict(results))
     wrong = any(name in entry["failed"] for entry in results["cases"] for name in OURS)
     wrong |= commit.run(commits, threads, args.quick, args.json.with_name("commit.json"))
+    if not args.cases:
+        attention.main(["--quick"] if args.quick else [])
     return 1 if wrong else 0
 
 

@@ -17,6 +17,7 @@ constexpr int64_t kUnitRows = 256;         // packed rows that stay in the secon
 constexpr int64_t kSplit = 512;            // positions of the prefix in one split, at least
 constexpr int64_t kMaxSplits = 32;         // of one prefix
 constexpr int64_t kMaxHeads = 16;          // of a unit whose rows are not packed
+constexpr int64_t kAhead = 256 * 1024;     // bytes of a tile that is asked for as a whole
 constexpr int64_t kPartials = 512 * 1024;  // bytes that a worker keeps of splits not yet merged
 constexpr int64_t kLine = 16;              // floats of a cache line
 constexpr float kLog2E = 1.44269504f;
@@ -315,26 +316,43 @@ class Attention {
 
   void see_few(const Unit& unit, const Request& r, int64_t at, int64_t end, const Bounds& bounds,
                int64_t rows, const float* queries, const Seen& seen) const {
-    Places places[2];
+    // Where a slot's heads are neighbours and two tiles of all fit the second-level cache, its bytes are
+    // asked for in their order, one tile ahead; else the values while the keys are at work, and the next
+    // head's keys while the values are.
+    const int64_t key_bytes = a_.head * bytes_of(a_.key.dtype);
+    const int64_t value_bytes = a_.value_size * bytes_of(a_.value.dtype);
+    const bool neighbours = unit.heads > 1 && kTile * unit.heads * (key_bytes + value_bytes) <= kAhead &&
+                            a_.key.head_stride == a_.head && a_.value.head_stride == a_.value_size;
+    Places now, ahead;
     float first[kFew];
-    const int64_t bytes = a_.head * bytes_of(a_.key.dtype);
-    int64_t turn = 0;
-    if (at < end) find_prefix(unit.request, unit.head, at, end, bounds.lowest, places[0]);
     for (; at < end; at += kTile) {
+      const bool last = at + kTile >= end;
+      if (neighbours && !last) find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, ahead);
       Keys keys;
       keys.first = first_of(unit, r, bounds, at, 0, kFew, first);
-      for (int64_t h = 0; h < unit.heads; ++h, ++turn) {
-        Places &now = places[turn % 2], &next = places[(turn + 1) % 2];
-        next.count = 0;
-        if (h + 1 < unit.heads)
-          find_prefix(unit.request, unit.head + h + 1, at, end, bounds.lowest, next);
-        else if (at + kTile < end)
-          find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+      for (int64_t h = 0; h < unit.heads; ++h) {
+        const int64_t head = unit.head + h;
+        find_prefix(unit.request, head, at, end, bounds.lowest, now);
+        Ahead during_keys, during_values;
+        Places next;
+        if (neighbours && !last) {
+          const int64_t from = ahead.count * h / unit.heads, n = ahead.count * (h + 1) / unit.heads - from;
+          during_keys = {ahead.keys() + from, n, unit.heads * key_bytes};
+          during_values = {ahead.values() + from, n, unit.heads * value_bytes};
+        } else if (!neighbours) {
+          next.count = 0;
+          if (h + 1 < unit.heads)
+            find_prefix(unit.request, head + 1, at, end, bounds.lowest, next);
+          else if (!last)
+            find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+          during_keys = {now.values(), now.count, value_bytes};
+          during_values = {next.keys(), next.count, key_bytes};
+        }
         keys.count = now.count;
         keys.seen = now.seen;
         k_.attend_few({now.keys(), a_.key.dtype, a_.head}, {now.values(), a_.value.dtype, a_.value_size},
-                      keys, scoring_of(a_.key.scale_of(unit.head + h)), queries + h * kFew * head_pad_, rows,
-                      part_of(seen, h * kFew), {next.keys(), next.count, bytes});
+                      keys, scoring_of(a_.key.scale_of(head)), queries + h * kFew * head_pad_, rows,
+                      part_of(seen, h * kFew), during_keys, during_values);
       }
     }
   }
@@ -417,12 +435,13 @@ class Attention {
       forget(tree, kFew);
       for (int64_t at = from; at <= depth; at += kTile) {
         Places places;
+        Ahead nothing;
         find_chain(unit.request, r, head, own.chain.data() + at, std::min<int64_t>(kTile, depth + 1 - at),
                    places);
         const RowList keys{places.keys(), fresh ? a_.new_key.dtype : a_.key.dtype, a_.head};
         const RowList values{places.values(), fresh ? a_.new_value.dtype : a_.value.dtype, a_.value_size};
         k_.attend_few(keys, values, {places.count, places.seen, nullptr}, scoring, own.node_query, count,
-                      tree, {});
+                      tree, nothing, nothing);
       }
       multiply(tree.out, count * value_pad_, value_scale);
       const Seen rows = part_of(seen, i * group_ + g);

@@ -84,49 +84,64 @@ void pack_panels_as(const RowList& in, int64_t count, float* out) {
 
 // Asks for the next few lines.
 inline void fetch(Ahead& ahead, int64_t lines) {
-  for (; ahead.count > 0 && lines > 0; ++ahead.rows, --ahead.count) {
-    const char* row = static_cast<const char*>(*ahead.rows);
-    for (int64_t i = 0; row && i < ahead.bytes; i += 64, --lines) __builtin_prefetch(row + i, 0, 2);
+  for (; ahead.count > 0 && lines > 0; --lines) {
+    __builtin_prefetch(static_cast<const char*>(*ahead.rows) + ahead.done, 0, 2);
+    ahead.done += 64;
+    if (ahead.done >= ahead.bytes) {
+      ahead.done = 0;
+      ++ahead.rows;
+      --ahead.count;
+    }
   }
 }
 
-inline constexpr int kGang = 4;  // keys, or elements of the output, that one register block holds
+// Keys, or elements of the output, that a register block holds beside W vectors of rows: enough chains of
+// additions to keep the processor busy, few enough to stay in registers.
+#if defined(SPECDEC_AVX512)
+template <int W>
+inline constexpr int kGang = W == 1   ? 16
+                             : W == 2 ? 8
+                                      : 4;
+#else
+template <int W>
+inline constexpr int kGang = W == 1 ? 8 : 4;
+#endif
 
-// Scores of kGang keys with W vectors of rows, times the factor.
+// Scores of a gang of keys with W vectors of rows, times the factor.
 template <int W>
 inline void dot_block(const float* queries, const float* keys, int64_t stride, int64_t head, F factor,
                       float* out) {
-  F acc[kGang][W];
-  for (int k = 0; k < kGang; ++k)
+  F acc[kGang<W>][W];
+  for (int k = 0; k < kGang<W>; ++k)
     for (int w = 0; w < W; ++w) acc[k][w] = set(0.0f);
   for (int64_t i = 0; i < head; ++i) {
     F q[W];
     for (int w = 0; w < W; ++w) q[w] = load(queries + (i * W + w) * kLanes);
-    for (int k = 0; k < kGang; ++k) {
+    for (int k = 0; k < kGang<W>; ++k) {
       const F x = set(keys[k * stride + i]);
       for (int w = 0; w < W; ++w) acc[k][w] = fma(x, q[w], acc[k][w]);
     }
   }
-  for (int k = 0; k < kGang; ++k)
+  for (int k = 0; k < kGang<W>; ++k)
     for (int w = 0; w < W; ++w) store(out + (k * W + w) * kLanes, mul(acc[k][w], factor));
 }
 
-// out = out * alpha + weights . values for kGang elements.
+// out = out * alpha + weights . values for a gang of elements.
 template <int W>
 inline void sum_block(const float* weights, const float* values, int64_t count, const F alpha[W],
                       float* out) {
-  F acc[kGang][W];
-  for (int e = 0; e < kGang; ++e)
+  F acc[kGang<W>][W];
+  for (int e = 0; e < kGang<W>; ++e)
     for (int w = 0; w < W; ++w) acc[e][w] = mul(load(out + (e * W + w) * kLanes), alpha[w]);
   for (int64_t k = 0; k < count; ++k) {
     F p[W];
     for (int w = 0; w < W; ++w) p[w] = load(weights + (k * W + w) * kLanes);
-    for (int e = 0; e < kGang; ++e) {
+    for (int e = 0; e < kGang<W>; ++e) {
       const F x = set(values[k * kPanel + e]);
       for (int w = 0; w < W; ++w) acc[e][w] = fma(x, p[w], acc[e][w]);
     }
   }
-  for (int e = 0; e < kGang; ++e)
+  for (int e = 0; e < kGang<W>; ++e)
     for (int w = 0; w < W; ++w) store(out + (e * W + w) * kLanes, acc[e][w]);
 }
 
@@ -141,12 +156,10 @@ inline void hide(const Keys& keys, int64_t count, const float* first, float* sco
 }
 
 // Scores of one vector of rows become weights; returns what earlier weights are to be multiplied by.
-inline F soften(const Scoring& scoring, int64_t count, float* scores, int64_t stride, float* tops,
-                float* sums) {
+inline F soften(int64_t count, float* scores, int64_t stride, float* tops, float* sums) {
   F best = load(tops);
   const F before = best;
   for (int64_t k = 0; k < count; ++k) best = max(load(scores + k * stride), best);
-  (void)scoring;
   F parts[kParts];
   for (int j = 0; j < kParts; ++j) {
     parts[j] = set(0.0f);
@@ -173,9 +186,9 @@ template <int W>
 void attend_as(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, const Seen& seen,
                int64_t value_size, float* scratch, Ahead& ahead) {
   const Keys& keys = tile.keys;
-  const int64_t count = padded(keys.count, kParts), lines = ahead.count * ahead.bytes / 64;
-  const int64_t steps = count / kGang + padded(value_size, kPanel) / kGang, share = lines / steps + 1;
-  for (int64_t k = 0; k < count; k += kGang) {
+  const int64_t count = padded(keys.count, kParts), lines = ahead.lines();
+  const int64_t steps = count / kGang<W> + padded(value_size, kPanel) / kGang<W>, share = lines / steps + 1;
+  for (int64_t k = 0; k < count; k += kGang<W>) {
     fetch(ahead, share);
     dot_block<W>(queries, tile.key_rows + k * tile.key_stride, tile.key_stride, head, set(scoring.factor),
                  scratch + k * W * kLanes);
@@ -186,9 +199,9 @@ void attend_as(const Tile& tile, const Scoring& scoring, const float* queries, i
   for (int w = 0; w < W; ++w) {
     const int64_t at = w * kLanes;
     if (!all) hide(keys, count, keys.first ? keys.first + at : nullptr, scratch + at, W * kLanes);
-    alpha[w] = soften(scoring, count, scratch + at, W * kLanes, seen.top + at, seen.sum + at);
+    alpha[w] = soften(count, scratch + at, W * kLanes, seen.top + at, seen.sum + at);
   }
-  for (int64_t e = 0; e < value_size; e += kGang) {
+  for (int64_t e = 0; e < value_size; e += kGang<W>) {
     fetch(ahead, share);
     sum_block<W>(scratch, tile.value_panels + e / kPanel * (kTile * kPanel) + e % kPanel, keys.count, alpha,
                  seen.out + e * W * kLanes);
@@ -241,14 +254,13 @@ inline void turn(const void* const* keys, int64_t i, F out[kLanes]) {
 // Scores of N * kLanes keys for M queries: N * M chains of additions side by side.
 template <DType T, int M, int N>
 inline void dot_few(const RowList& keys, int64_t k, const float* queries, F factor, float (*scores)[kTile],
-                    Ahead& ahead) {
+                    Ahead& ahead, int64_t lines) {
   const int64_t stride = padded(keys.size, kPanel), whole = keys.size / kStride<T> * kStride<T>;
-  const int64_t lines = N * kLanes * ahead.bytes / 64 / (whole / kStride<T> + 1) + 1;
   F acc[N][M], turned[N][kLanes];
   for (int n = 0; n < N; ++n)
     for (int m = 0; m < M; ++m) acc[n][m] = set(0.0f);
   for (int64_t i = 0; i < whole; i += kStride<T>) {
-    fetch(ahead, lines);
+    fetch(ahead, N * lines);
     for (int n = 0; n < N; ++n) turn<T>(keys.rows + k + n * kLanes, i, turned[n]);
     for (int j = 0; j < kLanes; ++j) {
       const float* q = queries + i + j * (kStride<T> / kLanes);
@@ -288,14 +300,14 @@ inline constexpr int kSide = M > 4 ? 1 : 2;
 // out = out * alpha + weights . values for D vectors of elements from i on.
 template <DType T, int M, int D>
 inline void sum_few(const RowList& values, int64_t count, const float (*weights)[kTile], const float* alpha,
-                    float* out, int64_t i, Ahead& ahead) {
-  const int64_t width = padded(values.size, kPanel), lines = (ahead.bytes + 63) / 64;
+                    float* out, int64_t i, Ahead& ahead, int64_t lines) {
+  const int64_t width = padded(values.size, kPanel);
   const bool whole = i + D * kLanes <= values.size;
   F acc[M][D];
   for (int m = 0; m < M; ++m)
     for (int d = 0; d < D; ++d) acc[m][d] = mul(load(out + m * width + i + d * kLanes), set(alpha[m]));
   for (int64_t k = 0; k < count; ++k) {
-    if (ahead.count > 0) fetch(ahead, lines);
+    fetch(ahead, lines);
     F x[D];
     for (int d = 0; d < D; ++d)
       x[d] = whole ? load_as<T>(values.rows[k], i + d * kLanes)
@@ -311,18 +323,19 @@ inline void sum_few(const RowList& values, int64_t count, const float (*weights)
 
 template <DType T, int M>
 void attend_few_as(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
-                   const float* queries, const Seen& seen, Ahead ahead) {
+                   const float* queries, const Seen& seen, Ahead& during_keys, Ahead& during_values) {
   const int64_t width = padded(values.size, kPanel);
   float scores[M][kTile];
   float alpha[M];
-  Ahead next_values{values.rows, which.count, values.size * bytes_of(T)};
   constexpr int kWhole = kSide<M> * kLanes;
+  const int64_t turns = padded(which.count, kParts) / kLanes * (keys.size / kStride<T>)+1;
+  const int64_t key_lines = during_keys.lines() / turns + 1;
   for (int64_t k = 0; k < which.count;)
     if (k + kWhole <= padded(which.count, kParts)) {
-      dot_few<T, M, kSide<M>>(keys, k, queries, set(scoring.factor), scores, next_values);
+      dot_few<T, M, kSide<M>>(keys, k, queries, set(scoring.factor), scores, during_keys, key_lines);
       k += kWhole;
     } else {
-      dot_few<T, M, 1>(keys, k, queries, set(scoring.factor), scores, next_values);
+      dot_few<T, M, 1>(keys, k, queries, set(scoring.factor), scores, during_keys, key_lines);
       k += kLanes;
     }
   const int64_t count = padded(which.count, kParts);
@@ -355,18 +368,23 @@ void attend_few_as(const RowList& keys, const RowList& values, const Keys& which
     seen.sum[m] = scales[0];
   }
   constexpr int kDeep = M > 4 ? 2 : 4;
+  const int64_t value_lines = during_values.lines() / (which.count * (width / (kDeep * kLanes)) + 1) + 1;
   int64_t i = 0;
   for (; i + kDeep * kLanes <= values.size; i += kDeep * kLanes)
-    sum_few<T, M, kDeep>(values, which.count, scores, alpha, seen.out, i, ahead);
-  for (; i < width; i += kLanes) sum_few<T, M, 1>(values, which.count, scores, alpha, seen.out, i, ahead);
+    sum_few<T, M, kDeep>(values, which.count, scores, alpha, seen.out, i, during_values, value_lines);
+  for (; i < width; i += kLanes)
+    sum_few<T, M, 1>(values, which.count, scores, alpha, seen.out, i, during_values, value_lines);
 }
 
 template <DType T>
 void attend_few_of(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
-                   const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead) {
-  if (rows <= 1) return attend_few_as<T, 1>(keys, values, which, scoring, queries, seen, ahead);
-  if (rows <= 4) return attend_few_as<T, 4>(keys, values, which, scoring, queries, seen, ahead);
-  return attend_few_as<T, 8>(keys, values, which, scoring, queries, seen, ahead);
+                   const float* queries, int64_t rows, const Seen& seen, Ahead& during_keys,
+                   Ahead& during_values) {
+  if (rows <= 1)
+    return attend_few_as<T, 1>(keys, values, which, scoring, queries, seen, during_keys, during_values);
+  if (rows <= 4)
+    return attend_few_as<T, 4>(keys, values, which, scoring, queries, seen, during_keys, during_values);
+  return attend_few_as<T, 8>(keys, values, which, scoring, queries, seen, during_keys, during_values);
 }
 
 // --- Putting together --------------------------------------------------------------------------------------
@@ -476,8 +494,10 @@ void pack_panels(const RowList& in, int64_t count, float* out) {
 }
 
 void attend_few(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
-                const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead) {
-  SPECDEC_BY_DTYPE(keys.dtype, attend_few_of, keys, values, which, scoring, queries, rows, seen, ahead)
+                const float* queries, int64_t rows, const Seen& seen, Ahead& during_keys,
+                Ahead& during_values) {
+  SPECDEC_BY_DTYPE(keys.dtype, attend_few_of, keys, values, which, scoring, queries, rows, seen, during_keys,
+                   during_values)
 }
 
 #undef SPECDEC_BY_DTYPE

@@ -59,6 +59,9 @@ struct Ahead {
   const void* const* rows = nullptr;
   int64_t count = 0;
   int64_t bytes = 0;
+  int64_t done = 0;  // bytes of the first row already asked for
+
+  int64_t lines() const { return count * ((bytes + 63) / 64); }
 };
 
 struct AttentionKernels {
@@ -77,7 +80,8 @@ struct AttentionKernels {
   // One tile read where it lies, for up to kFew rows; queries [row][padded head]. `keys` lists something
   // readable up to a multiple of kParts.
   void (*attend_few)(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
-                     const float* queries, int64_t rows, const Seen& seen, const Ahead& ahead);
+                     const float* queries, int64_t rows, const Seen& seen, Ahead& during_keys,
+                     Ahead& during_values);
 
   // What a block of packed rows, or rows in place, saw elsewhere is added to what it has seen.
   void (*merge_packed)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);

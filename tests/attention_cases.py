@@ -47,9 +47,9 @@ def make_tree(trees):
 
 
 def make(
-    seed=0, prefixes=(5,), nodes=(4,), heads=2, group=2, head=32, value=None, page_size=8, dtype=torch.float32,
-    cache=None, layout="NHD", new=False, window=None, softcap=None, sinks=False, latent=None, scaled=False,
-    scale=None, trees=None, spread=1.0,
+    seed=0, prefixes=(5,), nodes=(4,), heads=2, group=2, head=32, value=None, page_size=8,
+    dtype=torch.float32, cache=None, layout="NHD", new=False, window=None, softcap=None, sinks=False,
+    latent=None, scaled=False, scale=None, trees=None, spread=1.0,
 ):  # fmt: skip
     """A problem in which every slot that nobody may read holds NaN, or what comes nearest to it."""
     g = torch.Generator().manual_seed(seed)
@@ -151,8 +151,8 @@ def dense(problem, dtype=torch.float64, mutant=None):
 
 
 def excess(problem, got, exact=None):
-    """The largest error of out and lse in units of its budget: twice that of plain float32 attention, one unit
-    of the output's dtype, and what one unit of the sum of a score's absolute products does."""
+    """The largest error of out and lse in units of its budget: twice that of plain float32 attention, one
+    unit of the output's dtype, and what one unit of the sum of a score's absolute products does."""
     exact = exact or dense(problem)
     a, worst = problem.arguments, 0.0
     products = a["query"].double().abs().mean() * max(

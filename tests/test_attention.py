@@ -96,8 +96,9 @@ def rows_as_chains(problem):
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(dtype=BF16), dict(cache=torch.int8), dict(cache=torch.float8_e4m3fn, dtype=F16), dict(group=1),
-    dict(group=9), dict(window=40), dict(window=3, softcap=8.0), dict(sinks=True, head=80), dict(latent=40, heads=1),
+    dict(), dict(dtype=BF16), dict(cache=torch.int8), dict(cache=torch.float8_e4m3fn, dtype=F16),
+    dict(group=1), dict(group=9), dict(window=40), dict(window=3, softcap=8.0), dict(sinks=True, head=80),
+    dict(latent=40, heads=1),
 ])  # fmt: skip
 def test_a_row_is_bitwise_that_of_its_chain(options):
     nodes = [50, 7, 1]
@@ -173,8 +174,8 @@ def test_padding_slots_and_rows_beyond_the_last_request():
                            pad(tree.proposals, 4), tree.max_nodes, tree.max_depth)  # fmt: skip
     order = [0, 0, 1]
     for backend in BACKENDS:
-        out, lse = problem.run(backend, query=pad(a["query"], 4), tree=padded, block_table=a["block_table"][order],
-                               prefix_lens=a["prefix_lens"][order])  # fmt: skip
+        out, lse = problem.run(backend, query=pad(a["query"], 4), tree=padded,
+                               block_table=a["block_table"][order], prefix_lens=a["prefix_lens"][order])  # fmt: skip
         torch.testing.assert_close((out[:8], lse[:8]), expected)
         assert not out[8:].any() and bool((lse[8:] == -torch.inf).all())
 
@@ -188,8 +189,9 @@ def test_faults_are_noticed(mutant):
 def test_every_instruction_set_keeps_the_budget():
     script = (
         "import torch, attention_cases as c, specdec_kernels as sdk\n"
-        "for o in (dict(), dict(dtype=torch.bfloat16), dict(dtype=torch.float16, softcap=9.0), dict(cache=torch.int8),\n"
-        "          dict(cache=torch.float8_e4m3fn, window=50), dict(head=80, sinks=True), dict(latent=20, heads=1)):\n"
+        "for o in (dict(), dict(dtype=torch.bfloat16), dict(dtype=torch.float16, softcap=9.0),\n"
+        "          dict(cache=torch.int8), dict(latent=20, heads=1),\n"
+        "          dict(cache=torch.float8_e4m3fn, window=50), dict(head=80, sinks=True)):\n"
         "    for nodes in ([1, 3], [30, 11]):\n"
         "        p = c.make(prefixes=[300, 70], nodes=nodes, **dict(group=2) | o)\n"
         "        assert c.excess(p, p.run()) <= 1, o\n"
@@ -200,8 +202,8 @@ def test_every_instruction_set_keeps_the_budget():
         environment = dict(
             os.environ, SPECDEC_ISA=isa, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), *sys.path])
         )
-        used.add(subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True,
-                                check=True).stdout.strip())  # fmt: skip
+        used.add(subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True,
+                                text=True, check=True).stdout.strip())  # fmt: skip
     assert "baseline" in used
 
 
@@ -264,8 +266,9 @@ def test_out_and_strided_arguments(backend):
     both = torch.stack([a["key_cache"], a["value_cache"]], 1)
     wide = torch.cat([a["query"], a["new_key"], a["new_value"]], 1)
     query, new_key, new_value = wide.split([4, 2, 2], 1)
-    strided = dict(query=query, new_key=new_key, new_value=new_value, key_cache=both[:, 0], value_cache=both[:, 1],
-                   prefix_lens=torch.stack([a["prefix_lens"]] * 2, 1)[:, 0], sinks=a["sinks"].repeat(2)[:4])  # fmt: skip
+    strided = dict(query=query, new_key=new_key, new_value=new_value, key_cache=both[:, 0],
+                   value_cache=both[:, 1], prefix_lens=torch.stack([a["prefix_lens"]] * 2, 1)[:, 0],
+                   sinks=a["sinks"].repeat(2)[:4])  # fmt: skip
     assert torch.equal(problem.run(backend, **strided)[0], expected)
     table = torch.cat([a["block_table"]] * 2, 1)[:, : a["block_table"].shape[1]]
     assert torch.equal(problem.run(backend, block_table=table)[0], expected)
@@ -280,9 +283,11 @@ def test_one_scale_for_all_heads():
 
 
 VALUES = {
-    "query rows": (dict(query=torch.zeros(3, 4, 32)), "query must have shape [R, Hq, D] = [4, 4, 32], got [3, 4, 32]"),
+    "query rows": (dict(query=torch.zeros(3, 4, 32)),
+                   "query must have shape [R, Hq, D] = [4, 4, 32], got [3, 4, 32]"),
     "query heads": (dict(query=torch.zeros(4, 3, 32)), "query must have Hq a multiple of Hkv = 2, got 3"),
-    "query stride": (dict(query=torch.zeros(4, 32, 4).mT), "query must have last stride 1, got strides [128, 1, 4]"),
+    "query stride": (dict(query=torch.zeros(4, 32, 4).mT),
+                     "query must have last stride 1, got strides [128, 1, 4]"),
     "head size": (dict(key_cache=torch.zeros(4, 8, 2, 16)),
                   "key_cache must have shape [pages, page_size, Hkv, D], D = 32, got [4, 8, 2, 16]"),
     "values": (dict(value_cache=torch.zeros(4, 8, 1, 32)),
@@ -290,7 +295,8 @@ VALUES = {
     "no values": (dict(value_cache=None), "value_dim must be given where value_cache is None, got None"),
     "value_dim": (dict(value_cache=None, value_dim=33), "value_dim must be in [1, D] = [1, 32], got 33"),
     "both values": (dict(value_dim=8), "value_dim must be None where value_cache is given, got 8"),
-    "table": (dict(block_table=torch.zeros(2, 3).int()), "block_table must have shape [B, P], B = 1, got [2, 3]"),
+    "table": (dict(block_table=torch.zeros(2, 3).int()),
+              "block_table must have shape [B, P], B = 1, got [2, 3]"),
     "lengths": (dict(prefix_lens=torch.zeros(2).int()), "prefix_lens must have shape [B] = [1], got [2]"),
     "window": (dict(window=0), "window must be a number >= 1, got 0"),
     "softcap": (dict(softcap=-1.0), "softcap must be a number > 0, got -1.0"),
@@ -313,7 +319,8 @@ def test_refused_values(name):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(query=torch.zeros(4, 4, 32).long()), "query must have dtype float32 | bfloat16 | float16 | float64, got int64"),
+    (dict(query=torch.zeros(4, 4, 32).long()),
+     "query must have dtype float32 | bfloat16 | float16 | float64, got int64"),
     (dict(block_table=torch.zeros(1, 3)), "block_table must have dtype int32, got float32"),
     (dict(tree=3), "tree must be a DraftTree, got int"),
     (dict(new_key=torch.zeros(4, 2, 32).half()), "new_key must have dtype float32, got float16"),

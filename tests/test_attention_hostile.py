@@ -21,7 +21,8 @@ def test_odd_sizes(cache, dtype):
         [(33, 17, 3, "NHD"), (80, 96, 1, "HND"), (1, 1, 5, "NHD"), (64, 64, 16, "HND")]
     ):
         for nodes in ([2, 0, 1], [11, 9, 40]):
-            problem = make(seed=seed, prefixes=[70, 5, 0], nodes=nodes, head=head, value=value, page_size=page,
+            problem = make(seed=seed, prefixes=[70, 5, 0], nodes=nodes, head=head, value=value,
+                           page_size=page,
                            layout=layout, cache=cache, dtype=dtype, new=bool(seed % 2))  # fmt: skip
             assert excess(problem, problem.run()) <= 1
 

@@ -18,8 +18,8 @@ _DTYPES = {
 
 def tree_attention(
     query, key_cache, value_cache, parents, cu_nodes, block_table, prefix_lens, new_key, new_value,
-    scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim, max_prefix_len,
-    heads_first, deterministic, out, out_lse,
+    scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim,
+    max_prefix_len, heads_first, deterministic, out, out_lse,
 ):  # fmt: skip
     """The operator `specdec_kernels::tree_attention`. Every result is deterministic here, asked or not."""
     if value_cache is None:
