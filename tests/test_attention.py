@@ -175,7 +175,8 @@ def test_padding_slots_and_rows_beyond_the_last_request():
     order = [0, 0, 1]
     for backend in BACKENDS:
         out, lse = problem.run(backend, query=pad(a["query"], 4), tree=padded,
-                               block_table=a["block_table"][order], prefix_lens=a["prefix_lens"][order])  # fmt: skip
+                               block_table=a["block_table"][order],
+                               prefix_lens=a["prefix_lens"][order])  # fmt: skip
         torch.testing.assert_close((out[:8], lse[:8]), expected)
         assert not out[8:].any() and bool((lse[8:] == -torch.inf).all())
 

@@ -80,5 +80,6 @@ def test_nothing_is_read_beyond_the_cache():
             for nodes in (1, 12):
                 tree = sdk.DraftTree.chain(torch.zeros(1, nodes - 1, dtype=torch.int64))
                 out = sdk.tree_attention(torch.randn(nodes, 2, head), cache, cache, tree,
-                                         torch.arange(8).int()[None], torch.tensor([40 - nodes]).int())  # fmt: skip
+                                         torch.arange(8).int()[None],
+                                         torch.tensor([40 - nodes]).int())  # fmt: skip
                 assert out.isfinite().all()
