@@ -30,6 +30,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import backends
 
@@ -85,7 +86,7 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
     Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
     cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
-    traces (`torch.compile`, fake and meta tensors, other subclasses) meets the operator.
+    traces (`torch.compile`, dispatch modes, fake and meta tensors, other subclasses) meets the operator.
     """
     operation = schema.split("(", 1)[0]
 
@@ -107,7 +108,8 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
     def call(*args: object) -> None:
         values = [value for a in args for value in (a if isinstance(a, list) else [a])]
         plain = all(type(a) is Tensor and not a.is_meta for a in values if isinstance(a, Tensor))
-        (serve if plain and not torch.compiler.is_compiling() else operator)(*args)
+        traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        (serve if plain and not traced else operator)(*args)
 
     return call
 
