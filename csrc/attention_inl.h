@@ -1,16 +1,7 @@
 // The kernels of attention_kernels.h, written once for every target; included by kernels_inl.h.
 
 // 2^t for t <= 0; 0 for -inf. Unlike exp2_negative it keeps NaN.
-inline F weight_of(F t) {
-  t = max(set(-160.0f), t);
-  const F n = round(t), f = sub(t, n);
-  F p = fma(set(1.535336188319500e-4f), f, set(1.339887440266574e-3f));
-  p = fma(p, f, set(9.618437357674640e-3f));
-  p = fma(p, f, set(5.550332471162809e-2f));
-  p = fma(p, f, set(2.402264791363012e-1f));
-  p = fma(p, f, set(6.931472028550421e-1f));
-  return scale(fma(p, f, set(1.0f)), n);
-}
+inline F weight_of(F t) { return exp2_bounded(max(set(-160.0f), t)); }
 
 // The rational approximation of Eigen's fast tanh, a few units in the last place.
 inline F tanh_of(F x) {

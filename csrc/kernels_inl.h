@@ -11,9 +11,8 @@ inline constexpr int kVectors = 8;  // handled together, to keep enough independ
 inline constexpr int kStep = kVectors * kLanes;
 static_assert(kGroup % kStep == 0);
 
-// 2^t for t <= 0; 0 for -inf and NaN.
-inline F exp2_negative(F t) {
-  t = max(t, set(-160.0f));
+// 2^t for t in [-160, 0].
+inline F exp2_bounded(F t) {
   const F n = round(t), f = sub(t, n);
   F p = fma(set(1.535336188319500e-4f), f, set(1.339887440266574e-3f));
   p = fma(p, f, set(9.618437357674640e-3f));
@@ -22,6 +21,9 @@ inline F exp2_negative(F t) {
   p = fma(p, f, set(6.931472028550421e-1f));
   return scale(fma(p, f, set(1.0f)), n);
 }
+
+// 2^t for t <= 0; 0 for -inf and NaN.
+inline F exp2_negative(F t) { return exp2_bounded(max(t, set(-160.0f))); }
 
 struct Weigh {
   F max_score, slope, cut;
