@@ -22,7 +22,6 @@ OPERATIONS = (
     "replay_gated_delta",
     "replay_mamba2",
 )
-_NO_TRITON = "it is not part of this release"
 
 
 def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> ModuleType:
@@ -42,28 +41,38 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
     reason = _why_not(name, operation, device_type, dtypes)
     if reason:
         raise BackendUnavailable(f"{operation}: backend {name!r} cannot serve this call: {reason}")
-    return _native()[0]
+    return _module(name)[0]
 
 
 def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:
     """The backend that `"auto"` takes, and the reason."""
-    reason = _why_not("cpu", operation, device_type, dtypes)
-    if reason is None:
-        return "cpu", "native kernels for cpu tensors"
-    return "reference", f"backend 'cpu' cannot: {reason}; backend 'triton' cannot: {_NO_TRITON}"
+    reasons = []
+    for name, kernels in (("cpu", "native kernels"), ("triton", "Triton kernels")):
+        reason = _why_not(name, operation, device_type, dtypes)
+        if reason is None:
+            return name, f"{kernels} for {device_type} tensors"
+        reasons.append(f"backend {name!r} cannot: {reason}")
+    return "reference", "; ".join(reasons)
 
 
 def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> str | None:
-    if backend == "triton":
-        return _NO_TRITON
-    if device_type != "cpu":
-        return f"it serves tensors on cpu, got {device_type}"
-    if torch.float64 in dtypes:
-        return "it serves float32 | bfloat16 | float16 rows, got float64"
-    module, reason = _native()
+    module, reason = _module(backend)
     if module is None:
         return reason
+    try:
+        served = module.device_type()
+    except RuntimeError as error:
+        return str(error)
+    if device_type != served:
+        return f"it serves tensors on {served}, got {device_type}"
+    if torch.float64 in dtypes:
+        return "it serves float32 | bfloat16 | float16 rows, got float64"
     return None if hasattr(module, operation) else f"it has no {operation}"
+
+
+def _module(backend: str) -> tuple[ModuleType | None, str]:
+    """The module of a backend that has to be there first, or why it is not."""
+    return _native() if backend == "cpu" else _triton()
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +87,16 @@ def _native() -> tuple[ModuleType | None, str]:
         return None, f"the native extension does not load ({error})"
 
 
+@lru_cache(maxsize=1)
+def _triton() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("specdec_kernels.triton"), ""
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        return None, "triton is not installed"
+
+
 def explain() -> str:
     """Which backend `"auto"` takes for every kind of device and operation, and why; as text to print.
 
@@ -85,18 +104,15 @@ def explain() -> str:
         >>> "cpu" in explain()
         True
     """
-    module, reason = _native()
     lines = []
-    if module is None:
-        lines.append(f"native extension: missing: {reason}")
-    else:
-        describe = getattr(module, "instruction_set", None)
-        level = f", instruction set {describe()}" if describe else ""
-        lines.append(f"native extension: importable{level}")
-    lines.append(f"triton: missing: {_NO_TRITON}")
+    for name in ("cpu", "triton"):
+        module, reason = _module(name)
+        lines.append(f"{name}: {module.describe() if module else f'missing: {reason}'}")
     for device in ("cpu", "cuda", "other devices"):
-        for operation in OPERATIONS:
-            name, why = choose(operation, device)
-            lines.append(f"{operation} on {device}: {name}: {why}")
+        chosen = {operation: choose(operation, device) for operation in OPERATIONS}
+        for name, why in dict.fromkeys(chosen.values()):
+            served = [operation for operation in OPERATIONS if chosen[operation] == (name, why)]
+            which = "every operation" if len(served) == len(OPERATIONS) else ", ".join(served)
+            lines.append(f"{which} on {device}: {name}: {why}")
     lines.append("float64 rows: reference on every device: the other backends serve 32 and 16 bit rows")
     return "\n".join(lines)

@@ -449,7 +449,7 @@ def test_refusals(error, text, caches, changes):
     refused(error, text, caches, **changes)
 
 
-def test_a_plan_is_held_to_its_word():
+def test_a_plan_is_held_to_its_word(monkeypatch):
     caches, path, tree, table, prefix_lens = problem()
     plan = sdk.CachePlan(caches, page_size=4)
     for changes, text in ((dict(page_size=8), "page_size must be the plan's, 4, got 8"),
@@ -458,5 +458,6 @@ def test_a_plan_is_held_to_its_word():
             sdk.commit_kv(plan, path, tree, table, prefix_lens, **changes)
     with pytest.raises(ValueError, match="CachePlan: caches must hold"):
         sdk.CachePlan([], page_size=4)
+    monkeypatch.setattr(backends, "_triton", lambda: (None, "triton is not installed"))
     with pytest.raises(sdk.BackendUnavailable, match="commit_kv: backend 'triton'"):
         sdk.commit_kv(plan, path, tree, table, prefix_lens, backend="triton")

@@ -15,9 +15,15 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
 
 
-def instruction_set() -> str:
-    """The instruction set in use: "avx512", "avx2" or "baseline". SPECDEC_ISA asks for a lesser one."""
-    return _native.instruction_set()
+def device_type() -> str:
+    """The kind of device whose tensors it serves."""
+    return "cpu"
+
+
+def describe() -> str:
+    """One line about this backend here. The instruction set is "avx512", "avx2" or "baseline"; SPECDEC_ISA
+    asks for a lesser one."""
+    return f"native extension, instruction set {_native.instruction_set()}"
 
 
 def verify(

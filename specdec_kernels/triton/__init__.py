@@ -1,0 +1,32 @@
+"""The Triton backend: operators as GPU kernels, for whatever device Triton's active driver serves."""
+
+from __future__ import annotations
+
+from triton import knobs
+from triton.runtime import driver
+
+
+def device_type() -> str:
+    """The kind of device whose tensors it serves: that of Triton's active driver ("cuda" for CUDA and ROCm).
+
+    Raises:
+        RuntimeError: there is no such device here.
+    """
+    if knobs.runtime.interpret:
+        return "cpu"
+    try:
+        return driver.active.get_active_torch_device().type
+    except RuntimeError as error:
+        raise RuntimeError(f"triton finds no device here ({error})") from None
+
+
+def describe() -> str:
+    """One line about this backend here."""
+    if knobs.runtime.interpret:
+        return "the Triton interpreter, on cpu tensors"
+    try:
+        device_type()
+    except RuntimeError as error:
+        return str(error)
+    target = driver.active.get_current_target()
+    return f"Triton kernels for {target.backend} {target.arch}"
