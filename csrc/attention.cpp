@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t kUnitRows = 256;         // packed rows that stay in the second-level cache with a tile
 constexpr int64_t kSplit = 512;            // positions of the prefix in one split, at least
 constexpr int64_t kMaxSplits = 32;         // of one prefix
-constexpr int64_t kMaxHeads = 16;          // of a unit whose rows are not packed
-constexpr int64_t kAhead = 256 * 1024;     // bytes of a tile that is asked for as a whole
 constexpr int64_t kPartials = 512 * 1024;  // bytes that a worker keeps of splits not yet merged
 constexpr int64_t kLine = 16;              // floats of a cache line
 constexpr float kLog2E = 1.44269504f;
@@ -71,6 +69,8 @@ class Attention {
         group_(args.heads > 0 ? args.query_heads / args.heads : 0),
         head_pad_(padded(args.head, kPanel)),
         value_pad_(padded(args.value_size, kPanel)),
+        by_slots_(!args.deterministic && args.key.dtype == args.value.dtype && args.head == head_pad_ &&
+                  args.value_size == value_pad_),
         zeros_(4 * std::max(head_pad_, value_pad_), 0) {
     plan(threads);
   }
@@ -118,8 +118,8 @@ class Attention {
     }
     // Threads are woken only for work that outlasts the waking.
     threads_ = work * a_.heads * (a_.head + a_.value_size) < (1 << 20) ? 1 : std::max(threads, 1);
-    const int64_t wanted = (4 * threads_ + all_splits) / std::max<int64_t>(all_splits, 1);
-    const int64_t few_heads = std::clamp<int64_t>(a_.heads / wanted, 1, kMaxHeads);
+    const int64_t wanted = (2 * threads_ + all_splits - 1) / std::max<int64_t>(all_splits, 1);
+    const int64_t few_heads = std::clamp<int64_t>(a_.heads / std::max<int64_t>(wanted, 1), 1, kMaxHeads);
     for (int64_t b = 0; b < a_.requests; ++b) {
       const Request& r = requests_[b];
       if (group_ == 0) continue;
@@ -316,45 +316,52 @@ class Attention {
 
   void see_few(const Unit& unit, const Request& r, int64_t at, int64_t end, const Bounds& bounds,
                int64_t rows, const float* queries, const Seen& seen) const {
-    // Where a slot's heads are neighbours and two tiles of all fit the second-level cache, its bytes are
-    // asked for in their order, one tile ahead; else the values while the keys are at work, and the next
-    // head's keys while the values are.
-    const int64_t key_bytes = a_.head * bytes_of(a_.key.dtype);
-    const int64_t value_bytes = a_.value_size * bytes_of(a_.value.dtype);
-    const bool neighbours = unit.heads > 1 && kTile * unit.heads * (key_bytes + value_bytes) <= kAhead &&
-                            a_.key.head_stride == a_.head && a_.value.head_stride == a_.value_size;
-    Places now, ahead;
+    Places now, next;
+    Scoring scoring[kMaxHeads];
+    for (int64_t h = 0; h < unit.heads; ++h) scoring[h] = scoring_of(a_.key.scale_of(unit.head + h));
     float first[kFew];
     for (; at < end; at += kTile) {
       const bool last = at + kTile >= end;
-      if (neighbours && !last) find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, ahead);
       Keys keys;
       keys.first = first_of(unit, r, bounds, at, 0, kFew, first);
+      find_prefix(unit.request, unit.head, at, end, bounds.lowest, now);
+      if (by_slots_ && rows <= k_.lanes && now.seen == ~uint64_t{0} && !keys.first) {
+        if (!last) find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+        attend_slots(unit, now, last ? now : next, scoring, queries, rows, seen);
+        continue;
+      }
+      // The values are asked for while the keys are at work, the next head's keys while the values are.
       for (int64_t h = 0; h < unit.heads; ++h) {
-        const int64_t head = unit.head + h;
-        find_prefix(unit.request, head, at, end, bounds.lowest, now);
-        Ahead during_keys, during_values;
-        Places next;
-        if (neighbours && !last) {
-          const int64_t from = ahead.count * h / unit.heads, n = ahead.count * (h + 1) / unit.heads - from;
-          during_keys = {ahead.keys() + from, n, unit.heads * key_bytes};
-          during_values = {ahead.values() + from, n, unit.heads * value_bytes};
-        } else if (!neighbours) {
-          next.count = 0;
-          if (h + 1 < unit.heads)
-            find_prefix(unit.request, head + 1, at, end, bounds.lowest, next);
-          else if (!last)
-            find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
-          during_keys = {now.values(), now.count, value_bytes};
-          during_values = {next.keys(), next.count, key_bytes};
-        }
+        next.count = 0;
+        if (h + 1 < unit.heads)
+          find_prefix(unit.request, unit.head + h + 1, at, end, bounds.lowest, next);
+        else if (!last)
+          find_prefix(unit.request, unit.head, at + kTile, end, bounds.lowest, next);
+        Ahead during_keys{now.values(), now.count, a_.value_size * bytes_of(a_.value.dtype)};
+        Ahead during_values{next.keys(), next.count, a_.head * bytes_of(a_.key.dtype)};
         keys.count = now.count;
         keys.seen = now.seen;
         k_.attend_few({now.keys(), a_.key.dtype, a_.head}, {now.values(), a_.value.dtype, a_.value_size},
-                      keys, scoring_of(a_.key.scale_of(head)), queries + h * kFew * head_pad_, rows,
-                      part_of(seen, h * kFew), during_keys, during_values);
+                      keys, scoring[h], queries + h * kFew * head_pad_, rows, part_of(seen, h * kFew),
+                      during_keys, during_values);
+        std::swap(now, next);
       }
     }
+  }
+
+  void attend_slots(const Unit& unit, Places& now, Places& next, const Scoring* scoring, const float* queries,
+                    int64_t rows, const Seen& seen) const {
+    Slots slots;
+    std::copy_n(now.rows, 2 * kTile, slots.rows);
+    std::copy_n(next.keys(), kTile, slots.rows + 2 * kTile);
+    slots.dtype = a_.key.dtype;
+    slots.heads = unit.heads;
+    slots.key_size = a_.head;
+    slots.value_size = a_.value_size;
+    slots.key_step = a_.key.head_stride * bytes_of(a_.key.dtype);
+    slots.value_step = a_.value.head_stride * bytes_of(a_.value.dtype);
+    slots.scoring = scoring;
+    k_.attend_slots(slots, queries, rows, seen);
   }
 
   void see_packed(const Unit& unit, const Request& r, int64_t at, int64_t end, const Bounds& bounds,
@@ -486,6 +493,7 @@ class Attention {
   const AttentionArgs& a_;
   const AttentionKernels& k_;
   const int64_t group_, head_pad_, value_pad_;
+  const bool by_slots_;
   const std::vector<unsigned char> zeros_;
   int threads_ = 1;
   bool packed_ = false;

@@ -53,6 +53,8 @@ struct AttentionArgs {
   int64_t window = 0;            // 0 = none
   const float* sinks = nullptr;  // per query head
 
+  bool deterministic = false;  // a row's arithmetic is the same whatever tree its node is in
+
   void* out = nullptr;  // [rows, query_heads, value_size] of the query's dtype
   float* out_lse = nullptr;
 };

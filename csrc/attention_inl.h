@@ -312,6 +312,31 @@ inline void sum_few(const RowList& values, int64_t count, const float (*weights)
     for (int d = 0; d < D; ++d) store(out + m * width + i + d * kLanes, acc[m][d]);
 }
 
+// Scores of one row become weights; returns what earlier weights are to be multiplied by.
+inline float soften_row(int64_t count, float* s, float* top, float* sum) {
+  const float before = *top;
+  F best = set(before);
+  for (int64_t k = 0; k < count; k += kLanes) best = max(load(s + k), best);
+  const float now = reduce_max(best);
+  F sums[kParts / kLanes];
+  for (F& part : sums) part = set(0.0f);
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const F p = weight_of(sub(load(s + k), set(now)));
+    store(s + k, p);
+    sums[k % kParts / kLanes] = add(sums[k % kParts / kLanes], p);
+  }
+  float parts[kParts], values[kLanes];
+  for (int j = 0; j < kParts / kLanes; ++j) store(parts + j * kLanes, sums[j]);
+  for (int half = kParts / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) parts[j] = parts[j] + parts[j + half];
+  store(values, weight_of(sub(set(before), set(now))));
+  const float alpha = values[0];
+  store(values, fma(set(*sum), set(alpha), set(parts[0])));
+  *top = now;
+  *sum = values[0];
+  return alpha;
+}
+
 template <DType T, int M>
 void attend_few_as(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
                    const float* queries, const Seen& seen, Ahead& during_keys, Ahead& during_values) {
@@ -338,25 +363,7 @@ void attend_few_as(const RowList& keys, const RowList& values, const Keys& which
     if (which.first || which.seen != ~uint64_t{0})
       for (int64_t k = 0; k < count; ++k)
         if (!((which.seen >> k) & 1) || (which.first && k < which.first[m])) s[k] = -__builtin_inff();
-    F best = set(seen.top[m]);
-    for (int64_t k = 0; k < count; k += kLanes) best = max(load(s + k), best);
-    const float top = reduce_max(best);
-    F sums[kParts / kLanes];
-    for (F& sum : sums) sum = set(0.0f);
-    for (int64_t k = 0; k < count; k += kLanes) {
-      const F p = weight_of(sub(load(s + k), set(top)));
-      store(s + k, p);
-      sums[k % kParts / kLanes] = add(sums[k % kParts / kLanes], p);
-    }
-    float parts[kParts], scales[kLanes];
-    for (int j = 0; j < kParts / kLanes; ++j) store(parts + j * kLanes, sums[j]);
-    for (int half = kParts / 2; half > 0; half /= 2)
-      for (int j = 0; j < half; ++j) parts[j] = parts[j] + parts[j + half];
-    store(scales, weight_of(sub(set(seen.top[m]), set(top))));
-    alpha[m] = scales[0];
-    store(scales, fma(set(seen.sum[m]), set(alpha[m]), set(parts[0])));
-    seen.top[m] = top;
-    seen.sum[m] = scales[0];
+    alpha[m] = soften_row(count, s, seen.top + m, seen.sum + m);
   }
   constexpr int kDeep = M > 4 ? 2 : 4;
   const int64_t value_lines = during_values.lines() / (which.count * (width / (kDeep * kLanes)) + 1) + 1;
@@ -376,6 +383,85 @@ void attend_few_of(const RowList& keys, const RowList& values, const Keys& which
   if (rows <= 4)
     return attend_few_as<T, 4>(keys, values, which, scoring, queries, seen, during_keys, during_values);
   return attend_few_as<T, 8>(keys, values, which, scoring, queries, seen, during_keys, during_values);
+}
+
+// --- Few rows of several heads, slot by slot ---------------------------------------------------------------
+
+// Asks for a line of a row when its first element is at work.
+template <DType T>
+inline void fetch_like(const void* row, int64_t step, int64_t i) {
+  if (i * bytes_of(T) % 64 == 0)
+    __builtin_prefetch(static_cast<const char*>(row) + step + i * bytes_of(T), 0, 3);
+}
+
+// Scores of a few slots of one head: lanes are elements of the key, summed up at the end for all together.
+template <DType T, int M>
+inline void dot_slots(const void* const* rows, int64_t step, int64_t size, const float* queries, F factor,
+                      float (*scores)[kTile], int64_t k) {
+  constexpr int S = kLanes / M;
+  F acc[M * S];
+  for (F& a : acc) a = set(0.0f);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    F q[M];
+    for (int m = 0; m < M; ++m) q[m] = load(queries + m * size + i);
+    for (int s = 0; s < S; ++s) {
+      const F x = load_as<T>(static_cast<const char*>(rows[k + s]) + step, i);
+      fetch_like<T>(rows[k + S + s], step, i);
+      for (int m = 0; m < M; ++m) acc[m * S + s] = fma(x, q[m], acc[m * S + s]);
+    }
+  }
+  float all[kLanes];
+  store(all, mul(sums(acc), factor));
+  for (int m = 0; m < M; ++m) __builtin_memcpy(scores[m] + k, all + m * S, S * sizeof(float));
+}
+
+// out += weights . values for a few slots of one head.
+template <DType T, int M>
+inline void sum_slots(const void* const* rows, int64_t step, int64_t size, const float (*weights)[kTile],
+                      int64_t k, float* out) {
+  constexpr int S = kLanes / M;
+  F p[M * S];
+  for (int m = 0; m < M; ++m)
+    for (int s = 0; s < S; ++s) p[m * S + s] = set(weights[m][k + s]);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    F acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = load(out + m * size + i);
+    for (int s = 0; s < S; ++s) {
+      const F x = load_as<T>(static_cast<const char*>(rows[k + s]) + step, i);
+      fetch_like<T>(rows[k + S + s], step, i);
+      for (int m = 0; m < M; ++m) acc[m] = fma(x, p[m * S + s], acc[m]);
+    }
+    for (int m = 0; m < M; ++m) store(out + m * size + i, acc[m]);
+  }
+}
+
+template <DType T, int M>
+void attend_slots_as(const Slots& slots, const float* queries, const Seen& seen) {
+  constexpr int S = kLanes / M;
+  float scores[kMaxHeads][M][kTile];
+  for (int64_t k = 0; k < kTile; k += S)
+    for (int64_t h = 0; h < slots.heads; ++h)
+      dot_slots<T, M>(slots.rows, h * slots.key_step, slots.key_size, queries + h * kFew * slots.key_size,
+                      set(slots.scoring[h].factor), scores[h], k);
+  for (int64_t h = 0; h < slots.heads; ++h)
+    for (int m = 0; m < M; ++m) {
+      const int64_t row = h * kFew + m;
+      if (slots.scoring[h].bound > 0) cap_scores(slots.scoring[h], kTile, scores[h][m]);
+      const float alpha = soften_row(kTile, scores[h][m], seen.top + row, seen.sum + row);
+      float* out = seen.out + row * slots.value_size;
+      for (int64_t i = 0; i < slots.value_size; i += kLanes) store(out + i, mul(load(out + i), set(alpha)));
+    }
+  for (int64_t k = 0; k < kTile; k += S)
+    for (int64_t h = 0; h < slots.heads; ++h)
+      sum_slots<T, M>(slots.rows + kTile, h * slots.value_step, slots.value_size, scores[h], k,
+                      seen.out + h * kFew * slots.value_size);
+}
+
+template <DType T>
+void attend_slots_of(const Slots& slots, const float* queries, int64_t rows, const Seen& seen) {
+  if (rows <= 1) return attend_slots_as<T, 1>(slots, queries, seen);
+  if (rows <= 4) return attend_slots_as<T, 4>(slots, queries, seen);
+  if constexpr (kLanes >= 8) return attend_slots_as<T, 8>(slots, queries, seen);
 }
 
 // --- Putting together --------------------------------------------------------------------------------------
@@ -491,8 +577,12 @@ void attend_few(const RowList& keys, const RowList& values, const Keys& which, c
                    during_values)
 }
 
+void attend_slots(const Slots& slots, const float* queries, int64_t rows, const Seen& seen) {
+  SPECDEC_BY_DTYPE(slots.dtype, attend_slots_of, slots, queries, rows, seen)
+}
+
 #undef SPECDEC_BY_DTYPE
 
-constexpr AttentionKernels kAttention = {kLanes,      kWide * kLanes, pack_columns, pack_rows,
-                                         pack_panels, attend,         attend_few,   merge_packed,
-                                         merge_rows,  unpack,         write};
+constexpr AttentionKernels kAttention = {kLanes,       kWide * kLanes, pack_columns, pack_rows,
+                                         pack_panels,  attend,         attend_few,   attend_slots,
+                                         merge_packed, merge_rows,     unpack,       write};

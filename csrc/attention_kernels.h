@@ -1,7 +1,7 @@
 // The vector kernels of tree attention, one table for each instruction set. Every row (one query head at one
-// node) is computed by the same additions in the same order by whichever kernel takes it and whatever its
+// node) is computed by the same additions in the same order by `attend` and `attend_few` and whatever its
 // neighbours are: scores add up over the head's elements in order, outputs over keys in order, weights in
-// kParts interleaved sums, and keys come in tiles of kTile.
+// kParts interleaved sums, and keys come in tiles of kTile. `attend_slots` alone adds scores up in lanes.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ namespace specdec {
 inline constexpr int kTile = 64;             // keys seen at a time
 inline constexpr int kParts = 16;            // partial sums of a tile's weights
 inline constexpr int kPanel = 16;            // elements of a value row that lie together
-inline constexpr int kFew = 8;               // rows of the kernel that reads the cache in place
+inline constexpr int kFew = 8;               // rows of the kernels that read the cache in place
+inline constexpr int kMaxHeads = 16;         // of a tile read slot by slot
 inline constexpr float kNothing = -3.0e38f;  // the maximum before any score; finite, so that differences are
 
 inline constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -64,6 +65,16 @@ struct Ahead {
   int64_t lines() const { return count * ((bytes + 63) / 64); }
 };
 
+// A whole tile of several heads, all of it seen: where head 0 of its keys lies, then of its values, then of
+// the keys that come next; the other heads follow at a distance.
+struct Slots {
+  const void* rows[3 * kTile];
+  DType dtype = DType::kFloat32;
+  int64_t heads = 1, key_size = 0, value_size = 0;  // sizes: multiples of kPanel
+  int64_t key_step = 0, value_step = 0;             // bytes from head to head
+  const Scoring* scoring = nullptr;                 // of each head
+};
+
 struct AttentionKernels {
   int64_t lanes;  // packed rows come in multiples of it
   int64_t block;  // packed rows that one call of `attend` takes, at most
@@ -82,6 +93,9 @@ struct AttentionKernels {
   void (*attend_few)(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
                      const float* queries, int64_t rows, const Seen& seen, Ahead& during_keys,
                      Ahead& during_values);
+  // The same for heads at once, a few slots at a time, which is the order of an NHD cache in memory; queries
+  // and what rows have seen are kFew rows for each head, of which at most `lanes` are taken.
+  void (*attend_slots)(const Slots& slots, const float* queries, int64_t rows, const Seen& seen);
 
   // What a block of packed rows, or rows in place, saw elsewhere is added to what it has seen.
   void (*merge_packed)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);

@@ -194,7 +194,7 @@ HeadCache cache_of(const CacheTuple& t) {
 void attention_binding(const std::array<HeadRowsTuple, 3>& rows, const std::array<CacheTuple, 2>& caches,
                        const std::array<int64_t, 6>& sizes, const std::array<Address, 2>& tree,
                        const std::array<Address, 2>& tables, const std::array<int64_t, 4>& paging,
-                       float scale, int64_t window, float softcap, Address sinks,
+                       float scale, int64_t window, float softcap, Address sinks, bool deterministic,
                        const std::array<Address, 2>& out, int threads) {
   AttentionArgs a;
   a.query = head_rows_of(rows[0]);
@@ -220,6 +220,7 @@ void attention_binding(const std::array<HeadRowsTuple, 3>& rows, const std::arra
   a.window = window;
   a.softcap = softcap;
   a.sinks = pointer<const float>(sinks);
+  a.deterministic = deterministic;
   a.out = pointer<void>(out[0]);
   a.out_lse = pointer<float>(out[1]);
   py::gil_scoped_release release;

@@ -108,6 +108,20 @@ inline void transpose(F x[kLanes]) {
     x[12 + j] = _mm512_shuffle_f32x4(c, d, 0xDD);
   }
 }
+// Lane j holds the sum of x[j]. Halves are added until one vector is left; which sum ends in which lane is
+// undone by the order in which the vectors are taken.
+inline F sums(const F x[kLanes]) {
+  constexpr int kQuarter[4] = {0, 8, 4, 12}, kWithin[4] = {0, 2, 1, 3};
+  F a[16];
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j) a[kQuarter[j / 4] + kWithin[j % 4]] = x[j];
+  for (int j = 0; j < 8; ++j)
+    a[j] = add(_mm512_shuffle_f32x4(a[j], a[j + 8], 0x44), _mm512_shuffle_f32x4(a[j], a[j + 8], 0xEE));
+  for (int j = 0; j < 4; ++j)
+    a[j] = add(_mm512_shuffle_f32x4(a[j], a[j + 4], 0x88), _mm512_shuffle_f32x4(a[j], a[j + 4], 0xDD));
+  for (int j = 0; j < 2; ++j) a[j] = add(unpack_low(a[j], a[j + 2]), unpack_high(a[j], a[j + 2]));
+  return add(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xDD));
+}
 
 #elif defined(SPECDEC_AVX2)
 
@@ -316,6 +330,14 @@ inline void transpose(F x[kLanes]) {
 #endif
 
 #if !defined(SPECDEC_AVX512)
+inline F sums(const F x[kLanes]) {
+  F t[kLanes];
+  for (int j = 0; j < kLanes; ++j) t[j] = x[j];
+  transpose(t);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) t[j] = add(t[j], t[j + half]);
+  return t[0];
+}
 inline int64_t append(float* out, F x, unsigned lanes) {
   float values[kLanes];
   store(values, x);

@@ -1,9 +1,11 @@
 #include "team.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -11,14 +13,56 @@
 namespace specdec {
 namespace {
 
-// Parked threads, shared by all calls of the process. A call that finds them busy runs alone, with the same
-// result.
+// The threads of the OpenMP library that the process has loaded, which PyTorch computes with. They spin for a
+// while after each of its operations: they are awake at once, while other threads would share their cores.
+class OpenMP {
+ public:
+  OpenMP()
+      : parallel_(reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))),
+        index_(reinterpret_cast<Index>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"))) {}
+
+  bool is_there() const { return parallel_ && index_; }
+
+  // Runs job(0) here and job(1) ... on as many of the other threads as the library grants.
+  void run(int threads, const std::function<void(int)>& job) const {
+    struct Call {
+      const std::function<void(int)>& job;
+      Index index;
+      std::exception_ptr thrown;
+    } call{job, index_, nullptr};
+    const auto body = [](void* context) {
+      Call& call = *static_cast<Call*>(context);
+      const int index = call.index();
+      try {
+        call.job(index);
+      } catch (...) {
+        if (index != 0) throw;
+        call.thrown = std::current_exception();
+      }
+    };
+    parallel_(body, &call, static_cast<unsigned>(threads), 0);
+    if (call.thrown) std::rethrow_exception(call.thrown);
+  }
+
+ private:
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  using Index = int (*)();
+  Parallel parallel_;
+  Index index_;
+};
+
+// The threads of the process, shared by all calls: OpenMP's, or parked ones. A call that finds them busy runs
+// alone, with the same result.
 class Pool {
  public:
-  // Runs job(0) here and job(1) ... job(threads - 1) on parked threads that wake in time.
+  // OpenMP's threads do not outlive a fork, and their library does not notice.
+  explicit Pool(bool forked) : openmp_(!forked && OpenMP().is_there()) {}
+
+  // Runs job(0) here and job(1) ... job(threads - 1) on threads that wake in time.
   void run(int threads, const std::function<void(int)>& job) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (threads <= 1 || !turn.owns_lock()) return job(0);
+    if (openmp_) return OpenMP().run(threads, job);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       while (static_cast<int>(parked_) < threads - 1) {
@@ -57,6 +101,7 @@ class Pool {
     }
   }
 
+  const bool openmp_;
   std::mutex turn_, mutex_;
   std::condition_variable wake_, left_;
   const std::function<void(int)>* job_ = nullptr;
@@ -67,16 +112,8 @@ class Pool {
 
 // Never destroyed: parked threads may outlive static destruction. A forked child has none of the threads and
 // starts anew.
-Pool* pool = nullptr;
-
-Pool& the_pool() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-  });
-  return *pool;
-}
+Pool* pool = new Pool(false);
+[[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { pool = new Pool(true); });
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -134,7 +171,7 @@ void Team::start(int64_t items, int64_t grain, Call call, void* context) {
   grain_ = grain;
   call_ = call;
   context_ = context;
-  the_pool().run(threads_, [this](int index) { work(index); });
+  pool->run(threads_, [this](int index) { work(index); });
 }
 
 }  // namespace specdec

@@ -21,7 +21,7 @@ def tree_attention(
     scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim,
     max_prefix_len, heads_first, deterministic, out, out_lse,
 ):  # fmt: skip
-    """The operator `specdec_kernels::tree_attention`. Every result is deterministic here, asked or not."""
+    """The operator `specdec_kernels::tree_attention`."""
     if value_cache is None:
         value_cache, value_scale, value_scales, new_value = key_cache, key_scale, key_scales, new_key
     page_size, heads = key_cache.shape[1:3]
@@ -41,6 +41,7 @@ def tree_attention(
         window,
         softcap,
         0 if sinks is None else sinks.data_ptr(),
+        deterministic,
         [out.data_ptr(), 0 if out_lse is None else out_lse.data_ptr()],
         torch.get_num_threads(),
     )
