@@ -13,11 +13,11 @@
 namespace specdec {
 namespace {
 
-constexpr int64_t kUnitRows = 256;         // packed rows that stay in the second-level cache with a tile
-constexpr int64_t kSplit = 512;            // positions of the prefix in one split, at least
-constexpr int64_t kMaxSplits = 32;         // of one prefix
-constexpr int64_t kPartials = 512 * 1024;  // bytes that a worker keeps of splits not yet merged
-constexpr int64_t kLine = 16;              // floats of a cache line
+constexpr int64_t kUnitRows = 256;          // packed rows that stay in the second-level cache with a tile
+constexpr int64_t kSplit = 512;             // positions of the prefix in one split, at least
+constexpr int64_t kMaxSplits = 32;          // of one prefix
+constexpr int64_t kPartials = 1280 * 1024;  // bytes that a worker keeps of splits not yet merged
+constexpr int64_t kLine = 16;               // floats of a cache line
 constexpr float kLog2E = 1.44269504f;
 
 struct Request {
