@@ -76,6 +76,7 @@ class Engine:
         self.pages = pages
         self.free = list(range(pages))
         self.cache = PagedCache(model.shape, pages, page_size)
+        self.verifier = sdk.SpeculativeVerifier(rule="match", max_depth=max_nodes - 1, plan=self.cache.plan)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -107,8 +108,8 @@ class Engine:
         drafts = self.draft([request.context for request in requests])
         batch = self._batch(requests, drafts)
         logits = self.model.logits(self.model.forward(batch, self.cache))
-        verified = sdk.verify(logits, batch.tree, rule="match", **_noise(requests))
-        committed = sdk.commit_kv(self.cache.plan, verified, batch.tree, batch.block_table, batch.prefix_lens)
+        verified = self.verifier(logits, batch.tree, **_noise(requests))
+        committed = self.verifier.commit(verified, batch.tree, batch.block_table, batch.prefix_lens)
         progress = []
         for request, draft, tokens, count, cached, kept in zip(
             requests,

@@ -99,10 +99,10 @@ def tree_attention(
     Notes:
         Never synchronises. Slots outside the prefix and the tree may hold anything, NaN included. Values that
         make no sense are never followed: `prefix_lens` is clamped to the block table, a position without a
-        valid page is not seen, a node without a valid parent is a root. On the cpu backend a row is bitwise the
-        same in any batch and on any number of threads, with and without the flag; the prefix is read once for
-        all nodes and all query heads of one head of the cache (per 256 such rows), in float32 and a few MB.
-        Float64 is served by the reference.
+        valid page is not seen, a node without a valid parent is a root. On the cpu backend a row is bitwise
+        the same in any batch and on any number of threads, with and without the flag; the prefix is read once
+        for all nodes and all query heads of one head of the cache (per 256 such rows), in float32 and a few
+        MB. Float64 is served by the reference.
 
     Source: Miao et al. 2024, SpecInfer, section 4.2 (tree attention); Dao et al. 2022, FlashAttention, and
         Flash-Decoding 2023 (online softmax, splits over the prefix).

@@ -71,6 +71,23 @@ def test_long_prefixes_and_large_trees(prefix, nodes, dtype):
     assert excess(problem, problem.run()) <= 1
 
 
+@pytest.mark.parametrize("nodes", [1, 1024])
+def test_memory_does_not_grow_with_nodes_times_prefix(nodes):
+    script = (
+        "import resource, torch, attention_cases as c\n"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "torch.set_num_threads(2)\n"
+        "p = c.make(prefixes=[100], nodes=[3], heads=1, group=1); p.run()\n"
+        f"p = c.make(prefixes=[100_000], nodes=[{nodes}], heads=1, group=1, page_size=16)\n"
+        "p.keys = p.values = None\n"
+        "before = most(); p.run(); print(most() - before)"
+    )
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    run = subprocess.run([sys.executable, "-c", script], env=dict(os.environ, PYTHONPATH=paths),
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert int(run.stdout) < 16e6  # a byte for each pair of a node and a position would be 100 MB
+
+
 @pytest.mark.parametrize("options", [
     dict(head=576, latent=512, heads=1, group=16), dict(head=576, latent=512, heads=1, group=128, dtype=BF16),
     dict(head=128, heads=1, group=300), dict(head=256, heads=2, group=1), dict(head=1, value=3),
