@@ -14,6 +14,7 @@ from .attention import tree_attention
 from .backends import explain
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
+from .generate import Generated, generate
 from .module import SpeculativeVerifier
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
@@ -31,6 +32,7 @@ __all__ = [
     "Committed",
     "DraftTree",
     "DraftVocab",
+    "Generated",
     "Lenient",
     "Proposal",
     "Relaxed",
@@ -43,6 +45,7 @@ __all__ = [
     "commit_kv",
     "commit_state",
     "explain",
+    "generate",
     "replay_conv",
     "replay_gated_delta",
     "replay_mamba2",
