@@ -60,16 +60,16 @@ def generate(
             past_key_values=, use_cache=True)`, whose cache has `layers` with `keys` and `values` of every
             position. Drafts that are trees, and batches, need an attention that takes a mask of its own
             ("sdpa" or "eager").
-        drafter: called with the texts so far, [B, L] int64, and their lengths [B]; entries from a text's length
-            on are undefined. Returns tokens [B, K] with -1 for none (chains of `Proposal.POINT`), or a
-            `DraftTree` over the texts' last tokens, or a tree and its `draft_logits`.
+        drafter: called with the texts so far, [B, L] int64, and their lengths [B]; entries from a text's
+            length on are undefined. Returns tokens [B, K] with -1 for none (chains of `Proposal.POINT`), or
+            a `DraftTree` over the texts' last tokens, or a tree and its `draft_logits`.
         input_ids: the prompts, [B, L] or a list of lists.
         attention_mask: [B, L], 0 where `input_ids` is padding, on either side.
         max_new_tokens: of each request, >= 1.
         stop_tokens: each ends a request; it is the last token of its text.
         sampling, draft_sampling, rule, backend: as for `verify`.
-        seeds: [B] int64, or the first of B consecutive ones; default: fresh ones. Under `rule="match"` the text
-            is a function of prompt and seed, whatever is drafted.
+        seeds: [B] int64, or the first of B consecutive ones; default: fresh ones. Under `rule="match"` the
+            text is a function of prompt and seed, whatever is drafted.
         on_tokens: called with a request's index and its new tokens after every step.
 
     Returns:
@@ -85,7 +85,7 @@ def generate(
     Source: Leviathan et al. 2023, Chen et al. 2023 (the loop); Miao et al. 2024 (trees).
 
     Example:
-        `generate(model, partial(sdk.ngram_draft, num_draft=8), ids, sampling=SamplingParams(temperature=0.0))`
+        `generate(model, partial(ngram_draft, num_draft=8), ids, sampling=SamplingParams(temperature=0.0))`
         writes what the model's own greedy decoding writes.
     """
     device = next(target.parameters()).device
