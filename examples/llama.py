@@ -69,13 +69,29 @@ class Batch(NamedTuple):
         return prefix + self.tree.depths, page * page_size + index % page_size
 
 
+class Linear:
+    """x @ weight.T. A few rows should cost what one does, the time to read the weight; on a CPU they do where
+    oneDNN may keep the weight in an order of its own."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+        self.packed = None
+        if torch.backends.mkldnn.is_available() and weight.dtype == torch.float32 and weight.is_cpu:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
 class Layer(NamedTuple):
     attention_norm: Tensor
-    query_key_value: Tensor  # stacked: one product instead of three
-    attention_out: Tensor
+    query_key_value: Linear  # stacked: one product instead of three
+    attention_out: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Linear
+    down: Linear
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], number: int) -> "Layer":
@@ -84,11 +100,11 @@ class Layer(NamedTuple):
 
         return cls(
             weight("input_layernorm"),
-            weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            weight("self_attn.o_proj"),
+            Linear(weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            Linear(weight("self_attn.o_proj")),
             weight("post_attention_layernorm"),
-            weight("mlp.gate_proj", "mlp.up_proj"),
-            weight("mlp.down_proj"),
+            Linear(weight("mlp.gate_proj", "mlp.up_proj")),
+            Linear(weight("mlp.down_proj")),
         )
 
 
@@ -100,7 +116,7 @@ class Llama:
         self.embedding = weights["model.embed_tokens.weight"]
         self.layers = [Layer.of(weights, number) for number in range(shape.layers)]
         self.norm = weights["model.norm.weight"]
-        self.head = weights.get("lm_head.weight", self.embedding)
+        self.head = Linear(weights.get("lm_head.weight", self.embedding))
         exponents = torch.arange(0, shape.head_size, 2).float() / shape.head_size
         angles = torch.outer(torch.arange(shape.max_positions).float(), shape.rope_theta**-exponents)
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=1).unsqueeze(1)
@@ -117,19 +133,19 @@ class Llama:
             keys.flatten(0, 1).index_put_((slots,), key)
             values.flatten(0, 1).index_put_((slots,), value)
             mixed = sdk.tree_attention(query, keys, values, batch.tree, batch.block_table, batch.prefix_lens)
-            x = x + F.linear(mixed.flatten(1), layer.attention_out)
-            gate, up = F.linear(self._normed(x, layer.mlp_norm), layer.gate_up).chunk(2, dim=1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            x = x + layer.attention_out(mixed.flatten(1))
+            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=1)
+            x = x + layer.down(F.silu(gate) * up)
         return x
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
-        return F.linear(self._normed(x, self.norm), self.head)
+        return self.head(self._normed(x, self.norm))
 
     def _project(self, layer: Layer, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Queries, keys and values, [R, heads, head_size] each, the first two rotated by position."""
         heads, kv_heads, head_size = self.shape.heads, self.shape.kv_heads, self.shape.head_size
-        stacked = F.linear(self._normed(x, layer.attention_norm), layer.query_key_value)
+        stacked = layer.query_key_value(self._normed(x, layer.attention_norm))
         stacked = stacked.view(len(x), heads + 2 * kv_heads, head_size)
         turning, value = stacked.split([heads + kv_heads, kv_heads], dim=1)
         cos, sin = rotation
