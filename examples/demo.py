@@ -23,7 +23,14 @@ def main() -> int:
         from show import run
 
         prompts = {name: PROMPTS[name].read_text(encoding="utf-8").strip() for name in options.prompts}
-        return run(prompts, options.temperature, options.max_new_tokens, options.rounds, options.seed)
+        return run(
+            prompts,
+            options.temperature,
+            options.max_new_tokens,
+            options.rounds,
+            options.seed,
+            options.picture,
+        )
     except KeyboardInterrupt:
         print("\033[0m\ninterrupted" if sys.stdout.isatty() else "\ninterrupted")
         return 130
@@ -40,9 +47,10 @@ def _parse() -> argparse.Namespace:
     names = ", ".join(PROMPTS)
     add("--max-new-tokens", type=positive_integer, metavar="N", help="per answer (default: 96, quick: 32)")
     add("--prompts", nargs="+", choices=PROMPTS, default=list(PROMPTS), metavar="NAME", help=f"of {names}")
-    add("--temperature", nargs="+", type=temperature, default=[0, 0.8], metavar="T", help="default: 0 0.8")
+    add("--temperature", nargs="+", type=temperature, default=[0, 0.7], metavar="T", help="default: 0 0.7")
     add("--rounds", type=positive_integer, metavar="N", default=1, help="timed runs of each way (default: 1)")
     add("--seed", type=int, default=0, help="of the sampled answers (default: 0)")
+    add("--picture", type=Path, default=Path("demo.png"), metavar="FILE", help="default: demo.png")
     add("--quick", action="store_true", help="short answers")
     options = parser.parse_args()
     options.max_new_tokens = options.max_new_tokens or (32 if options.quick else 96)

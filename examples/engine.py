@@ -53,6 +53,7 @@ class Engine:
         model: weights and forward.
         draft: from the texts of all running requests, prompts included, to a tree for each, of at most
             `max_nodes` nodes, whose root is the text's last token.
+        rule: that judges the drafts; under "match" the text is a function of prompt and seed.
         eos_id: ends a request.
         pages: of the pool.
         page_size: slots of a page.
@@ -64,6 +65,7 @@ class Engine:
         model: Llama,
         draft: Callable[[Sequence[Sequence[int]]], Sequence[Tree]],
         *,
+        rule: str = "match",
         eos_id: int,
         pages: int,
         page_size: int = 16,
@@ -76,7 +78,7 @@ class Engine:
         self.pages = pages
         self.free = list(range(pages))
         self.cache = PagedCache(model.shape, pages, page_size)
-        self.verifier = sdk.SpeculativeVerifier(rule="match", max_depth=max_nodes - 1, plan=self.cache.plan)
+        self.verifier = sdk.SpeculativeVerifier(rule=rule, max_depth=max_nodes - 1, plan=self.cache.plan)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 

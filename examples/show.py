@@ -1,26 +1,37 @@
-"""The demo on a terminal: answers as they come, a table under each, a summary at the end."""
+"""The demo on a terminal: answers as they come, a table of rates, pictures, then all prompts at once."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 import transformers
-from decode import Settings, Step, decode_speculative
-from lookup import PromptLookup
-from measure import WAYS, Tally, compare, step_costs
+from engine import Progress
+from llama import Llama, Shape
+from picture import Results, bars, draw
+from race import ROWS, Run, Way, lookups, race, step_costs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from smollm import ModelUnavailable, SmolLM, load
+from theirs import greedy
 from together import together
 from tokenizers.decoders import DecodeStream
 
 ACCEPTED = "bold green"
+SHOWN = "tree"  # the way whose text is shown as it comes
+NUM_DRAFT = 10  # of transformers' prompt lookup
 
 
 def run(
-    prompts: dict[str, str], temperatures: list[float], max_new_tokens: int, rounds: int, seed: int
+    prompts: dict[str, str],
+    temperatures: list[float],
+    max_new_tokens: int,
+    rounds: int,
+    seed: int,
+    picture: Path,
 ) -> int:
     """Show every prompt at every temperature. Returns the exit code: 1 where a greedy text differs."""
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
@@ -29,118 +40,121 @@ def run(
     except ModelUnavailable as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    costs = step_costs(lm)
-    draft = PromptLookup(step_costs=costs)
-    _introduce(console, costs, draft)
+    model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
+    costs = step_costs(model)
+    _introduce(console, costs)
 
-    results = {}
+    results: Results = {}
+    peers, broken = {}, []
     for name, message in prompts.items():
         console.rule(Text(name, "bold"))
         console.print(Text(message, "dim"), soft_wrap=True)
+        prompt = lm.encode_chat(message)
         for temperature in temperatures:
             console.print(Text(f"\n{_law(temperature)}:", "bold"))
-            settings = Settings(lm.eos_id, max_new_tokens, temperature, seed)
-            prompt = lm.encode_chat(message)
-            _stream(console, lm, decode_speculative(lm.model, prompt, draft, settings))
-            tallies = compare(lm, prompt, draft, settings, rounds)
-            table = _table()
-            table.add_row(*_row(name, temperature, tallies))
-            console.print(table)
-            console.print(_acceptance(tallies["speculative"]))
-            results[name, temperature] = tallies
+            request = dict(prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+            ways = _ways(costs, temperature)
+            stream = _Stream(console, lm)
+            runs = [race(model, lm.eos_id, ways, [request], 1, stream)]
+            runs += [race(model, lm.eos_id, ways, [request], 1) for _ in range(rounds - 1)]
+            results[name, temperature] = runs
+            plain = runs[0]["plain"].texts
+            differing = [way for way in ("chain", "tree") if any(each[way].texts != plain for each in runs)]
+            broken += [f"{name} at {temperature:g} ({way})" for way in differing]
+        theirs, _ = greedy(lm, prompt, max_new_tokens)
+        peers[name] = greedy(lm, prompt, max_new_tokens, NUM_DRAFT)[1]
+        if 0 in temperatures and results[name, 0][0]["plain"].texts != [theirs]:
+            broken.append(f"{name} (transformers)")
 
     console.rule(Text("summary", "bold"))
-    console.print(_summary(results))
-    broken = [name for (name, temperature), texts in results.items() if temperature == 0 and _parting(texts)]
-    texts = {key: tallies["plain"].tokens for key, tallies in results.items()}
-    broken += together(console, lm, prompts, texts, max_new_tokens, rounds, seed)
+    for temperature in temperatures:
+        console.print(_summary(results, temperature, peers if temperature == 0 else {}))
+        console.print()
+    console.print(bars(results))
+    draw(results, picture)
+    console.print(f"\nThe same as a picture, with acceptance by depth and by rule: {picture}", soft_wrap=True)
+
+    texts = {key: runs[0]["plain"].texts[0] for key, runs in results.items()}
+    broken += together(console, lm, model, costs, prompts, texts, max_new_tokens, rounds, seed)
     if broken:
-        console.print(f"The greedy text differs from plain decoding's: {', '.join(broken)}", style="bold red")
+        console.print(f"The text is not that of plain decoding: {', '.join(broken)}", style="bold red")
     return 1 if broken else 0
 
 
-def _stream(console: Console, lm: SmolLM, steps: Iterator[Step]) -> None:
-    """Print steps as text, accepted tokens in colour. A character split between tokens waits for its end."""
-    decoder = DecodeStream(skip_special_tokens=True)
-    for step in steps:
-        for place, token in enumerate(step.tokens):
-            piece = decoder.step(lm.tokenizer, token)
-            if piece:
-                style = ACCEPTED if place < step.accepted else ""
-                console.print(Text(piece, style), end="", soft_wrap=True)
-    console.print("\n")
+def _ways(costs: Mapping[int, float], temperature: float) -> dict[str, Way]:
+    """Where something is left to chance, trees are judged by the rules that only keep the law too."""
+    ways = lookups(costs)
+    if temperature:
+        ways |= {rule: replace(ways["tree"], rule=rule) for rule in ("token", "traversal")}
+    return ways
 
 
-def _introduce(console: Console, costs: dict[int, float], draft: PromptLookup) -> None:
+class _Stream:
+    """Prints steps as text, accepted tokens in colour. A character split between tokens waits for its end."""
+
+    def __init__(self, console: Console, lm: SmolLM):
+        self.console = console
+        self.tokenizer = lm.tokenizer
+        self.decoder = DecodeStream(skip_special_tokens=True)
+
+    def __call__(self, way: str, progress: list[Progress]) -> None:
+        if way != SHOWN:
+            return
+        for each in progress:
+            for place, token in enumerate(each.tokens):
+                piece = self.decoder.step(self.tokenizer, token)
+                if piece:
+                    style = ACCEPTED if place < len(each.tokens) - 1 else ""
+                    self.console.print(Text(piece, style), end="", soft_wrap=True)
+            if not each.request.pages:  # it has left
+                self.console.print()
+
+
+def _introduce(console: Console, costs: Mapping[int, float]) -> None:
     def line(*parts):
         console.print(Text.assemble(*parts), soft_wrap=True)
 
     line(f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads")
     line("Drafts are looked up in the text so far; the ", ("accepted tokens", ACCEPTED), " are coloured.")
-    shown = ", ".join(f"{size}: {cost:.2f}" for size, cost in costs.items() if size > 1)
-    line(f"A step over n tokens costs, in steps over one: {shown}.")
-    shown = ", ".join(f"{matched}: {length}" for matched, length in draft.lengths.items())
-    line(f"So this many tokens are drafted after a repeat of n tokens: {shown}.")
-    line(
-        "Rates are tokens per second after the first step and, in brackets, their ratio to plain decoding's."
-    )
-    theirs = f"generate(prompt_lookup_num_tokens={draft.num_draft})"
-    line(f"transformers is version {transformers.__version__}'s {theirs}; what it samples is its own.")
+    shown = ", ".join(f"{rows}: {costs[rows]:.2f}" for rows in ROWS[1:])
+    line(f"A step over n rows costs, in steps over one: {shown}.")
+    line("Plain decoding and all drafters run in the same engine, in turn, token by token.")
+    line("Rates are tokens per second after the prompt and, in brackets, their ratio to plain decoding's.")
+    version = f"transformers {transformers.__version__}"
+    line(f"The last column is {version}'s own loop with prompt lookup of {NUM_DRAFT} tokens.")
 
 
 def _law(temperature: float) -> str:
     return f"temperature {temperature:g}" if temperature else "greedy"
 
 
-def _parting(tallies: dict[str, Tally]) -> str:
-    """Where the speculative text leaves the plain one; empty where it does not."""
-    ours, plain = tallies["speculative"].tokens, tallies["plain"].tokens
-    if ours == plain:
-        return ""
-    pairs = zip(ours, plain, strict=False)
-    place = next(
-        (place for place, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(plain))
-    )
-    return f"at {place + 1}"
+def pooled(runs: list[Run]) -> float:
+    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
 
 
-def _table() -> Table:
+def _summary(results: Results, temperature: float, peers: Mapping[str, float]) -> Table:
+    rows = {name: runs for (name, other), runs in results.items() if other == temperature}
+    ways = list(next(iter(rows.values()))[0])
     table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
-    table.add_column("prompt", no_wrap=True)
-    for heading in ("temp.", "tokens", "per step", "plain", "speculative", "transformers", "identical"):
+    table.add_column(_law(temperature), no_wrap=True)
+    for heading in ("tokens", *ways, *(["transformers"] if peers else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
+    def add(name, runs_of, theirs=None, **style):
+        plain = pooled(runs_of("plain"))
+        cells = [f"{plain:.1f}"]
+        rates = {way: pooled(runs_of(way)) for way in ways[1:]}
+        best = max(rates.values())
+        for rate in rates.values():
+            cell = f"{rate:.1f} ({rate / plain:.2f}x)"
+            cells.append(Text(cell, "bold" if rate == best else ""))
+        if theirs is not None:
+            cells.append(f"{theirs:.1f}")
+        written = sum(run.written for run in runs_of("plain")) // len(next(iter(rows.values())))
+        table.add_row(name, f"{written}", *cells, **style)
 
-def _row(name: str, temperature: float, tallies: dict[str, Tally]) -> list[str]:
-    ours, plain, theirs = (tallies[way] for way in WAYS)
-    return [
-        name,
-        f"{temperature:g}",
-        f"{len(ours.tokens)}",
-        f"{ours.tokens_per_step:.2f}",
-        f"{plain.rate:.1f}",
-        f"{ours.rate:.1f} ({ours.rate / plain.rate:.2f}x)",
-        f"{theirs.rate:.1f} ({theirs.rate / plain.rate:.2f}x)",
-        f"no, {_parting(tallies)}" if _parting(tallies) else "yes",
-    ]
-
-
-def _acceptance(tally: Tally) -> Text:
-    places = tally.acceptance()
-    if not places:
-        return Text("nothing was drafted", "dim")
-    shares = " ".join(f"{100 * accepted / drafted:.0f}" for accepted, drafted in places)
-    return Text(f"accepted by draft position, %: {shares}", "dim")
-
-
-def _summary(results: dict[tuple[str, float], dict[str, Tally]]) -> Table:
-    table = _table()
-    for temperature in dict.fromkeys(temperature for _, temperature in results):
-        rows = {name: tallies for (name, other), tallies in results.items() if other == temperature}
-        for name, tallies in rows.items():
-            table.add_row(*_row(name, temperature, tallies))
-        if len(rows) > 1:
-            whole = {way: Tally.total(tallies[way] for tallies in rows.values()) for way in WAYS}
-            table.add_row(*_row("all", temperature, whole)[:-1], style="bold")
+    for name, runs in rows.items():
+        add(name, lambda way, runs=runs: [each[way] for each in runs], peers.get(name))
+    if len(rows) > 1:
+        add("all", lambda way: [each[way] for runs in rows.values() for each in runs], style="bold")
     return table

@@ -1,8 +1,10 @@
 """The demo's second part on a terminal: all prompts decoded at once, as draft trees on a paged cache."""
 
-from batch import PAGE_SIZE, ROWS, Run, race, step_costs
+from collections.abc import Mapping
+
 from engine import Progress
-from llama import Llama, Shape
+from llama import Llama
+from race import PAGE_SIZE, Run, lookups, race
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +14,8 @@ from smollm import SmolLM
 def together(
     console: Console,
     lm: SmolLM,
+    model: Llama,
+    costs: Mapping[int, float],
     prompts: dict[str, str],
     alone: dict[tuple[str, float], list[int]],
     max_new_tokens: int,
@@ -24,9 +28,7 @@ def together(
     decoding.
     """
     console.rule(Text("several prompts at once", "bold"))
-    model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    costs = step_costs(model)
-    _introduce(console, costs)
+    _introduce(console)
 
     encoded = {name: lm.encode_chat(message) for name, message in prompts.items()}
     keys = sorted(alone, key=lambda key: key[1])  # one temperature after the other
@@ -39,11 +41,11 @@ def together(
         }
         for name, temperature in keys
     ]
-    results = [race(model, lm.eos_id, costs, requests, len(prompts)) for _ in range(rounds)]
+    results = [race(model, lm.eos_id, lookups(costs), requests, len(prompts)) for _ in range(rounds)]
 
     table = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
     broken = []
-    trees = results[0]["trees"]
+    trees = results[0]["tree"]
     for place, (name, temperature) in enumerate(keys):
         progress = trees.progress(trees.requests[place])
         expected = alone[name, temperature]
@@ -57,17 +59,13 @@ def together(
     return broken
 
 
-def _introduce(console: Console, costs: dict[int, float]) -> None:
+def _introduce(console: Console) -> None:
     def line(text):
         console.print(Text(text), soft_wrap=True)
 
-    line(
-        f"The same weights in a forward of examples/llama.py; keys and values in pages of {PAGE_SIZE} slots."
-    )
-    shown = ", ".join(f"{rows}: {costs[rows]:.2f}" for rows in ROWS[1:])
-    line(f"A step over n rows costs, in steps over one: {shown}.")
-    line("So the likeliest nodes of all prompts' trees are drafted, while they are expected to pay.")
-    line("A text is identical where plain, chains and trees all write what transformers writes for it alone.")
+    line(f"Keys and values in pages of {PAGE_SIZE} slots; all prompts' trees in one forward.")
+    line("The likeliest nodes of all trees are drafted, while they are expected to pay.")
+    line("A text is identical where plain, chains and trees all write what the prompt got alone.")
     line("A text that is finished gives its pages back, and the next one in the queue joins.")
     line("Rates are tokens per second of all prompts together, after reading them.\n")
 

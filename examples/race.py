@@ -1,8 +1,8 @@
-"""Timing of the engine: what a step costs, and all prompts decoded at once in several ways, in turn."""
+"""Timing of the engine: what a step costs, and requests decoded in several ways, in turn."""
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,23 @@ import specdec_kernels as sdk
 PAGE_SIZE = 16
 MAX_NODES = 16
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of decoding: what drafts for all requests, and the rule that judges."""
+
+    draft: Callable
+    rule: str = "match"
+
+
+def lookups(costs: Mapping[int, float]) -> dict[str, Way]:
+    """Plain decoding, and prompt lookup with as many nodes as are expected to pay."""
+    return {
+        "plain": Way(no_drafts),
+        "chain": Way(SharedBudget(TreeLookup(MAX_NODES, branches=1), costs)),
+        "tree": Way(SharedBudget(TreeLookup(MAX_NODES), costs)),
+    }
 
 
 @dataclass
@@ -33,6 +50,11 @@ class Run:
     @property
     def written(self) -> int:
         return sum(len(request.tokens) for request in self.requests)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.written / self.seconds
 
     @property
     def texts(self) -> list[list[int]]:
@@ -78,24 +100,34 @@ def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
 
 
 def race(
-    model: Llama, eos_id: int, costs: dict[int, float], requests: Sequence[dict], together: int
+    model: Llama,
+    eos_id: int,
+    ways: Mapping[str, Way],
+    requests: Sequence[dict],
+    together: int,
+    on_step: Callable[[str, list[Progress]], object] = lambda way, progress: None,
 ) -> dict[str, Run]:
     """Decode the requests in every way. The ways advance in turn, whichever has written less.
 
     The pool holds the first `together` of the requests; the others join as pages come free.
     """
-    drafts = {
-        "plain": no_drafts,
-        "chains": SharedBudget(TreeLookup(MAX_NODES, branches=1), costs),
-        "trees": SharedBudget(TreeLookup(MAX_NODES), costs),
-    }
     runs = {}
-    for way, draft in drafts.items():
+    for name, way in ways.items():
         fresh = [Request(**request) for request in requests]
         slots = [request.most_slots + MAX_NODES for request in fresh]
         pages = max(sum(pages_for(n, PAGE_SIZE) for n in slots[:together]), pages_for(max(slots), PAGE_SIZE))
-        engine = Engine(model, draft, eos_id=eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=MAX_NODES)
-        runs[way] = Run(engine, fresh)
-    while busy := [run for run in runs.values() if run.engine.running or run.engine.waiting]:
-        min(busy, key=lambda run: run.written).advance()
+        engine = Engine(
+            model,
+            way.draft,
+            rule=way.rule,
+            eos_id=eos_id,
+            pages=pages,
+            page_size=PAGE_SIZE,
+            max_nodes=MAX_NODES,
+        )
+        runs[name] = Run(engine, fresh)
+    while busy := [name for name, run in runs.items() if run.engine.running or run.engine.waiting]:
+        name = min(busy, key=lambda name: runs[name].written)
+        runs[name].advance()
+        on_step(name, runs[name].steps[-1])
     return runs
