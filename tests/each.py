@@ -1,4 +1,4 @@
-"""The backends that can serve here: `@pytest.mark.parametrize("backend", BACKENDS)`, with tensors on `DEVICE`."""
+"""The backends that can serve tensors on `DEVICE` here, for tests of operators to run over."""
 
 from __future__ import annotations
 
