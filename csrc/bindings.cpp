@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "children.h"
 #include "commit.h"
 #include "kernels.h"
 #include "random.h"
@@ -101,6 +102,25 @@ void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Addr
   a.out_logprobs = pointer<float>(out_logprobs);
   py::gil_scoped_release release;
   sample(a, threads);
+}
+
+// `keys`: seeds, positions, nodes. `out`: tokens, scores.
+void sample_children_binding(const RowsTuple& logits, int64_t k, int method, const SamplingTuple& sampling,
+                             const std::array<Address, 3>& keys, int purpose,
+                             const std::array<Address, 2>& out, int threads) {
+  ChildrenArgs a;
+  a.logits = rows_of(logits);
+  a.k = k;
+  a.method = static_cast<Method>(method);
+  a.sampling = sampling_of(sampling);
+  a.seeds = pointer<const int64_t>(keys[0]);
+  a.positions = pointer<const int64_t>(keys[1]);
+  a.nodes = pointer<const int64_t>(keys[2]);
+  a.purpose = static_cast<Purpose>(purpose);
+  a.out_tokens = pointer<int64_t>(out[0]);
+  a.out_scores = pointer<float>(out[1]);
+  py::gil_scoped_release release;
+  sample_children(a, threads);
 }
 
 using PathsTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
@@ -239,6 +259,7 @@ const Kernels& kernels_named(const std::string& isa) {
 PYBIND11_MODULE(_native, m) {
   m.def("verify", &verify_binding);
   m.def("sample", &sample_binding);
+  m.def("sample_children", &sample_children_binding);
   m.def("commit_kv", &commit_kv_binding);
   m.def("commit_state", state_binding(&commit_state));
   m.def("replay_conv", state_binding(&replay_conv));

@@ -12,6 +12,7 @@ True
 from .acceptance import AcceptanceStats
 from .attention import tree_attention
 from .backends import explain
+from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .module import SpeculativeVerifier
@@ -47,6 +48,7 @@ __all__ = [
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "sample_children",
     "tree_attention",
     "verify",
 ]

@@ -15,6 +15,7 @@ NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = (
     "verify",
     "sample",
+    "sample_children",
     "tree_attention",
     "commit_kv",
     "commit_state",

@@ -5,6 +5,7 @@ are tested against it.
 """
 
 from .attention import tree_attention
+from .children import sample_children
 from .commit import commit_kv
 from .sample import sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
@@ -17,6 +18,7 @@ __all__ = [
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "sample_children",
     "tree_attention",
     "verify",
 ]
