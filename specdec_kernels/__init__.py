@@ -16,6 +16,7 @@ from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .module import SpeculativeVerifier
+from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
@@ -44,6 +45,8 @@ __all__ = [
     "commit_kv",
     "commit_state",
     "explain",
+    "ngram_draft",
+    "ngram_tree",
     "replay_conv",
     "replay_gated_delta",
     "replay_mamba2",

@@ -16,6 +16,8 @@ OPERATIONS = (
     "verify",
     "sample",
     "sample_children",
+    "ngram_draft",
+    "ngram_tree",
     "tree_attention",
     "commit_kv",
     "commit_state",

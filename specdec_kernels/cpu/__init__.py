@@ -9,6 +9,7 @@ import specdec_kernels.cpu._native as _native
 
 from .attention import tree_attention  # noqa: F401
 from .commit import commit_kv  # noqa: F401
+from .ngram import ngram_draft, ngram_tree  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
