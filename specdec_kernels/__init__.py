@@ -15,6 +15,7 @@ from .backends import explain
 from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
+from .grow import Frontier, GrownTree, grow_tree
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -33,6 +34,8 @@ __all__ = [
     "Committed",
     "DraftTree",
     "DraftVocab",
+    "Frontier",
+    "GrownTree",
     "Lenient",
     "Proposal",
     "Relaxed",
@@ -45,6 +48,7 @@ __all__ = [
     "commit_kv",
     "commit_state",
     "explain",
+    "grow_tree",
     "ngram_draft",
     "ngram_tree",
     "replay_conv",
