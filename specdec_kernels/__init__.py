@@ -12,6 +12,7 @@ True
 from .acceptance import AcceptanceStats
 from .attention import tree_attention
 from .backends import explain
+from .budget import Budget, Calibration
 from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
@@ -30,7 +31,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AcceptanceStats",
     "BackendUnavailable",
+    "Budget",
     "CachePlan",
+    "Calibration",
     "Committed",
     "DraftTree",
     "DraftVocab",
