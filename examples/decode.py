@@ -3,11 +3,12 @@
 Both are generators of steps, both draw with noise keyed by (seed, position), so they give the same text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from lookup import PromptLookup
 from transformers import DynamicCache, PreTrainedModel
 
 import specdec_kernels as sdk
@@ -55,9 +56,10 @@ def decode_plain(model: PreTrainedModel, prompt: Sequence[int], settings: Settin
 def decode_speculative(
     model: PreTrainedModel,
     prompt: Sequence[int],
-    draft: Callable[[Sequence[int]], list[int]],
+    draft: PromptLookup,
     settings: Settings,
 ) -> Iterator[Step]:
+    draft.reset()
     cache = DynamicCache(config=model.config)
     context = list(prompt)
     pending = context  # tokens the cache does not hold yet
@@ -66,6 +68,7 @@ def decode_speculative(
         drafted = draft(context)[: end - len(context) - 1]  # a step adds one token beyond the accepted ones
         verified = verify_draft(model, cache, pending, drafted, settings.noise(len(context)))
         accepted = verified.num_accepted.item()
+        draft.learn(len(drafted), accepted)
         rejected = len(drafted) - accepted
         if rejected:
             cache.crop(-rejected)

@@ -30,7 +30,7 @@ def run(
         print(f"demo: {error}", file=sys.stderr)
         return 2
     costs = step_costs(lm)
-    draft = PromptLookup(step_costs=costs)
+    draft = PromptLookup(costs)
     _introduce(console, costs, draft)
 
     results = {}
@@ -79,8 +79,8 @@ def _introduce(console: Console, costs: dict[int, float], draft: PromptLookup) -
     line("Drafts are looked up in the text so far; the ", ("accepted tokens", ACCEPTED), " are coloured.")
     shown = ", ".join(f"{size}: {cost:.2f}" for size, cost in costs.items() if size > 1)
     line(f"A step over n tokens costs, in steps over one: {shown}.")
-    shown = ", ".join(f"{matched}: {length}" for matched, length in draft.lengths.items())
-    line(f"So this many tokens are drafted after a repeat of n tokens: {shown}.")
+    shown = ", ".join(f"{matched}: {length}" for matched, length in draft.first_lengths().items())
+    line(f"So this many tokens pay after a repeat of n tokens, as far as such drafts are accepted: {shown}.")
     line(
         "Rates are tokens per second after the first step and, in brackets, their ratio to plain decoding's."
     )
