@@ -79,7 +79,7 @@ class Budget:
 
     Args:
         costs: time of a step by the rows it feeds to the target, at least for 1 row; any unit.
-        credit: time that may be lost at once, in that unit; default half a step over one row. Infinite: take
+        credit: time that may be lost at once, in that unit; default one step over one row. Infinite: take
             every choice for what it promises.
         allowance: share of plain decoding's time that may be lost on trials.
         most: the credit is cut off here, so that a good past does not pay for a bad future; default four
@@ -92,7 +92,7 @@ class Budget:
         [[0, 1, 2], [0]]
         >>> budget = budget.after(4, [4])  # four rows brought four tokens
         >>> round(budget.credit, 2)
-        3.38
+        3.88
     """
 
     costs: Mapping[int, float]
@@ -105,7 +105,7 @@ class Budget:
         sizes = sorted(self.costs)
         if not sizes or sizes[0] != 1 or not all(0 < self.costs[size] < math.inf for size in sizes):
             bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
-        for name, default in (("credit", 0.5), ("most", 4.0)):
+        for name, default in (("credit", 1.0), ("most", 4.0)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default * self.costs[1])
             if not getattr(self, name) >= 0:
