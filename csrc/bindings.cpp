@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "attention.h"
+#include "children.h"
 #include "commit.h"
 #include "kernels.h"
+#include "ngram.h"
 #include "random.h"
 #include "state.h"
 #include "verify.h"
@@ -101,6 +103,66 @@ void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Addr
   a.out_logprobs = pointer<float>(out_logprobs);
   py::gil_scoped_release release;
   sample(a, threads);
+}
+
+// `keys`: seeds, positions, nodes. `out`: tokens, scores.
+void sample_children_binding(const RowsTuple& logits, int64_t k, int method, const SamplingTuple& sampling,
+                             const std::array<Address, 3>& keys, int purpose,
+                             const std::array<Address, 2>& out, int threads) {
+  ChildrenArgs a;
+  a.logits = rows_of(logits);
+  a.k = k;
+  a.method = static_cast<Method>(method);
+  a.sampling = sampling_of(sampling);
+  a.seeds = pointer<const int64_t>(keys[0]);
+  a.positions = pointer<const int64_t>(keys[1]);
+  a.nodes = pointer<const int64_t>(keys[2]);
+  a.purpose = static_cast<Purpose>(purpose);
+  a.out_tokens = pointer<int64_t>(out[0]);
+  a.out_scores = pointer<float>(out[1]);
+  py::gil_scoped_release release;
+  sample_children(a, threads);
+}
+
+// `text`: tokens, lengths. `sizes`: B, L, min_ngram, max_ngram.
+void set_texts(NgramArgs& a, const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes,
+               bool cyclic) {
+  a.tokens = pointer<const int64_t>(text[0]);
+  a.lengths = pointer<const int64_t>(text[1]);
+  a.requests = sizes[0];
+  a.width = sizes[1];
+  a.min_ngram = sizes[2];
+  a.max_ngram = sizes[3];
+  a.cyclic = cyclic;
+}
+
+void ngram_draft_binding(const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes, bool cyclic,
+                         bool frequent, int64_t num_draft, Address out, int threads) {
+  NgramDraftArgs a;
+  set_texts(a, text, sizes, cyclic);
+  a.frequent = frequent;
+  a.num_draft = num_draft;
+  a.out = pointer<int64_t>(out);
+  py::gil_scoped_release release;
+  ngram_draft(a, threads);
+}
+
+// `limits`: max_depth, branches, max_nodes. `out`: tokens, parents, scores.
+void ngram_tree_binding(const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes, bool cyclic,
+                        const std::array<int64_t, 3>& limits, const std::vector<double>& trust,
+                        const std::array<Address, 3>& out, int threads) {
+  NgramTreeArgs a;
+  set_texts(a, text, sizes, cyclic);
+  a.max_depth = limits[0];
+  a.branches = limits[1];
+  a.max_nodes = limits[2];
+  a.trust = trust.data();
+  a.trust_count = static_cast<int64_t>(trust.size());
+  a.out_tokens = pointer<int64_t>(out[0]);
+  a.out_parents = pointer<int32_t>(out[1]);
+  a.out_scores = pointer<float>(out[2]);
+  py::gil_scoped_release release;
+  ngram_tree(a, threads);
 }
 
 using PathsTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
@@ -240,6 +302,9 @@ const Kernels& kernels_named(const std::string& isa) {
 PYBIND11_MODULE(_native, m) {
   m.def("verify", &verify_binding);
   m.def("sample", &sample_binding);
+  m.def("sample_children", &sample_children_binding);
+  m.def("ngram_draft", &ngram_draft_binding);
+  m.def("ngram_tree", &ngram_tree_binding);
   m.def("commit_kv", &commit_kv_binding);
   m.def("commit_state", state_binding(&commit_state));
   m.def("replay_conv", state_binding(&replay_conv));

@@ -15,6 +15,11 @@ struct Sampling {
   bool cuts(int64_t vocab) const { return (top_k >= 1 && top_k < vocab) || top_p < 1 || min_p > 0; }
 };
 
+struct SamplingArgs {
+  PerRequest temperature{nullptr, 1}, top_k{nullptr, 0}, top_p{nullptr, 1}, min_p{nullptr, 0};
+  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b]}; }
+};
+
 // Scores that a list of the largest ones may hold.
 inline constexpr int64_t kMostCandidates = 1024;
 

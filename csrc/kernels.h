@@ -38,6 +38,9 @@ struct Kernels {
   // The sum of the weights, and the race over them; `first` is the token of x[0] (a multiple of 4).
   double (*race)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first,
                  Leader& leader);
+  // The race for more places than the first.
+  void (*race_many)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first,
+                    Leaders& leaders);
   // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it.
   double (*residual)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,
                      float ratio);

@@ -59,13 +59,15 @@ class Noise {
       keys_[round][0] = set(k0);
       keys_[round][1] = set(k1);
     }
+    word0_ = stream.word0;
     third_ = set(stream.word3);
     second_[0] = set(static_cast<uint32_t>(b));
     second_[1] = set(static_cast<uint32_t>(a >> 32));
     second_[2] = set(static_cast<uint32_t>(a));
   }
 
-  void words(uint32_t word0, U out[kVectors]) const {
+  void words(uint32_t index, U out[kVectors]) const {
+    const uint32_t word0 = word0_ + index;
     const U m0 = set(kPhiloxM0), m1 = set(kPhiloxM1);
     constexpr int kChains = kVectors / 2;
     U x[kChains][4];
@@ -91,12 +93,13 @@ class Noise {
 
  private:
   U keys_[10][2], third_, second_[3];
+  uint32_t word0_;
 #else
   explicit Noise(const Stream& stream) : stream_(stream) {}
 
-  void words(uint32_t word0, U out[kVectors]) const {
+  void words(uint32_t index, U out[kVectors]) const {
     for (int j = 0; j < kVectors; ++j) {
-      const Words w = philox(stream_, word0 + j);
+      const Words w = philox(stream_, index + j);
       out[j] = U{w.word[0], w.word[1], w.word[2], w.word[3]};
     }
   }
@@ -127,15 +130,28 @@ class Noise {
   }
 }
 
-// Races kStep weights. A key is at least its uniform v, so a weight below leader * v cannot win.
-inline void race_step(const F weights[kVectors], const Noise& noise, int64_t first, Leader& leader) {
+[[gnu::noinline]] void settle(F weights, U words, unsigned lanes, int64_t first, Leaders& leaders) {
+  float weight[kLanes];
+  uint32_t word[kLanes];
+  store(weight, weights);
+  store(word, words);
+  for (unsigned rest = lanes; rest; rest &= rest - 1) {
+    const int i = __builtin_ctz(rest);
+    if (weight[i] > leaders.least * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
+      leaders.offer(weight[i] / exponential(word[i]), first + i);
+  }
+}
+
+// Races kStep weights. A key is at least its uniform v, so a weight below bar * v cannot lead.
+template <class Leading>
+inline void race_step(const F weights[kVectors], const Noise& noise, int64_t first, Leading& leader) {
   const F zero = set(0.0f);
   unsigned any = 0;
   for (int j = 0; j < kVectors; ++j) any |= greater(weights[j], zero);
   if (!any) return;
   U words[kVectors];
   noise.words(static_cast<uint32_t>(first >> 2), words);
-  const F bar = set(static_cast<float>(leader.score * ((1 - 1e-5) * 0x1p-32)));
+  const F bar = set(static_cast<float>(leader.bar() * ((1 - 1e-5) * 0x1p-32)));
   unsigned lanes[kVectors];
   any = 0;
   for (int j = 0; j < kVectors; ++j)
@@ -225,6 +241,19 @@ double race(const float* x, int64_t n, const Weight& w, const Stream& stream, in
   return total(sums);
 }
 
+void race_many(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first,
+               Leaders& leaders) {
+  const Weigh weigh(w);
+  const Noise noise(stream);
+  for (int64_t i = 0; i < n; i += kStep) {
+    prefetch_step(x + i);
+    if (weigh.none(x + i)) continue;
+    F weights[kVectors];
+    for (int j = 0; j < kVectors; ++j) weights[j] = weigh(load(x + i + j * kLanes));
+    race_step(weights, noise, first + i, leaders);
+  }
+}
+
 inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio,
                           F out[kVectors]) {
   for (int j = 0; j < kVectors; ++j)
@@ -289,6 +318,7 @@ constexpr Kernels kTable = {SPECDEC_TARGET,
                             sum,
                             sum_weighted_log2,
                             race,
+                            race_many,
                             residual,
                             residual_race,
                             keep,

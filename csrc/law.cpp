@@ -69,9 +69,12 @@ bool settle_extremes(Worker& worker, const Sampling& sampling, Law& law, float m
 
 double Law::log2_p(int64_t token) const {
   if (point >= 0) return token == point ? 0.0 : -static_cast<double>(kInf);
-  const float x = reader.score(token);
-  if (!(x >= weight.cut) || x == -kInf) return -static_cast<double>(kInf);
-  return (static_cast<double>(x) - weight.max) * weight.slope - log2_mass;
+  return log2_p_of(reader.score(token));
+}
+
+double Law::log2_p_of(float score) const {
+  if (!(score >= weight.cut) || score == -kInf) return -static_cast<double>(kInf);
+  return (static_cast<double>(score) - weight.max) * weight.slope - log2_mass;
 }
 
 Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {

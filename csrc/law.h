@@ -22,6 +22,8 @@ struct Law {
   // log2 p(token); -inf for tokens outside the row.
   double log2_p(int64_t token) const;
   double p(int64_t token) const { return std::exp2(log2_p(token)); }
+  // The same of any token with this score, where the law is not a point.
+  double log2_p_of(float score) const;
   double logprob(int64_t token) const { return log2_p(token) * std::numbers::ln2; }
 };
 

@@ -11,6 +11,14 @@ namespace specdec {
 
 inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
+// Threads are woken only for work that outlasts the waking.
+inline int threads_for(int64_t tokens, int threads) { return tokens < (1 << 16) ? 1 : std::max(threads, 1); }
+
+// Rows that a thread claims at a time.
+inline int64_t grain_of(int64_t vocab) {
+  return std::clamp<int64_t>((1 << 14) / std::max<int64_t>(vocab, 1), 1, 64);
+}
+
 // Calls body(x, n, begin, block, slot) for every chunk; the chunks of a block come in order, on one thread.
 template <class Body>
 void for_chunks(Worker& worker, const Reader& reader, Body&& body) {

@@ -15,12 +15,14 @@ inline constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 // What keys a stream: counter word 0 runs over the indices, the rest is fixed.
 struct Stream {
   uint32_t key0, key1;    // seed
+  uint32_t word0;         // where the indices of the ordinal begin
   uint32_t word1;         // purpose + 16 * node
   uint32_t word2, word3;  // position
 
-  Stream(int64_t seed, int64_t position, Purpose purpose, int64_t node = 0)
+  Stream(int64_t seed, int64_t position, Purpose purpose, int64_t node = 0, int64_t ordinal = 0)
       : key0(static_cast<uint32_t>(seed)),
         key1(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)),
+        word0(static_cast<uint32_t>(ordinal) << 24),
         word1(static_cast<uint32_t>(purpose) + 16u * static_cast<uint32_t>(node)),
         word2(static_cast<uint32_t>(position)),
         word3(static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32)) {}
@@ -30,8 +32,8 @@ struct Words {
   uint32_t word[4];
 };
 
-inline Words philox(const Stream& stream, uint32_t word0) {
-  uint32_t c0 = word0, c1 = stream.word1, c2 = stream.word2, c3 = stream.word3;
+inline Words philox(const Stream& stream, uint32_t index) {
+  uint32_t c0 = stream.word0 + index, c1 = stream.word1, c2 = stream.word2, c3 = stream.word3;
   uint32_t k0 = stream.key0, k1 = stream.key1;
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0, b = static_cast<uint64_t>(kPhiloxM1) * c2;
@@ -74,6 +76,34 @@ struct Leader {
   // For the next block of the same race, which need not look at what cannot beat this one. Which blocks a
   // thread has seen before changes the work and never the winner.
   Leader hint() const { return {score * (1 - 0x1p-20), -1}; }
+
+  double bar() const { return score; }
+};
+
+struct Racer {
+  double score;
+  int64_t token;
+};
+
+// The k leaders of a race, by descending score; tokens are offered in their order, so that ties go to the
+// lowest.
+struct Leaders {
+  Racer* racers = nullptr;  // room for k
+  int64_t k = 0, count = 0;
+  double least = 0;  // what a token must beat
+
+  double bar() const { return least; }
+
+  void offer(double score, int64_t token) {
+    if (!(score > least)) return;
+    int64_t place = count < k ? count++ : k - 1;
+    for (; place > 0 && racers[place - 1].score < score; --place) racers[place] = racers[place - 1];
+    racers[place] = {score, token};
+    if (count == k) least = racers[k - 1].score;
+  }
+
+  // What a token of another block must beat.
+  double hint() const { return least * (1 - 0x1p-20); }
 };
 
 }  // namespace specdec

@@ -258,16 +258,12 @@ class Walk {
   const VerifyArgs& args_;
 };
 
-// Threads are woken only for work that outlasts the waking.
-int threads_for(int64_t tokens, int threads) { return tokens < (1 << 16) ? 1 : std::max(threads, 1); }
-
 }  // namespace
 
 void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.target.count;
   Team team(threads_for(rows * args.target.size, threads));
-  const int64_t grain = std::clamp<int64_t>((1 << 14) / std::max<int64_t>(args.target.size, 1), 1, 64);
-  team.items(args.requests, grain, [&](Worker& worker, int64_t b) {
+  team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {
     const int64_t begin = std::clamp<int64_t>(args.cu_nodes[b], 0, rows);
     const int64_t end = std::clamp<int64_t>(args.cu_nodes[b + 1], 0, rows);
     Output output(args, b);
@@ -285,8 +281,7 @@ void verify(const VerifyArgs& args, int threads) {
 
 void sample(const SampleArgs& args, int threads) {
   Team team(threads_for(args.logits.count * args.logits.size, threads));
-  const int64_t grain = std::clamp<int64_t>((1 << 14) / std::max<int64_t>(args.logits.size, 1), 1, 64);
-  team.items(args.logits.count, grain, [&](Worker& worker, int64_t b) {
+  team.items(args.logits.count, grain_of(args.logits.size), [&](Worker& worker, int64_t b) {
     Row row = args.logits.row(b);
     if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
     Law p;

@@ -12,11 +12,6 @@ namespace specdec {
 
 enum class Rule : int { kMatch, kToken, kTraversal, kTypical, kRelaxed, kLenient, kSynthetic };
 
-struct SamplingArgs {
-  PerRequest temperature{nullptr, 1}, top_k{nullptr, 0}, top_p{nullptr, 1}, min_p{nullptr, 0};
-  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b]}; }
-};
-
 struct Bitmask {
   const uint32_t* words = nullptr;
   int64_t stride = 0;

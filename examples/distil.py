@@ -1,10 +1,10 @@
 """Distils a table of n-grams from the model's own answers.
 
-    python examples/distil.py texts FILE     # answers to training prompts, written by the model
-    python examples/distil.py table FILE     # the table from those texts, and how it fares on held-out prompts
+    python examples/distil.py texts FILE    # answers to training prompts, written by the model
+    python examples/distil.py table FILE    # the table of those texts, and how it fares on held-out prompts
 
-Training prompts are put together from topics and questions below; none of them is a prompt of the demo or of the
-held-out list, and no topic of theirs occurs in them.
+Training prompts are put together from topics and questions below. None of them is a prompt of the demo or of
+the held-out list.
 """
 
 import argparse
@@ -13,21 +13,36 @@ import random
 from pathlib import Path
 
 import torch
-from engine import Engine, Request
+from engine import Engine, Request, pages_for
 from llama import Llama, Shape
+from lookup import no_drafts
 from race import PAGE_SIZE
 from smollm import load
 
+TOGETHER = 48  # requests decoded at once
+
 TOPICS = (
-    "electric bicycles", "the water cycle", "bread", "chess", "coral reefs", "public speaking", "houseplants",
-    "the French Revolution", "photography", "black holes", "running a marathon", "solar panels", "jazz",
-    "learning a language", "vaccines", "volcanoes", "personal budgeting", "beekeeping", "databases", "yoga",
-    "the human heart", "train travel", "recycling", "poetry", "the stock market", "dogs", "glaciers", "sleep",
-    "operating systems", "gravity", "job interviews", "coffee", "the Roman Empire", "knitting", "earthquakes",
-    "machine learning", "composting", "swimming", "dinosaurs", "time management", "the moon", "pottery",
-    "antibiotics", "bridges", "mushrooms", "the printing press", "meditation", "sharks", "carpentry", "opera",
-    "wind turbines", "the immune system", "origami", "democracy", "allergies", "astronomy", "bicycles repair",
-    "ancient Egypt", "tea", "negotiation", "cloud computing", "rainforests", "the violin", "home insulation",
+    "electric bicycles", "the water cycle", "bread", "chess", "coral reefs", "public speaking",
+    "houseplants", "the French Revolution", "photography", "black holes", "running a marathon",
+    "solar panels", "jazz", "learning a language", "vaccines", "volcanoes", "personal budgeting",
+    "beekeeping", "databases", "yoga", "the human heart", "train travel", "recycling", "poetry",
+    "the stock market", "dogs", "glaciers", "sleep", "operating systems", "gravity", "job interviews",
+    "coffee", "the Roman Empire", "knitting", "earthquakes", "machine learning", "composting", "swimming",
+    "dinosaurs", "time management", "the moon", "pottery", "antibiotics", "bridges", "mushrooms",
+    "the printing press", "meditation", "sharks", "carpentry", "opera", "wind turbines",
+    "the immune system", "origami", "democracy", "allergies", "astronomy", "bicycles repair",
+    "ancient Egypt", "tea", "negotiation", "cloud computing", "rainforests", "the violin",
+    "home insulation", "Mars", "elections", "sourdough", "woodpeckers", "tax returns", "the alphabet",
+    "marathons", "owls", "stage fright", "sewing", "wildfires", "the Silk Road", "robots", "cheese",
+    "rivers", "first aid", "inflation", "comets", "sculpture", "the digestive system", "tides",
+    "folk music", "passwords", "penguins", "the Renaissance", "vitamins", "sailing", "deserts",
+    "graphic design", "insurance", "the piano", "bacteria", "renting a flat", "software testing",
+    "hurricanes", "drawing", "museums", "stress", "batteries", "wolves", "the Olympic Games", "genetics",
+    "ballet", "spreadsheets", "rice", "lightning", "mentoring", "tunnels", "the Vikings", "honey",
+    "theatre", "nuclear energy", "skiing", "the metric system", "rabbits", "satellites", "patience",
+    "islands", "telephones", "pollution", "gymnastics", "detective novels", "cotton", "orchids",
+    "urban planning", "the brain", "chocolate", "encryption", "table tennis", "pensions", "fossils",
+    "crows",
 )  # fmt: skip
 QUESTIONS = (
     "What should a beginner know about {}?",
@@ -46,6 +61,14 @@ QUESTIONS = (
     "Make a plan for learning more about {} in one month.",
     "Describe {} to someone who has never heard of it.",
     "What might {} look like in fifty years?",
+    "Tell me something surprising about {}.",
+    "How would you teach a class of ten-year-olds about {}?",
+    "Write a dialogue between two people who disagree about {}.",
+    "What equipment or knowledge does one need for {}?",
+    "Summarise the history of {} in a few paragraphs.",
+    "Write a poem about {}.",
+    "Which myths about {} are wrong, and why?",
+    "I have to give a talk about {}. Suggest an outline.",
 )
 HELD_OUT = (
     "My neighbour plays loud music every night. How can I talk to her about it without starting a fight?",
@@ -68,33 +91,35 @@ def training_prompts(count: int) -> list[str]:
     return random.Random(1).sample(prompts, count)
 
 
-def write(count: int, tokens: int) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) of training prompts; every third at temperature 0.7, the others greedy."""
-    from lookup import no_drafts
-
+def write(prompts: list[str], tokens: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) for each prompt; every third at temperature 0.7, the others greedy."""
     lm = load()
     model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    engine = Engine(model, no_drafts, eos_id=lm.eos_id, pages=24 * 320 // PAGE_SIZE, page_size=PAGE_SIZE, max_nodes=1)
+    pages = TOGETHER * pages_for(128 + tokens, PAGE_SIZE)
+    engine = Engine(model, no_drafts, eos_id=lm.eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=1)
     requests = [
         Request(lm.encode_chat(prompt), tokens, 0.7 if number % 3 == 0 else 0.0, number)
-        for number, prompt in enumerate(training_prompts(count))
+        for number, prompt in enumerate(prompts)
     ]
     for request in requests:
         engine.add(request)
-    steps = 0
     while engine.step():
-        steps += 1
-        if steps % 200 == 0:
-            print(f"{sum(len(request.tokens) for request in requests)} tokens", flush=True)
+        pass
     return [(list(request.prompt), request.tokens) for request in requests]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["texts", "table"])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--prompts", type=int, default=640)
+    parser.add_argument("--prompts", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=160)
     options = parser.parse_args()
     if options.what == "texts":
-        torch.save(write(options.prompts, options.tokens), options.file)
+        texts, prompts = [], training_prompts(options.prompts)
+        for first in range(0, len(prompts), 240):
+            texts += write(prompts[first : first + 240], options.tokens)
+            torch.save(texts, options.file)
+            print(f"{len(texts)} answers, {sum(len(answer) for _, answer in texts)} tokens", flush=True)

@@ -51,8 +51,8 @@ class Engine:
 
     Args:
         model: weights and forward.
-        draft: from the texts of all running requests, prompts included, to a tree for each, of at most
-            `max_nodes` nodes, whose root is the text's last token.
+        draft: from all running requests to a tree for each, of at most `max_nodes` nodes, whose root is the
+            last token of the request's context.
         rule: that judges the drafts; under "match" the text is a function of prompt and seed.
         eos_id: ends a request.
         pages: of the pool.
@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self,
         model: Llama,
-        draft: Callable[[Sequence[Sequence[int]]], Sequence[Tree]],
+        draft: Callable[[Sequence[Request]], Sequence[Tree]],
         *,
         rule: str = "match",
         eos_id: int,
@@ -107,7 +107,7 @@ class Engine:
         if not self.running:
             return []
         requests = list(self.running)
-        drafts = self.draft([request.context for request in requests])
+        drafts = self.draft(requests)
         batch = self._batch(requests, drafts)
         logits = self.model.logits(self.model.forward(batch, self.cache))
         verified = self.verifier(logits, batch.tree, **_noise(requests))

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,7 +84,7 @@ def _ways(costs: Mapping[int, float], temperature: float) -> dict[str, Way]:
     """Where something is left to chance, trees are judged by the rules that only keep the law too."""
     ways = lookups(costs)
     if temperature:
-        ways |= {rule: replace(ways["tree"], rule=rule) for rule in ("token", "traversal")}
+        ways |= {rule: Way(lookups(costs)[SHOWN].draft, rule) for rule in ("token", "traversal")}
     return ways
 
 

@@ -16,8 +16,8 @@ class Table:
     """Continuations of n-grams.
 
     keys: of each order, ascending: the n tokens, the last one lowest, `BITS` bits each.
-    tokens, chances: [entries, BEST] the likeliest next tokens, and in percent how often they came next in text
-    that the table had not seen.
+    tokens, chances: [entries, BEST] the likeliest next tokens, and in percent how often such entries were
+    right in text that the table had not seen.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -75,8 +75,8 @@ def distil(
 ) -> tuple[Table, float]:
     """The table of some texts, and the share of next tokens that its first guess hits in texts left out.
 
-    Chances are those of a table of the other texts, on each fold in turn. Entries whose chance is below `least`
-    are left out.
+    Chances are those of a table of the other texts, on each fold in turn. Entries whose chance is below
+    `least` are left out.
     """
     hits, cases, right, all_cases = Counter(), Counter(), 0, 0
     for fold in range(folds):
@@ -101,10 +101,15 @@ def distil(
             best = counter.most_common(BEST)
             shares = [chance.get(bucket(order, counter, rank), 0.0) for rank in range(len(best))]
             if shares[0] >= least:
-                pairs = [(token, share if share >= least / 2 else 0.0) for (token, _), share in zip(best, shares, strict=True)]
+                pairs = [
+                    (token, share if share >= least / 2 else 0.0)
+                    for (token, _), share in zip(best, shares, strict=True)
+                ]
                 rows.append((key, [*pairs, (0, 0.0)][:BEST]))
         arrays[f"keys{order}"] = np.array([key for key, _ in rows], dtype=np.uint64)
-        arrays[f"tokens{order}"] = np.array([[t for t, _ in pairs] for _, pairs in rows], dtype=np.uint16).reshape(-1, BEST)
+        arrays[f"tokens{order}"] = np.array(
+            [[t for t, _ in pairs] for _, pairs in rows], dtype=np.uint16
+        ).reshape(-1, BEST)
         arrays[f"chances{order}"] = np.array(
             [[round(100 * c) for _, c in pairs] for _, pairs in rows], dtype=np.uint8
         ).reshape(-1, BEST)

@@ -12,10 +12,14 @@ True
 from .acceptance import AcceptanceStats
 from .attention import tree_attention
 from .backends import explain
+from .budget import Budget, Calibration
+from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .generate import Generated, generate
+from .grow import Frontier, GrownTree, grow_tree
 from .module import SpeculativeVerifier
+from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sample import sample
 from .sampling import DraftVocab, SamplingParams
@@ -28,11 +32,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AcceptanceStats",
     "BackendUnavailable",
+    "Budget",
     "CachePlan",
+    "Calibration",
     "Committed",
     "DraftTree",
     "DraftVocab",
+    "Frontier",
     "Generated",
+    "GrownTree",
     "Lenient",
     "Proposal",
     "Relaxed",
@@ -46,10 +54,14 @@ __all__ = [
     "commit_state",
     "explain",
     "generate",
+    "grow_tree",
+    "ngram_draft",
+    "ngram_tree",
     "replay_conv",
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "sample_children",
     "tree_attention",
     "verify",
 ]

@@ -15,6 +15,9 @@ NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = (
     "verify",
     "sample",
+    "sample_children",
+    "ngram_draft",
+    "ngram_tree",
     "tree_attention",
     "commit_kv",
     "commit_state",

@@ -48,6 +48,20 @@ SAMPLE = """sample(
     Tensor logits, float[] sampling, Tensor?[] sampling_rows, Tensor seeds, Tensor positions,
     Tensor? token_bitmask, Tensor(a!) out_tokens, Tensor(b!)? out_logprobs, str backend) -> ()"""
 
+SAMPLE_CHILDREN = """sample_children(
+    Tensor logits, str method, float[] sampling, Tensor?[] sampling_rows,
+    Tensor seeds, Tensor positions, Tensor nodes, int purpose,
+    Tensor(a!) out_tokens, Tensor(b!) out_scores, str backend) -> ()"""
+
+NGRAM_DRAFT = """ngram_draft(
+    Tensor tokens, Tensor lengths, int min_ngram, int max_ngram, bool frequent, bool cyclic,
+    Tensor(a!) out, str backend) -> ()"""
+
+NGRAM_TREE = """ngram_tree(
+    Tensor tokens, Tensor lengths, int max_depth, int branches, int min_ngram, int max_ngram,
+    float[] trust, bool cyclic,
+    Tensor(a!) out_tokens, Tensor(b!) out_parents, Tensor(c!) out_scores, str backend) -> ()"""
+
 TREE_ATTENTION = """tree_attention(
     Tensor query, Tensor key_cache, Tensor? value_cache, Tensor parents, Tensor cu_nodes,
     Tensor block_table, Tensor prefix_lens, Tensor? new_key, Tensor? new_value,
@@ -116,6 +130,9 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
 
 verify = _register(VERIFY, rows=(0, 7))
 sample = _register(SAMPLE, rows=(0,))
+sample_children = _register(SAMPLE_CHILDREN, rows=(0,))
+ngram_draft = _register(NGRAM_DRAFT, rows=(0,))
+ngram_tree = _register(NGRAM_TREE, rows=(0,))
 tree_attention = _register(TREE_ATTENTION, rows=(0, 1))
 commit_kv = _register(COMMIT_KV, rows=(3,))
 commit_state = _register(COMMIT_STATE, rows=(2,))

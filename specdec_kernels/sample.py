@@ -94,7 +94,12 @@ def check_bitmask(
 
 
 def noise_keys(
-    operation: str, seeds: Tensor | None, positions: Tensor | None, batch: int, device: torch.device
+    operation: str,
+    seeds: Tensor | None,
+    positions: Tensor | None,
+    batch: int,
+    device: torch.device,
+    symbols: str = "[B]",
 ) -> tuple[Tensor, Tensor]:
     """Seeds and positions [B] int64, fresh seeds and positions 0 where not given."""
     if seeds is not None and positions is None:
@@ -102,9 +107,9 @@ def noise_keys(
     if seeds is None:
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64, device=device)
     else:
-        check_tensor(operation, "seeds", seeds, "[B]", (batch,), (torch.int64,), device)
+        check_tensor(operation, "seeds", seeds, symbols, (batch,), (torch.int64,), device)
     if positions is None:
         positions = torch.zeros(batch, dtype=torch.int64, device=device)
     else:
-        check_tensor(operation, "positions", positions, "[B]", (batch,), (torch.int64,), device)
+        check_tensor(operation, "positions", positions, symbols, (batch,), (torch.int64,), device)
     return seeds.contiguous(), positions.contiguous()

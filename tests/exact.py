@@ -33,6 +33,14 @@ class Decisions:
     def draw(self, weights, purpose, depth):
         return self._decide((purpose, depth), (weights / weights.sum()).tolist())
 
+    def race(self, weights, count, purpose, node=0, ordinal=0):
+        weights, tokens = weights.clone(), []
+        while len(tokens) < count and weights.sum() > 0:
+            key = (purpose, node, ordinal, len(tokens))
+            tokens.append(self._decide(key, (weights / weights.sum()).tolist()))
+            weights[tokens[-1]] = 0.0
+        return tokens
+
     def _decide(self, key, probabilities):
         assert key not in self.keys, f"{key} drawn twice in one walk"
         self.keys.add(key)

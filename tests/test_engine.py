@@ -137,7 +137,11 @@ class Foresight:
 
 
 def each(draft):
-    return lambda contexts: [draft(context) for context in contexts]
+    return lambda requests: [draft(request.context) for request in requests]
+
+
+def looking_up(**options):
+    return lambda requests: TreeLookup(**options)([request.context for request in requests])
 
 
 def decode(texts, draft, *, pages: int, max_nodes: int) -> tuple[list[Request], list[list]]:
@@ -167,8 +171,8 @@ def poison(engine: Engine) -> None:
     "make",
     [
         lambda texts: no_drafts,
-        lambda texts: each(TreeLookup(max_nodes=9, branches=1)),
-        lambda texts: each(TreeLookup(max_nodes=9, branches=4, min_chance=0.02)),
+        lambda texts: looking_up(max_nodes=9, branches=1),
+        lambda texts: looking_up(max_nodes=9, branches=4, min_chance=0.02),
         lambda texts: SharedBudget(TreeLookup(max_nodes=9), {1: 1.0, 8: 1.5, 100: 3.0}),
         lambda texts: each(Foresight(texts, 9)),
     ],
@@ -189,7 +193,7 @@ def test_any_draft_writes_the_plain_text(texts, make, pages):
 def test_drafts_save_steps(texts):
     _, plain_steps = decode(texts, no_drafts, pages=200, max_nodes=9)
     _, steps = decode(texts, each(Foresight(texts, 9)), pages=200, max_nodes=9)
-    _, chains = decode(texts, each(TreeLookup(max_nodes=9)), pages=200, max_nodes=9)
+    _, chains = decode(texts, looking_up(max_nodes=9), pages=200, max_nodes=9)
     assert len(steps) < len(plain_steps) and len(chains) <= len(plain_steps)
     assert all(progress.nodes == 1 for step in plain_steps for progress in step)
 
@@ -211,42 +215,49 @@ def test_requests_that_can_never_run_are_refused():
 
 
 def looked_up(context, **options) -> tuple[list[int], list[int]]:
-    return TreeLookup(**options)(context)[:2]
+    return TreeLookup(**options)([context])[0][:2]
 
 
 class TestTreeLookup:
     def test_branches_where_the_text_went_different_ways(self):
         context = [1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]  # 1 2 was followed by 5 6, later by 3 4
         chain = ([2, 3, 4, 8, 1], [-1, 0, 1, 2, 3])
-        assert looked_up(context, max_nodes=5, max_ngram=2, min_chance=0.0) == chain
+        assert looked_up(context, max_nodes=5, branches=1, max_ngram=2, min_chance=0.0) == chain
         assert looked_up(context, max_ngram=2, min_chance=0.1) == ([2, 3, 4, 5], [-1, 0, 1, 0])
 
-    def test_longer_repeats_come_first(self):
-        assert looked_up([4, 1, 2, 5, 9, 1, 2, 3, 8, 4, 1, 2], max_nodes=2) == ([2, 5], [-1, 0])
-
     def test_nothing_repeats(self):
-        assert looked_up([1, 2, 3]) == ([3], [-1])
-        assert looked_up([3]) == ([3], [-1])
+        assert TreeLookup()([[1, 2, 3], [3]]) == [([3], [-1], [1.0])] * 2
 
-    def test_shared_beginnings_are_drafted_once(self):
-        context = [7, 3, 5, 7, 3, 4, 7]  # 7 was followed by 3 5, later by 3 4
-        tree = TreeLookup(max_ngram=1, min_chance=0.01)(context)
-        assert tree.tokens == [7, 3, 4, 5] and tree.parents == [-1, 0, 1, 1]
-        assert all(tree.chances[node] < tree.chances[tree.parents[node]] for node in range(1, 4))
+    def test_repetitions_go_on(self):
+        assert looked_up([5, 5, 5], max_nodes=4, branches=1, min_chance=0.0) == ([5] * 4, [-1, 0, 1, 2])
 
 
 class TestSharedBudget:
     CONTEXTS = [[1, 2, 5, 6, 9, 1, 2], [4, 8, 4], [3]]
+    REQUESTS = [Request(context, max_new_tokens=100) for context in CONTEXTS]
 
     def sizes(self, costs):
-        return [len(tree.tokens) for tree in SharedBudget(TreeLookup(), costs)(self.CONTEXTS)]
+        return [len(tree.tokens) for tree in SharedBudget(TreeLookup(), costs)(self.REQUESTS)]
 
     def test_costly_rows_leave_the_roots(self):
         assert self.sizes({1: 1.0, 100: 100.0}) == [1, 1, 1]
 
     def test_free_rows_take_every_node(self):
-        assert self.sizes({1: 1.0, 100: 1.0}) == [len(TreeLookup()(c).tokens) for c in self.CONTEXTS]
+        assert self.sizes({1: 1.0, 100: 1.0}) == [len(tree.tokens) for tree in TreeLookup()(self.CONTEXTS)]
 
     def test_the_likeliest_nodes_come_first(self):
-        first, second, third = self.sizes({1: 1.0, 3: 1.0, 4: 1.01, 5: 9.0})
-        assert (first, second, third) == (2, 1, 1)
+        assert self.sizes({1: 1.0, 3: 1.0, 4: 1.01, 5: 9.0}) == [2, 1, 1]
+
+    def test_drafts_that_fail_are_believed_less(self):
+        request = Request([1, 2, 3, 1, 2], max_new_tokens=100)
+        draft = SharedBudget(TreeLookup(), {1: 1.0, 11: 2.0})
+        (before,) = draft([request])
+        for token in range(10, 20):
+            request.tokens += [token, 1, 2]  # what followed 1 2 before never comes again
+            (after,) = draft([request])
+        assert len(before.tokens) > 2 and len(after.tokens) == 1
+
+
+def test_the_path_of_a_text_through_a_tree():
+    tree = Tree([0, 5, 6, 7, 5], [-1, 0, 0, 1, 3])
+    assert tree.path([5, 7, 5, 9]) == [0, 1, 3, 4] and tree.path([6, 6]) == [0, 2] and tree.path([9]) == [0]

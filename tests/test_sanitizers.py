@@ -60,6 +60,7 @@ def test_hostile_input_under_sanitizers(tmp_path):
             "test_hostile.py",
             "test_commit_hostile.py",
             "test_attention_hostile.py",
+            "test_drafting_hostile.py",
             "test_match.py",
         )
     ]

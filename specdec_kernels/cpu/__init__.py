@@ -9,9 +9,11 @@ import specdec_kernels.cpu._native as _native
 
 from .attention import tree_attention  # noqa: F401
 from .commit import commit_kv  # noqa: F401
+from .ngram import ngram_draft, ngram_tree  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 _RULES = ("match", "token", "traversal", "typical", "relaxed", "lenient", "synthetic")
 
 
@@ -81,6 +83,24 @@ def sample(logits, sampling, sampling_rows, seeds, positions, token_bitmask, out
         _bitmask(token_bitmask),
         _address(out_tokens),
         _address(out_logprobs),
+        torch.get_num_threads(),
+    )
+    del pinned
+
+
+def sample_children(
+    logits, method, sampling, sampling_rows, seeds, positions, nodes, purpose, out_tokens, out_scores
+):
+    """The operator `specdec_kernels::sample_children`."""
+    numbers, pinned = _sampling(sampling, sampling_rows)
+    _native.sample_children(
+        _rows("sample_children", "logits", logits),
+        out_tokens.shape[1],
+        _METHODS.index(method),
+        numbers,
+        [_address(t) for t in (seeds, positions, nodes)],
+        purpose,
+        [_address(t) for t in (out_tokens, out_scores)],
         torch.get_num_threads(),
     )
     del pinned

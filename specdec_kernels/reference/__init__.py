@@ -5,7 +5,9 @@ are tested against it.
 """
 
 from .attention import tree_attention
+from .children import sample_children
 from .commit import commit_kv
+from .ngram import ngram_draft, ngram_tree
 from .sample import sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .verify import verify
@@ -13,10 +15,13 @@ from .verify import verify
 __all__ = [
     "commit_kv",
     "commit_state",
+    "ngram_draft",
+    "ngram_tree",
     "replay_conv",
     "replay_gated_delta",
     "replay_mamba2",
     "sample",
+    "sample_children",
     "tree_attention",
     "verify",
 ]

@@ -31,3 +31,11 @@ class Noise:
         keys = race_keys(self.seed, self.position + depth, purpose, weights.numel())
         race = torch.where(weights > 0, weights / keys, -1.0)
         return first(race == race.max())
+
+    def race(
+        self, weights: Tensor, count: int, purpose: Purpose, node: int = 0, ordinal: int = 0
+    ) -> list[int]:
+        """The first finishers of an exponential race, at most `count`: draws without replacement."""
+        keys = race_keys(self.seed, self.position, purpose, weights.numel(), node, ordinal)
+        order = (weights / keys).argsort(descending=True, stable=True)[:count]
+        return order[weights[order] > 0].tolist()

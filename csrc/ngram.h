@@ -1,0 +1,34 @@
+// Prompt lookup: what followed earlier occurrences of the n-gram that a text ends with.
+#pragma once
+
+#include <cstdint>
+
+namespace specdec {
+
+struct NgramArgs {
+  const int64_t* tokens = nullptr;   // [B, width]
+  const int64_t* lengths = nullptr;  // [B]
+  int64_t requests = 0, width = 0;
+  int64_t min_ngram = 1, max_ngram = 1;
+  bool cyclic = false;  // a continuation that reaches the end of the text goes on with itself
+};
+
+struct NgramDraftArgs : NgramArgs {
+  bool frequent = false;
+  int64_t num_draft = 0;
+  int64_t* out = nullptr;  // [B, num_draft]
+};
+
+struct NgramTreeArgs : NgramArgs {
+  int64_t max_depth = 0, branches = 1, max_nodes = 1;
+  const double* trust = nullptr;
+  int64_t trust_count = 0;
+  int64_t* out_tokens = nullptr;   // [B, max_nodes]
+  int32_t* out_parents = nullptr;  // [B, max_nodes]
+  float* out_scores = nullptr;     // [B, max_nodes]
+};
+
+void ngram_draft(const NgramDraftArgs& args, int threads);
+void ngram_tree(const NgramTreeArgs& args, int threads);
+
+}  // namespace specdec

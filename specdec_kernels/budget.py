@@ -1,0 +1,187 @@
+"""How much to draft: as much as the past steps say will pay, and no more than they have earned.
+
+Plain numbers and pure functions on the host; nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .errors import bad_value
+
+BUCKETS = 8  # of chances, one for each power of two of the odds
+DECAY = 0.97  # of a count, per step: what is forgotten is tried again
+PATIENCE = 50  # steps of plain decoding before a trial that nothing speaks for
+PRIOR = 1.0  # expected acceptances that a drafter's word is worth at first
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a request's drafts turned out to be worth, by the chances that its drafter gave them.
+
+    Every node of a draft tree comes with a chance: the drafter's probability of its path, or any guess. What
+    it gives a node once its parent was accepted is a promise; `believe` corrects promises by the share of
+    their kind that was kept, recent ones counting most.
+
+    Args:
+        promised, kept: by kind of promise, the decayed sums of those that were put to the test and of those
+            kept.
+
+    Trees are sequences over nodes, parents first, the root included: `chances` with 1 for the root and 0 for
+    unused nodes, as `scores.exp()` of `ngram_tree` and `grow_tree`, and `parents` with -1 for the root.
+
+    Example:
+        >>> calibration, chances, parents = Calibration(), [1.0, 0.8, 0.64], [-1, 0, 1]
+        >>> for _ in range(20):
+        ...     calibration = calibration.after(chances, parents, path=[0, 1])
+        >>> [round(chance, 2) for chance in calibration.believe(chances, parents)]
+        [1.0, 0.51, 0.26]
+    """
+
+    promised: tuple[float, ...] = (0.0,) * BUCKETS
+    kept: tuple[float, ...] = (0.0,) * BUCKETS
+
+    def believe(self, chances: Sequence[float], parents: Sequence[int]) -> list[float]:
+        """The chances as far as they are to be believed. No node has a better one than its parent."""
+        believed: list[float] = []
+        for promise, parent in zip(_promises(chances, parents), parents, strict=True):
+            kind = _kind(promise)
+            share = (self.kept[kind] + PRIOR) / (self.promised[kind] + PRIOR)
+            believed.append(1.0 if parent < 0 else believed[parent] * min(promise * share, 1.0))
+        return believed
+
+    def after(self, chances: Sequence[float], parents: Sequence[int], path: Sequence[int]) -> Calibration:
+        """After a step that accepted the nodes of `path`, the root included, of this tree."""
+        promised = [DECAY * value for value in self.promised]
+        kept = [DECAY * value for value in self.kept]
+        accepted = set(path)
+        for node, promise in enumerate(_promises(chances, parents)):
+            if parents[node] in accepted and promise > 0:
+                promised[_kind(promise)] += promise
+                kept[_kind(promise)] += node in accepted
+        return Calibration(tuple(promised), tuple(kept))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Chooses what brings the most tokens per second, out of what speculation has earned.
+
+    A step over n rows of the target takes `costs[n]`, interpolated between the sizes measured and extended
+    beyond. Drafting more than the roots is paid from a credit, which grows by `allowance` of plain decoding's
+    time, and by the time that accepted drafts save. A choice never exceeds the credit, so by the cost curve
+    the whole never takes longer than `1 + allowance` times plain decoding and the credit to begin with,
+    whatever the drafts are worth. Where they are worth nothing, what is left is a trial now and then: when
+    calibrations have forgotten, or after long without any.
+
+    Args:
+        costs: time of a step by the rows it feeds to the target, at least for 1 row; any unit.
+        credit: time that may be lost at once, in that unit; default one step over one row. Infinite: take
+            every choice for what it promises.
+        allowance: share of plain decoding's time that may be lost on trials.
+        most: the credit is cut off here, so that a good past does not pay for a bad future; default four
+            steps over one row.
+        idle: steps since the last one that drafted.
+
+    Example:
+        >>> budget = Budget({1: 1.0, 4: 1.2, 16: 2.0})
+        >>> budget.choose([[1.0, 0.9, 0.8, 0.05], [1.0, 0.03]])
+        [[0, 1, 2], [0]]
+        >>> budget = budget.after(4, [4])  # four rows brought four tokens
+        >>> round(budget.credit, 2)
+        3.88
+    """
+
+    costs: Mapping[int, float]
+    credit: float | None = None
+    allowance: float = 0.02
+    most: float | None = None
+    idle: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = sorted(self.costs)
+        if not sizes or sizes[0] != 1 or not all(0 < self.costs[size] < math.inf for size in sizes):
+            bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
+        for name, default in (("credit", 1.0), ("most", 4.0)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default * self.costs[1])
+            if not getattr(self, name) >= 0:
+                bad_value("Budget", name, "must be >= 0", getattr(self, name))
+        if not self.allowance >= 0:
+            bad_value("Budget", "allowance", "must be >= 0", self.allowance)
+
+    def cost(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Time of steps over so many rows each."""
+        sizes = sorted(self.costs)
+        times = [self.costs[size] for size in sizes]
+        slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else times[0]
+        rows = np.asarray(rows, dtype=float)
+        return np.interp(rows, sizes, times) + max(slope, 0.0) * np.maximum(rows - sizes[-1], 0.0)
+
+    def choose(self, chances: Sequence[Sequence[float]]) -> list[list[int]]:
+        """Which nodes of each request's tree to verify, ascending, the root included.
+
+        Args:
+            chances: of each request's nodes, as far as they are to be believed, parents first and no node
+                with a better one than its parent; 1 for the root, 0 for unused nodes.
+
+        A node more costs what it adds to the step, whoever it belongs to, so the likeliest nodes of all
+        requests come first.
+        """
+        if not chances:
+            return []
+        nodes = [
+            (b, node) for b, tree in enumerate(chances) for node in range(1, len(tree)) if tree[node] > 0
+        ]
+        nodes.sort(key=lambda place: -chances[place[0]][place[1]])
+        tokens = len(chances) + np.cumsum([0.0, *(chances[b][node] for b, node in nodes)])
+        kept = [[0] for _ in chances]
+        for b, node in nodes[: self._best(tokens, self.cost(len(chances) + np.arange(len(nodes) + 1)))]:
+            kept[b].append(node)
+        return [sorted(each) for each in kept]
+
+    def depth(self, chances: Sequence[float], draft_cost: float, width: int = 1) -> int:
+        """How deep to draft for one request, where every level takes the drafter `draft_cost`.
+
+        Args:
+            chances: the expected number of accepted tokens at depth 1, 2, ..., which is the share of steps
+                that accept one there.
+            draft_cost: time of a level, in the unit of `costs`.
+            width: nodes of a level.
+        """
+        levels = np.arange(len(chances) + 1)
+        tokens = 1.0 + np.cumsum([0.0, *chances])
+        return self._best(tokens, self.cost(1 + width * levels) + draft_cost * levels)
+
+    def after(self, rows: int, tokens: Sequence[int], drafting: float = 0.0) -> Budget:
+        """After a step over `rows` rows that brought each request so many tokens, and what drafting took."""
+        if not tokens:
+            return self
+        plain = float(self.cost(len(tokens))) * sum(tokens) / len(tokens)
+        credit = self.credit + (1.0 + self.allowance) * plain - float(self.cost(rows)) - drafting
+        idle = self.idle + 1 if rows <= len(tokens) else 0
+        return replace(self, credit=min(max(credit, 0.0), self.most), idle=idle)
+
+    def _best(self, tokens: np.ndarray, costs: np.ndarray) -> int:
+        """The choice of the most tokens per time among those that the credit covers. The first is plain
+        decoding; where it was chosen long enough, the best of the others is."""
+        rates = np.where(costs - costs[0] <= self.credit, tokens / costs, 0.0)
+        if self.idle >= PATIENCE and rates[1:].any():
+            return 1 + int(np.argmax(rates[1:]))
+        return int(np.argmax(rates))
+
+
+def _promises(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
+    """The chance of every node once its parent was accepted."""
+    above = (chances[parent] if parent >= 0 else 1.0 for parent in parents)
+    return [chance / least if least > 0 else 0.0 for chance, least in zip(chances, above, strict=True)]
+
+
+def _kind(promise: float) -> int:
+    """Its bucket, by the logarithm of the odds."""
+    odds = min(max(promise, 1e-6), 1.0 - 1e-6)
+    kind = BUCKETS // 2 + round(math.log2(odds / (1.0 - odds)))
+    return min(max(kind, 0), BUCKETS - 1)

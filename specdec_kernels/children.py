@@ -1,0 +1,136 @@
+"""Children of a draft tree's nodes, chosen or sampled from a drafter's logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import debug, ops
+from .errors import FLOATS, bad_type, bad_value, check_device, check_dtype, check_shape
+from .random import Purpose
+from .sample import check_last_stride, noise_keys
+from .sampling import PLAIN, SamplingParams, unpack
+from .tree import Proposal
+
+METHODS = ("independent", "without_replacement", "top_k", "hybrid")
+MOST_CHILDREN = 256  # ordinals that the counter of the noise tells apart
+
+
+def sample_children(
+    logits: Tensor,
+    k: int,
+    *,
+    method: str = "without_replacement",
+    sampling: SamplingParams = PLAIN,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    nodes: Tensor | None = None,
+    coupled: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """k children of every parent, and how to declare them.
+
+    | method | children, in the order of verification | proposals |
+    |---|---|---|
+    | `independent` | k draws from q | INDEPENDENT |
+    | `without_replacement` | k draws from q, each without the tokens before it | WITHOUT_REPLACEMENT |
+    | `top_k` | the k likeliest tokens, descending, ties to the lowest token | POINT |
+    | `hybrid` | one draw from q without the k - 1 likeliest, then those | WITHOUT_REPLACEMENT, then POINT |
+
+    q is the processed law of the parent's row. Draws without replacement are the first k finishers of one
+    exponential race, the tokens of largest q(x) / E(x).
+
+    Args:
+        logits: [N, V] float32 | bfloat16 | float16, last stride 1; row n is the drafter's after parent n.
+        k: in [1, 256].
+        method: see the table.
+        sampling: what turns a row into q; pass the same to `verify` as `draft_sampling`. Its tensors are [N].
+        seeds: [N] int64; default: fresh ones from the default generator of the device.
+        positions: [N] int64, of the step, as for `verify`; required with `seeds`.
+        nodes: [N] int32 | int64, what tells a parent from the others of its request in this step, such as its
+            index; required with `seeds`.
+        coupled: draw with the noise that the target itself will use for the children's own position, which
+            `positions` then has to be. Where q is near p the target draws the same token. For rule `match`
+            only; all proposals are POINT, since this noise was not made for the draft alone.
+        backend: "auto", "reference" or "cpu".
+
+    Returns:
+        tokens [N, k] int64, -1 where fewer than k tokens have any probability; proposals [k] uint8; scores
+        [N, k] float32, the log-probability of each token under q, -inf for -1.
+
+    Raises:
+        ValueError: wrong shapes, k or method, seeds without positions and nodes.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Notes:
+        Never synchronises. Noise is keyed by (seed, position, parent) for the purpose of drafting, which no
+        rule of `verify` draws on, so a drafter may share its seeds. NaN counts as -inf, a row with nothing
+        left has no children, and at temperature 0 one token has all the probability.
+
+    Source: Kool et al. 2019, Stochastic Beams and Where to Find Them: the Gumbel-top-k trick.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0]])
+        >>> tokens, proposals, scores = sample_children(logits, 2, method="top_k")
+        >>> tokens.tolist(), proposals.tolist()
+        ([[1, 2]], [0, 0])
+        >>> keys = {name: torch.tensor([5]) for name in ("seeds", "positions", "nodes")}
+        >>> tokens, proposals, scores = sample_children(logits, 3, **keys)
+        >>> sorted(tokens[0].tolist()), proposals.tolist()
+        ([0, 1, 2], [2, 2, 2])
+    """
+    check_dtype("sample_children", "logits", logits, FLOATS)
+    if logits.dim() != 2:
+        bad_value("sample_children", "logits", "must have shape [N, V]", list(logits.shape))
+    check_last_stride("sample_children", "logits", logits)
+    if isinstance(k, bool) or not isinstance(k, int):
+        bad_type("sample_children", "k", "must be an int", type(k).__name__)
+    if not 1 <= k <= MOST_CHILDREN:
+        bad_value("sample_children", "k", f"must be in [1, {MOST_CHILDREN}]", k)
+    if method not in METHODS:
+        bad_value("sample_children", "method", f"must be one of {', '.join(METHODS)}", repr(method))
+    rows, device = logits.shape[0], logits.device
+    numbers, tensors = unpack("sample_children", "sampling", sampling, rows, device)
+    if seeds is not None and nodes is None:
+        bad_value("sample_children", "nodes", "must be given with seeds", "None")
+    seeds, positions = noise_keys("sample_children", seeds, positions, rows, device, symbols="[N]")
+    nodes = _parents(nodes, rows, device)
+    if debug.enabled():
+        debug.check_logits("sample_children", "logits", logits)
+    tokens = torch.empty((rows, k), dtype=torch.int64, device=device)
+    scores = torch.empty((rows, k), dtype=torch.float32, device=device)
+    ops.sample_children(
+        logits,
+        method,
+        numbers,
+        tensors,
+        seeds,
+        positions,
+        torch.zeros_like(nodes) if coupled else nodes,
+        int(Purpose.NEXT if coupled else Purpose.DRAFT),
+        tokens,
+        scores,
+        backend,
+    )
+    return tokens, _proposals(method, k, coupled, device), scores
+
+
+def _parents(nodes: Tensor | None, rows: int, device: torch.device) -> Tensor:
+    if nodes is None:
+        return torch.zeros(rows, dtype=torch.int64, device=device)
+    check_dtype("sample_children", "nodes", nodes, (torch.int64, torch.int32))
+    check_device("sample_children", "nodes", nodes, device)
+    check_shape("sample_children", "nodes", nodes, "[N]", (rows,))
+    return nodes.long().contiguous()
+
+
+def _proposals(method: str, k: int, coupled: bool, device: torch.device) -> Tensor:
+    """[k] uint8, made where it is needed: nothing is copied from the host."""
+    sampled = Proposal.INDEPENDENT if method == "independent" else Proposal.WITHOUT_REPLACEMENT
+    kinds = torch.full((k,), int(sampled), dtype=torch.uint8, device=device)
+    if coupled or method == "top_k":
+        kinds.fill_(int(Proposal.POINT))
+    elif method == "hybrid":
+        kinds[1:].fill_(int(Proposal.POINT))
+    return kinds

@@ -1,0 +1,243 @@
+"""Draft trees that grow where the drafter is confident."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .errors import bad_type, bad_value, check_device, check_dtype, check_shape
+from .tree import DraftTree, Proposal
+
+INF = float("inf")
+Children = tuple[Tensor, Tensor, Tensor]
+
+
+class Frontier(NamedTuple):
+    """The nodes whose children are asked for: at most W of every request, all of one depth.
+
+    Expanded nodes are numbered 0, 1, ... through the levels; the number keys the noise of their children and
+    is the row of their logits, see `GrownTree.draft_rows`.
+    """
+
+    depth: int
+    """Of these nodes; the root's is 0."""
+    nodes: Tensor
+    """[B, W] int64, their numbers, the same in every request."""
+    parents: Tensor
+    """[B, W] int64, the numbers of their parents; the root's is -1."""
+    tokens: Tensor
+    """[B, W] int64, -1 where a request has fewer nodes to expand."""
+    scores: Tensor
+    """[B, W] float32, path scores; -inf where there is no node."""
+
+
+class GrownTree(NamedTuple):
+    """What `grow_tree` kept."""
+
+    tree: DraftTree
+    """`max_nodes` rows for every request; unused ones hold -1."""
+    draft_rows: Tensor
+    """[R] int32 for `verify`: the row that a node's children were drawn from, in the concatenation of all
+    levels' logits [B, W, V] along W, flattened to [B * sum W, V]; -1 where a node was not expanded."""
+    scores: Tensor
+    """[B, max_nodes] float32: path scores, 0 at roots and -inf at unused nodes."""
+
+
+def grow_tree(
+    expand: Callable[[Frontier], Children],
+    roots: Tensor,
+    max_nodes: int,
+    *,
+    max_depth: int,
+    width: int,
+) -> GrownTree:
+    """Expand the most promising nodes level by level, then keep the best of all within `max_nodes`.
+
+    A node's path score is the sum of the drafter's log-probabilities along its path. At every level the
+    `width` nodes of the best scores are expanded; in the end all levels are ranked together. `POINT` nodes
+    rank by their own score. Sampled siblings rank by their parent's, which was known before they were drawn:
+    they come and go in their order whatever was drawn, so that their proposals stay true. Siblings that mix
+    `POINT` and sampled ones are kept together or not at all.
+
+    Nodes are numbered depth first: with children in descending order, as `top_k` gives them, the likeliest
+    path is numbered first.
+
+    Args:
+        expand: called `max_depth` times with a `Frontier` of B * W nodes; returns their children as
+            `sample_children` does: tokens [B * W, k] int64, proposals [k] uint8 and log-probabilities
+            [B * W, k] float32, -1 and -inf where there is none. k may differ between levels.
+        roots: [B] int64, the last committed tokens.
+        max_nodes: nodes to keep of every tree, the root included, >= 1.
+        max_depth: levels to expand, >= 1.
+        width: W at most, >= 1. A level has no more nodes than the one before it has children.
+
+    Returns:
+        `GrownTree`.
+
+    Raises:
+        ValueError: wrong shapes or numbers.
+        TypeError: wrong dtypes or devices.
+
+    Notes:
+        Runs on the device of `roots`, with static shapes and without synchronising. Ties go to the node that
+        came first. A parallel drafter, whose laws depend on the depth alone, returns the same children for
+        all nodes of a level.
+
+    Source: Li et al. 2024, EAGLE-2, section 4; Wang et al. 2024, OPT-Tree.
+
+    Example:
+        >>> from specdec_kernels import sample_children
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
+        >>> def expand(frontier):
+        ...     rows = logits.expand(frontier.tokens.numel(), 3)
+        ...     return sample_children(rows, 2, method="top_k")
+        >>> tree, draft_rows, scores = grow_tree(expand, torch.tensor([7]), 5, max_depth=2, width=2)
+        >>> tree.tokens.tolist(), tree.parents.tolist(), draft_rows.tolist()
+        ([7, 0, 0, 1, 1], [-1, 0, 1, 1, 0], [0, 1, -1, -1, 2])
+    """
+    check_dtype("grow_tree", "roots", roots, (torch.int64,))
+    if roots.dim() != 1:
+        bad_value("grow_tree", "roots", "must have shape [B]", list(roots.shape))
+    for name, value in (("max_nodes", max_nodes), ("max_depth", max_depth), ("width", width)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            bad_type("grow_tree", name, "must be an int", type(value).__name__)
+        if value < 1:
+            bad_value("grow_tree", name, "must be >= 1", value)
+    levels = [_root(roots)]
+    start = expanded = 0  # nodes before the last level, and expanded ones
+    for depth in range(max_depth):
+        level = levels[-1]
+        chosen = level.scores.argsort(dim=1, descending=True, stable=True)[:, :width]
+        batch, count = chosen.shape
+        numbers = torch.arange(expanded, expanded + count, device=roots.device).expand(batch, count)
+        above, tokens, scores = (part.gather(1, chosen) for part in (level.above, level.tokens, level.scores))
+        level.numbers.scatter_(1, chosen, torch.where(scores > -INF, numbers, -1))
+        frontier = Frontier(depth, numbers, above, tokens, scores)
+        levels.append(_children(frontier, start + chosen, *_checked(expand(frontier), frontier)))
+        start, expanded = start + level.tokens.shape[1], expanded + count
+    nodes = Level(*(torch.cat(parts, 1) for parts in zip(*levels, strict=True)))
+    return _numbered(nodes, _kept(nodes, max_nodes), expanded, max_depth)
+
+
+class Level(NamedTuple):
+    """Nodes [B, n], those of one level or of all; siblings lie side by side in their order."""
+
+    tokens: Tensor
+    parents: Tensor  # their places among all nodes
+    above: Tensor  # their numbers among the expanded nodes
+    proposals: Tensor
+    scores: Tensor  # of the path
+    ranks: Tensor  # what they are kept by
+    mixed: Tensor  # stay with their siblings
+    numbers: Tensor  # of the nodes themselves among the expanded ones, -1 = not expanded
+
+
+def _root(roots: Tensor) -> Level:
+    tokens = roots.unsqueeze(1)
+    zeros, scores = torch.zeros_like(tokens), torch.zeros(tokens.shape, device=roots.device)
+    none = zeros - 1
+    return Level(tokens, none, none, zeros.to(torch.uint8), scores, scores + INF, zeros.bool(), none.clone())
+
+
+def _checked(children: Children, frontier: Frontier) -> Children:
+    tokens, proposals, scores = children
+    rows, device = frontier.tokens.numel(), frontier.tokens.device
+    check_dtype("grow_tree", "tokens", tokens, (torch.int64,))
+    check_device("grow_tree", "tokens", tokens, device)
+    if tokens.dim() != 2 or tokens.shape[0] != rows or tokens.shape[1] < 1:
+        bad_value("grow_tree", "tokens", f"must have shape [B * W, k] = [{rows}, k]", list(tokens.shape))
+    check_dtype("grow_tree", "proposals", proposals, (torch.uint8,))
+    check_device("grow_tree", "proposals", proposals, device)
+    check_shape("grow_tree", "proposals", proposals, "[k]", tokens.shape[1:])
+    check_dtype("grow_tree", "scores", scores, (torch.float32,))
+    check_device("grow_tree", "scores", scores, device)
+    check_shape("grow_tree", "scores", scores, "[B * W, k]", tokens.shape)
+    return tokens, proposals, scores
+
+
+def _children(
+    frontier: Frontier, parents: Tensor, tokens: Tensor, proposals: Tensor, scores: Tensor
+) -> Level:
+    """The children of a frontier whose nodes stand at `parents` [B, W] among all nodes."""
+    batch, count = frontier.tokens.shape
+    shape = (batch, count, tokens.shape[1])
+    tokens, path = tokens.view(shape), frontier.scores.unsqueeze(-1)
+    scores = path + scores.view(shape).clamp_max(0.0)
+    there = (tokens >= 0) & (scores > -INF)
+    scores = torch.where(there, scores, -INF)
+    sampled = proposals != int(Proposal.POINT)
+    ranks = torch.where(there & sampled.any(), path, scores)
+    mixed = sampled.any() & ~sampled.all()
+    return Level(
+        torch.where(there, tokens, -1).flatten(1),
+        parents.unsqueeze(-1).expand(shape).flatten(1),
+        frontier.nodes.unsqueeze(-1).expand(shape).flatten(1),
+        proposals.expand(shape).flatten(1),
+        scores.flatten(1),
+        ranks.flatten(1),
+        mixed.expand(shape).flatten(1),
+        torch.full_like(tokens, -1).flatten(1),
+    )
+
+
+def _kept(nodes: Level, max_nodes: int) -> Tensor:
+    """[B, max_nodes] int64: places of the nodes to keep, ascending, and as many beyond all nodes as lack."""
+    batch, count = nodes.tokens.shape
+    lacking = (0, max(max_nodes + 1 - count, 0))
+    # A parent ranks no lower than its children and stands before them, so it is kept with them.
+    ranks, order = pad(nodes.ranks, lacking, value=-INF).sort(dim=1, descending=True, stable=True)
+    parents = pad(nodes.parents, lacking, value=-1).gather(1, order)
+    mixed = pad(nodes.mixed, lacking).gather(1, order)
+    # Siblings stand side by side, so that only those at the very end can have lost some.
+    last = slice(max_nodes, max_nodes + 1)
+    broken = mixed[:, last] & (ranks[:, last] > -INF) & (parents == parents[:, last])
+    places = torch.where((ranks > -INF) & ~broken, order, count)
+    return places[:, :max_nodes].sort(dim=1).values
+
+
+def _numbered(nodes: Level, kept: Tensor, expanded: int, max_depth: int) -> GrownTree:
+    """The kept nodes in depth-first order."""
+    batch, count = nodes.tokens.shape
+    max_nodes = kept.shape[1]
+    used = kept < count
+    source = kept.clamp_max(count - 1)
+    index = torch.arange(max_nodes, device=kept.device).expand_as(kept)
+    place = torch.zeros((batch, count + 1), dtype=torch.int64, device=kept.device).scatter_(1, kept, index)
+    parents = place.gather(1, nodes.parents.gather(1, source).clamp_min(0))
+
+    # Sizes of subtrees from the leaves up; each pass lets them be right one level higher.
+    below = used & (index > 0)
+    sizes = used.long()
+    for _ in range(max_depth):
+        sizes = used.long().scatter_add(1, parents, torch.where(below, sizes, 0))
+    # A node comes after its parent and the subtrees of the siblings before it, which stand right before it.
+    before = sizes.cumsum(1) - sizes
+    eldest = torch.full_like(index, max_nodes).scatter_reduce(
+        1, parents, torch.where(below, index, max_nodes), "amin"
+    )
+    gap = 1 + before - before.gather(1, eldest.gather(1, parents).clamp_max(max_nodes - 1))
+    number = torch.zeros_like(index)
+    for _ in range(max_depth):
+        number = torch.where(below, number.gather(1, parents) + gap, 0)
+    number = torch.where(used, number, index)
+
+    def ordered(values: Tensor) -> Tensor:
+        return torch.zeros_like(values).scatter_(1, number, values)
+
+    row = nodes.numbers.gather(1, source)
+    row = torch.where(
+        used & (row >= 0), row + expanded * torch.arange(batch, device=kept.device).unsqueeze(1), -1
+    )
+    tree = DraftTree.from_parents(
+        ordered(torch.where(used, nodes.tokens.gather(1, source), -1)),
+        ordered(torch.where(below, number.gather(1, parents), torch.where(index > 0, 0, -1))),
+        proposals=ordered(torch.where(used, nodes.proposals.gather(1, source), 0)),
+        max_depth=min(max_depth, max(max_nodes - 1, 0)),
+        check=False,
+    )
+    scores = torch.where(used, nodes.scores.gather(1, source), -INF)
+    return GrownTree(tree, ordered(row).int().flatten(), ordered(scores))

@@ -1,0 +1,172 @@
+"""Prompt lookup: the text so far is the draft model. Chains of one continuation, trees of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .errors import INTEGERS, bad_type, bad_value, check_device, check_dtype, check_shape
+from .tree import DraftTree
+
+# How often the token after a repeated n-gram, n = 1, 2, ..., is the one that followed it before. Counted on
+# texts of a small language model; a longer repeat counts as the last entry.
+TRUST = (0.15, 0.4, 0.55, 0.65, 0.8, 0.95)
+MATCHES = ("latest", "frequent")
+
+
+def ngram_draft(
+    tokens: Tensor,
+    lengths: Tensor,
+    num_draft: int,
+    *,
+    min_ngram: int = 1,
+    max_ngram: int = 4,
+    match: str = "latest",
+    cyclic: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """What followed an earlier occurrence of the longest n-gram that the text ends with.
+
+    The n-gram is the longest of `min_ngram` to `max_ngram` tokens that ends the text and occurs earlier in
+    it; the two may overlap. `match="latest"` takes what followed its most recent earlier occurrence,
+    `"frequent"` token by token what most of them went on with, the most recent among equals.
+
+    Args:
+        tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
+        lengths: [B] integers, clamped to [0, L].
+        num_draft: tokens to draft, >= 1.
+        min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
+        match: "latest" or "frequent".
+        cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
+        backend: "auto", "reference" or "cpu".
+
+    Returns:
+        [B, num_draft] int64, -1 where nothing is drafted. Give it to `DraftTree.chain` as `Proposal.POINT`.
+
+    Raises:
+        ValueError: wrong shapes or numbers.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Source: Saxena 2023, Prompt Lookup Decoding.
+
+    Example:
+        >>> text = torch.tensor([[1, 2, 5, 6, 1, 2, 3, 4, 1, 2]])
+        >>> ngram_draft(text, torch.tensor([10]), 5).tolist()
+        [[3, 4, 1, 2, -1]]
+        >>> ngram_draft(text, torch.tensor([10]), 5, cyclic=True).tolist()
+        [[3, 4, 1, 2, 3]]
+    """
+    lengths = _check("ngram_draft", tokens, lengths, min_ngram, max_ngram)
+    _check_count("ngram_draft", "num_draft", num_draft, 1)
+    if match not in MATCHES:
+        bad_value("ngram_draft", "match", f"must be one of {', '.join(MATCHES)}", repr(match))
+    out = torch.empty((tokens.shape[0], num_draft), dtype=torch.int64, device=tokens.device)
+    ops.ngram_draft(
+        tokens.contiguous(), lengths, min_ngram, max_ngram, match == "frequent", cyclic, out, backend
+    )
+    return out
+
+
+def ngram_tree(
+    tokens: Tensor,
+    lengths: Tensor,
+    max_nodes: int,
+    *,
+    max_depth: int | None = None,
+    branches: int = 4,
+    min_ngram: int = 1,
+    max_ngram: int = 6,
+    trust: Sequence[float] = TRUST,
+    cyclic: bool = False,
+    backend: str = "auto",
+) -> tuple[DraftTree, Tensor]:
+    """The continuations of several earlier occurrences of what the text ends with, as one tree.
+
+    Occurrences come by the length of the n-gram they repeat, the most recent of equals first. Each is
+    believed as far as `trust` goes in what the ones before it have left over: a node gets the share
+    `trust[n - 1]` of the chance that the text reaches its parent and none of the children before it. The
+    `max_nodes` nodes of the best chances are kept, the first occurrence's continuation, the likeliest path,
+    numbered first.
+
+    Args:
+        tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
+        lengths: [B] integers, clamped to [0, L].
+        max_nodes: nodes of a tree, the root included, >= 1.
+        max_depth: of a tree, default `max_nodes - 1`.
+        branches: occurrences that are followed, >= 1.
+        min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
+        trust: in (0, 1], the chance that a text goes on as after an earlier n-gram, for n = 1, 2, ...,
+            ascending; a longer one counts as the last.
+        cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
+        backend: "auto", "reference" or "cpu".
+
+    Returns:
+        A tree of `POINT` nodes with `max_nodes` rows for every request, unused ones holding -1, and scores
+        [B, max_nodes] float32: the logarithm of each node's chance, 0 at roots and -inf at unused nodes.
+
+    Raises:
+        ValueError: wrong shapes or numbers.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Example:
+        >>> text = torch.tensor([[1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]])
+        >>> tree, scores = ngram_tree(text, torch.tensor([12]), 4)
+        >>> tree.tokens.tolist(), tree.parents.tolist()
+        ([2, 3, 4, 5], [-1, 0, 1, 0])
+        >>> [round(chance, 2) for chance in scores.exp()[0].tolist()]
+        [1.0, 0.4, 0.16, 0.24]
+    """
+    lengths = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
+    _check_count("ngram_tree", "max_nodes", max_nodes, 1)
+    max_depth = max_nodes - 1 if max_depth is None else max_depth
+    _check_count("ngram_tree", "max_depth", max_depth, 0)
+    _check_count("ngram_tree", "branches", branches, 1)
+    trust = [float(chance) for chance in trust]
+    if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
+        bad_value("ngram_tree", "trust", "must be at least one number in (0, 1]", trust)
+    shape, device = (tokens.shape[0], max_nodes), tokens.device
+    drafted = torch.empty(shape, dtype=torch.int64, device=device)
+    parents = torch.empty(shape, dtype=torch.int32, device=device)
+    scores = torch.empty(shape, dtype=torch.float32, device=device)
+    ops.ngram_tree(
+        tokens.contiguous(),
+        lengths,
+        max_depth,
+        branches,
+        min_ngram,
+        max_ngram,
+        trust,
+        cyclic,
+        drafted,
+        parents,
+        scores,
+        backend,
+    )
+    # Depth 1 is that of unused nodes.
+    depth = max(max_depth, min(max_nodes - 1, 1))
+    return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores
+
+
+def _check(operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int) -> Tensor:
+    """The lengths as [B] int64."""
+    check_dtype(operation, "tokens", tokens, (torch.int64,))
+    if tokens.dim() != 2:
+        bad_value(operation, "tokens", "must have shape [B, L]", list(tokens.shape))
+    check_dtype(operation, "lengths", lengths, INTEGERS)
+    check_device(operation, "lengths", lengths, tokens.device)
+    check_shape(operation, "lengths", lengths, "[B]", tokens.shape[:1])
+    _check_count(operation, "min_ngram", min_ngram, 1)
+    _check_count(operation, "max_ngram", max_ngram, min_ngram)
+    return lengths.long().contiguous()
+
+
+def _check_count(operation: str, argument: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        bad_type(operation, argument, "must be an int", type(value).__name__)
+    if value < least:
+        bad_value(operation, argument, f"must be >= {least}", value)

@@ -1,0 +1,63 @@
+"""Children of a draft tree's nodes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..random import Purpose
+from .law import draft_law, params_of
+from .random import Noise
+
+
+def children(q: Tensor, k: int, method: str, noise: Noise, purpose: Purpose, node: int) -> list[int]:
+    """At most k children drawn or chosen from the law q [V] of their parent; -1 for a drawn one where nothing
+    is left to draw from."""
+    if method == "independent":
+        drawn = [noise.race(q, 1, purpose, node, ordinal) for ordinal in range(k)]
+        return [token for finishers in drawn for token in finishers]
+    if method == "without_replacement":
+        return noise.race(q, k, purpose, node)
+    if method == "top_k":
+        return likeliest(q, k)
+    chosen = likeliest(q, k - 1)
+    rest = q.clone()
+    rest[chosen] = 0.0
+    return (noise.race(rest, 1, purpose, node) or [-1]) + chosen
+
+
+def likeliest(q: Tensor, k: int) -> list[int]:
+    """The k tokens of largest probability, descending, ties to the lowest token."""
+    order = q.argsort(descending=True, stable=True)[:k]
+    return order[q[order] > 0].tolist()
+
+
+def sample_children(
+    logits: Tensor,
+    method: str,
+    sampling: list[float],
+    sampling_rows: list[Tensor | None],
+    seeds: Tensor,
+    positions: Tensor,
+    nodes: Tensor,
+    purpose: int,
+    out_tokens: Tensor,
+    out_scores: Tensor,
+) -> None:
+    """Fill the outputs, row by row. The arguments are those of the operator."""
+    out_tokens.fill_(-1)
+    out_scores.fill_(-math.inf)
+    for n in range(logits.shape[0]):
+        row = logits[n].cpu()
+        row = torch.where(row.isnan(), -math.inf, row)
+        q = draft_law(row, params_of(sampling, sampling_rows, n), False, None, row.numel())
+        if q is None:
+            continue
+        noise = Noise(int(seeds[n]), int(positions[n]))
+        tokens = children(q, out_tokens.shape[1], method, noise, Purpose(purpose), int(nodes[n]))
+        found = torch.tensor(tokens, dtype=torch.int64)
+        scores = torch.where(found >= 0, q[found].log(), -math.inf)
+        out_tokens[n, : len(tokens)] = found.to(out_tokens.device)
+        out_scores[n, : len(tokens)] = scores.float().to(out_scores.device)

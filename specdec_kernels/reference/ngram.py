@@ -1,0 +1,126 @@
+"""Prompt lookup."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+Occurrence = tuple[int, int]
+
+
+def occurrences(text: list[int], min_ngram: int, max_ngram: int) -> list[Occurrence]:
+    """(n, end) of every earlier place where the text's last n tokens end, n being as large as it can."""
+    found = []
+    for end in range(len(text) - 1):
+        n = 0
+        while n < min(max_ngram, end + 1) and text[end - n] == text[-1 - n]:
+            n += 1
+        if n >= min_ngram:
+            found.append((n, end))
+    return found
+
+
+def continuation(text: list[int], end: int, count: int, cyclic: bool) -> list[int]:
+    """At most `count` tokens after `end`."""
+    rest = text[end + 1 :]
+    return [rest[i % len(rest)] for i in range(count if cyclic else min(count, len(rest)))]
+
+
+def draft(
+    text: list[int], count: int, min_ngram: int, max_ngram: int, frequent: bool, cyclic: bool
+) -> list[int]:
+    """At most `count` tokens."""
+    found = occurrences(text, min_ngram, max_ngram)
+    if not found:
+        return []
+    longest = max(found)[0]
+    ends = [end for n, end in found if n == longest]
+    ways = [continuation(text, end, count, cyclic) for end in (ends if frequent else ends[-1:])]
+    drafted: list[int] = []
+    while ways := [way for way in ways if way[: len(drafted)] == drafted and len(way) > len(drafted)]:
+        votes = Counter(way[len(drafted)] for way in reversed(ways))  # counted in this order, of equals the
+        drafted.append(votes.most_common(1)[0][0])  # most recent one comes first
+    return drafted
+
+
+def tree(
+    text: list[int],
+    max_nodes: int,
+    max_depth: int,
+    branches: int,
+    min_ngram: int,
+    max_ngram: int,
+    trust: list[float],
+    cyclic: bool,
+) -> tuple[list[int], list[int], list[float]]:
+    """Tokens, parents and chances of the kept nodes."""
+    tokens, parents, chances = [text[-1] if text else -1], [-1], [1.0]
+    left = [1.0]  # of each node: the chance that the text goes there and to none of its children so far
+    children: dict[tuple[int, int], int] = {}
+    for n, end in sorted(occurrences(text, min_ngram, max_ngram), reverse=True)[:branches]:
+        node = 0
+        for token in continuation(text, end, max_depth, cyclic):
+            if (node, token) not in children:
+                children[node, token] = len(tokens)
+                tokens.append(token)
+                parents.append(node)
+                chances.append(trust[min(n, len(trust)) - 1] * left[node])
+                left[node] -= chances[-1]
+                left.append(chances[-1])
+            node = children[node, token]
+    best = sorted(range(len(tokens)), key=lambda node: (-chances[node], node))[:max_nodes]
+    kept = sorted(node for node in best if chances[node] > 0)
+    return (
+        [tokens[node] for node in kept],
+        [kept.index(parents[node]) if node else -1 for node in kept],
+        [chances[node] for node in kept],
+    )
+
+
+def ngram_draft(
+    tokens: Tensor,
+    lengths: Tensor,
+    min_ngram: int,
+    max_ngram: int,
+    frequent: bool,
+    cyclic: bool,
+    out: Tensor,
+) -> None:
+    """Fill the output, request by request. The arguments are those of the operator."""
+    out.fill_(-1)
+    for b, text in enumerate(texts(tokens, lengths)):
+        drafted = draft(text, out.shape[1], min_ngram, max_ngram, frequent, cyclic)
+        out[b, : len(drafted)] = torch.tensor(drafted, dtype=torch.int64)
+
+
+def ngram_tree(
+    tokens: Tensor,
+    lengths: Tensor,
+    max_depth: int,
+    branches: int,
+    min_ngram: int,
+    max_ngram: int,
+    trust: list[float],
+    cyclic: bool,
+    out_tokens: Tensor,
+    out_parents: Tensor,
+    out_scores: Tensor,
+) -> None:
+    """Fill the outputs, request by request. The arguments are those of the operator."""
+    out_tokens.fill_(-1)
+    out_parents.fill_(0)
+    out_scores.fill_(-math.inf)
+    limits = (max_depth, branches, min_ngram, max_ngram, trust, cyclic)
+    for b, text in enumerate(texts(tokens, lengths)):
+        kept, parents, chances = tree(text, out_tokens.shape[1], *limits)
+        out_tokens[b, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+        out_parents[b, : len(kept)] = torch.tensor(parents, dtype=torch.int32)
+        out_scores[b, : len(kept)] = torch.tensor(chances, dtype=torch.float64).log().float()
+
+
+def texts(tokens: Tensor, lengths: Tensor) -> list[list[int]]:
+    """The rows up to their lengths."""
+    return [row[: max(length, 0)] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
