@@ -1,10 +1,12 @@
 """A table of n-grams as a drafter: which tokens the model wrote after the last few, and how surely."""
 
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from lookup import Tree, TreeLookup
 from safetensors.numpy import load_file, save_file
 
 ORDERS = (4, 3, 2, 1)  # tokens looked back at, longest first
@@ -48,6 +50,66 @@ class Table:
                 chances = self.arrays[f"chances{order}"][place].tolist()
                 return [(t, c / 100) for t, c in zip(tokens, chances, strict=True) if c]
         return []
+
+
+class TableLookup:
+    """Prompt lookup, and the table where lookup leaves room: what chance a node's children from the text have
+    left over goes to those from the table. The best `max_nodes` nodes are kept."""
+
+    def __init__(self, table: Table, lookup: TreeLookup):
+        self.table = table
+        self.lookup = lookup
+
+    def __call__(self, contexts: Sequence[Sequence[int]]) -> list[Tree]:
+        trees = self.lookup(contexts)
+        return [self._extended(tree, context) for tree, context in zip(trees, contexts, strict=True)]
+
+    def _extended(self, tree: Tree, context: Sequence[int]) -> Tree:
+        tokens, parents, chances = list(tree.tokens), list(tree.parents), list(tree.chances)
+        left = list(chances)
+        for node, parent in enumerate(parents[1:], 1):
+            left[parent] -= chances[node]
+        edges = set(zip(parents, tokens, strict=True))
+        open_nodes = [(-chance, node) for node, chance in enumerate(left)]
+        heapq.heapify(open_nodes)
+        while open_nodes and -open_nodes[0][0] > self.lookup.min_chance:
+            chance, node = heapq.heappop(open_nodes)
+            for token, share in self.table.after(self._before(node, tokens, parents, context)):
+                promise = -chance * share
+                if promise > self.lookup.min_chance and (node, token) not in edges:
+                    heapq.heappush(open_nodes, (-promise, len(tokens)))
+                    tokens.append(token)
+                    parents.append(node)
+                    chances.append(promise)
+                    edges.add((node, token))
+        return _best(Tree(tokens, parents, chances), self.lookup.max_nodes)
+
+    @staticmethod
+    def _before(node: int, tokens: list[int], parents: list[int], context: Sequence[int]) -> list[int]:
+        """The last tokens up to a node."""
+        path = []
+        while node > 0 and len(path) < ORDERS[0]:
+            path.append(tokens[node])
+            node = parents[node]
+        return [*context[-ORDERS[0] :], *reversed(path)][-ORDERS[0] :]
+
+
+def _best(tree: Tree, count: int) -> Tree:
+    """The likeliest nodes, numbered depth first, likely children first, so that committing moves little."""
+    kept = set(sorted(range(len(tree.tokens)), key=lambda node: -tree.chances[node])[:count])
+    children = defaultdict(list)
+    for node in sorted(kept, key=lambda node: tree.chances[node]):
+        children[tree.parents[node]].append(node)  # likely ones last: they leave the stack first
+    order, stack = [], [0]
+    while stack:
+        order.append(stack.pop())
+        stack += children[order[-1]]
+    place = {node: index for index, node in enumerate(order)} | {-1: -1}
+    return Tree(
+        [tree.tokens[node] for node in order],
+        [place[tree.parents[node]] for node in order],
+        [tree.chances[node] for node in order],
+    )
 
 
 def count(texts: Iterable[tuple[Sequence[int], Sequence[int]]]) -> dict[int, dict[int, Counter]]:
