@@ -10,13 +10,15 @@ the held-out list.
 import argparse
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from engine import Engine, Request, pages_for
 from llama import Llama, Shape
 from lookup import no_drafts
-from race import PAGE_SIZE
+from ngrams import WEIGHTS, distil
+from race import PAGE_SIZE, ways
 from smollm import load
 
 TOGETHER = 48  # requests decoded at once
@@ -108,6 +110,19 @@ def write(prompts: list[str], tokens: int) -> list[tuple[list[int], list[int]]]:
     return [(list(request.prompt), request.tokens) for request in requests]
 
 
+def accepted(drafter: Callable, texts: list[tuple[list[int], list[int]]], depths: int = 6) -> str:
+    """Share of the places in greedy answers where a whole tree's path of each depth is what follows."""
+    places, found = 0, [0] * depths
+    for prompt, answer in texts:
+        for place in range(len(answer)):
+            (tree,) = drafter([[*prompt, *answer[:place]]])
+            length = len(tree.path(answer[place:])) - 1
+            places += 1
+            for depth in range(min(length, depths)):
+                found[depth] += 1
+    return " ".join(f"{each / places:.3f}" for each in found)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,3 +138,17 @@ if __name__ == "__main__":
             texts += write(prompts[first : first + 240], options.tokens)
             torch.save(texts, options.file)
             print(f"{len(texts)} answers, {sum(len(answer) for _, answer in texts)} tokens", flush=True)
+    else:
+        texts = torch.load(options.file)
+        table, hit = distil(texts)
+        table.save(WEIGHTS)
+        size = WEIGHTS.stat().st_size / 1e6
+        tokens = sum(len(answer) for _, answer in texts)
+        print(f"{len(texts)} answers of {tokens} tokens; {size:.1f} MB")
+        print(f"first guess right in answers left out of the table: {hit:.3f}")
+        held_out = write(list(HELD_OUT), options.tokens)
+        for name, drafter in ways(table, {1: 1.0}).items():
+            if name != "plain":
+                print(
+                    f"{name}, held-out prompts, accepted by depth: {accepted(drafter.draft.lookup, held_out)}"
+                )

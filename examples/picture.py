@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  once the canvas is chosen
 
 Results = dict[tuple[str, float], list[dict[str, Run]]]  # by prompt and temperature; one entry a round
+DRAFTERS = ("chain", "tree", "learned")
 WIDTH = 40  # characters of the longest bar
 
 
@@ -53,7 +54,7 @@ def draw(results: Results, path: Path) -> None:
     _step_lengths(panels[0, 1], results, temperatures)
     _by_depth(panels[1, 0], results, temperatures)
     _by_rule(panels[1, 1], results, temperatures)
-    figure.suptitle("SmolLM2-135M-Instruct, prompt lookup, one request, against plain decoding")
+    figure.suptitle("SmolLM2-135M-Instruct, one request, against plain decoding")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -85,19 +86,19 @@ def _step_lengths(panel, results: Results, temperatures: list[float]) -> None:
             len(each.tokens) - 1
             for (_, other), rounds in results.items()
             if other == temperature
-            for step in rounds[0]["tree"].steps
+            for step in rounds[0]["learned"].steps
             for each in step
         )
         total = sum(counts.values())
         longest = max(counts)
         groups[_law(temperature)] = {str(n): counts[n] / total for n in range(longest + 1)}
     _grouped(panel, dict(sorted(groups.items(), key=lambda item: -len(item[1]))))
-    panel.set_title("Accepted tokens of a step (tree): share of steps")
+    panel.set_title("Accepted tokens of a step (learned): share of steps")
 
 
 def _by_depth(panel, results: Results, temperatures: list[float]) -> None:
     for temperature in temperatures:
-        for way in ("chain", "tree"):
+        for way in ("tree", "learned"):
             stats = [
                 rounds[0][way].engine.verifier.statistics()
                 for (_, other), rounds in results.items()
@@ -119,9 +120,8 @@ def _by_rule(panel, results: Results, temperatures: list[float]) -> None:
         ratios = speedups(results, temperature)
         whole = {way: sum(values.values()) / len(values) for way, values in ratios.items()}
         groups[_law(temperature)] = {
-            "chain, match": whole["chain"],
-            "tree, match": whole["tree"],
-            **{f"tree, {way}": value for way, value in whole.items() if way not in ("chain", "tree")},
+            **{f"{way}, match": whole[way] for way in DRAFTERS},
+            **{f"learned, {way}": value for way, value in whole.items() if way not in DRAFTERS},
         }
     _grouped(panel, dict(sorted(groups.items(), key=lambda item: -len(item[1]))))
     panel.axhline(1.0, color="black", linewidth=0.8)

@@ -9,6 +9,7 @@ import torch
 from engine import Engine, Progress, Request, pages_for
 from llama import Batch, Llama, PagedCache
 from lookup import SharedBudget, TreeLookup, no_drafts
+from ngrams import NgramLookup, Ngrams
 
 import specdec_kernels as sdk
 
@@ -25,12 +26,16 @@ class Way:
     rule: str = "match"
 
 
-def lookups(costs: Mapping[int, float]) -> dict[str, Way]:
-    """Plain decoding, and prompt lookup with as many nodes as are expected to pay."""
-    return {
-        "plain": Way(no_drafts),
-        "chain": Way(SharedBudget(TreeLookup(MAX_NODES, branches=1), costs)),
-        "tree": Way(SharedBudget(TreeLookup(MAX_NODES), costs)),
+def ways(table: Ngrams, costs: Mapping[int, float]) -> dict[str, Way]:
+    """Plain decoding, and drafters, each with as many nodes as are expected to pay: lookup of one
+    continuation, of several, and these with a table of what the model tends to write."""
+    drafters = {
+        "chain": TreeLookup(MAX_NODES, branches=1),
+        "tree": TreeLookup(MAX_NODES),
+        "learned": NgramLookup(table, TreeLookup(MAX_NODES)),
+    }
+    return {"plain": Way(no_drafts)} | {
+        name: Way(SharedBudget(drafter, costs)) for name, drafter in drafters.items()
     }
 
 

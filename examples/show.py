@@ -9,8 +9,9 @@ import torch
 import transformers
 from engine import Progress
 from llama import Llama, Shape
+from ngrams import Ngrams
 from picture import Results, bars, draw
-from race import ROWS, Run, Way, lookups, race, step_costs
+from race import ROWS, Run, Way, race, step_costs, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,7 @@ from together import together
 from tokenizers.decoders import DecodeStream
 
 ACCEPTED = "bold green"
-SHOWN = "tree"  # the way whose text is shown as it comes
+SHOWN = "learned"  # the way whose text is shown as it comes
 NUM_DRAFT = 10  # of transformers' prompt lookup
 
 
@@ -33,14 +34,15 @@ def run(
     picture: Path,
 ) -> int:
     """Show every prompt at every temperature. Returns the exit code: 1 where a greedy text differs."""
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    color = None if os.environ.get("NO_COLOR") else "auto"
+    console = Console(color_system=color, highlight=False, width=None if sys.stdout.isatty() else 110)
     try:
         lm = load()
     except ModelUnavailable as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    costs = step_costs(model)
+    costs, table = step_costs(model), Ngrams.load()
     _introduce(console, costs)
 
     results: Results = {}
@@ -52,13 +54,15 @@ def run(
         for temperature in temperatures:
             console.print(Text(f"\n{_law(temperature)}:", "bold"))
             request = dict(prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-            ways = _ways(costs, temperature)
-            stream = _Stream(console, lm)
-            runs = [race(model, lm.eos_id, ways, [request], 1, stream)]
-            runs += [race(model, lm.eos_id, ways, [request], 1) for _ in range(rounds - 1)]
+            runs = [
+                race(model, lm.eos_id, _ways(table, costs, temperature), [request], 1, stream)
+                for stream in [_Stream(console, lm)] + [_silent] * (rounds - 1)
+            ]
             results[name, temperature] = runs
             plain = runs[0]["plain"].texts
-            differing = [way for way in ("chain", "tree") if any(each[way].texts != plain for each in runs)]
+            differing = [
+                way for way in ("chain", "tree", "learned") if any(each[way].texts != plain for each in runs)
+            ]
             broken += [f"{name} at {temperature:g} ({way})" for way in differing]
         theirs, _ = greedy(lm, prompt, max_new_tokens)
         peers[name] = greedy(lm, prompt, max_new_tokens, NUM_DRAFT)[1]
@@ -74,18 +78,22 @@ def run(
     console.print(f"\nThe same as a picture, with acceptance by depth and by rule: {picture}", soft_wrap=True)
 
     texts = {key: runs[0]["plain"].texts[0] for key, runs in results.items()}
-    broken += together(console, lm, model, costs, prompts, texts, max_new_tokens, rounds, seed)
+    broken += together(console, lm, model, table, costs, prompts, texts, max_new_tokens, rounds, seed)
     if broken:
         console.print(f"The text is not that of plain decoding: {', '.join(broken)}", style="bold red")
     return 1 if broken else 0
 
 
-def _ways(costs: Mapping[int, float], temperature: float) -> dict[str, Way]:
-    """Where something is left to chance, trees are judged by the rules that only keep the law too."""
-    ways = lookups(costs)
+def _ways(table: Ngrams, costs: Mapping[int, float], temperature: float) -> dict[str, Way]:
+    """Where something is left to chance, one drafter is judged by the rules that only keep the law too."""
+    found = ways(table, costs)
     if temperature:
-        ways |= {rule: Way(lookups(costs)[SHOWN].draft, rule) for rule in ("token", "traversal")}
-    return ways
+        found |= {rule: Way(ways(table, costs)["learned"].draft, rule) for rule in ("token", "traversal")}
+    return found
+
+
+def _silent(way: str, progress: list[Progress]) -> None:
+    pass
 
 
 class _Stream:
@@ -114,7 +122,10 @@ def _introduce(console: Console, costs: Mapping[int, float]) -> None:
         console.print(Text.assemble(*parts), soft_wrap=True)
 
     line(f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    line("Drafts are looked up in the text so far; the ", ("accepted tokens", ACCEPTED), " are coloured.")
+    line(
+        "chain and tree look drafts up in the text so far; learned adds n-grams of the model's other answers."
+    )
+    line("Its text is shown, the ", ("accepted tokens", ACCEPTED), " coloured.")
     shown = ", ".join(f"{rows}: {costs[rows]:.2f}" for rows in ROWS[1:])
     line(f"A step over n rows costs, in steps over one: {shown}.")
     line("Plain decoding and all drafters run in the same engine, in turn, token by token.")

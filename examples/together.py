@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from engine import Progress
 from llama import Llama
-from race import PAGE_SIZE, Run, lookups, race
+from ngrams import Ngrams
+from race import PAGE_SIZE, Run, race, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,7 @@ def together(
     console: Console,
     lm: SmolLM,
     model: Llama,
+    table: Ngrams,
     costs: Mapping[int, float],
     prompts: dict[str, str],
     alone: dict[tuple[str, float], list[int]],
@@ -41,19 +43,19 @@ def together(
         }
         for name, temperature in keys
     ]
-    results = [race(model, lm.eos_id, lookups(costs), requests, len(prompts)) for _ in range(rounds)]
+    results = [race(model, lm.eos_id, ways(table, costs), requests, len(prompts)) for _ in range(rounds)]
 
-    table = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
+    rows = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
     broken = []
-    trees = results[0]["tree"]
+    trees = results[0]["learned"]
     for place, (name, temperature) in enumerate(keys):
         progress = trees.progress(trees.requests[place])
         expected = alone[name, temperature]
         same = all(run.texts[place] == expected for runs in results for run in runs.values())
-        table.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
+        rows.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
         if not same and temperature == 0:
             broken.append(name)
-    console.print(table)
+    console.print(rows)
     console.print()
     console.print(_totals(results))
     return broken
@@ -65,7 +67,7 @@ def _introduce(console: Console) -> None:
 
     line(f"Keys and values in pages of {PAGE_SIZE} slots; all prompts' trees in one forward.")
     line("The likeliest nodes of all trees are drafted, while they are expected to pay.")
-    line("A text is identical where plain, chains and trees all write what the prompt got alone.")
+    line("A text is identical where plain decoding and all drafters write what the prompt got alone.")
     line("A text that is finished gives its pages back, and the next one in the queue joins.")
     line("Rates are tokens per second of all prompts together, after reading them.\n")
 

@@ -14,7 +14,10 @@ BEST = 2  # continuations kept of each
 BITS = 16  # of a token: four of them make a key
 
 
-class Table:
+WEIGHTS = Path(__file__).with_name("ngrams.safetensors")
+
+
+class Ngrams:
     """Continuations of n-grams.
 
     keys: of each order, ascending: the n tokens, the last one lowest, `BITS` bits each.
@@ -26,7 +29,7 @@ class Table:
         self.arrays = arrays
 
     @classmethod
-    def load(cls, path: Path) -> "Table":
+    def load(cls, path: Path = WEIGHTS) -> "Ngrams":
         return cls(load_file(path))
 
     def save(self, path: Path) -> None:
@@ -52,11 +55,11 @@ class Table:
         return []
 
 
-class TableLookup:
+class NgramLookup:
     """Prompt lookup, and the table where lookup leaves room: what chance a node's children from the text have
     left over goes to those from the table. The best `max_nodes` nodes are kept."""
 
-    def __init__(self, table: Table, lookup: TreeLookup):
+    def __init__(self, table: Ngrams, lookup: TreeLookup):
         self.table = table
         self.lookup = lookup
 
@@ -134,7 +137,7 @@ def bucket(order: int, counter: Counter, rank: int) -> tuple:
 
 def distil(
     texts: Sequence[tuple[Sequence[int], Sequence[int]]], folds: int = 4, least: float = 0.1
-) -> tuple[Table, float]:
+) -> tuple[Ngrams, float]:
     """The table of some texts, and the share of next tokens that its first guess hits in texts left out.
 
     Chances are those of a table of the other texts, on each fold in turn. Entries whose chance is below
@@ -175,7 +178,7 @@ def distil(
         arrays[f"chances{order}"] = np.array(
             [[round(100 * c) for _, c in pairs] for _, pairs in rows], dtype=np.uint8
         ).reshape(-1, BEST)
-    return Table(arrays), right / max(all_cases, 1)
+    return Ngrams(arrays), right / max(all_cases, 1)
 
 
 def _longest(counts: dict[int, dict[int, Counter]], context: Sequence[int]) -> tuple[int, Counter] | None:
