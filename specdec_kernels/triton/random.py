@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ..random import Purpose
+from .logarithm import log_binary, split_binary
 
 NEXT = tl.constexpr(int(Purpose.NEXT))
 RESIDUAL = tl.constexpr(int(Purpose.RESIDUAL))
@@ -25,8 +26,6 @@ _MULTIPLIER0 = tl.constexpr(0xD2511F53)
 _MULTIPLIER1 = tl.constexpr(0xCD9E8D57)
 _KEY_STEP0 = tl.constexpr(0x9E3779B9)
 _KEY_STEP1 = tl.constexpr(0xBB67AE85)
-_LN2 = tl.constexpr(0.6931471805599453)
-_TWO_THIRDS_BITS = tl.constexpr(0x3F2AAAAB)
 
 
 @triton.jit
@@ -90,20 +89,8 @@ def race_key(word):
     upper = word > 0x7FFFFFFF
     v = (tl.where(upper, ~word, word).to(tl.float32) + 0.5) * 2.0**-32
     rest = tl.where(upper, tl.maximum(v, 2.0**-24), 1.0 - v)
-    # rest = 2^exponent (1 + f), f in [-1/3, 1/3)
-    exponent = (rest.to(tl.int32, bitcast=True) - _TWO_THIRDS_BITS) >> 23
-    f = (rest.to(tl.int32, bitcast=True) - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    f = tl.where(upper | (exponent < 0), f, -v)
-    # log1p(f) = f - f^2 / 2 + f^3 P(f), a fit of least relative error 2^-27
-    p = 0.139845252 - 0.128914237 * f
-    p = -0.121843144 + p * f
-    p = 0.140058503 + p * f
-    p = -0.166804835 + p * f
-    p = 0.200104073 + p * f
-    p = -0.249997973 + p * f
-    p = 0.333332151 + p * f
-    p = (-0.5 + p * f) * (f * f) + f
-    return exponent.to(tl.float32) * -_LN2 - p
+    exponent, f = split_binary(rest)
+    return -log_binary(exponent, tl.where(upper | (exponent < 0), f, -v))
 
 
 @triton.jit
