@@ -59,6 +59,7 @@ def row_cut(
                     cut = tl.maximum(cut, found)
                     counting = counting & (step == 1)
                     summing = summing & (step == 0)
+                    known = known & False
                 elif step == 0:
                     counting = (cut <= floor) & (floor > float("-inf"))
             if (counting == 0) & ((cut > floor) | (floor == float("-inf"))):
@@ -105,7 +106,7 @@ def _at_least(a, b, amount_a, amount_b, value):
 @triton.jit
 def _bisect(row_ptr, a, b, amount_a, amount_b, low, high, amount_low, slope, goal):
     """The largest t for which the amount of the listed scores >= t reaches the goal, up to a t that keeps the
-    same scores. `low` reaches it, `high` is the largest score. A score x has the amount 2^((x - max) slope)."""
+    same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) slope)."""
     max = high
     amount_high = _at_least(a, b, amount_a, amount_b, high)
     if amount_high >= goal:

@@ -88,7 +88,7 @@ def exponent_of(x, max, slope):
 @triton.jit
 def measure(x, offsets, slope, greedy):
     """Largest score, mass, lowest offset of the largest (only where `greedy`), and 1 if there is a NaN."""
-    max = tl.max(x)  # a maximum does not see NaN; a sum does
+    max = tl.maximum(tl.max(x), float("-inf"))  # a maximum sees no NaN but where there is nothing else
     mass = tl.sum(tl.exp2((x - max) * slope))
     nan = tl.full([], 0, tl.int32)
     if mass != mass:  # NaN, +inf, or nothing but -inf
