@@ -86,8 +86,8 @@ def _largest(row_ptr, size, bitmask_ptr, TILE: tl.constexpr):
     """The two largest scores of each group, [TILE] each, and the largest of the groups' third ones."""
     a = tl.full([TILE], float("-inf"), tl.float32)
     b, c = a, a
-    for start in range(0, size, 4 * TILE):
-        for part in tl.static_range(4):  # four loads in flight
+    for start in range(0, size, 2 * TILE):
+        for part in tl.static_range(2):  # two loads in flight
             x = read_row(row_ptr, start + part * TILE + tl.arange(0, TILE), size, bitmask_ptr)
             x = tl.maximum(x, float("-inf"))  # NaN
             less = tl.minimum(a, x)
