@@ -1,4 +1,4 @@
-"""Run with TRITON_INTERPRET=1 by test_triton_interpreter.py: `sample` against the reference on small cases."""
+"""Run by test_triton_interpreter.py under TRITON_INTERPRET=1: `sample` against the reference, small cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def main() -> None:
             logits[1] = -inf
             logits[2, vocab // 2] = inf
             words = torch.full((5, (vocab + 31) // 32), 0x5B5B5B5B, dtype=torch.int32)
-            keys = dict(seeds=torch.arange(5) - 2**40, positions=torch.arange(5) + 2**33, return_logprobs=True)
+            keys = dict(
+                seeds=torch.arange(5) - 2**40, positions=torch.arange(5) + 2**33, return_logprobs=True
+            )
             for sampling in (
                 sdk.SamplingParams(torch.tensor([0.0, 0.7, 0.9, 0.0, 1.2])),
                 sdk.SamplingParams(0.8, top_k=7, top_p=0.9, min_p=0.01),

@@ -47,15 +47,14 @@ def row_cut(
         a, b, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
         weight_a, weight_b = tl.exp2((a - max) * slope), tl.exp2((b - max) * slope)
         lowest = tl.min(tl.minimum(tl.where(a > floor, a, max), tl.where(b > floor, b, max)))
+        grain = tl.minimum(tl.min(tl.minimum(_lowest_bit(a), _lowest_bit(b))), 1 << 23)
         for step in range(2):  # top-k by counts, top-p by weights
             if (counting & (step == 0)) | (summing & known & (counting == 0) & (step == 1)):
                 amount_a, amount_b = tl.where(step == 0, 1.0, weight_a), tl.where(step == 0, 1.0, weight_b)
                 goal = tl.where(step == 0, top_k, top_p * mass)
                 listed = _at_least(a, b, amount_a, amount_b, lowest)
                 if listed >= goal:
-                    found = _bisect(
-                        row_ptr, a, b, amount_a, amount_b, lowest, max, listed, slope * step, goal
-                    )
+                    found = _bisect(a, b, amount_a, amount_b, lowest, max, listed, grain, slope * step, goal)
                     cut = tl.maximum(cut, found)
                     counting = counting & (step == 1)
                     summing = summing & (step == 0)
@@ -104,7 +103,7 @@ def _at_least(a, b, amount_a, amount_b, value):
 
 
 @triton.jit
-def _bisect(row_ptr, a, b, amount_a, amount_b, low, high, amount_low, slope, goal):
+def _bisect(a, b, amount_a, amount_b, low, high, amount_low, grain, slope, goal):
     """The largest t for which the amount of the listed scores >= t reaches the goal, up to a t that keeps the
     same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) slope)."""
     max = high
@@ -112,7 +111,7 @@ def _bisect(row_ptr, a, b, amount_a, amount_b, low, high, amount_low, slope, goa
     if amount_high >= goal:
         low, amount_low = high, amount_high
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
-    middle = _between(row_ptr, low, high)
+    middle = _between(low, high, grain)
     narrowing = middle > low
     while narrowing:
         amount = _at_least(a, b, amount_a, amount_b, middle)
@@ -120,7 +119,7 @@ def _bisect(row_ptr, a, b, amount_a, amount_b, low, high, amount_low, slope, goa
             low, amount_low = middle, amount
         else:
             high, amount_high = middle, amount
-        middle = _between(row_ptr, low, high)
+        middle = _between(low, high, grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
         single = amount_low - amount_high < 1.5 * tl.exp2((low - max) * slope)
         narrowing = (middle > low) & (single == 0) & (amount_low > goal)
@@ -128,10 +127,19 @@ def _bisect(row_ptr, a, b, amount_a, amount_b, low, high, amount_low, slope, goa
 
 
 @triton.jit
-def _between(row_ptr, low, high):
-    """Half way between two values among those that the row can hold; `low` where there is none."""
-    middle = (low * 0.5 + high * 0.5).to(row_ptr.dtype.element_ty).to(tl.float32)
-    return tl.where(middle < high, middle, low)
+def _lowest_bit(x):
+    """Of the bits of a float32: the lowest that is set. Scores of 16 bits leave the low ones 0."""
+    bits = x.to(tl.uint32, bitcast=True)
+    return tl.where(bits == 0, 1 << 31, bits & (~bits + 1))
+
+
+@triton.jit
+def _between(low, high, grain):
+    """Half way between two values, of those whose bits are multiples of `grain`; `low` if there is none."""
+    bits = (low * 0.5 + high * 0.5).to(tl.uint32, bitcast=True) & (~grain + 1)
+    inner, outer = bits.to(tl.float32, bitcast=True), (bits + grain).to(tl.float32, bitcast=True)
+    middle = tl.where((outer > low) & (outer < high), outer, low)
+    return tl.where((inner > low) & (inner < high), inner, middle)
 
 
 @triton.jit
