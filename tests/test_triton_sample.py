@@ -78,6 +78,12 @@ def test_tokens_and_logprobs_agree(dtype, form):
             check_agreement(logits.to(dtype), random_sampling(g, form), seed=trial)
 
 
+def test_flat_laws_agree():
+    """Noise alone decides, and every tile has somebody who nearly wins."""
+    logits = torch.zeros(64, 5000, dtype=torch.bfloat16)
+    check_agreement(logits, sdk.SamplingParams(torch.ones(64)))
+
+
 def test_a_vocabulary_of_one_token():
     logits = torch.tensor([[3.0], [-float("inf")], [float("nan")]])
     for sampling in (sdk.SamplingParams(), sdk.SamplingParams(top_k=4, top_p=0.3)):
