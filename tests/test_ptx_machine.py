@@ -463,6 +463,18 @@ def test_an_access_to_the_wrong_tensor():
     fails("argument 0", body.format(128), x[:32], x[32:])
 
 
+@pytest.mark.parametrize("address", [0, 8, 2**40, 2**62, 2**63 - 8, -8, -(2**62), -(2**63)])
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_an_access_anywhere(address, tensors):
+    """By an address that was loaded, so that any of the tensors will do, and by one that was not."""
+    x = [torch.full((8,), address) for _ in range(tensors)]
+    load = "ld.global.b64 %rd5, [%rd5];"
+    fails("out-of-bounds", f"ld.global.b64 %rd5, [%rd0]; {load}", *x)
+    lane = "cvt.u64.u32 %rd6, %r0; shl.b64 %rd6, %rd6, 3; add.s64 %rd5, %rd5, %rd6;"
+    fails("out-of-bounds", f"ld.global.b64 %rd5, [%rd0]; {lane} {load}", *x)
+    fails("out-of-bounds", f"add.s64 %rd5, %rd0, {address or 64}; {lane} {load}", *x)
+
+
 def test_a_guard_protects_an_access():
     x = int32(16)
     body = "setp.lt.u32 %p1, %r0, {}; mad.wide.u32 %rd5, %r0, 4, %rd0; @%p1 st.global.b32 [%rd5], %r0;"
