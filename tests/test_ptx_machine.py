@@ -578,7 +578,15 @@ def test_a_trap():
 
 @pytest.mark.parametrize(
     "text",
-    ["wgmma.fence.sync.aligned;", "add.sat.f32 %r1, %r1, %r1;", "bar.sync 1, 32;", "mov.b32 %r1, %what;"],
+    [
+        "wgmma.fence.sync.aligned;",
+        "add.rn.f32x2 %rd1, %rd1, %rd1;",
+        "mul.hi.s16 %rs1, %rs1, %rs1;",
+        "mov.b32 %x, 1;",
+        "add.sat.f32 %r1, %r1, %r1;",
+        "bar.sync 1, 32;",
+        "mov.b32 %r1, %what;",
+    ],
 )
 def test_unknown_ptx_is_named(text):
     fails(text.split()[0].rstrip(";").replace(".", r"\."), text)
