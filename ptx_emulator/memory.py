@@ -121,7 +121,7 @@ class Races:
         self.wrote = np.full(size, -1, np.int64)  # epoch << 8 | warp
         self.read = np.full(size, -1, np.int64)
 
-    def access(self, place: np.ndarray, size: int, epoch: np.ndarray, warp: np.ndarray, write: bool) -> None:
+    def access(self, place: np.ndarray, size: int, epoch: int, warp: np.ndarray, write: bool) -> None:
         key = ((epoch << 8) | warp)[:, None]
         place = place[:, None] + np.arange(size)
         race = self._other(self.wrote[place], key)

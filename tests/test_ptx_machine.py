@@ -475,6 +475,25 @@ def test_an_access_anywhere(address, tensors):
     fails("out-of-bounds", f"add.s64 %rd5, %rd0, {address or 64}; {lane} {load}", *x)
 
 
+def test_an_access_across_the_end_of_its_tensor():
+    x = torch.zeros(3, dtype=torch.int32)
+    fails("out-of-bounds", "ld.global.v2.b32 {%r1, %r2}, [%rd0+8];", x)
+
+
+def test_an_address_is_either_an_argument_or_loaded():
+    """It may then lead to any tensor: here to the second one."""
+    x, y, out = torch.zeros(1, dtype=torch.int64), torch.full((32,), 7, dtype=torch.int32), int32(32)
+    x[0] = y.data_ptr()
+    run(
+        "ld.global.b64 %rd5, [%rd1]; setp.gt.u32 %p1, %r0, 99; selp.b64 %rd5, %rd0, %rd5, %p1;"
+        f"ld.global.b32 %r1, [%rd5]; {STORE}",
+        out,
+        x,
+        y,
+    )
+    assert out.eq(7).all()
+
+
 def test_a_guard_protects_an_access():
     x = int32(16)
     body = "setp.lt.u32 %p1, %r0, {}; mad.wide.u32 %rd5, %r0, 4, %rd0; @%p1 st.global.b32 [%rd5], %r0;"
@@ -561,7 +580,14 @@ def test_tensor_cores_with_inactive_lanes():
     fails("inactive lanes", f"setp.lt.u32 %p1, %r0, 33; @%p1 {mma}", threads=64)
 
 
-def test_a_barrier_that_some_threads_never_reach():
+def test_a_barrier_does_not_wait_for_threads_that_returned():
+    body = f"setp.lt.u32 %p1, %r0, 32; @%p1 bra $end; mov.b32 %r1, 1; bar.sync 0; {STORE}\n$end:"
+    out = int32(64)
+    run(body, out, threads=64)
+    assert out.tolist() == [0] * 32 + [1] * 32
+
+
+def test_threads_of_a_cta_at_different_barriers():
     body = "setp.lt.u32 %p1, %r0, 32; @%p1 bra $a; bar.sync 0; bra.uni $b;\n$a:\nbar.sync 0;\n$b:"
     fails("different barriers", body, threads=64)
 
