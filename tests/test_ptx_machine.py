@@ -485,7 +485,7 @@ def test_an_address_is_either_an_argument_or_loaded():
     x, y, out = torch.zeros(1, dtype=torch.int64), torch.full((32,), 7, dtype=torch.int32), int32(32)
     x[0] = y.data_ptr()
     run(
-        "ld.global.b64 %rd5, [%rd1]; setp.gt.u32 %p1, %r0, 99; selp.b64 %rd5, %rd0, %rd5, %p1;"
+        "ld.global.b64 %rd6, [%rd1]; setp.gt.u32 %p1, %r0, 99; selp.b64 %rd5, %rd0, %rd6, %p1;"
         f"ld.global.b32 %r1, [%rd5]; {STORE}",
         out,
         x,
