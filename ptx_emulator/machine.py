@@ -1,8 +1,8 @@
 """Runs programs: all threads of a batch of CTAs together, in groups of threads that stand at the same place.
 
 A group executes a block as a whole. Where its threads disagree on a branch it splits, and groups that meet
-merge again; the group that is furthest behind goes first. A CTA passes a barrier when all of its threads that
-have not returned are there.
+merge again; the group that is furthest behind goes first. Barriers open when all threads of the batch that
+have not returned wait at one.
 """
 
 from __future__ import annotations
@@ -50,15 +50,13 @@ class Batch:
         self.shared = LocalMemory(ctas, shared, "shared")
         self.local = LocalMemory(self.threads, program.kernel.local_bytes, "local")
         self.copies = AsyncCopies(self.threads)
-        self.running = np.full(ctas, self.per_cta)  # threads of each CTA that have not returned
-        self.epoch = np.zeros(ctas, np.int64)  # barriers passed
+        self.epoch = 0  # barriers passed
         self.races = Races(ctas * self.shared.pitch) if races else None
         self.tally: Tally | None = None
 
     def check_race(self, thread: np.ndarray, place: np.ndarray, size: int, write: bool) -> None:
         if self.races:
-            cta = thread // self.per_cta
-            self.races.access(place, size, self.epoch[cta], thread % self.per_cta >> 5, write)
+            self.races.access(place, size, self.epoch, thread % self.per_cta >> 5, write)
 
 
 class Group:
@@ -252,19 +250,21 @@ class Machine:
             if not ready:
                 if not waiting:
                     return
-                ready, waiting = self._released(batch, waiting)
+                self._release(batch, waiting)
+                ready, waiting = waiting, []
             group = ready.pop() if len(ready) == 1 else self._hindmost(ready)
             block = blocks[group.block]
             if batch.tally:
                 batch.tally.enter(block, group)
+            run = block.run or self.program.enter(block)
             try:
-                block.run(group)
+                run(group)
             except Exception as error:
-                self._explain(error)
+                _explain(error, self.program, block)
                 raise
             if block.exit == "barrier":
                 group.block += 1
-                self._stop(group, ready, waiting)
+                waiting.append(group)
             elif block.exit == "next":
                 group.block += 1
                 self._arrive(group, ready)
@@ -297,25 +297,9 @@ class Machine:
         return group.part(chosen, blocks[index] if index < len(blocks) else None, index)
 
     def _arrive(self, group: Group, ready: list[Group]) -> None:
-        """A group is before its next block, or has returned."""
+        """A group is before its next block, unless it has returned."""
         if group.block < len(self.program.blocks):
             ready.append(group)
-        else:
-            np.subtract.at(group.batch.running, group.cta, 1)
-
-    def _stop(self, group: Group, ready: list[Group], waiting: list[Group]) -> None:
-        """A group has come to a barrier; it passes if it holds all threads of its CTAs."""
-        batch = group.batch
-        if group.size == batch.running.sum():
-            batch.epoch += 1
-            self._arrive(group, ready)
-            return
-        here = np.bincount(group.cta, minlength=batch.ctas)
-        if ((here == batch.running) | (here == 0)).all():
-            batch.epoch += here > 0
-            self._arrive(group, ready)
-        else:
-            waiting.append(group)
 
     def _hindmost(self, ready: list[Group]) -> Group:
         """Take out those that stand before the first block of all, as one."""
@@ -324,41 +308,28 @@ class Machine:
         ready[:] = [group for group in ready if group.block != index]
         return found[0] if len(found) == 1 else merged(found, self.program.blocks[index])
 
-    def _released(self, batch: Batch, waiting: list[Group]) -> tuple[list[Group], list[Group]]:
-        """The waiting groups of CTAs whose threads are all there, and the others."""
-        name = self.program.kernel.name
+    def _release(self, batch: Batch, waiting: list[Group]) -> None:
+        """All threads that have not returned wait at barriers; those of a CTA have to be at the same one."""
+        if len(waiting) == 1:
+            batch.epoch += 1
+            return
         cta = np.concatenate([group.cta for group in waiting])
-        index = np.concatenate([np.full(group.size, group.block) for group in waiting])
-        complete = np.bincount(cta, minlength=batch.ctas) == batch.running
-        complete &= np.bincount(cta, minlength=batch.ctas) > 0
-        if not complete.any():
-            raise PTXError(
-                f"{self.program.kernel.name}: threads wait at a barrier for others that never come"
-            )
+        block = np.concatenate([np.full(group.size, group.block) for group in waiting])
         first = np.full(batch.ctas, len(self.program.blocks))
-        np.minimum.at(first, cta, index)
-        if (complete[cta] & (index != first[cta])).any():
-            raise PTXError(f"{name}: threads of a CTA wait at different barriers")
-        batch.epoch += complete
-        free, held = [], []
-        for group in waiting:
-            go = complete[group.cta]
-            for chosen, groups in ((go, free), (~go, held)):
-                if chosen.all():
-                    groups.append(group)
-                elif chosen.any():
-                    groups.append(self._part(group, chosen, group.block))
-        return free, held
+        np.minimum.at(first, cta, block)
+        if (block != first[cta]).any():
+            raise PTXError(f"{self.program.kernel.name}: threads of a CTA wait at different barriers")
+        batch.epoch += 1
 
-    def _explain(self, error: Exception) -> None:
-        """Add the instruction that a block failed at to an error's message."""
-        trace = error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == self.program.filename:
-                ins = self.program.at_line[trace.tb_lineno]
-                where = f"{ins.text} ({self.program.kernel.name}, {ins.source})" if ins else ""
-                error.args = (f"{error}: {where}", *error.args[1:])
-            trace = trace.tb_next
+
+def _explain(error: Exception, program: Program, block: Block) -> None:
+    """Add the instruction that a block failed at to an error's message."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is block.run.__code__:
+            ins = block.at_line[trace.tb_lineno]
+            error.args = (f"{error}: {ins.text} ({program.kernel.name}, {ins.source})", *error.args[1:])
+        trace = trace.tb_next
 
 
 def _bits(value: float | int, type_: str) -> np.generic:

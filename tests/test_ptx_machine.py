@@ -463,6 +463,37 @@ def test_an_access_to_the_wrong_tensor():
     fails("argument 0", body.format(128), x[:32], x[32:])
 
 
+@pytest.mark.parametrize("address", [0, 8, 2**40, 2**62, 2**63 - 8, -8, -(2**62), -(2**63)])
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_an_access_anywhere(address, tensors):
+    """By an address that was loaded, so that any of the tensors will do, and by one that was not."""
+    x = [torch.full((8,), address) for _ in range(tensors)]
+    load = "ld.global.b64 %rd5, [%rd5];"
+    fails("out-of-bounds", f"ld.global.b64 %rd5, [%rd0]; {load}", *x)
+    lane = "cvt.u64.u32 %rd6, %r0; shl.b64 %rd6, %rd6, 3; add.s64 %rd5, %rd5, %rd6;"
+    fails("out-of-bounds", f"ld.global.b64 %rd5, [%rd0]; {lane} {load}", *x)
+    fails("out-of-bounds", f"add.s64 %rd5, %rd0, {address or 64}; {lane} {load}", *x)
+
+
+def test_an_access_across_the_end_of_its_tensor():
+    x = torch.zeros(3, dtype=torch.int32)
+    fails("out-of-bounds", "ld.global.v2.b32 {%r1, %r2}, [%rd0+8];", x)
+
+
+def test_an_address_is_either_an_argument_or_loaded():
+    """It may then lead to any tensor: here to the second one."""
+    x, y, out = torch.zeros(1, dtype=torch.int64), torch.full((32,), 7, dtype=torch.int32), int32(32)
+    x[0] = y.data_ptr()
+    run(
+        "ld.global.b64 %rd6, [%rd1]; setp.gt.u32 %p1, %r0, 99; selp.b64 %rd5, %rd0, %rd6, %p1;"
+        f"ld.global.b32 %r1, [%rd5]; {STORE}",
+        out,
+        x,
+        y,
+    )
+    assert out.eq(7).all()
+
+
 def test_a_guard_protects_an_access():
     x = int32(16)
     body = "setp.lt.u32 %p1, %r0, {}; mad.wide.u32 %rd5, %r0, 4, %rd0; @%p1 st.global.b32 [%rd5], %r0;"
@@ -549,7 +580,14 @@ def test_tensor_cores_with_inactive_lanes():
     fails("inactive lanes", f"setp.lt.u32 %p1, %r0, 33; @%p1 {mma}", threads=64)
 
 
-def test_a_barrier_that_some_threads_never_reach():
+def test_a_barrier_does_not_wait_for_threads_that_returned():
+    body = f"setp.lt.u32 %p1, %r0, 32; @%p1 bra $end; mov.b32 %r1, 1; bar.sync 0; {STORE}\n$end:"
+    out = int32(64)
+    run(body, out, threads=64)
+    assert out.tolist() == [0] * 32 + [1] * 32
+
+
+def test_threads_of_a_cta_at_different_barriers():
     body = "setp.lt.u32 %p1, %r0, 32; @%p1 bra $a; bar.sync 0; bra.uni $b;\n$a:\nbar.sync 0;\n$b:"
     fails("different barriers", body, threads=64)
 
@@ -566,7 +604,15 @@ def test_a_trap():
 
 @pytest.mark.parametrize(
     "text",
-    ["wgmma.fence.sync.aligned;", "add.sat.f32 %r1, %r1, %r1;", "bar.sync 1, 32;", "mov.b32 %r1, %what;"],
+    [
+        "wgmma.fence.sync.aligned;",
+        "add.rn.f32x2 %rd1, %rd1, %rd1;",
+        "mul.hi.s16 %rs1, %rs1, %rs1;",
+        "mov.b32 %x, 1;",
+        "add.sat.f32 %r1, %r1, %r1;",
+        "bar.sync 1, 32;",
+        "mov.b32 %r1, %what;",
+    ],
 )
 def test_unknown_ptx_is_named(text):
     fails(text.split()[0].rstrip(";").replace(".", r"\."), text)

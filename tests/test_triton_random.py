@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gpu
 import numpy as np
 import pytest
 import torch
@@ -16,12 +15,6 @@ from specdec_kernels.triton import random
 
 SEEDS = (0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF)
 POSITIONS = (0, 7, -3, 2**40 + 5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def emulated():
-    with gpu.active(80):
-        yield
 
 
 @triton.jit

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import gpu
 import pytest
 import torch
 
+import ptx_emulator
 import specdec_kernels as sdk
 
 # No multiples of 16, which would compile anew, to wider loads.
 VOCABS = (2, 31, 200, 1500, 5000)
 BATCH = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def emulated():
-    with gpu.active(80):
-        yield
 
 
 def generator(seed):
@@ -221,7 +215,7 @@ def test_rows_may_have_strides():
 def test_launches_depend_on_what_is_asked_for_alone():
     for logits in (torch.zeros(2, 5000), torch.full((2, 5000), float("nan")), torch.randn(2, 5000)):
         for sampling, launches in ((sdk.SamplingParams(), 2), (sdk.SamplingParams(top_k=9), 3)):
-            with gpu.count() as counted:
+            with ptx_emulator.count() as counted:
                 sdk.sample(logits, sampling, backend="triton", **keys(2))
             assert len(counted) == launches
 
