@@ -1,0 +1,44 @@
+"""Launch configurations: pure functions of shapes and of the target.
+
+Nothing here looks at data or at the batch: a request's result never depends on its company.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RowPasses:
+    """How rows of V logits are read."""
+
+    split: int  # tokens per program where a row is split over programs
+    splits: int  # programs per row
+    padded_splits: int  # the power of two that holds their partial results
+    split_warps: int
+    race_tile: int  # tokens per step of a race
+    row_tile: int  # tokens per step where one program reads a whole row
+    row_warps: int
+
+
+def row_passes(vocab_size: int) -> RowPasses:
+    """The configuration for rows of `vocab_size` tokens.
+
+    | number | reason |
+    |---|---|
+    | split 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
+    | split_warps 1 | a warp reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
+    | race_tile 256 | two calls of Philox a lane; smaller tiles need fewer logarithms, but reduce more often |
+    | row_tile 2048 | 8 scores a lane, a 16-byte load of 16-bit logits; groups enough for top_k of 100 |
+    | row_warps 8 | one program has a processor to itself: many loads in flight, few warps to reduce over |
+    """
+    splits = -(-vocab_size // 1024)
+    return RowPasses(
+        split=1024,
+        splits=splits,
+        padded_splits=1 << (splits - 1).bit_length(),
+        split_warps=1,
+        race_tile=256,
+        row_tile=2048,
+        row_warps=8,
+    )

@@ -1,0 +1,62 @@
+"""Exponential races: the token of largest weight / E wins, and so is drawn with its share of the mass.
+
+    score, token = race(weights, words, tokens, score, token)    # one tile; start with 0.0 and NO_TOKEN
+    score, token = race_law(row, .., begin, end, ..)             # the part [begin, end) of a law
+    score, token = merge_races(scores, tokens)                   # of all parts, their scores in one unit
+
+Ties go to the lowest token. Nothing wins a race of zero weights: its score is 0, its token NO_TOKEN.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .random import race_floor, race_key, race_words
+from .row import NO_TOKEN, exponent_of, read_row
+
+
+@triton.jit
+def race(weights, words, tokens, score, token):
+    """The leader (score, token) after a tile; tiles come in ascending order. A NaN weight never leads."""
+    # The logarithm is needed only where somebody can still win: its key is not below its floor.
+    if tl.max(weights - race_floor(words) * score) > 0:
+        scores = weights / race_key(words)
+        top = tl.max(scores)
+        if top > score:
+            score = top
+            token = tl.min(tl.where(scores == top, tokens, NO_TOKEN))
+    return score, token
+
+
+@triton.jit
+def race_law(
+    row_ptr, begin, end, vocab, bitmask_ptr,
+    max, slope, cut,
+    seed, position, purpose,
+    TILE: tl.constexpr, CUT: tl.constexpr,
+):  # fmt: skip
+    """The race over tokens [begin, end) of a row's law, `begin` a multiple of 4: p(x) proportional to
+    2^((x - max) slope) for x >= cut (where CUT)."""
+    score = tl.full([], 0.0, tl.float32)
+    token = tl.full([], NO_TOKEN, tl.int32)
+    for start in range(begin, end, TILE):
+        tokens = start + tl.arange(0, TILE)
+        x = read_row(row_ptr, tokens, vocab, bitmask_ptr)
+        if CUT:
+            if tl.max(x) >= cut:  # few tiles have anything that is kept
+                weights = tl.where(x >= cut, tl.exp2(exponent_of(x, max, slope)), 0.0)
+                words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
+                score, token = race(weights, words, tokens, score, token)
+        else:
+            weights = tl.exp2(exponent_of(x, max, slope))
+            words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
+            score, token = race(weights, words, tokens, score, token)
+    return score, token
+
+
+@triton.jit
+def merge_races(scores, tokens):
+    """The winner of all parts."""
+    top = tl.max(scores)
+    return top, tl.min(tl.where(scores == top, tokens, NO_TOKEN))

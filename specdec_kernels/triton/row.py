@@ -1,0 +1,115 @@
+"""Reading rows of logits, and what a row's law needs to know of it.
+
+    x = read_row(row_ptr, offsets, size, bitmask_ptr)              # [n] float32; -inf where masked or outside
+    x = read_tokens(row_ptr, tokens, size, columns_ptr, vocab)     # the same under a draft vocabulary
+    max, mass, first, nan = measure(x, offsets, slope, greedy)     # of one split
+    max, mass = merge(maxima, masses, slope)                       # of all splits, in fixed order
+    first = merge_first(maxima, firsts, max)
+
+`row_ptr` points at the row's first entry (float32 | bfloat16 | float16), `bitmask_ptr` at its words and
+`columns_ptr` at the columns of the tokens, or they are None. NaN is read as NaN. The weight of a score x is
+2^((x - max) slope), and a mass is a sum of weights. Where max = +inf, the mass is the number of such entries.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+NO_TOKEN = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def number_of(values_ptr, value, request):
+    """A request's own number, or the one that holds for all: float32."""
+    if values_ptr is None:
+        return tl.cast(value, tl.float32)
+    else:
+        return tl.load(values_ptr + request).to(tl.float32)
+
+
+@triton.jit
+def slope_of(temperature):
+    """log2(e) / temperature, and 1 for greedy requests (temperature not above 0), which need none."""
+    slope = tl.minimum(tl.maximum(tl.div_rn(tl.full([], LOG2E, tl.float32), temperature), 1e-30), 1e30)
+    return tl.where(temperature > 0, slope, 1.0)
+
+
+@triton.jit
+def allowed(bitmask_ptr, offsets, inside):
+    """Whether the bitmask allows the tokens."""
+    word = tl.load(bitmask_ptr + (offsets >> 5), mask=inside, other=0)
+    return ((word >> (offsets & 31)) & 1) != 0
+
+
+@triton.jit
+def read_row(row_ptr, offsets, size, bitmask_ptr):
+    """Scores of a row's entries. A masked NaN stays one: it has no weight, and is reported."""
+    inside = offsets < size
+    x = tl.load(row_ptr + offsets, mask=inside, other=float("-inf")).to(tl.float32)
+    if bitmask_ptr is not None:
+        x = tl.where(allowed(bitmask_ptr, offsets, inside) | (x != x), x, float("-inf"))
+    return x
+
+
+@triton.jit
+def read_tokens(row_ptr, tokens, size, columns_ptr, vocab):
+    """Scores of tokens [0, vocab) in a draft's row of `size` entries, whose columns are the tokens or, with
+    `columns_ptr`, are looked up: -1 where the draft has no such token."""
+    column = tokens
+    if columns_ptr is not None:
+        column = tl.load(columns_ptr + tokens, mask=tokens < vocab, other=-1)
+    inside = (tokens < vocab) & (column >= 0) & (column < size)
+    return tl.load(row_ptr + column, mask=inside, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def lowest_allowed(bitmask_ptr, vocab, TILE: tl.constexpr):
+    """What a row with nothing left emits: its lowest allowed token, 0 where none is."""
+    lowest = tl.full([], NO_TOKEN, tl.int32)
+    if bitmask_ptr is not None:
+        for begin in range(0, vocab, TILE):
+            offsets = begin + tl.arange(0, TILE)
+            free = allowed(bitmask_ptr, offsets, offsets < vocab)
+            lowest = tl.minimum(lowest, tl.min(tl.where(free, offsets, NO_TOKEN)))
+    return tl.where(lowest == NO_TOKEN, 0, lowest)
+
+
+@triton.jit
+def exponent_of(x, max, slope):
+    """log2 of the weights, max being that of a row or of a part of it."""
+    shift = x - tl.where(max == float("-inf"), 0.0, max)
+    if max == float("inf"):  # inf - inf: these share all the mass
+        shift = tl.where(x == float("inf"), 0.0, float("-inf"))
+    return shift * slope
+
+
+@triton.jit
+def measure(x, offsets, slope, greedy):
+    """Largest score, mass, lowest offset of the largest (only where `greedy`), and 1 if there is a NaN."""
+    max = tl.maximum(tl.max(x), float("-inf"))  # a maximum sees no NaN but where there is nothing else
+    # One operation a score in place of two. The rounding of max * slope is the same factor of all weights.
+    shift = max * slope
+    mass = tl.sum(tl.exp2(tl.fma(x, slope, -shift))) * tl.exp2(-tl.fma(max, slope, -shift))
+    nan = tl.full([], 0, tl.int32)
+    if (mass != mass) | (tl.abs(shift) > 2.0**20):  # NaN, +inf, nothing but -inf; a factor too large
+        nan = tl.max((x != x).to(tl.int32))
+        mass = tl.sum(tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope)))
+    first = tl.full([], NO_TOKEN, tl.int32)
+    if greedy:
+        first = tl.min(tl.where(x == max, offsets, NO_TOKEN))
+    return max, mass, first, nan
+
+
+@triton.jit
+def merge(maxima, masses, slope):
+    """A row's largest score and its mass from those of its splits."""
+    max = tl.max(maxima)
+    return max, tl.sum(masses * tl.exp2(exponent_of(maxima, max, slope)))
+
+
+@triton.jit
+def merge_first(maxima, firsts, max):
+    """The lowest token that has the largest score."""
+    return tl.min(tl.where(maxima == max, firsts, NO_TOKEN))
