@@ -52,7 +52,7 @@ def sample_children(
         coupled: draw with the noise that the target itself will use for the children's own position, which
             `positions` then has to be. Where q is near p the target draws the same token. For rule `match`
             only; all proposals are POINT, since this noise was not made for the draft alone.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         tokens [N, k] int64, -1 where fewer than k tokens have any probability; proposals [k] uint8; scores

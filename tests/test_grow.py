@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, children
+from specdec_kernels import backends, children, grow
 from specdec_kernels.random import Purpose
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
@@ -262,6 +262,19 @@ def test_mutant_sampled_children_ranked_by_their_own_scores(name, rule):
     case, *options = ADAPTIVE[name]
     law = emitted(case, rule, *options, declared=P)
     assert distance(case, law) > 1e-3
+
+
+@pytest.mark.parametrize("rule", [rules.token, rules.traversal])
+def test_mutant_hybrids_cut_in_two(rule, monkeypatch):
+    """A hybrid's sampled child without all of its POINT siblings."""
+    whole = grow._children
+    monkeypatch.setattr(grow, "_children", lambda *args: mixed_no_more(whole(*args)))
+    case, *options = ADAPTIVE["hybrid_cut_in_two"]
+    assert distance(case, emitted(case, rule, *options)) > 1e-3
+
+
+def mixed_no_more(level):
+    return level._replace(mixed=torch.zeros_like(level.mixed))
 
 
 # At scale, through sample_children, grow_tree and verify of the native backend
