@@ -90,7 +90,7 @@ HELD_OUT = (
 
 def training_prompts(count: int) -> list[str]:
     prompts = [question.format(topic) for topic, question in itertools.product(TOPICS, QUESTIONS)]
-    return random.Random(1).sample(prompts, count)
+    return random.Random(1).sample(prompts, 2400)[:count]
 
 
 def write(prompts: list[str], tokens: int) -> list[tuple[list[int], list[int]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import gpu
 import pytest
 import torch
 
@@ -14,12 +13,6 @@ from specdec_kernels import children
 # No multiples of 16, which would compile anew, to wider loads.
 VOCABS = (31, 2500)
 ROWS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def emulated():
-    with gpu.active(80):
-        yield
 
 
 def keys(seed=1):
