@@ -129,7 +129,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("what", choices=["texts", "table"])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--prompts", type=int, default=2400)
+    parser.add_argument("--prompts", type=int, default=1440)
     parser.add_argument("--tokens", type=int, default=160)
     options = parser.parse_args()
     if options.what == "texts":
