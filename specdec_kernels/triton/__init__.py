@@ -5,6 +5,19 @@ from __future__ import annotations
 from triton import knobs
 from triton.runtime import driver
 
+from .commit import commit_kv
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
+
+__all__ = [
+    "commit_kv",
+    "commit_state",
+    "describe",
+    "device_type",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
+]
+
 
 def device_type() -> str:
     """The kind of device whose tensors it serves: that of Triton's active driver ("cuda" for CUDA and ROCm).
