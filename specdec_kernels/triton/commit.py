@@ -69,10 +69,10 @@ def _commit_kv_kernel(
     start, nodes = request_rows(cu_nodes_ptr, b, rows)
     path_ptr += b * width
     kept = kept_nodes(path_ptr, width, tl.where(prefix < 0, 0, nodes))
-    prefix = tl.maximum(prefix, 0)
+    prefix = tl.maximum(prefix, 0).to(tl.uint32)  # so that sums of two int32 fit
     if (group == 0) & (tl.program_id(2) == 0):
-        length = prefix.to(tl.int64) + kept
-        pages_kept = (length + (PAGE_SIZE - 1)) // PAGE_SIZE
+        length = prefix + kept.to(tl.uint32)
+        pages_kept = length // PAGE_SIZE + (length % PAGE_SIZE != 0)
         tl.store(out_lengths_ptr + b, tl.minimum(length, _LARGEST).to(tl.int32))
         tl.store(out_pages_kept_ptr + b, tl.minimum(pages_kept, _LARGEST).to(tl.int32))
 
@@ -83,7 +83,6 @@ def _commit_kv_kernel(
         caches = caches + (cache,)
         numbers |= more
     block_table_ptr += b * pages_per_request
-    prefix = prefix.to(tl.uint32)
     if numbers % 16 == 0:
         _move_rows(
             caches, path_ptr, kept, prefix, block_table_ptr, pages_per_request,
