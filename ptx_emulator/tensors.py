@@ -1,0 +1,64 @@
+"""The extents of tensors, and the tensors of this process by address."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+
+from .errors import PTXError
+from .memory import Region
+
+BOUNDS = ("view", "storage")
+
+
+def region(tensor: object, name: str, bounds: str = "view") -> Region:
+    """The bytes of a tensor that a kernel may touch: from the first element of the view to the last, or its
+    whole storage."""
+    tensor = getattr(tensor, "base", tensor) if not isinstance(tensor, torch.Tensor) else tensor
+    if not isinstance(tensor, torch.Tensor):
+        raise PTXError(f"argument {name}: a {type(tensor).__name__} has no extent; pass a tensor")
+    if tensor.device.type != "cpu":
+        raise PTXError(
+            f"argument {name} is on {tensor.device}; the emulator reads the memory of this process"
+        )
+    if bounds == "storage":
+        storage = tensor.untyped_storage()
+        return Region(storage.data_ptr(), storage.data_ptr() + storage.nbytes(), name)
+    start, size = tensor.data_ptr(), tensor.element_size()
+    if not tensor.numel():
+        return Region(start, start, name)
+    if tensor.is_contiguous():
+        return Region(start, start + tensor.numel() * size, name)
+    low = high = 0
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        low, high = low + min(0, (length - 1) * stride), high + max(0, (length - 1) * stride)
+    return Region(start + low * size, start + (high + 1) * size, name)
+
+
+class LiveTensors:
+    """Finds the storage that holds an address among all tensors of the process. Those found before are asked
+    first: a search looks at every object."""
+
+    def __init__(self):
+        self._found: list[weakref.ref[torch.Tensor]] = []
+
+    def find(self, address: int) -> Region | None:
+        self._found = [ref for ref in self._found if ref() is not None]
+        for tensors in ((ref() for ref in self._found), self._all()):
+            for tensor in tensors:
+                place = region(tensor, "a live tensor", "storage")
+                if place.start <= address < place.end:
+                    if not any(ref() is tensor for ref in self._found):
+                        self._found.append(weakref.ref(tensor))
+                    return place
+        return None
+
+    @staticmethod
+    def _all():
+        for candidate in gc.get_objects():
+            kind = type(candidate)
+            if issubclass(kind, torch.Tensor) and candidate.device.type == "cpu":
+                if candidate.layout is torch.strided and not candidate.is_meta:
+                    yield candidate
