@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import integer, random_tree
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, ops
+from specdec_kernels import ops
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 

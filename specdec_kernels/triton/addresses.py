@@ -9,22 +9,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NUMBERS_PER_LAUNCH
+from .launch import numbers_per_launch
 
 
 def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """[len(rows), len(rows[0])] int64, numbers >= 0.
+    """[len(rows), len(rows[0])] int64, of numbers from 0 to 2^60.
 
     They travel as arguments of a launch, which neither synchronises nor keeps a captured graph from being
     replayed, as copying them from host memory would.
     """
-    numbers = torch.empty(len(rows), len(rows[0]), dtype=torch.int64, device=device)
-    # Odd and negative, so that none is special to the compiler: one kernel serves all addresses.
-    coded = [~(2 * number) for row in rows for number in row]
-    for first in range(0, len(coded), NUMBERS_PER_LAUNCH):
-        some = tuple(coded[first : first + NUMBERS_PER_LAUNCH])
-        _write_numbers_kernel[(1,)](numbers.view(-1)[first:], some, num_warps=1)
-    return numbers
+    # Odd, negative and of 64 bits, so that none is special to the compiler.
+    coded = [-(2**62) - 2 * number - 1 for row in rows for number in row]
+    length = numbers_per_launch(len(coded))
+    launches = triton.cdiv(len(coded), length)
+    numbers = torch.empty(launches * length, dtype=torch.int64, device=device)
+    padding = [-(2**62) - 1] * (launches * length - len(coded))
+    for i, some in enumerate(numbers.view(launches, length)):
+        _write_numbers_kernel[(1,)](
+            some, tuple((coded + padding)[i * length : (i + 1) * length]), num_warps=1
+        )
+    return numbers[: len(coded)].view(len(rows), -1)
 
 
 @triton.jit
@@ -33,7 +37,7 @@ def _write_numbers_kernel(
     coded,  # tuple of integers
 ):
     for i in tl.static_range(len(coded)):
-        tl.store(out_ptr + i, (~coded[i]).to(tl.int64) >> 1)
+        tl.store(out_ptr + i, (-coded[i] - 2**62) >> 1)
 
 
 @triton.jit

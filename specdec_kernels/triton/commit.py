@@ -45,7 +45,7 @@ def commit_kv(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cache_count", "width", "rows", "pages_per_request"])
 def _commit_kv_kernel(
     table_ptr,  # [C, 7] int64: FIELDS of each cache
     new_ptr,  # [C, 3] int64: address, strides of rows and of heads of the rows to write; or None

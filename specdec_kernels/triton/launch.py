@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-NUMBERS_PER_LAUNCH = 256  # 2 KB of arguments; every target takes 4 KB
+
+def numbers_per_launch(count: int) -> int:
+    """Arguments of a launch that brings so many numbers to the device: a power of two, so that few kernels
+    serve all counts, and at most 2 KB of the 4 KB that every target takes."""
+    return min(256, power_of_two(max(count, 16)))
+
 
 # Committing
 
@@ -26,10 +31,12 @@ def commit_splits(programs: int) -> int:
     return max(1, min(8, 128 // max(programs, 1)))
 
 
-def state_columns(rows: int, columns: int) -> int:
-    """Columns of a state of so many rows that one program replays, a power of two. A program of four warps
-    keeps 4096 float32, 32 registers a thread: what it adds up over rows never leaves it."""
-    return min(power_of_two(columns), max(1, 4096 // power_of_two(rows)))
+def state_tile(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a state that a program of four warps replays, powers of two. It has all rows, over
+    which it sums, and as many columns as make 4096 float32, 32 registers a thread, that stay where they are
+    for the whole path."""
+    rows = power_of_two(max(rows, 16))
+    return rows, min(power_of_two(max(columns, 16)), max(1, 4096 // rows))
 
 
 def power_of_two(n: int) -> int:

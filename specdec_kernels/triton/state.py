@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..errors import name_of
 from .addresses import on_device, pointer, unit_words
-from .launch import CONV_CHANNELS, STATE_UNITS, power_of_two, state_columns
+from .launch import CONV_CHANNELS, STATE_UNITS, power_of_two, state_tile
 from .path import kept_nodes, request_rows
 
 _INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
@@ -80,8 +79,8 @@ def _replay(
 ) -> None:
     for addresses, (state, *inputs), alignment in _alike(*lists):
         count, heads, state_rows, columns = state.shape
-        block = state_columns(state_rows, columns)
-        kernel[(path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, block))](
+        tile = state_tile(state_rows, columns)
+        kernel[(path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1]))](
             addresses,
             path,
             cu_nodes,
@@ -98,8 +97,8 @@ def _replay(
             *(stride for tensor in inputs for stride in tensor.stride()[:2]),
             DTYPES=tuple(getattr(tl, name_of(tensor.dtype)) for tensor in (state, *inputs)),
             ALIGNMENT=alignment,
-            ROWS=power_of_two(state_rows),
-            COLUMNS=block,
+            ROWS=tile[0],
+            COLUMNS=tile[1],
             num_warps=4,
         )
 
@@ -135,7 +134,7 @@ def _request(b, path_ptr, width, cu_nodes_ptr, rows, slots_ptr, slots):
     return slot, start.to(tl.int64), kept_nodes(path_ptr + b * width, width, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows", "slots", "units", "stride", "snapshot_stride"])
 def _copy_states_kernel(
     addresses_ptr,  # [2, L]: states and snapshots of each layer
     path_ptr,  # [B, width]
@@ -163,7 +162,7 @@ def _copy_states_kernel(
         tl.store(state_ptr, tl.load(snapshot_ptr, mask=mask), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows", "slots", "channels", "taps"])
 def _shift_windows_kernel(
     addresses_ptr,  # [2, L]: windows and inputs of each layer
     path_ptr,  # [B, width]
@@ -215,7 +214,7 @@ def _matrix(
     return state_ptr, (row < rows)[:, None] & (column < columns)[None, :], row, column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "dk", "dv", "key_heads", "value_heads"])
 def _gated_delta_kernel(
     addresses_ptr,  # [5, L]: states, keys, values, log_decay, beta of each layer
     path_ptr,  # [B, width]
@@ -269,7 +268,7 @@ def _gated_delta_kernel(
         tl.store(state_ptr, state.to(DTYPES[0]), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "p", "n", "x_heads", "groups"])
 def _mamba2_kernel(
     addresses_ptr,  # [5, L]: states, x, B, dt, A of each layer
     path_ptr,  # [B, width]
