@@ -11,8 +11,8 @@ See docs/ptx_emulator.md.
 """
 
 from .counts import Launch, Launches, count
-from .driver import activate, active, mapped
+from .driver import activate, active, mapped, run
 from .errors import PTXError
 from .resources import resources
 
-__all__ = ["Launch", "Launches", "PTXError", "activate", "active", "count", "mapped", "resources"]
+__all__ = ["Launch", "Launches", "PTXError", "activate", "active", "count", "mapped", "resources", "run"]

@@ -15,26 +15,41 @@ if TYPE_CHECKING:
     from .program import Block, Program
 
 SECTOR = 32
-PAGE_BITS = 24
+PAGE_BITS = 15  # sectors of a page, as a power of 2: a mebibyte
 
 
 class Touched:
-    """The distinct sectors touched: flags per page of 16 MiB of address space."""
+    """The distinct sectors touched: a row of flags for each page of the address space in use."""
 
     def __init__(self):
-        self.pages: dict[int, np.ndarray] = {}
+        self.pages = np.zeros(0, np.int64)  # ascending
+        self.rows = np.zeros(0, np.int64)  # the row of each page
+        self.flags = np.zeros((0, 1 << PAGE_BITS), bool)
 
     def add(self, address: np.ndarray) -> None:
-        page = address >> PAGE_BITS
-        one = (page == page[0]).all()
-        for number in page[:1].tolist() if one else np.unique(page).tolist():
-            if number not in self.pages:
-                self.pages[number] = np.zeros((1 << PAGE_BITS) // SECTOR, bool)
-            inside = address if one else address[page == number]
-            self.pages[number][(inside - (number << PAGE_BITS)) >> 5] = True
+        sector = address >> 5
+        sector = sector[np.flatnonzero(np.diff(sector, prepend=-1))]  # neighbours share sectors
+        page = sector >> PAGE_BITS
+        at = np.searchsorted(self.pages, page)
+        known = at < len(self.pages)
+        known[known] = self.pages[at[known]] == page[known]
+        if not known.all():
+            self._admit(np.unique(page[~known]))
+            at = np.searchsorted(self.pages, page)
+        self.flags[self.rows[at], sector & ((1 << PAGE_BITS) - 1)] = True
+
+    def _admit(self, pages: np.ndarray) -> None:
+        old, new = len(self.pages), len(self.pages) + len(pages)
+        order = np.argsort(np.concatenate([self.pages, pages]))
+        self.pages = np.concatenate([self.pages, pages])[order]
+        self.rows = np.concatenate([self.rows, np.arange(old, new)])[order]
+        if new > len(self.flags):
+            grown = np.zeros((max(new, 2 * old), 1 << PAGE_BITS), bool)
+            grown[:old] = self.flags[:old]
+            self.flags = grown
 
     def sectors(self) -> int:
-        return sum(int(np.count_nonzero(flags)) for flags in self.pages.values())
+        return int(np.count_nonzero(self.flags))
 
 
 def requested_sectors(warp: np.ndarray, address: np.ndarray) -> int:
@@ -98,8 +113,8 @@ class Launch:
     """A launch, and its counts by name: see `docs/ptx_emulator.md`."""
 
     name: str
-    grid: tuple[int, int, int]
     num_warps: int
+    grid: tuple[int, int, int]
     shared: int  # bytes of a CTA
     ptx: str = field(repr=False)
     n: Counter = field(default_factory=Counter)

@@ -4,9 +4,11 @@ runs the PTX in the tensors' own memory."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -55,11 +57,62 @@ def mapped(*tensors: torch.Tensor) -> Iterator[None]:
         _mapped[:] = [other for other in _mapped if other is not tensors]
 
 
-class Loaded:
-    """A loaded kernel. Its program is made at the first launch."""
+def run(ptx: str, grid: tuple[int, int, int], *arguments: object, shared: int = 0) -> Launch:
+    """Launch a kernel given as PTX text.
 
-    def __init__(self, name: str, ptx: str, shared: int):
-        self.name, self.ptx, self.shared = name, ptx, shared
+    Args:
+        arguments: of the leading parameters: tensors and numbers. The others are 0.
+        shared: bytes of shared memory of a CTA beyond those that the text declares.
+    """
+    launch = Launch(*_facts(ptx), grid, shared, ptx)
+    _run(launch, [(f"argument {place}", value) for place, value in enumerate(arguments)])
+    return launch
+
+
+def _facts(ptx: str) -> tuple[str, int]:
+    kernel = program.load(ptx).kernel
+    return kernel.name, kernel.threads // 32
+
+
+def _run(launch: Launch, arguments: list[tuple[str, object]]) -> None:
+    """Record a launch and run it. arguments: names for messages, and tensors or numbers."""
+    for launches in counting:
+        launches.append(launch)
+    if options.compile_only:
+        return
+    ready = program.load(launch.ptx)
+    names = [name for name, _, _ in ready.kernel.parameters]
+    if len(arguments) > len(names):
+        raise PTXError(f"{launch.name}: {len(arguments)} arguments for {len(names)} parameters")
+    values, regions = [0] * len(names), {}
+    for place, (name, value) in enumerate(arguments):
+        if hasattr(value, "data_ptr"):
+            regions[names[place]] = region(value, name, options.bounds)
+            value = value.data_ptr()
+        values[place] = 0 if value is None else value
+    for symbol, data in ready.tables.items():
+        regions[symbol] = Region(data.ctypes.data, data.ctypes.data + data.nbytes, symbol)
+    others = [region(tensor, "a mapped tensor", options.bounds) for group in _mapped for tensor in group]
+    memory = GlobalMemory(regions, others, _live.find if options.reach == "live" else None)
+    tally = Tally(ready) if counting else None
+    machine = Machine(
+        ready,
+        launch.shared,
+        races=options.races,
+        batch_threads=options.batch_threads,
+        max_blocks=options.max_blocks,
+    )
+    machine.launch(launch.grid, values, memory, tally)
+    if tally:
+        launch.n, launch.ops = tally.finish(math.prod(launch.grid) * ready.kernel.threads // 32)
+
+
+class Loaded(NamedTuple):
+    """A loaded kernel."""
+
+    name: str
+    ptx: str
+    shared: int
 
 
 class Launcher:
@@ -81,60 +134,24 @@ class Launcher:
             leave(launch_metadata)
 
     def _launch(self, grid: tuple[int, int, int], loaded: Loaded, arguments: tuple) -> None:
-        record = Launch(loaded.name, grid, self.metadata.num_warps, loaded.shared, loaded.ptx)
-        for launches in counting:
-            launches.append(record)
-        if options.compile_only:
-            return
-        ready = program.load(loaded.ptx)
-        names = [name for name, _, _ in ready.kernel.parameters]
-        values, tensors = self._values(arguments, grid)
-        if len(values) != len(names):
-            raise PTXError(f"{loaded.name}: {len(values)} arguments for {len(names)} parameters")
-        regions = {names[place]: region(t, name, options.bounds) for place, (name, t) in tensors.items()}
-        for symbol, data in ready.tables.items():
-            regions[symbol] = Region(data.ctypes.data, data.ctypes.data + data.nbytes, symbol)
-        others = [region(t, "a mapped tensor", options.bounds) for group in _mapped for t in group]
-        memory = GlobalMemory(regions, others, _live.find if options.reach == "live" else None)
-        machine = Machine(
-            ready,
-            loaded.shared,
-            races=options.races,
-            batch_threads=options.batch_threads,
-            max_blocks=options.max_blocks,
-        )
-        tally = Tally(ready) if counting else None
-        machine.launch(grid, values, memory, tally)
-        if tally:
-            record.n, record.ops = tally.finish(grid[0] * grid[1] * grid[2] * ready.kernel.threads // 32)
-
-    def _values(self, arguments: tuple, grid: tuple[int, int, int]) -> tuple[list, dict]:
-        """A number per parameter, and by place the tensors whose addresses are among them."""
-        values: list = []
-        tensors: dict[int, tuple[str, object]] = {}
-
-        def add(signature: object, value: object, name: str) -> None:
-            if signature == "constexpr":
-                return
-            if isinstance(signature, tuple):
-                for j, (inner, item) in enumerate(zip(signature, value, strict=True)):
-                    add(inner, item, f"{name}.{j}")
-            elif isinstance(signature, str) and signature.startswith("tensordesc"):
-                for j, item in enumerate(value):
-                    add("", item, f"{name}.{j}")
-            elif hasattr(value, "data_ptr"):
-                tensors[len(values)] = (name, value)
-                values.append(value.data_ptr())
-            else:
-                values.append(0 if value is None else value)
-
+        given: list[tuple[str, object]] = []
         for (name, signature), value in zip(self.signature.items(), arguments, strict=True):
-            add(signature, value, name)
-        programs = grid[0] * grid[1] * grid[2]
+            _flatten(signature, value, name, given)
         for name in ("global_scratch", "profile_scratch"):
-            size = getattr(self.metadata, f"{name}_size", 0)
-            add("", torch.zeros(size * programs, dtype=torch.int8) if size else 0, name)
-        return values, tensors
+            size = getattr(self.metadata, f"{name}_size", 0) * math.prod(grid)
+            given.append((name, torch.zeros(size, dtype=torch.int8) if size else 0))
+        _run(Launch(loaded.name, self.metadata.num_warps, grid, loaded.shared, loaded.ptx), given)
+
+
+def _flatten(signature: object, value: object, name: str, given: list[tuple[str, object]]) -> None:
+    """Append the kernel's parameters that an argument of the Python function stands for."""
+    if isinstance(signature, tuple):
+        for j, (inner, item) in enumerate(zip(signature, value, strict=True)):
+            _flatten(inner, item, f"{name}.{j}", given)
+    elif signature.startswith("tensordesc"):
+        given += [(f"{name}.{j}", item) for j, item in enumerate(value)]
+    elif signature != "constexpr":
+        given.append((name, value))
 
 
 class Utils:

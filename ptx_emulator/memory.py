@@ -127,7 +127,7 @@ class AsyncCopies:
 
     def __init__(self, threads: int):
         self.group = np.zeros(threads, np.int64)  # the number of groups that each thread has committed
-        self.pending: list[tuple[np.ndarray, ...]] = []  # thread, group, places [n, size], bytes [n, size]
+        self.pending: list[tuple[np.ndarray, ...]] = []  # thread, group, place, words [n, words]
 
     def start(self, thread: np.ndarray, place: np.ndarray, data: np.ndarray) -> None:
         self.pending.append((thread, self.group[thread], place, data))
@@ -137,7 +137,7 @@ class AsyncCopies:
 
     def arrive(self, waiting: np.ndarray, ahead: int) -> list[tuple[np.ndarray, ...]]:
         """The copies of waiting threads (a flag per thread), but for their last `ahead` groups (-1: nor do
-        they need to be committed), as (thread, places, bytes)."""
+        they need to be committed), as (thread, place, words)."""
         arrived, kept = [], []
         for thread, group, place, data in self.pending:
             done = waiting[thread] & (group < self.group[thread] - ahead)

@@ -18,6 +18,8 @@ PER_REGISTER = {"f16": 2, "bf16": 2, "tf32": 1, "s8": 4, "u8": 4, "e4m3": 4, "e5
 def warps(group, lanes, value: np.ndarray) -> np.ndarray:
     """Values as [warps, 32]; all lanes of a warp must take part."""
     value = group.pick(group.full(value), lanes)
+    if lanes is None and group.whole_warps:
+        return value.reshape(-1, 32)
     thread = group.pick(group.threads, lanes)
     if len(thread) % 32 or (thread.reshape(-1, 32) != thread[::32, None] + np.arange(32)).any():
         raise PTXError("inactive lanes in an instruction of the whole warp")
@@ -68,12 +70,17 @@ def mma(ins: Instruction) -> Step:
 
 
 def matrix_rows(group, lanes, address: np.ndarray, count: int, kind: str) -> np.ndarray:
-    """Lanes 8j to 8j + 7 of a warp hold the addresses of the rows of matrix j; [warps, count, 8 rows, 8]
-    places of 16-bit elements."""
+    """Lanes 8j to 8j + 7 of a warp hold the addresses of the rows of matrix j. The places of the rows,
+    [warps, count, 8]."""
     warps(group, lanes, address)
     here = group.pick(np.arange(group.size), lanes).reshape(-1, 32)[:, : 8 * count].reshape(-1)
     _, place = group.reach("shared", here, group.full(address), 16, kind)
-    return place.reshape(-1, count, 8, 1) // 2 + np.arange(8)
+    return place.reshape(-1, count, 8)
+
+
+def transposed_places(row: np.ndarray, half: int) -> np.ndarray:
+    """Where 16-bit elements are that a lane holds of the transposed matrix: the lower or upper half."""
+    return (row[:, :, 2 * QUAD + half] >> 1) + ROW
 
 
 def _count(ins: Instruction) -> int:
@@ -87,11 +94,11 @@ def ldmatrix(ins: Instruction) -> Step:
     count, transposed = _count(ins), "trans" in ins.modifiers
 
     def run(group, lanes, address):
-        place = matrix_rows(group, lanes, address, count, "ld")
-        matrix = group.batch.shared.bytes[2][place]
+        row, shared = matrix_rows(group, lanes, address, count, "ld"), group.batch.shared.bytes
         if transposed:
-            matrix = matrix.swapaxes(2, 3)
-        words = pack(matrix[:, :, ROW, 2 * QUAD], matrix[:, :, ROW, 2 * QUAD + 1])
+            words = pack(*(shared[2][transposed_places(row, half)] for half in (0, 1)))
+        else:
+            words = shared[4][(row[:, :, ROW] >> 2) + QUAD]
         words = tuple(np.ascontiguousarray(words[:, j]).reshape(-1) for j in range(count))
         return words if count > 1 else words[0]
 
@@ -104,13 +111,13 @@ def stmatrix(ins: Instruction) -> Step:
     count, transposed = _count(ins), "trans" in ins.modifiers
 
     def run(group, lanes, address, *values):
-        place = matrix_rows(group, lanes, address, count, "st")
+        row, shared = matrix_rows(group, lanes, address, count, "st"), group.batch.shared.bytes
+        words = np.stack([warps(group, lanes, value) for value in values], 1)
         if transposed:
-            place = place.swapaxes(2, 3)
-        for j, value in enumerate(values):
-            word = warps(group, lanes, value)
-            group.batch.shared.bytes[2][place[:, j, ROW, 2 * QUAD]] = low(word)
-            group.batch.shared.bytes[2][place[:, j, ROW, 2 * QUAD + 1]] = high(word)
+            for half, part in enumerate((low(words), high(words))):
+                shared[2][transposed_places(row, half)] = part
+        else:
+            shared[4][(row[:, :, ROW] >> 2) + QUAD] = words
 
     sources = [(ins.operands[0], ADDRESS), *((name, "b32") for name in elements(ins.operands[1]))]
     return Step(run, sources, [], effect=True)

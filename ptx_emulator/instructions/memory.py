@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import PTXError
 from ..memory import PROCESS
 from ..parse import Instruction, elements
-from ..values import TYPES, raw
+from ..values import RAW, TYPES, raw
 from .floating import is_float, narrow
 from .movement import same
 from .step import ADDRESS, Step, instruction
@@ -141,8 +141,9 @@ def _wait(ahead: int) -> Step:
         waiting = np.zeros(batch.threads, bool)
         waiting[group.pick(group.threads, lanes)] = True
         for thread, place, data in batch.copies.arrive(waiting, ahead):
-            batch.shared.bytes[1][place] = data
-            batch.check_race(thread, place[:, 0], data.shape[1], write=True)
+            width, words = data.itemsize, data.shape[1]
+            batch.shared.bytes[width][(place // width)[:, None] + np.arange(words)] = data
+            batch.check_race(thread, place, width * words, write=True)
 
     return Step(wait, [], [], effect=True)
 
@@ -150,13 +151,14 @@ def _wait(ahead: int) -> Step:
 def _copy(ins: Instruction) -> Step:
     """`cp.async.cg.shared.global [to], [from], size, given;`: `given` bytes of `size`, the rest zeros."""
     size, pointers = int(ins.operands[2], 0), ins.pointers
-    span = np.arange(size)
+    width = min(size, 8)  # moved as words
+    word = np.arange(size // width)
 
     def copy(group, lanes, to, source, given=None):
         to, source = group.full(to), group.full(source)
         memory, place = group.reach("shared", lanes, to, size, "copy")
         thread = group.pick(group.threads, lanes)
-        data = np.zeros((len(thread), size), np.uint8)
+        data = np.zeros((len(thread), len(word)), RAW[width])
         taken = np.full(len(thread), size) if given is None else group.pick(group.full(given), lanes)
         if ((taken != 0) & (taken != size)).any():
             raise PTXError("cp.async of a part")
@@ -164,8 +166,8 @@ def _copy(ins: Instruction) -> Step:
         if len(some):
             active = some if lanes is None else lanes[some]
             _, start = group.reach("global", active, source, size, "ld", pointers)
-            data[some] = PROCESS[1][start[:, None] + span]
-        group.batch.copies.start(thread, place[:, None] + span, data)
+            data[some] = PROCESS[width][(start // width)[:, None] + word]
+        group.batch.copies.start(thread, place, data)
 
     sources = [(ins.operands[0], ADDRESS), (ins.operands[1], ADDRESS)]
     if len(ins.operands) > 3:
