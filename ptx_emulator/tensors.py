@@ -48,6 +48,8 @@ class LiveTensors:
         self._found = [ref for ref in self._found if ref() is not None]
         for tensors in ((ref() for ref in self._found), self._all()):
             for tensor in tensors:
+                if tensor is None:  # gone meanwhile
+                    continue
                 place = region(tensor, "a live tensor", "storage")
                 if place.start <= address < place.end:
                     if not any(ref() is tensor for ref in self._found):
@@ -58,7 +60,6 @@ class LiveTensors:
     @staticmethod
     def _all():
         for candidate in gc.get_objects():
-            kind = type(candidate)
-            if issubclass(kind, torch.Tensor) and candidate.device.type == "cpu":
-                if candidate.layout is torch.strided and not candidate.is_meta:
+            if type(candidate) in (torch.Tensor, torch.nn.Parameter) and candidate.device.type == "cpu":
+                if candidate.layout is torch.strided and not torch._is_functional_tensor(candidate):
                     yield candidate
