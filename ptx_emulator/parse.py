@@ -146,7 +146,9 @@ def _statement(kernel: Kernel, text: str, source: str) -> None:
         for name in split(declared[2]):
             many = re.match(r"(%?[\w$]+)<(\d+)>", name)
             names = [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
-            kernel.registers.update(dict.fromkeys(names, declared[1]))
+            for name in names:
+                if kernel.registers.setdefault(name, declared[1]) != declared[1]:
+                    raise PTXError(f"register {name} has different types in different scopes")
     elif array := re.match(r"\.(local|shared)\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text):
         place = f"{array[1]}_bytes"
         aligned = -(-getattr(kernel, place) // int(array[2])) * int(array[2])

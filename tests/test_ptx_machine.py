@@ -1,5 +1,5 @@
-"""The emulator on PTX written by hand: memory, exchange between lanes, barriers, divergence, tensor cores; and
-every check, shown to fire."""
+"""The emulator on PTX written by hand: memory, exchange between lanes, barriers, divergence, tensor cores;
+and every check, shown to fire."""
 
 from __future__ import annotations
 
@@ -381,7 +381,8 @@ def test_tf32_drops_the_low_bits():
     run(
         "mov.b32 %r1, 0f3F800800; mov.b32 %r2, 0f3F800000; mov.b32 %r3, 0;"
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
-        "{%r4, %r5, %r6, %r7}, {%r1, %r1, %r1, %r1}, {%r2, %r2}, {%r3, %r3, %r3, %r3}; mad.wide.u32 %rd9, %r0, 4, %rd0; st.global.b32 [%rd9], %r4;",
+        "{%r4, %r5, %r6, %r7}, {%r1, %r1, %r1, %r1}, {%r2, %r2}, {%r3, %r3, %r3, %r3};"
+        "mad.wide.u32 %rd9, %r0, 4, %rd0; st.global.b32 [%rd9], %r4;",
         d,
     )
     assert d.eq(8).all()
@@ -542,7 +543,8 @@ def test_a_shuffle_from_an_inactive_lane():
 
 def test_tensor_cores_with_inactive_lanes():
     four = "{%r0, %r0, %r0, %r0}"
-    mma = f"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {{%r1,%r2,%r3,%r4}}, {{%r0,%r0}}, {{%r0}}, {four};"
+    name = "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
+    mma = f"{name} {{%r1, %r2, %r3, %r4}}, {{%r0, %r0}}, {{%r0}}, {four};"
     run(f"setp.lt.u32 %p1, %r0, 32; @%p1 {mma}", threads=64)
     fails("inactive lanes", f"setp.lt.u32 %p1, %r0, 33; @%p1 {mma}", threads=64)
 

@@ -19,6 +19,12 @@ def to_f16(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float16).view(np.uint16)
 
 
+def to_f16_towards_zero(value: np.ndarray) -> np.ndarray:
+    nearest = value.astype(np.float16)
+    over = np.abs(nearest).astype(value.dtype) > np.abs(value)
+    return nearest.view(np.uint16) - (over & np.isfinite(value)).astype(np.uint16)
+
+
 def to_tf32(value: np.ndarray) -> np.ndarray:
     """Round the 13 low bits of the fraction away, ties away from zero."""
     bits = value.view(np.uint32)
@@ -71,10 +77,12 @@ def cvt(ins: Instruction) -> Step:
     to, source = [name for name in ins.modifiers if name in TYPES][:2]
     if "relu" in ins.modifiers:
         raise PTXError("relu")
-    if "rz" in ins.modifiers and to in ("f16", "bf16", "f16x2", "bf16x2", "f32"):
-        raise PTXError("rounding towards zero")
+    if ins.one_of("rm", "rp") or ("rz" in ins.modifiers and (to, source) != ("f16x2", "f32")):
+        raise PTXError("a rounding mode")
     if to in ("bf16x2", "f16x2") and source == "f32":
         half = to_bf16 if to == "bf16x2" else to_f16
+        if "rz" in ins.modifiers:
+            half = to_f16_towards_zero
         return computed(ins, lambda upper, lower: pack(half(lower), half(upper)), (source, source), to)
     if to in ("e4m3x2", "e5m2x2"):
         return computed(ins, _to_fp8_pair(to[:4], source), (source,) * (len(ins.operands) - 1), to)

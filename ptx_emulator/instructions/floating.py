@@ -135,6 +135,22 @@ def comparison(name: str, type_: str) -> Callable:
     return compare
 
 
+@instruction("set")
+def set_pair(ins: Instruction) -> Step:
+    """1 or 0 for each of a pair, as floats of the pair's own type."""
+    name, to, source = ins.modifiers
+    if to != source or not to.endswith("x2"):
+        raise PTXError("types of set")
+    compare = comparison(name, to[:-2])
+    one = np.uint16(0x3C00 if to == "f16x2" else 0x3F80)
+
+    def half(*bits: np.ndarray) -> np.ndarray:
+        values = bits if to == "bf16x2" else [b.view(np.float16) for b in bits]
+        return select(compare(*values), one, np.uint16(0))
+
+    return compute(ins, lambda a, b: pack(half(low(a), low(b)), half(high(a), high(b))))
+
+
 def reciprocal_root(value: np.ndarray) -> np.ndarray:
     return value.dtype.type(1) / np.sqrt(value)
 

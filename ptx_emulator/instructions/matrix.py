@@ -44,7 +44,9 @@ def mma(ins: Instruction) -> Step:
     shape = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", next(m for m in ins.modifiers if re.match(r"m\d", m)))
     rows, columns, depth = map(int, shape.groups())
     _, a_form, b_form, sum_type = ins.modifiers[-4:]
-    if (rows, columns) != (16, 8) or sum_type not in ("f32", "s32"):
+    if sum_type == "f64" and (rows, columns, depth) == (8, 8, 4):
+        return _mma_f64(ins)
+    if (rows, columns) != (16, 8) or sum_type not in ("f16", "f32", "s32"):
         raise PTXError("a shape or type of mma")
     a_count, b_count, dtype = len(elements(ins.operands[1])), len(elements(ins.operands[2])), TYPES[sum_type]
     a_each, b_each = PER_REGISTER[a_form], PER_REGISTER[b_form]
@@ -59,14 +61,32 @@ def mma(ins: Instruction) -> Step:
         product = np.matmul(a, b).reshape(n, 2, 8, 4, 2)
         group.tally("mma", n)
         sums = words[a_count + b_count :]
-        return tuple(
-            (product[:, j >> 1, :, :, j & 1].reshape(n, 32).astype(dtype) + sums[j]).reshape(-1)
-            for j in range(4)
-        )
+        parts = [product[:, j >> 1, :, :, j & 1].reshape(n, 32) for j in range(4)]
+        if sum_type == "f16":
+            halves = [half(word).view(np.float16) for word in sums for half in (low, high)]
+            parts = [
+                (part + c).astype(np.float16).view(np.uint16) for part, c in zip(parts, halves, strict=True)
+            ]
+            return tuple(pack(*parts[2 * j : 2 * j + 2]).reshape(-1) for j in range(2))
+        return tuple((part.astype(dtype) + c).reshape(-1) for part, c in zip(parts, sums, strict=True))
 
     sources = [(name, "b32") for place in (1, 2) for name in elements(ins.operands[place])]
-    sources += [(name, sum_type) for name in elements(ins.operands[3])]
-    return Step(run, sources, [(name, sum_type) for name in elements(ins.operands[0])], effect=True)
+    word = "b32" if sum_type == "f16" else sum_type
+    sources += [(name, word) for name in elements(ins.operands[3])]
+    return Step(run, sources, [(name, word) for name in elements(ins.operands[0])], effect=True)
+
+
+def _mma_f64(ins: Instruction) -> Step:
+    """m8n8k4: a number of A and of B per lane, two of C."""
+
+    def run(group, lanes, *values):
+        a, b, *sums = (warps(group, lanes, value) for value in values)
+        product = np.matmul(a.reshape(-1, 8, 4), b.reshape(-1, 8, 4).swapaxes(1, 2)).reshape(-1, 32, 2)
+        group.tally("mma", len(a))
+        return tuple((product[:, :, j] + sums[j]).reshape(-1) for j in range(2))
+
+    sources = [(name, "f64") for operand in ins.operands[1:] for name in elements(operand)]
+    return Step(run, sources, [(name, "f64") for name in elements(ins.operands[0])], effect=True)
 
 
 def matrix_rows(group, lanes, address: np.ndarray, count: int, kind: str) -> np.ndarray:
