@@ -47,30 +47,46 @@ class GlobalMemory:
         self.parameters = parameters
         self.regions = [region for region in (*parameters.values(), *others) if region.end > region.start]
         self.find = find
+        self._spans: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = {}
 
     def check(self, address: np.ndarray, size: int, pointers: frozenset[str]) -> None:
         """Every [address, address + size) must lie in one region: of `pointers`, if they are known."""
         if not aligned(address, size):
             raise PTXError(f"misaligned global access of {size} bytes")
-        known = bool(pointers)
-        regions = [self.parameters[name] for name in pointers] if known else self.regions
         first, last = int(address.min()), int(address.max()) + size
-        for region in regions:
+        for region in self._allowed(pointers):
             if region.start <= first and last <= region.end:
                 return
-        inside = np.zeros(len(address), bool)
-        for region in regions:
-            inside |= (address >= region.start) & (address + size <= region.end)
-        while not inside.all():
+        while not (inside := self._inside(address, size, pointers)).all():
             lost = int(address[~inside][0])
-            region = None if known or self.find is None else self.find(lost)
-            if region is None or not region.start <= lost <= region.end - size:
-                names = ", ".join(f"{r.name} [{r.start:#x}, {r.end:#x})" for r in regions) or "nothing"
+            region = None if pointers or self.find is None else self.find(lost)
+            if region is None or lost + size > region.end:
+                names = ", ".join(f"{r.name} [{r.start:#x}, {r.end:#x})" for r in self._allowed(pointers))
                 raise PTXError(
-                    f"out-of-bounds global access of {size} bytes at {lost:#x}; it may touch {names}"
+                    f"out-of-bounds global access of {size} bytes at {lost:#x}; it may touch {names or 'nothing'}"
                 )
             self.regions.append(region)
-            inside |= (address >= region.start) & (address + size <= region.end)
+            self._spans.clear()
+
+    def _allowed(self, pointers: frozenset[str]) -> list[Region]:
+        return [self.parameters[name] for name in pointers] if pointers else self.regions
+
+    def _inside(self, address: np.ndarray, size: int, pointers: frozenset[str]) -> np.ndarray:
+        if pointers not in self._spans:
+            self._spans[pointers] = _disjoint(self._allowed(pointers))
+        starts, ends = self._spans[pointers]
+        return address + size <= ends[np.searchsorted(starts, address, side="right") - 1]
+
+
+def _disjoint(regions: list[Region]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts, ascending, and ends of regions, overlapping ones as one; an empty one comes before all."""
+    spans = [[-1, -1]]
+    for region in sorted(regions):
+        if region.start < spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], region.end)
+        else:
+            spans.append([region.start, region.end])
+    return np.array([start for start, _ in spans]), np.array([end for _, end in spans])
 
 
 class LocalMemory:

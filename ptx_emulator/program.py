@@ -262,7 +262,11 @@ def _register(operand: str) -> str:
 
 
 def _offset(operand: str) -> int:
-    return int(operand.strip("[] ").partition("+")[2].strip() or "0", 0)
+    text = operand.strip("[] ").partition("+")[2].strip()
+    try:
+        return int(text or "0", 0)
+    except ValueError:
+        raise PTXError(f"offset {text!r} of an address") from None
 
 
 def _with_pointers(ins: Instruction, origin) -> Instruction:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from collections.abc import Iterator
 
 import torch
 
 from .errors import PTXError
 from .memory import Region
-
-BOUNDS = ("view", "storage")
 
 
 def region(tensor: object, name: str, bounds: str = "view") -> Region:
@@ -38,15 +38,15 @@ def region(tensor: object, name: str, bounds: str = "view") -> Region:
 
 
 class LiveTensors:
-    """Finds the storage that holds an address among all tensors of the process. Those found before are asked
-    first: a search looks at every object."""
+    """Finds the storage that holds an address, among the tensors found before, those that the callers hold in
+    variables, and at last all tensors that live: this search looks at every object."""
 
     def __init__(self):
         self._found: list[weakref.ref[torch.Tensor]] = []
 
     def find(self, address: int) -> Region | None:
         self._found = [ref for ref in self._found if ref() is not None]
-        for tensors in ((ref() for ref in self._found), self._all()):
+        for tensors in ((ref() for ref in self._found), _of_callers(), _all()):
             for tensor in tensors:
                 if tensor is None:  # gone meanwhile
                     continue
@@ -57,9 +57,25 @@ class LiveTensors:
                     return place
         return None
 
-    @staticmethod
-    def _all():
-        for candidate in gc.get_objects():
-            if type(candidate) in (torch.Tensor, torch.nn.Parameter) and candidate.device.type == "cpu":
-                if candidate.layout is torch.strided and not torch._is_functional_tensor(candidate):
-                    yield candidate
+
+def _is_here(value: object) -> bool:
+    """Is it a tensor with memory in this process (subclasses may have none)?"""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.device.type == "cpu"
+        and value.layout is torch.strided
+        and not torch._is_functional_tensor(value)
+    )
+
+
+def _of_callers() -> Iterator[torch.Tensor]:
+    """Tensors in variables of the functions that are being called, and in lists and tuples there."""
+    frame = sys._getframe()
+    while frame is not None:
+        for value in list(frame.f_locals.values()):
+            yield from filter(_is_here, value if type(value) in (list, tuple) else (value,))
+        frame = frame.f_back
+
+
+def _all() -> Iterator[torch.Tensor]:
+    yield from filter(_is_here, gc.get_objects())
