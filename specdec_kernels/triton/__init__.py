@@ -5,18 +5,8 @@ from __future__ import annotations
 from triton import knobs
 from triton.runtime import driver
 
-from .commit import commit_kv
-from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
-
-__all__ = [
-    "commit_kv",
-    "commit_state",
-    "describe",
-    "device_type",
-    "replay_conv",
-    "replay_gated_delta",
-    "replay_mamba2",
-]
+from .commit import commit_kv  # noqa: F401
+from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 
 
 def device_type() -> str:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import numbers_per_launch
+from .launch import commit_numbers
 
 
 def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -20,7 +20,7 @@ def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """
     # Odd, negative and of 64 bits, so that none is special to the compiler.
     coded = [-(2**62) - 2 * number - 1 for row in rows for number in row]
-    length = numbers_per_launch(len(coded))
+    length = commit_numbers(len(coded))
     launches = triton.cdiv(len(coded), length)
     numbers = torch.empty(launches * length, dtype=torch.int64, device=device)
     padding = [-(2**62) - 1] * (launches * length - len(coded))

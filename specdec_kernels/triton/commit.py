@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..cache_table import FIELDS, cache_rows, new_rows
 from .addresses import on_device, pointer, unit_words
-from .launch import COMMIT_CACHES, COMMIT_UNITS, commit_splits
+from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
 from .path import kept_nodes, request_rows
 
 _FIELDS = tl.constexpr(len(FIELDS))
@@ -41,7 +41,7 @@ def commit_kv(
         PAGE_SIZE=page_size,
         CACHES=COMMIT_CACHES,
         UNITS=COMMIT_UNITS,
-        num_warps=1,
+        num_warps=COMMIT_WARPS,
     )
 
 

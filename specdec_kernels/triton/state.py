@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import name_of
 from .addresses import on_device, pointer, unit_words
-from .launch import CONV_CHANNELS, STATE_UNITS, power_of_two, state_tile
+from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
 from .path import kept_nodes, request_rows
 
 _INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
@@ -59,7 +59,7 @@ def replay_conv(windows, inputs, path, cu_nodes, rows, slots):
             *given.stride(),
             ITEM=_INTEGERS[window.element_size()],
             CHANNELS=CONV_CHANNELS,
-            TAPS=power_of_two(taps),
+            TAPS=triton.next_power_of_2(taps),
             num_warps=4,
         )
 
