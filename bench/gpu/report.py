@@ -1,4 +1,4 @@
-"""`python -m bench gpu`: compiles every kernel for every target, counts the standard cases, writes the tables."""
+"""`python -m bench gpu`: counts the standard cases, compiles every kernel for every target, writes both down."""
 
 from __future__ import annotations
 

@@ -54,44 +54,45 @@ def _sample() -> Iterator[Callable[[], object]]:
 def _verify() -> Iterator[Callable[[], object]]:
     bitmask = torch.zeros(ROWS, VOCAB // 32, dtype=torch.int32)
     vocab = sdk.DraftVocab(torch.arange(VOCAB // 2), VOCAB)
+    plain, cuts = CUTS
     chain = sdk.DraftTree.chain(torch.zeros(BATCH, NODES - 1, dtype=torch.int64))
-    for dtype, rule, sampling in product(FLOATS, RULES, CUTS):
+    tree = _tree(sdk.Proposal.WITHOUT_REPLACEMENT)
+    plenty = {"draft_vocab": vocab, "token_bitmask": bitmask, "return_logprobs": True}
+    forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
+    forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
+    forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
+    forms += [(torch.bfloat16, chain, None, "match", plain, {})]
+    forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
+    forms += [(torch.bfloat16, tree, VOCAB // 2, "traversal", cuts, plenty)]
+    for dtype, tree, width, rule, cut, options in forms:
         target = torch.zeros(ROWS, VOCAB, dtype=dtype)
-        drafts = [
-            (chain, torch.zeros(BATCH, NODES - 1, VOCAB, dtype=dtype), {}),
-            (_tree(sdk.Proposal.WITHOUT_REPLACEMENT), torch.zeros(ROWS, VOCAB, dtype=dtype), {}),
-        ]
-        if dtype == torch.bfloat16:
-            plenty = {"token_bitmask": bitmask, "draft_vocab": vocab, "return_logprobs": True}
-            drafts += [
-                (chain, None, {}),
-                (_tree(), torch.zeros(ROWS, VOCAB, dtype=dtype), {"draft_sampling": "logprobs"}),
-                (_tree(), torch.zeros(ROWS, VOCAB // 2, dtype=dtype), plenty),
-            ]
-        for tree, draft, options in drafts:
-            options = options | dict(rule=rule, sampling=sampling, backend="triton")
-            yield lambda a=(target, tree, draft), o=options: sdk.verify(*a, **o)
+        rows = (BATCH, NODES - 1) if tree is chain else (ROWS,)
+        draft = None if width is None else torch.zeros(*rows, width, dtype=dtype)
+        yield lambda a=(target, tree, draft), o=options | {"rule": rule, "sampling": cut}: sdk.verify(
+            *a, **o, backend="triton"
+        )
 
 
 def _tree_attention() -> Iterator[Callable[[], object]]:
     table, prefixes = _pages()
-    sinks = torch.zeros(8)
-    every = {"window": 32, "softcap": 30.0, "sinks": sinks, "return_lse": True}
-    shapes = [(head, head, dtype, dtype) for head, dtype in product((64, 80, 128, 256), FLOATS)]
-    shapes += [(128, 128, torch.bfloat16, torch.float8_e4m3fn), (576, 512, torch.bfloat16, torch.bfloat16)]
-    for (head, value, dtype, cached), deterministic, options in product(shapes, (False, True), ({}, every)):
+    every = {"window": 32, "softcap": 30.0, "sinks": torch.zeros(8), "return_lse": True}
+    every |= {"key_scale": 0.5, "value_scale": 0.5}
+    forms = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
+    forms += [(128, torch.float16, torch.float16), (128, torch.float32, torch.float32)]
+    forms += [(128, torch.bfloat16, torch.float8_e4m3fn), (128, torch.bfloat16, torch.int8)]
+    for (head, dtype, cached), deterministic, several in product(forms, (False, True), (False, True)):
         query = torch.zeros(ROWS, 8, head, dtype=dtype)
-        key = torch.zeros(int(table.max()) + 1, PAGE, 1 if head == 576 else 2, head).to(cached)
-        options = options | dict(deterministic=deterministic, max_prefix_len=4096, backend="triton")
-        if value != head:
-            options["value_dim"] = value
-        rest = (key, None if value != head else key.clone(), _tree(), table, prefixes)
+        latent = head == 576
+        key = torch.zeros(int(table.max()) + 1, PAGE, 1 if latent else 2, head).to(cached)
+        options = dict(deterministic=deterministic, max_prefix_len=4096, backend="triton")
+        if latent:
+            options["value_dim"] = 512
+        if several:
+            options |= every
+            options["new_key"] = torch.zeros(ROWS, key.shape[2], head, dtype=dtype)
+            options["new_value"] = None if latent else options["new_key"].clone()
+        rest = (key, None if latent else key.clone(), _tree(), table, prefixes)
         yield lambda a=(query, *rest), o=options: sdk.tree_attention(*a, **o)
-        if value == head:
-            new = torch.zeros(ROWS, 2, head, dtype=dtype)
-            yield lambda a=(query, *rest), n=new, o=options: sdk.tree_attention(
-                *a, new_key=n, new_value=n, **o
-            )
 
 
 def _commit_kv() -> Iterator[Callable[[], object]]:
