@@ -119,8 +119,6 @@ class Launch:
     ptx: str = field(repr=False)
     n: Counter = field(default_factory=Counter)
     ops: Counter = field(default_factory=Counter, repr=False)  # warp instructions by name
-    source: object = field(default=None, repr=False)  # what Triton compiled, to compile it for other targets
-    metadata: object = field(default=None, repr=False)  # and how
 
     def __str__(self) -> str:
         counts = " ".join(f"{name}={value}" for name, value in self.n.items() if value)

@@ -119,7 +119,7 @@ class Launcher:
     """Runs one compiled kernel: Triton makes a launcher per kernel, and calls it per launch."""
 
     def __init__(self, source, metadata):
-        self.source, self.metadata, self.signature = source, metadata, dict(source.signature)
+        self.metadata, self.signature = metadata, dict(source.signature)
         descriptors = getattr(metadata, "tensordesc_meta", None)
         self.launch = wrap_handle_tensordesc_impl(
             self._launch, self.signature, descriptors, lambda value, *_: decompose_descriptor(value)
@@ -140,9 +140,7 @@ class Launcher:
         for name in ("global_scratch", "profile_scratch"):
             size = getattr(self.metadata, f"{name}_size", 0) * math.prod(grid)
             given.append((name, torch.zeros(size, dtype=torch.int8) if size else 0))
-        launch = Launch(loaded.name, self.metadata.num_warps, grid, loaded.shared, loaded.ptx)
-        launch.source, launch.metadata = self.source, self.metadata
-        _run(launch, given)
+        _run(Launch(loaded.name, self.metadata.num_warps, grid, loaded.shared, loaded.ptx), given)
 
 
 def _flatten(signature: object, value: object, name: str, given: list[tuple[str, object]]) -> None:

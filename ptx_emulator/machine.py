@@ -257,10 +257,11 @@ class Machine:
             block = blocks[group.block]
             if batch.tally:
                 batch.tally.enter(block, group)
+            run = block.run or self.program.enter(block)
             try:
-                block.run(group)
+                run(group)
             except Exception as error:
-                self._explain(error)
+                _explain(error, self.program, block)
                 raise
             if block.exit == "barrier":
                 group.block += 1
@@ -350,15 +351,15 @@ class Machine:
                     groups.append(self._part(group, chosen, group.block))
         return free, held
 
-    def _explain(self, error: Exception) -> None:
-        """Add the instruction that a block failed at to an error's message."""
-        trace = error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == self.program.filename:
-                ins = self.program.at_line[trace.tb_lineno]
-                where = f"{ins.text} ({self.program.kernel.name}, {ins.source})" if ins else ""
-                error.args = (f"{error}: {where}", *error.args[1:])
-            trace = trace.tb_next
+
+def _explain(error: Exception, program: Program, block: Block) -> None:
+    """Add the instruction that a block failed at to an error's message."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is block.run.__code__:
+            ins = block.at_line[trace.tb_lineno]
+            error.args = (f"{error}: {ins.text} ({program.kernel.name}, {ins.source})", *error.args[1:])
+        trace = trace.tb_next
 
 
 def _bits(value: float | int, type_: str) -> np.generic:

@@ -61,9 +61,10 @@ class GlobalMemory:
             lost = int(address[~inside][0])
             region = None if pointers or self.find is None else self.find(lost)
             if region is None or lost + size > region.end:
-                names = ", ".join(f"{r.name} [{r.start:#x}, {r.end:#x})" for r in self._allowed(pointers))
+                names = [f"{r.name} [{r.start:#x}, {r.end:#x})" for r in self._allowed(pointers)]
                 raise PTXError(
-                    f"out-of-bounds global access of {size} bytes at {lost:#x}; it may touch {names or 'nothing'}"
+                    f"out-of-bounds global access of {size} bytes at {lost:#x}; "
+                    f"it may touch {', '.join(names) or 'nothing'}"
                 )
             self.regions.append(region)
             self._spans.clear()
@@ -75,18 +76,21 @@ class GlobalMemory:
         if pointers not in self._spans:
             self._spans[pointers] = _disjoint(self._allowed(pointers))
         starts, ends = self._spans[pointers]
-        return address + size <= ends[np.searchsorted(starts, address, side="right") - 1]
+        address = address.view(np.uint64)
+        end = ends[np.searchsorted(starts, address, side="right") - 1]
+        return (address < end) & (end - address >= size)
 
 
 def _disjoint(regions: list[Region]) -> tuple[np.ndarray, np.ndarray]:
     """Starts, ascending, and ends of regions, overlapping ones as one; an empty one comes before all."""
-    spans = [[-1, -1]]
+    spans = [[0, 0]]
     for region in sorted(regions):
         if region.start < spans[-1][1]:
             spans[-1][1] = max(spans[-1][1], region.end)
         else:
             spans.append([region.start, region.end])
-    return np.array([start for start, _ in spans]), np.array([end for _, end in spans])
+    starts, ends = zip(*spans, strict=True)
+    return np.array(starts, np.uint64), np.array(ends, np.uint64)
 
 
 class LocalMemory:

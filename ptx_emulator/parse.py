@@ -9,6 +9,10 @@ from .errors import PTXError
 
 STATEMENT = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([\w.:]+)\s*(.*)$", re.S)
 LABEL = re.compile(r"([$\w]+):\s*")
+LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
+IGNORED = re.compile(r"\.(loc|file|pragma)\b")
+REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
+ARRAY = re.compile(r"\.(local|shared)\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Kernel:
 
 def split(text: str) -> list[str]:
     """Split at commas outside brackets."""
+    if not any(bracket in text for bracket in "{[("):
+        return [part.strip() for part in text.split(",")] if text else []
     parts, depth, start = [], 0, 0
     for place, char in enumerate(text):
         depth += (char in "{[(") - (char in "}])")
@@ -105,19 +111,20 @@ def _module_variables(kernel: Kernel, text: str) -> None:
 def _closing(text: str, place: int) -> int:
     """Where the brace closes that opened just before `place`."""
     depth = 1
-    while depth:
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        place += 1
-    return place - 1
+    for brace in re.compile("[{}]").finditer(text, place):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return brace.start()
+    raise PTXError("the kernel does not end")
 
 
 def _body(kernel: Kernel, text: str, files: dict[str, str]) -> None:
     source = statement = ""
     for line in text.splitlines():
         line = line.strip()
-        if location := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
+        if location := LOCATION.match(line):
             source = f"{files.get(location[1], '').split('/')[-1]}:{location[2]}"
-        if not line or re.match(r"\.(loc|file|pragma)\b", line):
+        if not line or IGNORED.match(line):
             continue
         *finished, rest = line.split(";")
         for part in finished:
@@ -142,19 +149,19 @@ def _enter(kernel: Kernel, text: str) -> str:
 def _statement(kernel: Kernel, text: str, source: str) -> None:
     if not text:
         return
-    if declared := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text, re.S):
+    if declared := REGISTERS.match(text):
         for name in split(declared[2]):
             many = re.match(r"(%?[\w$]+)<(\d+)>", name)
             names = [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
             for name in names:
                 if kernel.registers.setdefault(name, declared[1]) != declared[1]:
                     raise PTXError(f"register {name} has different types in different scopes")
-    elif array := re.match(r"\.(local|shared)\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text):
+    elif array := ARRAY.match(text):
         place = f"{array[1]}_bytes"
         aligned = -(-getattr(kernel, place) // int(array[2])) * int(array[2])
         kernel.symbols[array[3]] = aligned
         setattr(kernel, place, aligned + int(array[4]))
-    elif not text.startswith("."):
+    elif text[0] != ".":
         negated, guard, name, operands = STATEMENT.match(text).groups()
         opcode, *modifiers = name.replace("::cta", "").split(".")
         kernel.instructions.append(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 
@@ -15,7 +16,6 @@ from ..cases import TREE
 from ..cases import Case as VerifyCase
 
 VOCAB = 32768
-MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,10 @@ class Goals:
 class Job:
     """One call to be counted."""
 
-    name: str
     run: Callable[[], object]
     least: Callable[[object, ptx_emulator.Launches], int]  # bytes, of what the call returned
     goals: Goals
-    peer: str = ""  # the best known count of another project, same instrument
+    peer: str = ""  # million instructions of the best known other project
     flops: int = 0  # of matrix products, needed
 
 
@@ -46,6 +45,7 @@ class Job:
 class Counts:
     """What one call did."""
 
+    name: str
     job: Job
     launches: ptx_emulator.Launches = field(repr=False)
     least: int
@@ -83,31 +83,23 @@ class Counts:
         return verdicts
 
 
-def count(job: Job) -> Counts:
+def count(name: str) -> Counts:
     """Run a job in the emulator."""
+    job = JOBS[name]()
     with ptx_emulator.active(80, reach="live"), ptx_emulator.count() as launches:
         result = job.run()
-    return Counts(job, launches, job.least(result, launches))
+    return Counts(name, job, launches, job.least(result, launches))
 
 
-def jobs() -> Iterator[Job]:
-    """Built one at a time: their tensors are large."""
-    yield from _verify_chains()
-    yield from _verify_trees()
-    yield _commit_kv()
-    for nodes in (16, 64):
-        yield _tree_attention(nodes)
+@cache
+def _inputs(branching: tuple[int, ...] = (), **options: object) -> inputs.Inputs:
+    batch = 1 if branching else 8
+    case = VerifyCase(batch=batch, branching=branching, vocab=VOCAB, dtype="bfloat16", **options)
+    return inputs.build(case, sets=1)
 
 
-def _verify_chains() -> Iterator[Job]:
-    plain = inputs.build(VerifyCase(vocab=VOCAB, dtype="bfloat16"), sets=1)
-    cut = inputs.build(VerifyCase(vocab=VOCAB, dtype="bfloat16", top_k=50, top_p=0.9), sets=1)
-    for name, given, rule, goals, peer in (
-        ("verify, token rule", plain, "token", Goals(3, moved=1.05, instructions=45), "70 M (SGLang DSpark)"),
-        ("verify, traversal", plain, "traversal", Goals(3, moved=1.8, instructions=80), "94 M (vLLM)"),
-        ("verify, top_k = 50, top_p = 0.9", cut, "token", Goals(4, moved=3, instructions=150), ""),
-    ):
-        yield Job(name, _verifier(given, rule), lambda out, _: _least_of_chains(out), goals, peer)
+def _verify_chain(rule: str, goals: Goals, peer: str = "", **cuts: float) -> Job:
+    return Job(_verifier(_inputs(**cuts), rule), lambda out, _: _least_of_chains(out), goals, peer)
 
 
 def _verifier(given: inputs.Inputs, rule: object) -> Callable[[], sdk.Verified]:
@@ -123,16 +115,9 @@ def _least_of_chains(out: sdk.Verified) -> int:
     return (2 * batch * depth + again) * VOCAB * 2
 
 
-def _verify_trees() -> Iterator[Job]:
-    given = inputs.build(VerifyCase(batch=1, branching=TREE, vocab=VOCAB, dtype="bfloat16"), sets=1)
-    for rule in ("match", "token", "traversal", sdk.Typical()):
-        name = rule if isinstance(rule, str) else "typical"
-        yield Job(
-            f"verify, tree of 64 nodes, {name}",
-            _verifier(given, rule),
-            lambda out, _, name=name: _least_of_tree(given, name, out),
-            Goals(4, moved=1.02),
-        )
+def _verify_tree(rule: object, name: str) -> Job:
+    given = _inputs(TREE)
+    return Job(_verifier(given, rule), lambda out, _: _least_of_tree(given, name, out), Goals(4, moved=1.02))
 
 
 def _least_of_tree(given: inputs.Inputs, rule: str, out: sdk.Verified) -> int:
@@ -172,11 +157,10 @@ def _commit_kv(layers: int = 32, batch: int = 8, heads: int = 8, head: int = 128
     plan = sdk.CachePlan(caches, page_size=page)
     least = 2 * len(caches) * 3 * batch * heads * head * 2
     return Job(
-        "commit_kv, 32 layers x 24 rows x 2 KB",
         lambda: sdk.commit_kv(plan, path, tree, table, prefix, backend="triton"),
         lambda *_: least,
         Goals(1, moved=1.005, instructions=4),
-        "280 M (SGLang)",
+        "280 (SGLang)",
     )
 
 
@@ -206,8 +190,7 @@ def _tree_attention(nodes: int, batch: int = 2, prefix: int = 1024) -> Job:
         16: Goals(2, requested=2, instructions=70, blocks=128),
         64: Goals(2, requested=2, instructions=130, flops=1.6, blocks=64),
     }[nodes]
-    name = f"tree_attention, B = 2, N = {nodes}, prefix 1024"
-    return Job(name, run, least, goals, "247 M, requested 5x (SGLang)", flops=4 * head * heads * seen)
+    return Job(run, least, goals, "247 (SGLang)", flops=4 * head * heads * seen)
 
 
 def _flops(instruction: str) -> int:
@@ -216,3 +199,23 @@ def _flops(instruction: str) -> int:
     m, rest = shape.split("n") if shape else (0, "0k0")
     n, k = rest.split("k")
     return 2 * int(m) * int(n) * int(k)
+
+
+JOBS: dict[str, Callable[[], Job]] = {
+    "verify, token rule": partial(
+        _verify_chain, "token", Goals(3, moved=1.05, instructions=45), "70 (SGLang)"
+    ),
+    "verify, traversal": partial(
+        _verify_chain, "traversal", Goals(3, moved=1.8, instructions=80), "94 (vLLM)"
+    ),
+    "verify, top_k = 50, top_p = 0.9": partial(
+        _verify_chain, "token", Goals(4, moved=3, instructions=150), top_k=50, top_p=0.9
+    ),
+    "verify, tree of 64 nodes, match": partial(_verify_tree, "match", "match"),
+    "verify, tree of 64 nodes, token": partial(_verify_tree, "token", "token"),
+    "verify, tree of 64 nodes, traversal": partial(_verify_tree, "traversal", "traversal"),
+    "verify, tree of 64 nodes, typical": partial(_verify_tree, sdk.Typical(), "typical"),
+    "commit_kv, 32 layers x 24 rows x 2 KB": _commit_kv,
+    "tree_attention, B = 2, N = 16, prefix 1024": partial(_tree_attention, 16),
+    "tree_attention, B = 2, N = 64, prefix 1024": partial(_tree_attention, 64),
+}

@@ -24,11 +24,9 @@ VOCAB, NODES, BATCH, PAGE = 32000, 6, 2, 16
 ROWS = BATCH * NODES
 
 
-def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """(operation, call)."""
-    for function in (_sample, _verify, _tree_attention, _commit_kv, _states):
-        for call in function():
-            yield function.__name__.strip("_"), call
+def calls() -> Iterator[Callable[[], object]]:
+    for operation in (sample, verify, tree_attention, commit_kv, states):
+        yield from operation()
 
 
 def _tree(proposal: sdk.Proposal = sdk.Proposal.POINT) -> sdk.DraftTree:
@@ -43,15 +41,18 @@ def _pages(length: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(BATCH * width).view(BATCH, width).int(), torch.full((BATCH,), length - NODES).int()
 
 
-def _sample() -> Iterator[Callable[[], object]]:
+def sample() -> Iterator[Callable[[], object]]:
     bitmask = torch.zeros(BATCH, VOCAB // 32, dtype=torch.int32)
-    for dtype, sampling in product(FLOATS, CUTS):
+    plenty = {"token_bitmask": bitmask, "return_logprobs": True}
+    for dtype, cut, options in [
+        *product(FLOATS, CUTS, ({},)),
+        *product(FLOATS[1:2], CUTS, (plenty,)),
+    ]:
         logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
-        for options in ({}, {"token_bitmask": bitmask, "return_logprobs": True}):
-            yield lambda a=logits, s=sampling, o=options: sdk.sample(a, s, **o, backend="triton")
+        yield lambda a=logits, s=cut, o=options: sdk.sample(a, s, **o, backend="triton")
 
 
-def _verify() -> Iterator[Callable[[], object]]:
+def verify() -> Iterator[Callable[[], object]]:
     bitmask = torch.zeros(ROWS, VOCAB // 32, dtype=torch.int32)
     vocab = sdk.DraftVocab(torch.arange(VOCAB // 2), VOCAB)
     plain, cuts = CUTS
@@ -73,29 +74,25 @@ def _verify() -> Iterator[Callable[[], object]]:
         )
 
 
-def _tree_attention() -> Iterator[Callable[[], object]]:
+def tree_attention() -> Iterator[Callable[[], object]]:
     table, prefixes = _pages()
     every = {"window": 32, "softcap": 30.0, "sinks": torch.zeros(8), "return_lse": True}
-    every |= {"key_scale": 0.5, "value_scale": 0.5}
     forms = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
-    forms += [(128, torch.float16, torch.float16), (128, torch.float32, torch.float32)]
-    forms += [(128, torch.bfloat16, torch.float8_e4m3fn), (128, torch.bfloat16, torch.int8)]
-    for (head, dtype, cached), deterministic, several in product(forms, (False, True), (False, True)):
-        query = torch.zeros(ROWS, 8, head, dtype=dtype)
-        latent = head == 576
+    forms += [(128, torch.float32, torch.float32), (128, torch.bfloat16, torch.float8_e4m3fn)]
+    for (head, dtype, cached), several in product(forms, (False, True)):
+        query, latent = torch.zeros(ROWS, 8, head, dtype=dtype), head == 576
         key = torch.zeros(int(table.max()) + 1, PAGE, 1 if latent else 2, head).to(cached)
-        options = dict(deterministic=deterministic, max_prefix_len=4096, backend="triton")
+        options = dict(deterministic=several, max_prefix_len=4096, backend="triton")
         if latent:
             options["value_dim"] = 512
         if several:
-            options |= every
-            options["new_key"] = torch.zeros(ROWS, key.shape[2], head, dtype=dtype)
-            options["new_value"] = None if latent else options["new_key"].clone()
+            new = torch.zeros(ROWS, key.shape[2], head, dtype=dtype)
+            options |= {**every, "new_key": new, "new_value": None if latent else new.clone()}
         rest = (key, None if latent else key.clone(), _tree(), table, prefixes)
         yield lambda a=(query, *rest), o=options: sdk.tree_attention(*a, **o)
 
 
-def _commit_kv() -> Iterator[Callable[[], object]]:
+def commit_kv() -> Iterator[Callable[[], object]]:
     table, prefixes = _pages()
     path = torch.full((BATCH, 4), -1).int()
     for layout, fresh in product(("NHD", "HND"), (False, True)):
@@ -108,7 +105,7 @@ def _commit_kv() -> Iterator[Callable[[], object]]:
         )
 
 
-def _states() -> Iterator[Callable[[], object]]:
+def states() -> Iterator[Callable[[], object]]:
     path, slots = torch.full((BATCH, 4), -1).int(), torch.arange(BATCH)
     rest = (path, _tree(), slots)
     heads, size = 4, 128

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import PTXError
 from ..parse import Instruction
+from ..values import TYPES
 
 ADDRESS = "address"  # the type of a source like [%rd1+16]: int64
 Operands = list[tuple[str, str]]  # operand, type
@@ -49,9 +50,13 @@ def translate(ins: Instruction) -> Step:
     if ins.opcode not in TRANSLATORS:
         raise PTXError(f"unknown instruction {ins.name}: {ins.text}")
     try:
-        return TRANSLATORS[ins.opcode](ins)
-    except (KeyError, IndexError, PTXError) as error:
+        step = TRANSLATORS[ins.opcode](ins)
+    except (KeyError, IndexError, ValueError, StopIteration, PTXError) as error:
         raise PTXError(f"unknown form of {ins.opcode}: {ins.text} ({error})") from error
+    for _, type_ in (*step.sources, *step.results):
+        if type_ not in TYPES and type_ != ADDRESS:
+            raise PTXError(f"unknown type {type_!r}: {ins.text}")
+    return step
 
 
 def compute(ins: Instruction, function: Callable, sources: tuple[str, ...] = (), result: str = "") -> Step:

@@ -66,18 +66,20 @@ def replay_conv(windows, inputs, path, cu_nodes, rows, slots):
 
 def replay_gated_delta(states, keys, values, log_decay, beta, path, cu_nodes, rows, slots):
     """The operator `specdec_kernels::replay_gated_delta`."""
-    _replay(_gated_delta_kernel, (states, keys, values, log_decay, beta), path, cu_nodes, rows, slots)
+    lists = {"STATES": states, "KEYS": keys, "VALUES": values, "LOG_DECAY": log_decay, "BETA": beta}
+    _replay(_gated_delta_kernel, lists, path, cu_nodes, rows, slots)
 
 
 def replay_mamba2(states, x, B, dt, A, path, cu_nodes, rows, slots):
     """The operator `specdec_kernels::replay_mamba2`."""
-    _replay(_mamba2_kernel, (states, x, B, dt, A), path, cu_nodes, rows, slots)
+    _replay(_mamba2_kernel, {"STATES": states, "X": x, "B": B, "DT": dt, "A": A}, path, cu_nodes, rows, slots)
 
 
 def _replay(
-    kernel: triton.JITFunction, lists: Sequence[Sequence[Tensor]], path, cu_nodes, rows, slots
+    kernel: triton.JITFunction, lists: dict[str, Sequence[Tensor]], path, cu_nodes, rows, slots
 ) -> None:
-    for addresses, (state, *inputs), alignment in _alike(*lists):
+    """`lists` by the names of their dtypes among the kernel's parameters."""
+    for addresses, (state, *inputs), alignment in _alike(*lists.values()):
         count, heads, state_rows, columns = state.shape
         tile = state_tile(state_rows, columns)
         kernel[(path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1]))](
@@ -95,11 +97,11 @@ def _replay(
             inputs[0].shape[1],
             inputs[1].shape[1],
             *(stride for tensor in inputs for stride in tensor.stride()[:2]),
-            DTYPES=tuple(getattr(tl, name_of(tensor.dtype)) for tensor in (state, *inputs)),
             ALIGNMENT=alignment,
             ROWS=tile[0],
             COLUMNS=tile[1],
             num_warps=4,
+            **dict(zip(lists, (getattr(tl, name_of(t.dtype)) for t in (state, *inputs)), strict=True)),
         )
 
 
@@ -214,7 +216,7 @@ def _matrix(
     return state_ptr, (row < rows)[:, None] & (column < columns)[None, :], row, column
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "dk", "dv", "key_heads", "value_heads"])
+@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "key_heads", "value_heads"])
 def _gated_delta_kernel(
     addresses_ptr,  # [5, L]: states, keys, values, log_decay, beta of each layer
     path_ptr,  # [B, width]
@@ -240,7 +242,11 @@ def _gated_delta_kernel(
     stride_decay_h,
     stride_beta_r,
     stride_beta_h,
-    DTYPES: tl.constexpr,
+    STATES: tl.constexpr,  # dtypes
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    LOG_DECAY: tl.constexpr,
+    BETA: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -249,13 +255,13 @@ def _gated_delta_kernel(
     slot, start, kept = _request(b, path_ptr, width, cu_nodes_ptr, rows, slots_ptr, slots)
     if kept > 0:
         state_ptr, mask, row, column = _matrix(
-            _tensor(addresses_ptr, 0, DTYPES[0], ALIGNMENT), slot, head,
+            _tensor(addresses_ptr, 0, STATES, ALIGNMENT), slot, head,
             stride_slot, stride_head, stride_k, stride_v, dk, dv, ROWS, COLUMNS,
         )  # fmt: skip
-        key_ptr = _tensor(addresses_ptr, 1, DTYPES[1], ALIGNMENT) + head * key_heads // heads * stride_keys_h
-        value_ptr = _tensor(addresses_ptr, 2, DTYPES[2], ALIGNMENT) + head * stride_values_h
-        decay_ptr = _tensor(addresses_ptr, 3, DTYPES[3], ALIGNMENT) + head * stride_decay_h
-        beta_ptr = _tensor(addresses_ptr, 4, DTYPES[4], ALIGNMENT) + head * stride_beta_h
+        key_ptr = _tensor(addresses_ptr, 1, KEYS, ALIGNMENT) + head * key_heads // heads * stride_keys_h
+        value_ptr = _tensor(addresses_ptr, 2, VALUES, ALIGNMENT) + head * stride_values_h
+        decay_ptr = _tensor(addresses_ptr, 3, LOG_DECAY, ALIGNMENT) + head * stride_decay_h
+        beta_ptr = _tensor(addresses_ptr, 4, BETA, ALIGNMENT) + head * stride_beta_h
         state = tl.load(state_ptr, mask=mask, other=0).to(tl.float32)
         for j in range(kept):
             node = start + tl.load(path_ptr + b * width + j)
@@ -265,10 +271,10 @@ def _gated_delta_kernel(
             beta = tl.load(beta_ptr + node * stride_beta_r).to(tl.float32)
             d = beta * (v - a * tl.sum(k * state, 0))
             state = a * state + k * d[None, :]
-        tl.store(state_ptr, state.to(DTYPES[0]), mask=mask)
+        tl.store(state_ptr, state.to(STATES), mask=mask)
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "p", "n", "x_heads", "groups"])
+@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "x_heads", "groups"])
 def _mamba2_kernel(
     addresses_ptr,  # [5, L]: states, x, B, dt, A of each layer
     path_ptr,  # [B, width]
@@ -293,7 +299,11 @@ def _mamba2_kernel(
     stride_dt_r,
     stride_dt_h,
     stride_a_h,
-    DTYPES: tl.constexpr,
+    STATES: tl.constexpr,  # dtypes
+    X: tl.constexpr,
+    B: tl.constexpr,
+    DT: tl.constexpr,
+    A: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -302,13 +312,13 @@ def _mamba2_kernel(
     slot, start, kept = _request(b, path_ptr, width, cu_nodes_ptr, rows, slots_ptr, slots)
     if kept > 0:
         state_ptr, mask, row, column = _matrix(
-            _tensor(addresses_ptr, 0, DTYPES[0], ALIGNMENT), slot, head,
+            _tensor(addresses_ptr, 0, STATES, ALIGNMENT), slot, head,
             stride_slot, stride_head, stride_p, stride_n, p, n, ROWS, COLUMNS,
         )  # fmt: skip
-        x_ptr = _tensor(addresses_ptr, 1, DTYPES[1], ALIGNMENT) + head * stride_x_h
-        b_ptr = _tensor(addresses_ptr, 2, DTYPES[2], ALIGNMENT) + head * groups // heads * stride_b_g
-        dt_ptr = _tensor(addresses_ptr, 3, DTYPES[3], ALIGNMENT) + head * stride_dt_h
-        a = tl.load(_tensor(addresses_ptr, 4, DTYPES[4], ALIGNMENT) + head * stride_a_h).to(tl.float32)
+        x_ptr = _tensor(addresses_ptr, 1, X, ALIGNMENT) + head * stride_x_h
+        b_ptr = _tensor(addresses_ptr, 2, B, ALIGNMENT) + head * groups // heads * stride_b_g
+        dt_ptr = _tensor(addresses_ptr, 3, DT, ALIGNMENT) + head * stride_dt_h
+        a = tl.load(_tensor(addresses_ptr, 4, A, ALIGNMENT) + head * stride_a_h).to(tl.float32)
         state = tl.load(state_ptr, mask=mask, other=0).to(tl.float32)
         for j in range(kept):
             node = start + tl.load(path_ptr + b * width + j)
@@ -316,4 +326,4 @@ def _mamba2_kernel(
             in_b = tl.load(b_ptr + node * stride_b_r + column, mask=column < n, other=0).to(tl.float32)
             dt = tl.load(dt_ptr + node * stride_dt_r).to(tl.float32)
             state = tl.exp(dt * a) * state + (dt * x)[:, None] * in_b[None, :]
-        tl.store(state_ptr, state.to(DTYPES[0]), mask=mask)
+        tl.store(state_ptr, state.to(STATES), mask=mask)
