@@ -30,9 +30,9 @@ def _multiply_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     tl.store(out_ptr + offs, tl.dot(tl.load(a_ptr + offs), tl.load(b_ptr + offs)))
 
 
-def multiply(size, dtype, warps=4):
+def multiply(size, dtype):
     matrix, out = torch.zeros(size, size, dtype=dtype), torch.zeros(size, size)
-    return lambda: _multiply_kernel[(1,)](matrix, matrix, out, SIZE=size, num_warps=warps)
+    return lambda: _multiply_kernel[(1,)](matrix, matrix, out, SIZE=size)
 
 
 def compiled(call, processor):
@@ -49,9 +49,18 @@ def test_a_product_of_matrices_is_seen_for_what_it_is(processor):
     assert not list(report.broken_rules([(kernel, build)]))
 
 
+@triton.jit
+def _crowd_kernel(a_ptr, SIZE: tl.constexpr):
+    """A warp that cannot forget what it has read."""
+    a_ptr += tl.arange(0, SIZE)
+    a = tl.load(a_ptr)
+    tl.store(a_ptr, a / tl.sum(a))
+
+
 def test_spills_are_seen():
-    _, build = compiled(multiply(64, torch.float32, warps=1), SM_80)
-    assert build.spills and not build.dots
+    a = torch.zeros(16384)
+    _, build = compiled(lambda: _crowd_kernel[(1,)](a, SIZE=16384, num_warps=1), SM_80)
+    assert build.spills and build.registers == 255 and not build.dots
 
 
 def test_what_must_not_be_is_refused():
