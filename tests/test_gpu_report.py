@@ -60,7 +60,7 @@ def _crowd_kernel(a_ptr, SIZE: tl.constexpr):
 def test_spills_are_seen():
     a = torch.zeros(16384)
     _, build = compiled(lambda: _crowd_kernel[(1,)](a, SIZE=16384, num_warps=1), SM_80)
-    assert build.spills and build.registers == 255 and not build.dots
+    assert build.spills and not build.dots
 
 
 def test_what_must_not_be_is_refused():
