@@ -46,7 +46,38 @@ def states(seed, name):
     return lambda: getattr(sdk, name)(*given, path, tree, slots, backend="triton")
 
 
+def sample(seed, cuts):
+    g = torch.Generator().manual_seed(seed)
+    logits, law = torch.randn(3, 300, generator=g), sdk.SamplingParams(torch.rand(3, generator=g), *cuts)
+    given = dict(seeds=torch.randint(99, (3,), generator=g), positions=torch.randint(99, (3,), generator=g))
+    return lambda: sdk.sample(logits, law, **given, return_logprobs=True, backend="triton")
+
+
+def verify(seed, rule, cuts=()):
+    g, tree, _, _ = problem(seed)
+    target, draft = torch.randn(15, 300, generator=g), torch.randn(15, 300, generator=g).bfloat16()
+    law = sdk.SamplingParams(torch.rand(3, generator=g), *cuts)
+    given = dict(seeds=torch.randint(99, (3,), generator=g), positions=torch.randint(99, (3,), generator=g))
+    return lambda: sdk.verify(target, tree, draft, sampling=law, rule=rule, **given, backend="triton")
+
+
+def tree_attention(seed, deterministic):
+    g, tree, _, _ = problem(seed)
+    query, cache = torch.randn(15, 4, 16, generator=g), torch.randn(12, 4, 2, 16, generator=g)
+    rest = (tree, block_tables(g, 3, 4, 12), torch.randint(0, 9, (3,), generator=g).int())
+    options = dict(deterministic=deterministic, return_lse=True, backend="triton")
+    return lambda: sdk.tree_attention(query, cache, cache.clone(), *rest, **options)
+
+
 CALLS = {
+    "sample": lambda seed: sample(seed, ()),
+    "sample with cuts": lambda seed: sample(seed, (20, 0.9, 0.01)),
+    "verify, match": lambda seed: verify(seed, "match"),
+    "verify, token with cuts": lambda seed: verify(seed, "token", (20, 0.9, 0.01)),
+    "verify, traversal": lambda seed: verify(seed, "traversal"),
+    "verify, typical": lambda seed: verify(seed, sdk.Typical()),
+    "tree_attention": lambda seed: tree_attention(seed, False),
+    "tree_attention, deterministic": lambda seed: tree_attention(seed, True),
     "commit_kv with a plan": commit_kv,
     "commit_kv with a list": lambda seed: commit_kv(seed, planned=False),
     "commit_kv of new rows": lambda seed: commit_kv(seed, fresh=True),
