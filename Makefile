@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu-report lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -13,6 +13,9 @@ test: $(VENV)/package
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
+
+gpu-report: $(VENV)/package
+	$(BIN)/python -m bench gpu
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -23,6 +23,10 @@ REFERENCE_SETS = 3  # draft sets on which every token must equal the float64 ref
 def main() -> int:
     if sys.argv[1:2] == ["attention"]:
         return attention.main(sys.argv[2:])
+    if sys.argv[1:2] == ["gpu"]:
+        from .gpu import report as gpu  # needs Triton, and takes over its driver
+
+        return gpu.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, no torch.compile")
     parser.add_argument("--cases", help="comma-separated globs or parts of case names")

@@ -17,8 +17,8 @@ def row_dims(cache: Tensor, layout: str) -> range:
     return range(SLOT_DIM[layout] + 1, cache.dim())
 
 
-def cache_table(caches: Sequence[Tensor], layout: str) -> Tensor:
-    """[len(caches), len(FIELDS)] int64 on the device of the caches."""
+def cache_rows(caches: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
+    """The `FIELDS` of each cache."""
     rows = []
     for cache in caches:
         size, slot = cache.element_size(), SLOT_DIM[layout]
@@ -26,4 +26,20 @@ def cache_table(caches: Sequence[Tensor], layout: str) -> Tensor:
         row_bytes = cache.shape[slot + 1 :].numel() * size
         strides = (cache.stride(0) * size, cache.stride(slot) * size)
         rows.append((cache.data_ptr(), cache.shape[0], *strides, heads, head_stride, row_bytes))
+    return rows
+
+
+def cache_table(caches: Sequence[Tensor], layout: str) -> Tensor:
+    """[len(caches), len(FIELDS)] int64 on the device of the caches. Synchronises, where that is no CPU."""
+    rows = cache_rows(caches, layout)
     return torch.tensor(rows, dtype=torch.int64, device=caches[0].device).view(-1, len(FIELDS))
+
+
+def new_rows(new: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
+    """Address, and strides in bytes of rows and heads, of each tensor of rows that are not in a cache yet."""
+    rows = []
+    for fresh in new:
+        size = fresh.element_size()
+        head_stride = fresh.stride(1) * size if layout == "HND" else 0
+        rows.append((fresh.data_ptr(), fresh.stride(0) * size, head_stride))
+    return rows

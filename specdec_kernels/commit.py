@@ -168,7 +168,8 @@ def _table_suffices(device: torch.device, backend: str) -> bool:
     copies in its place."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
-    return backend in ("auto", "cpu") and backends.choose("commit_kv", device.type)[0] == "cpu"
+    name = backends.choose("commit_kv", device.type)[0] if backend == "auto" else backend
+    return name in ("cpu", "triton")
 
 
 def check_path(operation: str, verified: Verified | Tensor, tree: DraftTree) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import Pool, block_tables, integer, random_tree
@@ -16,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import specdec_kernels as sdk
 from specdec_kernels import backends
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.float8_e4m3fn, torch.int64]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from each import BACKENDS
 from paging import Pool, block_tables, integer, random_tree
 
 import specdec_kernels as sdk
@@ -16,10 +17,14 @@ def wild(g, *shape):
     return WILD[torch.randint(0, len(WILD), shape, generator=g)].int()
 
 
+OTHERS = [backend for backend in BACKENDS if backend != "reference"]
+
+
+@pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("spoiled", ["pages", "prefix", "path", "offsets", "all"])
-def test_bad_data_is_left_out(layout, fresh, spoiled):
+def test_bad_data_is_left_out(backend, layout, fresh, spoiled):
     g = torch.Generator().manual_seed(5)
     for _ in range(30):
         batch, page_size = integer(g, 1, 4), (1, 3, 4)[integer(g, 0, 3)]
@@ -46,25 +51,35 @@ def test_bad_data_is_left_out(layout, fresh, spoiled):
         results = [
             sdk.commit_kv(
                 pool.caches, path, tree, table, prefix_lens, page_size=page_size, layout=layout, new=new,
-                backend=backend,
+                backend=name,
             )
-            for pool, backend in zip(pools, ("cpu", "reference"), strict=True)
+            for pool, name in zip(pools, (backend, "reference"), strict=True)
         ]  # fmt: skip
         assert torch.equal(pools[0].bytes, pools[1].bytes)
         assert all(torch.equal(native, reference) for native, reference in zip(*results, strict=True))
         assert bool((results[0].lengths >= 0).all() and (results[0].pages_kept >= 0).all())
 
 
-def test_caches_without_bytes():
+@pytest.mark.parametrize("backend", OTHERS)
+def test_caches_without_bytes(backend):
     tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
     table, prefix_lens = torch.zeros(2, 3).int(), torch.zeros(2).int()
     for shape in ((0, 4, 2), (3, 4, 0), (3, 4)):
         for columns in (3, 0):
-            sdk.commit_kv([torch.zeros(shape)], path, tree, table[:, :columns], prefix_lens, page_size=4)
+            sdk.commit_kv(
+                [torch.zeros(shape)],
+                path,
+                tree,
+                table[:, :columns],
+                prefix_lens,
+                page_size=4,
+                backend=backend,
+            )
 
 
+@pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("spoiled", ["slots", "path", "offsets"])
-def test_states_of_bad_requests_are_left_alone(spoiled):
+def test_states_of_bad_requests_are_left_alone(backend, spoiled):
     g = torch.Generator().manual_seed(7)
     for _ in range(20):
         batch = integer(g, 1, 4)
@@ -81,29 +96,30 @@ def test_states_of_bad_requests_are_left_alone(spoiled):
             )
         state, vectors, scalars = torch.zeros(batch, 2, 3, 3), torch.ones(rows, 2, 3), torch.ones(rows, 2)
         results = []
-        for backend in ("cpu", "reference"):
+        for name in (backend, "reference"):
             states = [state.clone() for _ in range(4)]
             rest = (path, tree, slots)
-            sdk.commit_state([states[0]], [torch.ones(rows, 2, 3, 3)], *rest, backend=backend)
-            sdk.replay_conv([states[1][:, 0]], [scalars.repeat(1, 2)[:, :3]], *rest, backend=backend)
+            sdk.commit_state([states[0]], [torch.ones(rows, 2, 3, 3)], *rest, backend=name)
+            sdk.replay_conv([states[1][:, 0]], [scalars.repeat(1, 2)[:, :3]], *rest, backend=name)
             sdk.replay_gated_delta(
-                [states[2]], [vectors], [vectors], [-scalars], [scalars], *rest, backend=backend
+                [states[2]], [vectors], [vectors], [-scalars], [scalars], *rest, backend=name
             )
             sdk.replay_mamba2(
-                [states[3]], [vectors], [vectors], [scalars], [-torch.ones(2)], *rest, backend=backend
+                [states[3]], [vectors], [vectors], [scalars], [-torch.ones(2)], *rest, backend=name
             )
             results.append(states)
         for native, reference in zip(*results, strict=True):
             torch.testing.assert_close(native, reference)
 
 
-def test_states_without_bytes():
+@pytest.mark.parametrize("backend", OTHERS)
+def test_states_without_bytes(backend):
     tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
     rows, rest = tree.tokens.numel(), (path, tree, torch.arange(2))
     one = torch.ones(rows, 2)
     for k, v in ((0, 3), (3, 0), (0, 0)):
         state, keys, values = torch.zeros(2, 2, k, v), torch.ones(rows, 2, k), torch.ones(rows, 2, v)
-        sdk.commit_state([state], [torch.zeros(rows, 2, k, v)], *rest)
-        sdk.replay_conv([state[0]], [one[:, :k]] if k < 3 else [torch.ones(rows, 3)], *rest)
-        sdk.replay_gated_delta([state], [keys], [values], [one], [one], *rest)
-        sdk.replay_mamba2([state], [keys], [values], [one], [torch.ones(2)], *rest)
+        sdk.commit_state([state], [torch.zeros(rows, 2, k, v)], *rest, backend=backend)
+        sdk.replay_conv([state[0]], [one[:, :k]] if k < 3 else [torch.ones(rows, 3)], *rest, backend=backend)
+        sdk.replay_gated_delta([state], [keys], [values], [one], [one], *rest, backend=backend)
+        sdk.replay_mamba2([state], [keys], [values], [one], [torch.ones(2)], *rest, backend=backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache_table import cache_table
+from ..cache_table import cache_table, new_rows
 from . import _native
 
 
@@ -17,7 +17,7 @@ def commit_kv(
     # A tracer may hand over copies of the caches that the plan was made for.
     if caches and (table is None or table[:, 0].tolist() != [cache.data_ptr() for cache in caches]):
         table = cache_table(caches, layout)
-    fresh = _new_rows(new, layout)
+    fresh = torch.tensor(new_rows(new, layout), dtype=torch.int64)
     _native.commit_kv(
         table.data_ptr(),
         fresh.data_ptr() if new else 0,
@@ -35,13 +35,3 @@ def commit_kv(
 
 def paths(path: Tensor, cu_nodes: Tensor, rows: int) -> tuple[int, int, int, int, int]:
     return path.data_ptr(), path.shape[1], cu_nodes.data_ptr(), rows, path.shape[0]
-
-
-def _new_rows(new: list[Tensor], layout: str) -> Tensor:
-    """Address, and strides in bytes of rows and heads, of each tensor."""
-    rows = []
-    for fresh in new:
-        size = fresh.element_size()
-        head_stride = fresh.stride(1) * size if layout == "HND" else 0
-        rows.append((fresh.data_ptr(), fresh.stride(0) * size, head_stride))
-    return torch.tensor(rows, dtype=torch.int64)

@@ -1,0 +1,1 @@
+"""What there is to know of the Triton kernels without a GPU: see docs/gpu_counts.md."""

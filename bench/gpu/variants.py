@@ -1,0 +1,127 @@
+"""Calls that together launch every kernel in every configuration that ships. They are only compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+
+import specdec_kernels as sdk
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+RULES = (
+    "match",
+    "token",
+    "traversal",
+    sdk.Typical(),
+    sdk.Relaxed(),
+    sdk.Lenient(1.5),
+    sdk.Synthetic(0.8),
+)
+CUTS = (sdk.SamplingParams(0.8), sdk.SamplingParams(0.8, 50, 0.9, 0.02))
+VOCAB, NODES, BATCH, PAGE = 32000, 6, 2, 16
+ROWS = BATCH * NODES
+
+
+def calls() -> Iterator[Callable[[], object]]:
+    for operation in (sample, verify, tree_attention, commit_kv, states):
+        yield from operation()
+
+
+def _tree(proposal: sdk.Proposal = sdk.Proposal.POINT) -> sdk.DraftTree:
+    parents = torch.tensor([[-1, 0, 0, 2, 3, 0]] * BATCH)
+    tokens = torch.zeros(BATCH, NODES, dtype=torch.int64)
+    return sdk.DraftTree.from_parents(tokens, parents, proposals=proposal)
+
+
+def _pages(length: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block table and prefixes."""
+    width = length // PAGE
+    return torch.arange(BATCH * width).view(BATCH, width).int(), torch.full((BATCH,), length - NODES).int()
+
+
+def sample() -> Iterator[Callable[[], object]]:
+    bitmask = torch.zeros(BATCH, VOCAB // 32, dtype=torch.int32)
+    plenty = {"token_bitmask": bitmask, "return_logprobs": True}
+    for dtype, cut, options in [
+        *product(FLOATS, CUTS, ({},)),
+        *product(FLOATS[1:2], CUTS, (plenty,)),
+    ]:
+        logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
+        yield lambda a=logits, s=cut, o=options: sdk.sample(a, s, **o, backend="triton")
+
+
+def verify() -> Iterator[Callable[[], object]]:
+    bitmask = torch.zeros(ROWS, VOCAB // 32, dtype=torch.int32)
+    vocab = sdk.DraftVocab(torch.arange(VOCAB // 2), VOCAB)
+    plain, cuts = CUTS
+    chain = sdk.DraftTree.chain(torch.zeros(BATCH, NODES - 1, dtype=torch.int64))
+    tree = _tree(sdk.Proposal.WITHOUT_REPLACEMENT)
+    plenty = {"draft_vocab": vocab, "token_bitmask": bitmask, "return_logprobs": True}
+    forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
+    forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
+    forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
+    forms += [(torch.bfloat16, chain, None, "match", plain, {})]
+    forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
+    forms += [(torch.bfloat16, tree, VOCAB // 2, "traversal", cuts, plenty)]
+    for dtype, tree, width, rule, cut, options in forms:
+        target = torch.zeros(ROWS, VOCAB, dtype=dtype)
+        rows = (BATCH, NODES - 1) if tree is chain else (ROWS,)
+        draft = None if width is None else torch.zeros(*rows, width, dtype=dtype)
+        yield lambda a=(target, tree, draft), o=options | {"rule": rule, "sampling": cut}: sdk.verify(
+            *a, **o, backend="triton"
+        )
+
+
+def tree_attention() -> Iterator[Callable[[], object]]:
+    table, prefixes = _pages()
+    every = {"window": 32, "softcap": 30.0, "sinks": torch.zeros(8), "return_lse": True}
+    forms = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
+    forms += [(128, torch.float32, torch.float32), (128, torch.bfloat16, torch.float8_e4m3fn)]
+    for (head, dtype, cached), several in product(forms, (False, True)):
+        query, latent = torch.zeros(ROWS, 8, head, dtype=dtype), head == 576
+        key = torch.zeros(int(table.max()) + 1, PAGE, 1 if latent else 2, head).to(cached)
+        options = dict(deterministic=several, max_prefix_len=4096, backend="triton")
+        if latent:
+            options["value_dim"] = 512
+        if several:
+            new = torch.zeros(ROWS, key.shape[2], head, dtype=dtype)
+            options |= {**every, "new_key": new, "new_value": None if latent else new.clone()}
+        rest = (key, None if latent else key.clone(), _tree(), table, prefixes)
+        yield lambda a=(query, *rest), o=options: sdk.tree_attention(*a, **o)
+
+
+def commit_kv() -> Iterator[Callable[[], object]]:
+    table, prefixes = _pages()
+    path = torch.full((BATCH, 4), -1).int()
+    for layout, fresh in product(("NHD", "HND"), (False, True)):
+        cache = (
+            torch.zeros(int(table.max()) + 1, 2, PAGE, 64) if layout == "HND" else torch.zeros(8, PAGE, 2, 64)
+        )
+        options = dict(page_size=PAGE, layout=layout, new=[torch.zeros(ROWS, 2, 64)] if fresh else None)
+        yield lambda c=cache, o=options: sdk.commit_kv(
+            [c], path, _tree(), table, prefixes, **o, backend="triton"
+        )
+
+
+def states() -> Iterator[Callable[[], object]]:
+    path, slots = torch.full((BATCH, 4), -1).int(), torch.arange(BATCH)
+    rest = (path, _tree(), slots)
+    heads, size = 4, 128
+    for dtype, state_dtype in product(FLOATS[:2], FLOATS[:2]):
+        state = torch.zeros(BATCH, heads, size, size, dtype=state_dtype)
+        vectors, scalars = torch.zeros(ROWS, heads, size, dtype=dtype), torch.zeros(ROWS, heads)
+        for given in (state, state.transpose(2, 3)):
+            yield lambda s=given, v=vectors, a=scalars: sdk.replay_gated_delta(
+                [s], [v], [v], [a], [a], *rest, backend="triton"
+            )
+            yield lambda s=given, v=vectors, a=scalars: sdk.replay_mamba2(
+                [s], [v], [v], [a], [a[0]], *rest, backend="triton"
+            )
+    for dtype in FLOATS[:2]:
+        window, inputs = torch.zeros(BATCH, 512, 4, dtype=dtype), torch.zeros(ROWS, 512, dtype=dtype)
+        yield lambda w=window, x=inputs: sdk.replay_conv([w], [x], *rest, backend="triton")
+    for size in (128, 3):
+        state, snapshots = torch.zeros(BATCH, size).bfloat16(), torch.zeros(ROWS, size).bfloat16()
+        yield lambda s=state, t=snapshots: sdk.commit_state([s], [t], *rest, backend="triton")

@@ -1,0 +1,53 @@
+"""Addresses and strides, which only the host knows, brought to where kernels can read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import commit_numbers
+
+
+def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """[len(rows), len(rows[0])] int64, of numbers from 0 to 2^60.
+
+    They travel as arguments of a launch, which neither synchronises nor keeps a captured graph from being
+    replayed, as copying them from host memory would.
+    """
+    # Odd, negative and of 64 bits, so that none is special to the compiler.
+    coded = [-(2**62) - 2 * number - 1 for row in rows for number in row]
+    length = commit_numbers(len(coded))
+    launches = triton.cdiv(len(coded), length)
+    numbers = torch.empty(launches * length, dtype=torch.int64, device=device)
+    padding = [-(2**62) - 1] * (launches * length - len(coded))
+    for i, some in enumerate(numbers.view(launches, length)):
+        _write_numbers_kernel[(1,)](
+            some, tuple((coded + padding)[i * length : (i + 1) * length]), num_warps=1
+        )
+    return numbers[: len(coded)].view(len(rows), -1)
+
+
+@triton.jit
+def _write_numbers_kernel(
+    out_ptr,  # [len(coded)] int64
+    coded,  # tuple of integers
+):
+    for i in tl.static_range(len(coded)):
+        tl.store(out_ptr + i, (-coded[i] - 2**62) >> 1)
+
+
+@triton.jit
+def pointer(address, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """An address as a pointer that is a multiple of `ALIGNMENT` bytes."""
+    return tl.multiple_of(address.to(tl.pointer_type(DTYPE)), ALIGNMENT)
+
+
+@triton.jit
+def unit_words(unit, WORDS: tl.constexpr):
+    """[UNITS] units of `WORDS` words -> [UNITS, WORDS] places of the words: one access per unit, where the
+    pointer they are added to is a multiple of a unit."""
+    return (unit * WORDS)[:, None] + tl.arange(0, WORDS)[None, :]

@@ -1,0 +1,105 @@
+"""The GPU report: what it says of known kernels; that ours keep to the rules and to the counts aimed at."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from itertools import islice
+
+import pytest
+import torch
+from each import BACKENDS, DEVICE
+
+if "triton" not in BACKENDS or DEVICE != "cpu":
+    pytest.skip("needs Triton, whose driver it takes over", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+import specdec_kernels.triton as kernels
+from bench.gpu import cases, report, targets, variants
+
+OPERATIONS = (variants.sample, variants.verify, variants.tree_attention, variants.commit_kv, variants.states)
+SM_80 = targets.PROCESSORS[0]
+
+
+@triton.jit
+def _multiply_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
+    offs = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out_ptr + offs, tl.dot(tl.load(a_ptr + offs), tl.load(b_ptr + offs)))
+
+
+def multiply(size, dtype):
+    matrix, out = torch.zeros(size, size, dtype=dtype), torch.zeros(size, size)
+    return lambda: _multiply_kernel[(1,)](matrix, matrix, out, SIZE=size)
+
+
+def compiled(call, processor):
+    (kernel,) = targets.kernels(processor, [call])
+    return kernel, targets.build(kernel)
+
+
+@pytest.mark.parametrize("processor", targets.PROCESSORS, ids=lambda processor: processor.name)
+def test_a_product_of_matrices_is_seen_for_what_it_is(processor):
+    kernel, build = compiled(multiply(64, torch.bfloat16), processor)
+    assert (kernel.name, kernel.warps, build.spills) == ("_multiply_kernel", 4, 0)
+    assert build.dots and build.tensor_cores and build.widest_load == 16
+    assert 0 < build.registers <= 255 and 0 < build.occupancy <= 1 and build.shared > 0
+    assert not list(report.broken_rules([(kernel, build)]))
+
+
+@triton.jit
+def _crowd_kernel(a_ptr, SIZE: tl.constexpr):
+    """A warp that cannot forget what it has read."""
+    a_ptr += tl.arange(0, SIZE)
+    a = tl.load(a_ptr)
+    tl.store(a_ptr, a / tl.sum(a))
+
+
+def test_spills_are_seen():
+    a = torch.zeros(16384)
+    _, build = compiled(lambda: _crowd_kernel[(1,)](a, SIZE=16384, num_warps=1), SM_80)
+    assert build.spills and not build.dots
+
+
+def test_what_must_not_be_is_refused():
+    kernel, build = compiled(multiply(64, torch.bfloat16), SM_80)
+    for change, text in (
+        ({"spills": 4}, "_multiply_kernel on sm_80: spills 4"),
+        ({"registers": 169}, "_multiply_kernel on sm_80: 169 registers"),
+        ({"tensor_cores": False}, "_multiply_kernel on sm_80: no tensor-core instruction"),
+    ):
+        assert list(report.broken_rules([(kernel, dataclasses.replace(build, **change))])) == [text]
+
+
+def test_occupancy_is_the_least_of_what_warps_registers_and_memory_allow():
+    kernel, build = compiled(multiply(16, torch.float32), SM_80)
+    assert build.occupancy == 1.0
+    kernel, build = compiled(multiply(128, torch.bfloat16), SM_80)
+    blocks = min(SM_80.shared // (build.shared + 1024), 65536 // (128 * -(-build.registers // 8) * 8))
+    assert build.occupancy == blocks * 4 / 64 < 1
+
+
+def test_every_kernel_is_in_the_report():
+    there = set()
+    for _, name, _ in pkgutil.iter_modules(kernels.__path__):
+        for value in vars(importlib.import_module(f"specdec_kernels.triton.{name}")).values():
+            if isinstance(value, triton.JITFunction) and value.__name__.endswith("_kernel"):
+                there.add(value.__name__)
+    assert there == {kernel.name for kernel in targets.kernels(SM_80, variants.calls())}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_kernels_neither_spill_nor_crowd_the_registers(operation):
+    """Of two calls each; `make gpu-report` compiles all."""
+    calls = list(islice(operation(), 2))
+    some = [kernel for processor in targets.PROCESSORS for kernel in targets.kernels(processor, calls)]
+    compiled = list(zip(some, targets.build_all(some), strict=True))
+    assert len(compiled) >= len(targets.PROCESSORS) and not list(report.broken_rules(compiled))
+
+
+@pytest.mark.parametrize("name", cases.JOBS)
+def test_counts_aimed_at_are_met(name):
+    verdicts = cases.count(name).verdicts()
+    assert verdicts and not {goal: value for goal, value in verdicts.items() if not value[2]}

@@ -1,0 +1,31 @@
+"""Launch configurations: pure functions, so they are tested without a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+from specdec_kernels.triton import launch
+
+
+def test_commit_kv_fills_a_chip_and_shares_out_no_more():
+    assert launch.commit_splits(1) == 8
+    assert launch.commit_splits(32) == 4  # one request, 64 caches
+    assert [launch.commit_splits(programs) for programs in (128, 256, 10**6)] == [1, 1, 1]
+    assert launch.commit_splits(0) == 8  # an empty batch launches nothing, whatever this is
+
+
+def test_numbers_travel_in_few_sizes_within_the_argument_limit():
+    sizes = {launch.commit_numbers(count) for count in range(1, 5000)}
+    assert sizes == {16, 32, 64, 128, 256}
+    assert all(launch.commit_numbers(count) >= min(count, 256) for count in range(1, 5000))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64, 100, 128, 256, 4096])
+@pytest.mark.parametrize("columns", [1, 64, 128, 200])
+def test_a_state_tile_has_all_rows_and_stays_in_registers(rows, columns):
+    tile = launch.state_tile(rows, columns)
+    assert rows <= tile[0] < max(2 * rows, 17) and tile[0] * tile[1] <= 4096
+    assert all(size & (size - 1) == 0 for size in tile)
+    assert tile[1] < max(2 * columns, 17)
+    assert launch.state_tile(128, 128) == (128, 32)
