@@ -5,6 +5,8 @@ from __future__ import annotations
 from triton import knobs
 from triton.runtime import driver
 
+from .attention import tree_attention  # noqa: F401
+
 
 def device_type() -> str:
     """The kind of device whose tensors it serves: that of Triton's active driver ("cuda" for CUDA and ROCm).

@@ -1,0 +1,78 @@
+"""Launch shapes: pure functions of dtypes, sizes and target, with the reason of every number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# --- tree_attention ----------------------------------------------------------------------------------------
+
+ATTENTION_SPLIT = 128  # positions of the shortest split: below, its prologue and its partial result dominate
+ATTENTION_MAX_SPLITS = 32  # of one prefix: bounds the memory of partial results
+ATTENTION_PROGRAMS = 128  # about one per multiprocessor of the chips in use
+
+
+@dataclass(frozen=True)
+class AttentionLaunch:
+    """Block sizes of the two kernels of `tree_attention`."""
+
+    block_head: int  # elements of a key in the first product; a power of two
+    block_rest: int  # the other elements, 0 = none: 80 = 64 + 16 and 576 = 512 + 64 need little padding
+    block_value: int
+    block_rows: int  # packed rows (nodes x query heads of a group) of a program over the prefix
+    block_keys: int  # positions of a tile of the prefix
+    warps: int
+    stages: int
+    block_heads: int  # query heads of a program over the path of one node
+    path_warps: int
+
+
+def attention_launch(
+    head: int, value: int, group: int, rows: int, bytes_per_element: int, deterministic: bool
+) -> AttentionLaunch:
+    """Of keys with `head` and values with `value` elements; `rows` is the packed rows of an average request,
+    `bytes_per_element` that of the operands of the products. With `deterministic` it asks for nothing that
+    depends on the batch."""
+    block_head, block_rest = _attention_parts(head)
+    block_value = max(_power_of_two(value), 16)
+    width = max(block_head + block_rest, block_value) * bytes_per_element
+    rows = 64 if deterministic else min(max(_power_of_two(rows), 16), 128)
+    if bytes_per_element == 4:  # no tensor cores: products are unrolled into registers
+        block_rows, block_keys = min(rows, 32), 32 if width <= 512 else 16
+        if width > 1024:
+            block_rows = 16
+    elif width <= 256:  # up to 128 elements
+        block_rows, block_keys = rows, 64
+    elif width <= 512:
+        block_rows, block_keys = min(rows, 64), 32
+    else:
+        block_rows, block_keys = min(rows, 16), 16
+    warps = 8 if block_rows == 128 or block_value >= 512 else 4
+    block_heads = min(_power_of_two(group), 16)
+    path_warps = 4 if bytes_per_element == 4 or block_value > 256 else 2 if block_value > 128 else 1
+    return AttentionLaunch(
+        block_head, block_rest, block_value, block_rows, block_keys, warps, 2, block_heads, path_warps
+    )
+
+
+def attention_splits(positions: int, programs: int, deterministic: bool) -> int:
+    """The most splits of a prefix of up to `positions`, where `programs` run for each split.
+
+    The splits of a request follow from this bound and its own prefix.
+    """
+    wanted = ATTENTION_MAX_SPLITS
+    if not deterministic:
+        wanted = min(max(-(-ATTENTION_PROGRAMS // max(programs, 1)), 1), ATTENTION_MAX_SPLITS)
+    return min(wanted, -(-positions // ATTENTION_SPLIT))
+
+
+def _attention_parts(head: int) -> tuple[int, int]:
+    whole = max(_power_of_two(head), 16)
+    if whole == head or whole == 16:
+        return whole, 0
+    rest = max(_power_of_two(head - whole // 2), 16)
+    return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
+
+
+def _power_of_two(n: int) -> int:
+    """The least one that is >= n."""
+    return 1 << max(n - 1, 0).bit_length()
