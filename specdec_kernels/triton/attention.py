@@ -14,7 +14,6 @@ from . import launch
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
-_PATH = tl.constexpr(16)  # nodes of a path that are taken at once
 
 
 def tree_attention(
@@ -33,16 +32,21 @@ def tree_attention(
     page_size, kv_heads, requests = key_cache.shape[slots], key_cache.shape[heads], cu_nodes.shape[0] - 1
     group = query_heads // kv_heads
     elements = _product_dtype(query.dtype, key_cache.dtype)
-    shape = launch.attention_launch(
-        head, value_dim, group, -(-rows // max(requests, 1)) * group, elements.itemsize, deterministic
-    )
+    packed = -(-rows // max(requests, 1)) * group  # rows of an average request
+    shape = launch.attention_launch(head, value_dim, packed, elements.itemsize, deterministic)
     longest = min(max_prefix_len, block_table.shape[1] * page_size)
+    splits = launch.attention_splits(
+        min(longest, window) if window else longest,
+        triton.cdiv(packed, shape.block_rows) * requests * kv_heads * shape.warps,
+        deterministic,
+    )
     tiles = (rows * group - 1) // shape.block_rows + requests
-    seen = min(longest, window) if window else longest
-    splits = launch.attention_splits(seen, max(tiles - requests, requests) * kv_heads, deterministic)
     partial = torch.empty((splits, rows, query_heads, value_dim), dtype=torch.float32, device=query.device)
     partial_lse = torch.empty((splits, rows, query_heads), dtype=torch.float32, device=query.device)
-    cache = dict(
+    shared = dict(
+        query_ptr=query,
+        new_key_ptr=new_key,
+        new_value_ptr=new_value,
         key_ptr=_stored(key_cache),
         value_ptr=_stored(value_cache),
         key_scales_ptr=key_scales,
@@ -67,6 +71,10 @@ def tree_attention(
         stride_value_p=value_cache.stride(0),
         stride_value_s=value_cache.stride(slots),
         stride_value_h=value_cache.stride(heads),
+        stride_new_key_r=new_key.stride(0) if new_key is not None else 0,
+        stride_new_key_h=new_key.stride(1) if new_key is not None else 0,
+        stride_new_value_r=new_value.stride(0) if new_value is not None else 0,
+        stride_new_value_h=new_value.stride(1) if new_value is not None else 0,
         scale=scale,
         key_scale=key_scale,
         value_scale=value_scale,
@@ -81,37 +89,29 @@ def tree_attention(
         WINDOW=window > 0,
         LATENT=latent and value_dim <= shape.block_head,
         FRESH=new_key is not None,
+        DETERMINISTIC=deterministic,
+        ELEMENTS=_ELEMENTS[elements],
         BLOCK_REQUESTS=triton.next_power_of_2(requests + 1),
         BLOCK_HEAD=shape.block_head,
         BLOCK_REST=shape.block_rest,
         BLOCK_VALUE=shape.block_value,
     )
-    if splits > 0:
-        _attend_prefix_kernel[(tiles * kv_heads, splits)](
-            query_ptr=query,
-            **cache,
-            ELEMENTS=_ELEMENTS[elements],
+    if tiles > 0:
+        _attend_splits_kernel[(tiles * kv_heads, splits)](
+            **shared,
             BLOCK_ROWS=shape.block_rows,
             BLOCK_KEYS=shape.block_keys,
             num_warps=shape.warps,
             num_stages=shape.stages,
         )
-    head_blocks = triton.cdiv(group, shape.block_heads)
-    _attend_path_kernel[(rows, kv_heads * head_blocks)](
-        query_ptr=query,
-        new_key_ptr=new_key,
-        new_value_ptr=new_value,
+    spans, span = (kv_heads, group) if deterministic else (1, query_heads)
+    _merge_splits_kernel[(rows, spans, triton.cdiv(span, shape.block_heads))](
+        **shared,
         sinks_ptr=sinks,
         out_ptr=out,
         out_lse_ptr=out_lse,
-        **cache,
-        stride_new_key_r=new_key.stride(0) if new_key is not None else 0,
-        stride_new_key_h=new_key.stride(1) if new_key is not None else 0,
-        stride_new_value_r=new_value.stride(0) if new_value is not None else 0,
-        stride_new_value_h=new_value.stride(1) if new_value is not None else 0,
-        ELEMENTS=_ELEMENTS[query.dtype if new_key is not None else elements],
         BLOCK_HEADS=shape.block_heads,
-        num_warps=shape.path_warps,
+        num_warps=shape.merge_warps,
         num_stages=1,
     )
 
@@ -130,8 +130,10 @@ _VARYING = ["rows", "requests", "longest", "max_splits", "table_width", "pages",
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _attend_prefix_kernel(
+def _attend_splits_kernel(
     query_ptr,  # [rows, QUERY_HEADS, HEAD]
+    new_key_ptr,  # [rows, KV_HEADS, HEAD] or None
+    new_value_ptr,  # [rows, KV_HEADS, VALUE] or None
     key_ptr,  # a paged cache, HEAD elements a slot
     value_ptr,  # VALUE elements a slot
     key_scales_ptr,  # [KV_HEADS] or None
@@ -156,6 +158,10 @@ def _attend_prefix_kernel(
     stride_value_p,
     stride_value_s,
     stride_value_h,
+    stride_new_key_r,
+    stride_new_key_h,
+    stride_new_value_r,
+    stride_new_value_h,
     scale,
     key_scale,
     value_scale,
@@ -175,92 +181,126 @@ def _attend_prefix_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     ELEMENTS: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """Packed rows of one request and one head of the cache, over one split of the prefix."""
+    """Packed rows of one request and one head of the cache over one split of the prefix; with the first split
+    over the tree as well, unless DETERMINISTIC."""
     GROUP: tl.constexpr = QUERY_HEADS // KV_HEADS
     tile, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
     # The tiles of request b are numbered from begin_b * GROUP // BLOCK_ROWS + b on: no two share a number,
     # and no sums over the requests before are needed.
     offs_b = tl.arange(0, BLOCK_REQUESTS)
     begins = _request_begins(cu_nodes_ptr, offs_b, requests, rows)
-    is_mine = (begins * GROUP // BLOCK_ROWS + offs_b <= tile) & (offs_b < requests)
-    request = tl.sum(is_mine.to(tl.int32), 0) - 1
+    is_reached = (begins * GROUP // BLOCK_ROWS + offs_b <= tile) & (offs_b < requests)
+    request = tl.sum(is_reached.to(tl.int32), 0) - 1
     begin = tl.max(tl.where(offs_b <= request, begins, 0), 0)
     nodes = tl.max(tl.where(offs_b <= request + 1, begins, 0), 0) - begin
     packed = (tile - request - begin * GROUP // BLOCK_ROWS) * BLOCK_ROWS
     if (request < 0) | (packed >= nodes * GROUP):
         return
-    prefix, first, length = _prefix_splits(
-        prefix_lens_ptr, request, longest, window, max_splits, WINDOW
-    )
+    prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW)
     start = first + split * length
-    if start >= prefix:
+    if (start >= prefix) & (split > 0):
         return
     end = tl.minimum(start + length, prefix)
 
-    offs_m = packed + tl.arange(0, BLOCK_ROWS)
+    offs_m = (packed + tl.arange(0, BLOCK_ROWS)).to(tl.uint32)
     mask_m = offs_m < nodes * GROUP
-    node = offs_m // GROUP
-    query_head = kv_head * GROUP + offs_m % GROUP
-    offs_d, offs_e = tl.arange(0, BLOCK_HEAD), BLOCK_HEAD + tl.arange(0, max(BLOCK_REST, 1))
-    offs_v = tl.arange(0, BLOCK_VALUE)
-    row = (begin + node).to(tl.int64)
-    query_rows = query_ptr + row * stride_query_r + query_head * stride_query_h
-    query = _load_rows(query_rows, mask_m, offs_d, HEAD, ELEMENTS)
-    query_rest = query
-    if BLOCK_REST > 0:
-        query_rest = _load_rows(query_rows, mask_m, offs_e, HEAD, ELEMENTS)
-    factor = scale * _scale_of(key_scale, key_scales_ptr, kv_head)
+    first_node = packed // GROUP
+    offs_i = (offs_m // GROUP).to(tl.int32) - first_node
+    query_head = kv_head * GROUP + (offs_m % GROUP).to(tl.int32)
+    first_row = (begin + first_node).to(tl.int64)
+    query_rows = (
+        query_ptr + first_row * stride_query_r + offs_i * stride_query_r + query_head * stride_query_h
+    )
+    query, query_rest = _load_query(query_rows, mask_m, HEAD, BLOCK_HEAD, BLOCK_REST, ELEMENTS)
+    node = tl.where(mask_m, first_node + offs_i, -1)
+    parents_ptr += begin
     if WINDOW:
-        row_first = prefix + _depths(parents_ptr + begin, node, mask_m, window) - window + 1
+        row_first = prefix + _depths(parents_ptr, node, window) - window + 1
         lowest = tl.min(tl.where(mask_m, row_first, prefix), 0)
         start += tl.maximum(lowest - start, 0) // BLOCK_KEYS * BLOCK_KEYS
 
+    factor = scale * _scale_of(key_scale, key_scales_ptr, kv_head)
+    value_factor = _scale_of(value_scale, value_scales_ptr, kv_head)
     table_ptr = block_table_ptr + request.to(tl.int64) * table_width
     key_ptr += kv_head.to(tl.int64) * stride_key_h
     value_ptr += kv_head.to(tl.int64) * stride_value_h
     top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
+    offs_n = tl.arange(0, BLOCK_KEYS)
     for at in range(start, end, BLOCK_KEYS):
-        position = at + tl.arange(0, BLOCK_KEYS)
+        position = at + offs_n
         held = position < end
         if WINDOW:
             held &= position >= lowest
-        page, slot = _find_slots(table_ptr, position, held, PAGE_SIZE)
-        held = (page >= 0) & (page < pages)
+        page, slot, held = _find_slots(table_ptr, position, held, pages, PAGE_SIZE)
         key_rows = key_ptr + page.to(tl.int64) * stride_key_p + slot * stride_key_s
-        key = _load_rows(key_rows, held, offs_d, HEAD, ELEMENTS)
-        key_rest = key
-        if BLOCK_REST > 0:
-            key_rest = _load_rows(key_rows, held, offs_e, HEAD, ELEMENTS)
-        value = key
-        if not LATENT:
-            value_rows = value_ptr + page.to(tl.int64) * stride_value_p + slot * stride_value_s
-            value = _load_rows(value_rows, held, offs_v, VALUE, ELEMENTS)
-        seen = held[None, :]
+        value_rows = value_ptr + page.to(tl.int64) * stride_value_p + slot * stride_value_s
+        is_seen = None
         if WINDOW:
-            seen = seen & (position[None, :] >= row_first[:, None])
-        acc, top, total = _attend(
-            query, query_rest, key, key_rest, value, seen, factor, softcap, acc, top, total, BLOCK_REST, SOFTCAP
-        )
+            is_seen = position[None, :] >= row_first[:, None]
+        acc, top, total = _attend_tile(
+            query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
+            HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+        )  # fmt: skip
 
-    value_factor = 1.0
-    if FRESH:  # the nodes' own values are not scaled
-        value_factor = _scale_of(value_scale, value_scales_ptr, kv_head)
+    if FRESH:
+        acc *= value_factor
+    if not DETERMINISTIC:
+        if split == 0:
+            if FRESH:  # neither the nodes' own keys nor their values are scaled
+                factor = scale
+                new_rows = begin.to(tl.int64)
+                key_ptr = new_key_ptr + new_rows * stride_new_key_r + kv_head * stride_new_key_h
+                value_ptr = new_value_ptr + new_rows * stride_new_value_r + kv_head * stride_new_value_h
+            # Tiles of nodes from the last on: in this order a row's way to the root meets them.
+            left = tl.where(mask_m, window, 0)
+            for at in tl.range(tl.max(node, 0) // 32 * 32, -1, -32, num_stages=1):
+                ancestor_bits = tl.zeros([BLOCK_ROWS], tl.uint32)
+                while tl.max(node, 0) >= at:
+                    for _ in tl.static_range(4):  # a step costs less than to ask whether it is needed
+                        is_here = node >= at
+                        ancestor_bits |= tl.where(is_here, 1 << (node - at).to(tl.uint32), 0)
+                        parent = _parents(parents_ptr, node, is_here)
+                        if WINDOW:
+                            left -= is_here.to(tl.int32)
+                            parent = tl.where(left > 0, parent, -1)
+                        node = tl.where(is_here, parent, node)
+                offs_w = tl.arange(0, 32)
+                other = at + offs_w
+                held = other < nodes
+                if FRESH:
+                    key_rows = key_ptr + other.to(tl.int64) * stride_new_key_r
+                    value_rows = value_ptr + other.to(tl.int64) * stride_new_value_r
+                else:
+                    held &= prefix + other < table_width * PAGE_SIZE
+                    page, slot, held = _find_slots(table_ptr, prefix + other, held, pages, PAGE_SIZE)
+                    key_rows = key_ptr + page.to(tl.int64) * stride_key_p + slot * stride_key_s
+                    value_rows = value_ptr + page.to(tl.int64) * stride_value_p + slot * stride_value_s
+                is_seen = (ancestor_bits[:, None] >> offs_w.to(tl.uint32)[None, :]) & 1 != 0
+                acc, top, total = _attend_tile(
+                    query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
+                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+                )  # fmt: skip
+    if FRESH:
+        value_factor = 1.0
     acc = acc * tl.where(total == 0, 0, value_factor / total)[:, None]
-    place = (split.to(tl.int64) * rows + row) * QUERY_HEADS + query_head
-    tl.store(partial_lse_ptr + place, top + tl.log2(total), mask=mask_m)
-    partial_rows = partial_ptr + place * VALUE
+    first_place = (split.to(tl.int64) * rows + first_row) * QUERY_HEADS
+    place = offs_i * QUERY_HEADS + query_head
+    tl.store(partial_lse_ptr + first_place + place, top + tl.log2(total), mask=mask_m)
+    partial_rows = partial_ptr + first_place * VALUE + place * VALUE
+    offs_v = tl.arange(0, BLOCK_VALUE)
     tl.store(partial_rows[:, None] + offs_v[None, :], acc, mask=mask_m[:, None] & (offs_v < VALUE)[None, :])
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _attend_path_kernel(
+def _merge_splits_kernel(
     query_ptr,
-    new_key_ptr,  # [rows, KV_HEADS, HEAD] or None
+    new_key_ptr,
     new_value_ptr,
     sinks_ptr,  # [QUERY_HEADS] or None
     out_ptr,  # [rows, QUERY_HEADS, VALUE]
@@ -312,139 +352,140 @@ def _attend_path_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     ELEMENTS: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """One node and up to BLOCK_HEADS query heads of one head of the cache: the splits of the prefix in their
-    order, then the node and its ancestors, nearest first, then the sink."""
+    """One node and a block of query heads. With DETERMINISTIC they share a head of the cache, and the node and
+    its ancestors, nearest first, come before the splits: nothing else in the tree is read."""
     GROUP: tl.constexpr = QUERY_HEADS // KV_HEADS
-    SHARES: tl.constexpr = _PATH // BLOCK_HEADS
-    row = tl.program_id(0)
-    kv_head = tl.program_id(1) % KV_HEADS
+    SPAN: tl.constexpr = GROUP if DETERMINISTIC else QUERY_HEADS
+    row, kv_head = tl.program_id(0), tl.program_id(1)
+    offs_h = tl.program_id(2) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    mask_h = offs_h < SPAN
+    query_head = kv_head * SPAN + offs_h
+    offs_v = tl.arange(0, BLOCK_VALUE)
     offs_b = tl.arange(0, BLOCK_REQUESTS)
     begins = _request_begins(cu_nodes_ptr, offs_b, requests, rows)
     request = tl.sum(((begins <= row) & (offs_b <= requests)).to(tl.int32), 0) - 1
     begin = tl.max(tl.where(offs_b <= request, begins, 0), 0)
-    is_owned = (request >= 0) & (request < requests)
 
-    # A product has at least 16 rows; those that no head needs take every SHARES-th split.
-    offs_r = tl.arange(0, SHARES * BLOCK_HEADS)
-    share, in_group = offs_r // BLOCK_HEADS, tl.program_id(1) // KV_HEADS * BLOCK_HEADS + offs_r % BLOCK_HEADS
-    mask_r = in_group < GROUP
-    query_head = kv_head * GROUP + in_group
-    offs_d, offs_e = tl.arange(0, BLOCK_HEAD), BLOCK_HEAD + tl.arange(0, max(BLOCK_REST, 1))
-    offs_v = tl.arange(0, BLOCK_VALUE)
-    top = tl.full([SHARES * BLOCK_HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([SHARES * BLOCK_HEADS], tl.float32)
-    acc = tl.zeros([SHARES * BLOCK_HEADS, BLOCK_VALUE], tl.float32)
-    if is_owned:
-        prefix, first, length = _prefix_splits(
-            prefix_lens_ptr, request, longest, window, max_splits, WINDOW
-        )
+    row = row.to(tl.int64)
+    top = tl.full([BLOCK_HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_HEADS], tl.float32)
+    acc = tl.zeros([BLOCK_HEADS, BLOCK_VALUE], tl.float32)
+    if (request >= 0) & (request < requests):
+        prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW)
+        if DETERMINISTIC:
+            query_rows = query_ptr + row * stride_query_r + query_head * stride_query_h
+            query, query_rest = _load_query(query_rows, mask_h, HEAD, BLOCK_HEAD, BLOCK_REST, ELEMENTS)
+            factor = scale
+            if not FRESH:
+                factor *= _scale_of(key_scale, key_scales_ptr, kv_head)
+            table_ptr = block_table_ptr + request.to(tl.int64) * table_width
+            offs_t = tl.arange(0, 16)
+            node = row.to(tl.int32) - begin
+            distance = 0
+            while (node >= 0) & ((distance < window) | (not WINDOW)):
+                path = tl.full([16], -1, tl.int32)
+                step = 0
+                while (node >= 0) & (step < 16):
+                    path = tl.where(offs_t == step, node, path)
+                    parent = tl.load(parents_ptr + begin + node)
+                    node = tl.where(parent < node, parent, -1)
+                    step += 1
+                held = path >= 0
+                if WINDOW:
+                    held &= distance + offs_t < window
+                distance += 16
+                if FRESH:
+                    tree_row = (begin + path).to(tl.int64)
+                    key_rows = new_key_ptr + tree_row * stride_new_key_r + kv_head * stride_new_key_h
+                    value_rows = new_value_ptr + tree_row * stride_new_value_r + kv_head * stride_new_value_h
+                else:
+                    held &= prefix + path < table_width * PAGE_SIZE
+                    page, slot, held = _find_slots(table_ptr, prefix + path, held, pages, PAGE_SIZE)
+                    key_rows = key_ptr + kv_head.to(tl.int64) * stride_key_h
+                    key_rows += page.to(tl.int64) * stride_key_p + slot * stride_key_s
+                    value_rows = value_ptr + kv_head.to(tl.int64) * stride_value_h
+                    value_rows += page.to(tl.int64) * stride_value_p + slot * stride_value_s
+                acc, top, total = _attend_tile(
+                    query, query_rest, key_rows, value_rows, held, None, factor, softcap, acc, top, total,
+                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+                )  # fmt: skip
+            if not FRESH:
+                acc *= _scale_of(value_scale, value_scales_ptr, kv_head)
         splits = tl.cdiv(prefix - first, length)
-        for split in range(0, splits, SHARES):
-            place = ((split + share).to(tl.int64) * rows + row) * QUERY_HEADS + query_head
-            held = mask_r & (split + share < splits)
-            lse = tl.load(partial_lse_ptr + place, mask=held, other=float("-inf"))
-            part = _load_rows(partial_ptr + place * VALUE, held, offs_v, VALUE, tl.float32)
+        if not DETERMINISTIC:
+            splits = tl.maximum(splits, 1)  # the first has the tree
+        for split in range(0, splits):
+            place = (split.to(tl.int64) * rows + row) * QUERY_HEADS + query_head
+            lse = tl.load(partial_lse_ptr + place, mask=mask_h, other=float("-inf"))
+            part = _load_rows(partial_ptr + place * VALUE, mask_h, offs_v, VALUE, tl.float32)
             top, base, alpha = _raise_top(top, lse)
             weight = tl.exp2(lse - base)
             total = total * alpha + weight
             acc = acc * alpha[:, None] + part * weight[:, None]
-
-        mask_q = mask_r & (share == 0)
-        query_rows = query_ptr + row.to(tl.int64) * stride_query_r + query_head * stride_query_h
-        query = _load_rows(query_rows, mask_q, offs_d, HEAD, ELEMENTS)
-        query_rest = query
-        if BLOCK_REST > 0:
-            query_rest = _load_rows(query_rows, mask_q, offs_e, HEAD, ELEMENTS)
-        factor = scale
-        if not FRESH:
-            factor *= _scale_of(key_scale, key_scales_ptr, kv_head)
-        table_ptr = block_table_ptr + request.to(tl.int64) * table_width
-        offs_t = tl.arange(0, _PATH)
-        node = row - begin
-        distance = 0
-        while (node >= 0) & ((distance < window) | (not WINDOW)):
-            path = tl.full([_PATH], -1, tl.int32)
-            step = 0
-            while (node >= 0) & (step < _PATH):
-                path = tl.where(offs_t == step, node, path)
-                parent = tl.load(parents_ptr + begin + node)
-                node = tl.where(parent < node, parent, -1)
-                step += 1
-            held = path >= 0
-            if WINDOW:
-                held &= distance + offs_t < window
-            distance += _PATH
-            if FRESH:
-                tree_row = (begin + path).to(tl.int64)
-                key_rows = new_key_ptr + tree_row * stride_new_key_r + kv_head * stride_new_key_h
-                value_rows = new_value_ptr + tree_row * stride_new_value_r + kv_head * stride_new_value_h
-            else:
-                position = prefix + path
-                held &= position < table_width * PAGE_SIZE
-                page, slot = _find_slots(table_ptr, position, held, PAGE_SIZE)
-                held = (page >= 0) & (page < pages)
-                key_rows = key_ptr + kv_head.to(tl.int64) * stride_key_h
-                key_rows += page.to(tl.int64) * stride_key_p + slot * stride_key_s
-                value_rows = value_ptr + kv_head.to(tl.int64) * stride_value_h
-                value_rows += page.to(tl.int64) * stride_value_p + slot * stride_value_s
-            key = _load_rows(key_rows, held, offs_d, HEAD, ELEMENTS)
-            key_rest = key
-            if BLOCK_REST > 0:
-                key_rest = _load_rows(key_rows, held, offs_e, HEAD, ELEMENTS)
-            value = key
-            if not LATENT:
-                value = _load_rows(value_rows, held, offs_v, VALUE, ELEMENTS)
-            acc, top, total = _attend(
-                query, query_rest, key, key_rest, value, mask_q[:, None] & held[None, :], factor, softcap,
-                acc, top, total, BLOCK_REST, SOFTCAP,
-            )  # fmt: skip
-        if not FRESH:
-            acc *= _scale_of(value_scale, value_scales_ptr, kv_head)
         if sinks_ptr is not None:
-            sink = tl.load(sinks_ptr + query_head, mask=mask_q, other=float("-inf")) * _LOG2E
+            sink = tl.load(sinks_ptr + query_head, mask=mask_h, other=float("-inf")) * _LOG2E
             top, base, alpha = _raise_top(top, sink)
             total = total * alpha + tl.exp2(sink - base)
             acc = acc * alpha[:, None]
 
-    best = tl.max(tl.reshape(top, [SHARES, BLOCK_HEADS]), 0)
-    _, base, alpha = _raise_top(tl.reshape(top, [SHARES, BLOCK_HEADS]), best[None, :])
-    total = tl.sum(tl.reshape(total, [SHARES, BLOCK_HEADS]) * alpha, 0)
-    acc = tl.sum(tl.reshape(acc, [SHARES, BLOCK_HEADS, BLOCK_VALUE]) * alpha[:, :, None], 0)
     acc = acc * tl.where(total == 0, 0, 1 / total)[:, None]
-    offs_h = tl.program_id(1) // KV_HEADS * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-    place = row.to(tl.int64) * QUERY_HEADS + kv_head * GROUP + offs_h
-    mask_h = offs_h < GROUP
+    place = row * QUERY_HEADS + query_head
     out_rows = out_ptr + place * VALUE
-    tl.store(
-        out_rows[:, None] + offs_v[None, :],
-        acc.to(out_ptr.dtype.element_ty),
-        mask=mask_h[:, None] & (offs_v < VALUE)[None, :],
-    )
+    mask_v = mask_h[:, None] & (offs_v < VALUE)[None, :]
+    tl.store(out_rows[:, None] + offs_v[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask_v)
     if out_lse_ptr is not None:
-        tl.store(out_lse_ptr + place, (best + tl.log2(total)) * _LN2, mask=mask_h)
+        tl.store(out_lse_ptr + place, (top + tl.log2(total)) * _LN2, mask=mask_h)
 
 
 @triton.jit
-def _attend(
-    query, query_rest, key, key_rest, value, seen, factor, softcap, acc, top, total,
-    BLOCK_REST: tl.constexpr, SOFTCAP: tl.constexpr,
+def _load_query(
+    row_ptrs,
+    mask,
+    HEAD: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """Query rows in two parts; without a second, the first twice."""
+    query = _load_rows(row_ptrs, mask, tl.arange(0, BLOCK_HEAD), HEAD, ELEMENTS)
+    query_rest = query
+    if BLOCK_REST > 0:
+        query_rest = _load_rows(row_ptrs, mask, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, ELEMENTS)
+    return query, query_rest
+
+
+@triton.jit
+def _attend_tile(
+    query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
+    HEAD: tl.constexpr, VALUE: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+    SOFTCAP: tl.constexpr, LATENT: tl.constexpr,
 ):  # fmt: skip
-    """Takes a tile of keys into the softmax of every row; scores are to the base 2."""
+    """Takes a tile of keys into the softmax of every row: those that are `held` and, unless None, `is_seen`
+    [rows, keys]. Scores are to the base 2."""
+    key = _load_rows(key_rows, held, tl.arange(0, BLOCK_HEAD), HEAD, query.dtype)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
     if BLOCK_REST > 0:
+        key_rest = _load_rows(key_rows, held, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, query.dtype)
         scores = tl.dot(query_rest, tl.trans(key_rest), scores, input_precision="ieee")
     if SOFTCAP:
         scores = _tanh(scores * (factor / softcap)) * (softcap * _LOG2E)
     else:
         scores = scores * (factor * _LOG2E)
-    scores = tl.where(seen, scores, float("-inf"))
-    new_top, base, alpha = _raise_top(top, tl.max(scores, 1))
+    scores += tl.where(held, 0, float("-inf"))[None, :]  # finite before: keys that are not held are 0
+    if is_seen is not None:
+        scores = tl.where(is_seen, scores, float("-inf"))
+    top, base, alpha = _raise_top(top, tl.max(scores, 1))
     weights = tl.exp2(scores - base[:, None])
     total = total * alpha + tl.sum(weights, 1)
+    value = key
+    if not LATENT:
+        value = _load_rows(value_rows, held, tl.arange(0, BLOCK_VALUE), VALUE, query.dtype)
     acc = tl.dot(weights.to(value.dtype), value, acc * alpha[:, None], input_precision="ieee")
-    return acc, new_top, total
+    return acc, top, total
 
 
 @triton.jit
@@ -507,25 +548,30 @@ def _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW
 
 
 @triton.jit
-def _depths(parents_ptr, node, mask, most):
-    """Depths of nodes, counted up to `most`."""
+def _parents(parents_ptr, node, mask):
+    """Parents of nodes, -1 where masked or without a valid one."""
+    parent = tl.load(parents_ptr + node, mask=mask, other=-1)
+    return tl.where(parent < node, tl.maximum(parent, -1), -1)
+
+
+@triton.jit
+def _depths(parents_ptr, node, most):
+    """Depths of nodes, counted up to `most`; of -1, 0."""
     depth = tl.zeros_like(node)
-    at = tl.where(mask, node, -1)
     step = 0
-    while (step < most) & (tl.max(at, 0) >= 0):
-        parent = tl.load(parents_ptr + at, mask=at >= 0, other=-1)
-        at = tl.where((parent >= 0) & (parent < at), parent, -1)
-        depth += (at >= 0).to(tl.int32)
+    while (step < most) & (tl.max(node, 0) >= 0):
+        node = _parents(parents_ptr, node, node >= 0)
+        depth += (node >= 0).to(tl.int32)
         step += 1
     return depth
 
 
 @triton.jit
-def _find_slots(table_ptr, position, held, PAGE_SIZE: tl.constexpr):
-    """Page and slot of positions; page -1 where not held."""
+def _find_slots(table_ptr, position, held, pages, PAGE_SIZE: tl.constexpr):
+    """Page and slot of positions, and which of those that are to be held have a valid page."""
     unsigned = position.to(tl.uint32)
     page = tl.load(table_ptr + unsigned // PAGE_SIZE, mask=held, other=-1)
-    return page, unsigned % PAGE_SIZE
+    return page, unsigned % PAGE_SIZE, page.to(tl.uint32) < pages.to(tl.uint32)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 ATTENTION_SPLIT = 128  # positions of the shortest split: below, its prologue and its partial result dominate
 ATTENTION_MAX_SPLITS = 32  # of one prefix: bounds the memory of partial results
-ATTENTION_PROGRAMS = 128  # about one per multiprocessor of the chips in use
+ATTENTION_WARPS = 512  # that keep a chip busy: about one for each of its schedulers
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class AttentionLaunch:
     block_keys: int  # positions of a tile of the prefix
     warps: int
     stages: int
-    block_heads: int  # query heads of a program over the path of one node
-    path_warps: int
+    block_heads: int  # query heads of a program that merges the splits of one node
+    merge_warps: int
 
 
 def attention_launch(
-    head: int, value: int, group: int, rows: int, bytes_per_element: int, deterministic: bool
+    head: int, value: int, rows: int, bytes_per_element: int, deterministic: bool
 ) -> AttentionLaunch:
     """Of keys with `head` and values with `value` elements; `rows` is the packed rows of an average request,
     `bytes_per_element` that of the operands of the products. With `deterministic` it asks for nothing that
@@ -47,22 +47,25 @@ def attention_launch(
     else:
         block_rows, block_keys = min(rows, 16), 16
     warps = 8 if block_rows == 128 or block_value >= 512 else 4
-    block_heads = min(_power_of_two(group), 16)
-    path_warps = 4 if bytes_per_element == 4 or block_value > 256 else 2 if block_value > 128 else 1
+    if deterministic:  # with the products of a path, 16 rows at least
+        block_heads, merge_warps = 16, 4 if bytes_per_element == 4 or block_value > 256 else 2
+    else:  # 32 numbers a thread
+        block_heads = max(4096 // block_value, 1)
+        merge_warps = block_heads * block_value // 1024
     return AttentionLaunch(
-        block_head, block_rest, block_value, block_rows, block_keys, warps, 2, block_heads, path_warps
+        block_head, block_rest, block_value, block_rows, block_keys, warps, 2, block_heads, merge_warps
     )
 
 
-def attention_splits(positions: int, programs: int, deterministic: bool) -> int:
-    """The most splits of a prefix of up to `positions`, where `programs` run for each split.
+def attention_splits(positions: int, warps: int, deterministic: bool) -> int:
+    """The most splits of a prefix of up to `positions`, where `warps` run for each split.
 
     The splits of a request follow from this bound and its own prefix.
     """
     wanted = ATTENTION_MAX_SPLITS
     if not deterministic:
-        wanted = min(max(-(-ATTENTION_PROGRAMS // max(programs, 1)), 1), ATTENTION_MAX_SPLITS)
-    return min(wanted, -(-positions // ATTENTION_SPLIT))
+        wanted = min(max(-(-ATTENTION_WARPS // max(warps, 1)), 1), ATTENTION_MAX_SPLITS)
+    return max(min(wanted, -(-positions // ATTENTION_SPLIT)), 1)
 
 
 def _attention_parts(head: int) -> tuple[int, int]:
