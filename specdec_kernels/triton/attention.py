@@ -8,6 +8,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 from . import launch
 
@@ -33,7 +34,11 @@ def tree_attention(
     group = query_heads // kv_heads
     elements = _product_dtype(query.dtype, key_cache.dtype)
     packed = -(-rows // max(requests, 1)) * group  # rows of an average request
-    shape = launch.attention_launch(head, value_dim, packed, elements.itemsize, deterministic)
+    plain = key_cache.dtype == elements and not window and softcap == 0
+    target = driver.active.get_current_target()
+    shape = launch.attention_launch(
+        target.backend, target.arch, head, value_dim, packed, elements.itemsize, plain, deterministic
+    )
     longest = min(max_prefix_len, block_table.shape[1] * page_size)
     splits = launch.attention_splits(
         min(longest, window) if window else longest,
@@ -254,12 +259,10 @@ def _attend_splits_kernel(
         if split == 0:
             if FRESH:  # neither the nodes' own keys nor their values are scaled
                 factor = scale
-                new_rows = begin.to(tl.int64)
-                key_ptr = new_key_ptr + new_rows * stride_new_key_r + kv_head * stride_new_key_h
-                value_ptr = new_value_ptr + new_rows * stride_new_value_r + kv_head * stride_new_value_h
             # Tiles of nodes from the last on: in this order a row's way to the root meets them.
             left = tl.where(mask_m, window, 0)
-            for at in tl.range(tl.max(node, 0) // 32 * 32, -1, -32, num_stages=1):
+            NODES: tl.constexpr = min(BLOCK_KEYS, 32)  # bits of a word
+            for at in tl.range(tl.max(node, 0) // NODES * NODES, -1, -NODES, num_stages=1):
                 ancestor_bits = tl.zeros([BLOCK_ROWS], tl.uint32)
                 while tl.max(node, 0) >= at:
                     for _ in tl.static_range(4):  # a step costs less than to ask whether it is needed
@@ -270,12 +273,13 @@ def _attend_splits_kernel(
                             left -= is_here.to(tl.int32)
                             parent = tl.where(left > 0, parent, -1)
                         node = tl.where(is_here, parent, node)
-                offs_w = tl.arange(0, 32)
+                offs_w = tl.arange(0, NODES)
                 other = at + offs_w
                 held = other < nodes
                 if FRESH:
-                    key_rows = key_ptr + other.to(tl.int64) * stride_new_key_r
-                    value_rows = value_ptr + other.to(tl.int64) * stride_new_value_r
+                    other_row = (begin + other).to(tl.int64)
+                    key_rows = new_key_ptr + other_row * stride_new_key_r + kv_head * stride_new_key_h
+                    value_rows = new_value_ptr + other_row * stride_new_value_r + kv_head * stride_new_value_h
                 else:
                     held &= prefix + other < table_width * PAGE_SIZE
                     page, slot, held = _find_slots(table_ptr, prefix + other, held, pages, PAGE_SIZE)
@@ -467,10 +471,10 @@ def _attend_tile(
     """Takes a tile of keys into the softmax of every row: those that are `held` and, unless None, `is_seen`
     [rows, keys]. Scores are to the base 2."""
     key = _load_rows(key_rows, held, tl.arange(0, BLOCK_HEAD), HEAD, query.dtype)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = _add_products(query, key, tl.zeros([query.shape[0], key.shape[0]], tl.float32))
     if BLOCK_REST > 0:
         key_rest = _load_rows(key_rows, held, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, query.dtype)
-        scores = tl.dot(query_rest, tl.trans(key_rest), scores, input_precision="ieee")
+        scores = _add_products(query_rest, key_rest, scores)
     if SOFTCAP:
         scores = _tanh(scores * (factor / softcap)) * (softcap * _LOG2E)
     else:
@@ -486,6 +490,19 @@ def _attend_tile(
         value = _load_rows(value_rows, held, tl.arange(0, BLOCK_VALUE), VALUE, query.dtype)
     acc = tl.dot(weights.to(value.dtype), value, acc * alpha[:, None], input_precision="ieee")
     return acc, top, total
+
+
+@triton.jit
+def _add_products(query, key, scores):
+    """scores + query . key. In float32, without tensor cores, a thread holds whole rows of what it multiplies:
+    they are taken in pieces of 16, side by side, and the pieces added."""
+    if query.dtype == tl.float32:
+        PIECES: tl.constexpr = query.shape[1] // 16
+        query = tl.permute(tl.reshape(query, [query.shape[0], PIECES, 16]), [1, 0, 2])
+        key = tl.permute(tl.reshape(key, [key.shape[0], PIECES, 16]), [1, 2, 0])
+        return scores + tl.sum(tl.dot(query, key, input_precision="ieee"), 0)
+    else:
+        return tl.dot(query, tl.trans(key), scores)
 
 
 @triton.jit

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
+def shared_memory(backend: str, arch: int | str) -> int:
+    """Bytes that one program may have; `backend` and `arch` as in Triton's target."""
+    if backend != "cuda":
+        return 64 * 1024
+    return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(arch, 99) * 1024
+
+
 # --- tree_attention ----------------------------------------------------------------------------------------
 
 ATTENTION_SPLIT = 128  # positions of the shortest split: below, its prologue and its partial result dominate
@@ -27,33 +35,49 @@ class AttentionLaunch:
 
 
 def attention_launch(
-    head: int, value: int, rows: int, bytes_per_element: int, deterministic: bool
+    backend: str,
+    arch: int | str,
+    head: int,
+    value: int,
+    rows: int,
+    bytes_per_element: int,
+    plain: bool,
+    deterministic: bool,
 ) -> AttentionLaunch:
-    """Of keys with `head` and values with `value` elements; `rows` is the packed rows of an average request,
-    `bytes_per_element` that of the operands of the products. With `deterministic` it asks for nothing that
-    depends on the batch."""
+    """Of keys with `head` and values with `value` elements.
+
+    Args:
+        rows: packed rows of an average request.
+        bytes_per_element: of the operands of the products.
+        plain: the cache holds those operands, and scores are neither capped nor windowed: else registers are
+            needed for more than the products.
+        deterministic: nothing may depend on the batch.
+    """
     block_head, block_rest = _attention_parts(head)
     block_value = max(_power_of_two(value), 16)
-    width = max(block_head + block_rest, block_value) * bytes_per_element
-    rows = 64 if deterministic else min(max(_power_of_two(rows), 16), 128)
-    if bytes_per_element == 4:  # no tensor cores: products are unrolled into registers
-        block_rows, block_keys = min(rows, 32), 32 if width <= 512 else 16
-        if width > 1024:
-            block_rows = 16
-    elif width <= 256:  # up to 128 elements
-        block_rows, block_keys = rows, 64
-    elif width <= 512:
-        block_rows, block_keys = min(rows, 64), 32
+    width = max(block_head + block_rest, block_value)
+    rows = 64 if deterministic else max(_power_of_two(rows), 16)
+    stages = 2
+    if bytes_per_element == 4:  # no tensor cores: a thread holds rows of both operands
+        block_rows, block_keys, warps = 16, 16, 8
+        stages = 2 if width <= 256 else 1
+    elif width <= 128:
+        most = 128 if plain and backend == "cuda" else 64
+        block_rows, block_keys = min(rows, most), 64
+        warps = 8 if block_rows == 128 else 4
+    elif width <= 256:
+        block_rows, block_keys, warps = min(rows, 32), 32, 4
     else:
-        block_rows, block_keys = min(rows, 16), 16
-    warps = 8 if block_rows == 128 or block_value >= 512 else 4
+        memory = shared_memory(backend, arch)
+        block_rows = min(rows, 32 if memory >= 96 * 1024 else 16)
+        block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8
     if deterministic:  # with the products of a path, 16 rows at least
-        block_heads, merge_warps = 16, 4 if bytes_per_element == 4 or block_value > 256 else 2
+        block_heads, merge_warps = 16, 4 if width <= 128 else 8
     else:  # 32 numbers a thread
         block_heads = max(4096 // block_value, 1)
         merge_warps = block_heads * block_value // 1024
     return AttentionLaunch(
-        block_head, block_rest, block_value, block_rows, block_keys, warps, 2, block_heads, merge_warps
+        block_head, block_rest, block_value, block_rows, block_keys, warps, stages, block_heads, merge_warps
     )
 
 
