@@ -1,11 +1,13 @@
 """What the tests share."""
 
+import each
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
+each.emulate_gpu()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,23 @@
+"""The backends that can serve tensors on `DEVICE` here, for tests of operators to run over."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["reference"]
+if DEVICE == "cpu" and find_spec("specdec_kernels.cpu._native"):
+    BACKENDS.append("cpu")
+if find_spec("triton"):
+    BACKENDS.append("triton")
+
+
+def emulate_gpu() -> None:
+    """Where there is no GPU, Triton's kernels run from their PTX on CPU tensors. They may touch any tensor
+    that lives: caches are reached through a table of their addresses."""
+    if DEVICE == "cpu" and "triton" in BACKENDS:
+        import ptx_emulator
+
+        ptx_emulator.activate(80, reach="live")
