@@ -96,7 +96,7 @@ def tree_attention(
         FRESH=new_key is not None,
         DETERMINISTIC=deterministic,
         ELEMENTS=_ELEMENTS[elements],
-        BLOCK_REQUESTS=triton.next_power_of_2(requests + 1),
+        BLOCK_REQUESTS=max(triton.next_power_of_2(requests + 1), 4),
         BLOCK_HEAD=shape.block_head,
         BLOCK_REST=shape.block_rest,
         BLOCK_VALUE=shape.block_value,
