@@ -1,5 +1,5 @@
-"""Attention over the draft tree: one kernel over the prefix, split; one that merges the splits, follows each
-node's path and finishes its rows."""
+"""Attention over the draft tree: a kernel over splits of the prefix and over the tree, and one that merges
+the splits. Where the result must be deterministic, the tree is the second kernel's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tree_attention(
     scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim,
     max_prefix_len, heads_first, deterministic, out, out_lse,
 ):  # fmt: skip
-    """The operator `specdec_kernels::tree_attention`: two launches, one where no prefix can be."""
+    """The operator `specdec_kernels::tree_attention`, in two launches."""
     rows, query_heads, head = query.shape
     if rows == 0 or query_heads == 0:
         return
@@ -37,7 +37,15 @@ def tree_attention(
     plain = key_cache.dtype == elements and not window and softcap == 0
     target = driver.active.get_current_target()
     shape = launch.attention_launch(
-        target.backend, target.arch, head, value_dim, packed, elements.itemsize, plain, deterministic
+        target.backend,
+        target.arch,
+        query_heads,
+        head,
+        value_dim,
+        packed,
+        bytes_per_element=elements.itemsize,
+        plain=plain,
+        deterministic=deterministic,
     )
     longest = min(max_prefix_len, block_table.shape[1] * page_size)
     splits = launch.attention_splits(
@@ -94,6 +102,7 @@ def tree_attention(
         WINDOW=window > 0,
         LATENT=latent and value_dim <= shape.block_head,
         FRESH=new_key is not None,
+        WIDE=page_size * max(key_cache.stride(slots), value_cache.stride(slots)) >= 2**32,
         DETERMINISTIC=deterministic,
         ELEMENTS=_ELEMENTS[elements],
         BLOCK_REQUESTS=max(triton.next_power_of_2(requests + 1), 4),
@@ -181,6 +190,7 @@ def _attend_splits_kernel(
     WINDOW: tl.constexpr,
     LATENT: tl.constexpr,
     FRESH: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_REQUESTS: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -242,9 +252,9 @@ def _attend_splits_kernel(
         held = position < end
         if WINDOW:
             held &= position >= lowest
-        page, slot, held = _find_slots(table_ptr, position, held, pages, PAGE_SIZE)
-        key_rows = key_ptr + page.to(tl.int64) * stride_key_p + slot * stride_key_s
-        value_rows = value_ptr + page.to(tl.int64) * stride_value_p + slot * stride_value_s
+        page, slot, held = _find_slots(table_ptr, position, held, pages, PAGE_SIZE, WIDE)
+        key_rows = key_ptr + page * stride_key_p + slot * stride_key_s
+        value_rows = value_ptr + page * stride_value_p + slot * stride_value_s
         is_seen = None
         if WINDOW:
             is_seen = position[None, :] >= row_first[:, None]
@@ -282,9 +292,9 @@ def _attend_splits_kernel(
                     value_rows = new_value_ptr + other_row * stride_new_value_r + kv_head * stride_new_value_h
                 else:
                     held &= prefix + other < table_width * PAGE_SIZE
-                    page, slot, held = _find_slots(table_ptr, prefix + other, held, pages, PAGE_SIZE)
-                    key_rows = key_ptr + page.to(tl.int64) * stride_key_p + slot * stride_key_s
-                    value_rows = value_ptr + page.to(tl.int64) * stride_value_p + slot * stride_value_s
+                    page, slot, held = _find_slots(table_ptr, prefix + other, held, pages, PAGE_SIZE, WIDE)
+                    key_rows = key_ptr + page * stride_key_p + slot * stride_key_s
+                    value_rows = value_ptr + page * stride_value_p + slot * stride_value_s
                 is_seen = (ancestor_bits[:, None] >> offs_w.to(tl.uint32)[None, :]) & 1 != 0
                 acc, top, total = _attend_tile(
                     query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
@@ -351,6 +361,7 @@ def _merge_splits_kernel(
     WINDOW: tl.constexpr,
     LATENT: tl.constexpr,
     FRESH: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_REQUESTS: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -359,8 +370,8 @@ def _merge_splits_kernel(
     DETERMINISTIC: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """One node and a block of query heads. With DETERMINISTIC they share a head of the cache, and the node and
-    its ancestors, nearest first, come before the splits: nothing else in the tree is read."""
+    """One node and a block of query heads. With DETERMINISTIC they share a head of the cache, and the node
+    and its ancestors, nearest first, come before the splits: nothing else in the tree is read."""
     GROUP: tl.constexpr = QUERY_HEADS // KV_HEADS
     SPAN: tl.constexpr = GROUP if DETERMINISTIC else QUERY_HEADS
     row, kv_head = tl.program_id(0), tl.program_id(1)
@@ -407,11 +418,11 @@ def _merge_splits_kernel(
                     value_rows = new_value_ptr + tree_row * stride_new_value_r + kv_head * stride_new_value_h
                 else:
                     held &= prefix + path < table_width * PAGE_SIZE
-                    page, slot, held = _find_slots(table_ptr, prefix + path, held, pages, PAGE_SIZE)
+                    page, slot, held = _find_slots(table_ptr, prefix + path, held, pages, PAGE_SIZE, WIDE)
                     key_rows = key_ptr + kv_head.to(tl.int64) * stride_key_h
-                    key_rows += page.to(tl.int64) * stride_key_p + slot * stride_key_s
+                    key_rows += page * stride_key_p + slot * stride_key_s
                     value_rows = value_ptr + kv_head.to(tl.int64) * stride_value_h
-                    value_rows += page.to(tl.int64) * stride_value_p + slot * stride_value_s
+                    value_rows += page * stride_value_p + slot * stride_value_s
                 acc, top, total = _attend_tile(
                     query, query_rest, key_rows, value_rows, held, None, factor, softcap, acc, top, total,
                     HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
@@ -494,8 +505,8 @@ def _attend_tile(
 
 @triton.jit
 def _add_products(query, key, scores):
-    """scores + query . key. In float32, without tensor cores, a thread holds whole rows of what it multiplies:
-    they are taken in pieces of 16, side by side, and the pieces added."""
+    """scores + query . key. In float32, without tensor cores, a thread holds whole rows of what it
+    multiplies: they are taken in pieces of 16, side by side, and the pieces added."""
     if query.dtype == tl.float32:
         PIECES: tl.constexpr = query.shape[1] // 16
         query = tl.permute(tl.reshape(query, [query.shape[0], PIECES, 16]), [1, 0, 2])
@@ -584,11 +595,15 @@ def _depths(parents_ptr, node, most):
 
 
 @triton.jit
-def _find_slots(table_ptr, position, held, pages, PAGE_SIZE: tl.constexpr):
-    """Page and slot of positions, and which of those that are to be held have a valid page."""
-    unsigned = position.to(tl.uint32)
-    page = tl.load(table_ptr + unsigned // PAGE_SIZE, mask=held, other=-1)
-    return page, unsigned % PAGE_SIZE, page.to(tl.uint32) < pages.to(tl.uint32)
+def _find_slots(table_ptr, position, held, pages, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Page and slot of positions, and which of those that are to be held have a valid page. Slots are 64 bits
+    wide only where a page has 2^32 elements."""
+    position = position.to(tl.uint32)
+    page = tl.load(table_ptr + position // PAGE_SIZE, mask=held, other=-1)
+    slot = position % PAGE_SIZE
+    if WIDE:
+        slot = slot.to(tl.int64)
+    return page.to(tl.int64), slot, page.to(tl.uint32) < pages.to(tl.uint32)
 
 
 @triton.jit

@@ -1,8 +1,10 @@
-"""Launch shapes: pure functions of dtypes, sizes and target, with the reason of every number."""
+"""Launch configurations: pure functions of shapes and of the target."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from triton import next_power_of_2
 
 
 def shared_memory(backend: str, arch: int | str) -> int:
@@ -26,7 +28,7 @@ class AttentionLaunch:
     block_head: int  # elements of a key in the first product; a power of two
     block_rest: int  # the other elements, 0 = none: 80 = 64 + 16 and 576 = 512 + 64 need little padding
     block_value: int
-    block_rows: int  # packed rows (nodes x query heads of a group) of a program over the prefix
+    block_rows: int  # packed rows (nodes x query heads of a group) of a program over a split
     block_keys: int  # positions of a tile of the prefix
     warps: int
     stages: int
@@ -37,14 +39,16 @@ class AttentionLaunch:
 def attention_launch(
     backend: str,
     arch: int | str,
+    query_heads: int,
     head: int,
     value: int,
     rows: int,
+    *,
     bytes_per_element: int,
     plain: bool,
     deterministic: bool,
 ) -> AttentionLaunch:
-    """Of keys with `head` and values with `value` elements.
+    """Of keys with `head` and values with `value` elements, chosen so that no register spills.
 
     Args:
         rows: packed rows of an average request.
@@ -54,9 +58,9 @@ def attention_launch(
         deterministic: nothing may depend on the batch.
     """
     block_head, block_rest = _attention_parts(head)
-    block_value = max(_power_of_two(value), 16)
+    block_value = max(next_power_of_2(value), 16)
     width = max(block_head + block_rest, block_value)
-    rows = 64 if deterministic else max(_power_of_two(rows), 16)
+    rows = 64 if deterministic else max(next_power_of_2(rows), 16)
     stages = 2
     if bytes_per_element == 4:  # no tensor cores: a thread holds rows of both operands
         block_rows, block_keys, warps = 16, 16, 8
@@ -74,8 +78,8 @@ def attention_launch(
     if deterministic:  # with the products of a path, 16 rows at least
         block_heads, merge_warps = 16, 4 if width <= 128 else 8
     else:  # 32 numbers a thread
-        block_heads = max(4096 // block_value, 1)
-        merge_warps = block_heads * block_value // 1024
+        block_heads = min(max(4096 // block_value, 1), next_power_of_2(query_heads))
+        merge_warps = max(block_heads * block_value // 1024, 1)
     return AttentionLaunch(
         block_head, block_rest, block_value, block_rows, block_keys, warps, stages, block_heads, merge_warps
     )
@@ -93,13 +97,9 @@ def attention_splits(positions: int, warps: int, deterministic: bool) -> int:
 
 
 def _attention_parts(head: int) -> tuple[int, int]:
-    whole = max(_power_of_two(head), 16)
+    """A power of two for most of `head` elements and one for the rest, if that saves any padding."""
+    whole = max(next_power_of_2(head), 16)
     if whole == head or whole == 16:
         return whole, 0
-    rest = max(_power_of_two(head - whole // 2), 16)
+    rest = max(next_power_of_2(head - whole // 2), 16)
     return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
-
-
-def _power_of_two(n: int) -> int:
-    """The least one that is >= n."""
-    return 1 << max(n - 1, 0).bit_length()
