@@ -92,7 +92,8 @@ def test_a_key_is_padded_little(head, parts):
 
 def test_tiles_fit_their_rows_and_their_target():
     assert [shape(rows=rows).block_rows for rows in (1, 17, 64, 400)] == [16, 32, 64, 128]
-    assert shape(rows=400, plain=False).block_rows == 64
+    assert shape(rows=400, plain=False).block_rows == shape(rows=400, head=80).block_rows == 64
+    assert (shape(rows=64).warps, shape(rows=64, arch=120).warps) == (4, 8)
     assert shape(rows=400, backend="hip", arch="gfx942").block_rows == 64
     assert shape(head=576, value=512, rows=64).block_rows == 32
     assert shape(head=576, value=512, rows=64, backend="hip", arch="gfx942").block_rows == 16

@@ -61,18 +61,18 @@ def attention_launch(
     block_value = max(next_power_of_2(value), 16)
     width = max(block_head + block_rest, block_value)
     rows = 64 if deterministic else max(next_power_of_2(rows), 16)
+    memory = shared_memory(backend, arch)
     stages = 2
     if bytes_per_element == 4:  # no tensor cores: a thread holds rows of both operands
         block_rows, block_keys, warps = 16, 16, 8
         stages = 2 if width <= 256 else 1
     elif width <= 128:
-        most = 128 if plain and backend == "cuda" else 64
+        most = 128 if plain and block_rest == 0 and backend == "cuda" else 64
         block_rows, block_keys = min(rows, most), 64
-        warps = 8 if block_rows == 128 else 4
+        warps = 8 if block_rows == 128 or (block_rows == 64 and memory == 99 * 1024) else 4
     elif width <= 256:
         block_rows, block_keys, warps = min(rows, 32), 32, 4
     else:
-        memory = shared_memory(backend, arch)
         block_rows = min(rows, 32 if memory >= 96 * 1024 else 16)
         block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8
     if deterministic:  # with the products of a path, 16 rows at least
