@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -150,21 +150,27 @@ def dense(problem, dtype=torch.float64, mutant=None):
     return torch.cat(rows), torch.cat(lses)
 
 
-def excess(problem, got, exact=None):
+def excess(problem, got, exact=None, weights=None):
     """The largest error of out and lse in units of its budget: twice that of plain float32 attention, one
-    unit of the output's dtype, and what one unit of the sum of a score's absolute products does."""
+    unit of the output's dtype, and what one unit of the sum of a score's absolute products does. Where a
+    backend rounds weights to a dtype, as tensor cores need them, that costs out up to half a unit of
+    each."""
     exact = exact or dense(problem)
+    rounding = [0.0, 0.0]
+    if weights is not None:
+        absolute = replace(problem, values=[v.abs() for v in problem.values])
+        rounding[0] = torch.finfo(weights).eps / 2 * dense(absolute)[0]
     a, worst = problem.arguments, 0.0
     products = a["query"].double().abs().mean() * max(
         k.abs().sum(-1).mean() for k in problem.keys if k.numel()
     )
     products *= abs(a["scale"] or 1 / math.sqrt(a["query"].shape[-1]))
     largest = max(v.abs().max() for v in problem.values if v.numel())
-    for have, want, plain, size in zip(
-        got, exact, dense(problem, torch.float32), (largest, 1.0), strict=True
+    for have, want, plain, size, rounded in zip(
+        got, exact, dense(problem, torch.float32), (largest, 1.0), rounding, strict=True
     ):
         unit = torch.finfo(have.dtype).eps * want.abs() + torch.finfo(torch.float32).eps * products * size
-        budget = 2 * (plain.double() - want).abs().max() + unit
+        budget = 2 * (plain.double() - want).abs().max() + unit + rounded
         error = (have.double() - want).abs().nan_to_num(nan=math.inf)
         worst = max(worst, float((error / budget).max()))
     return worst

@@ -9,26 +9,26 @@ import sys
 import pytest
 import torch
 from attention_cases import CACHES, dense, excess, make
+from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
 from specdec_kernels import ops
 
-BACKENDS = ["cpu", "reference"]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @st.composite
-def problems(draw):
+def problems(draw, longest=1100, most_nodes=40):
     batch = draw(st.integers(1, 3))
     sizes = lambda few, many: draw(st.lists(st.one_of(few, many), min_size=batch, max_size=batch))  # noqa: E731
     head = draw(st.sampled_from([32, 64, 80, 96, 128, 256, 33]))
     latent = draw(st.sampled_from([None, None, None, head // 2 + 8]))
     return dict(
         seed=draw(st.integers(0, 10**6)),
-        prefixes=sizes(st.integers(0, 70), st.sampled_from([0, 64, 128, 513, 1100])),
-        nodes=sizes(st.integers(0, 8), st.integers(1, 40)),
+        prefixes=sizes(st.integers(0, 70), st.sampled_from([0, 64, 128, longest // 2 - 37, longest])),
+        nodes=sizes(st.integers(0, 8), st.integers(1, most_nodes)),
         heads=1 if latent else draw(st.sampled_from([1, 2, 3])),
         group=draw(st.sampled_from([1, 2, 3, 4, 7, 16])),
         head=head,
@@ -47,6 +47,12 @@ def problems(draw):
     )  # fmt: skip
 
 
+def weights_of(backend, problem):
+    """The dtype that a backend rounds weights to, None where it keeps them in float32."""
+    dtype = problem.arguments["query"].dtype
+    return dtype if backend == "triton" and dtype != F32 else None
+
+
 @settings(max_examples=150)
 @given(options=problems())
 def test_against_dense_attention(options):
@@ -62,6 +68,35 @@ def test_the_reference_against_dense_attention(options):
     problem = make(**options)
     got = problem.run("reference")
     assert got[0].numel() == 0 or excess(problem, got) <= 1
+
+
+@settings(max_examples=10)
+@given(options=problems(longest=300, most_nodes=20), deterministic=st.booleans())
+def test_the_triton_backend_against_dense_attention(options, deterministic):
+    problem = make(**options)
+    got = problem.run("triton", deterministic=deterministic)
+    assert got[0].dtype == options["dtype"] and got[1].dtype == F32
+    assert got[0].numel() == 0 or excess(problem, got, weights=weights_of("triton", problem)) <= 1
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("options", [
+    dict(dtype=BF16, prefixes=[600], nodes=[70], group=4, head=128),
+    dict(dtype=BF16, cache=torch.float8_e4m3fn, window=7, softcap=5.0, sinks=True, new=True, head=80),
+    dict(dtype=F16, cache=torch.int8, prefixes=[150, 0], nodes=[5, 3], head=96, layout="HND", group=3),
+    dict(dtype=BF16, latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3]),
+    dict(cache=F16, latent=72, head=80, heads=1, group=3, prefixes=[40, 9], nodes=[5, 40], window=20),
+])  # fmt: skip
+def test_every_option_on_the_triton_backend(options, deterministic):
+    problem = make(page_size=16, **dict(prefixes=[150, 20], nodes=[40, 3]) | options)
+    got = problem.run("triton", deterministic=deterministic)
+    assert excess(problem, got, weights=weights_of("triton", problem)) <= 1
+
+
+@pytest.mark.parametrize("prefix, nodes", [(5000, 1), (0, 1024)])
+def test_long_prefixes_and_large_trees_on_the_triton_backend(prefix, nodes):
+    problem = make(prefixes=[prefix], nodes=[nodes], heads=1, group=2, head=64, page_size=16, dtype=BF16)
+    assert excess(problem, problem.run("triton"), weights=BF16) <= 1
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
@@ -115,7 +150,7 @@ def test_decoding_slot_by_slot(options, layout):
             assert not torch.equal(out, exact)  # lanes were added up in another order
 
 
-def rows_as_chains(problem):
+def rows_as_chains(problem, backend="cpu"):
     """For every row (request, node, row of the batch) the same path decoded as a chain, alone."""
     a, start = problem.arguments, 0
     for b, paths in enumerate(problem.paths):
@@ -126,7 +161,7 @@ def rows_as_chains(problem):
                 name: a[name][rows] for name in ("query", "new_key", "new_value") if a[name] is not None
             }
             changes |= {name: a[name][b : b + 1] for name in ("block_table", "prefix_lens")}
-            yield start + i, problem.run(tree=chain, deterministic=True, **changes)
+            yield start + i, problem.run(backend, tree=chain, deterministic=True, **changes)
         start += len(paths)
 
 
@@ -145,6 +180,18 @@ def test_a_row_is_bitwise_that_of_its_chain(options):
         assert torch.equal(out[row], alone[-1]) and torch.equal(lse[row], alone_lse[-1])
 
 
+@pytest.mark.parametrize("options", [
+    dict(), dict(dtype=BF16, sinks=True), dict(dtype=F16, cache=torch.float8_e4m3fn, window=5, softcap=8.0),
+    dict(dtype=BF16, latent=40, heads=1, window=130),
+])  # fmt: skip
+def test_a_row_is_bitwise_that_of_its_chain_on_the_triton_backend(options):
+    trees = [[-1, 0, 0, *range(1, 22)], [-1, 0, 0], [-1]]  # two chains in turns: paths of more than a tile
+    problem = make(seed=3, prefixes=[300, 90, 0], trees=trees, page_size=16, new=True, head=64, **options)
+    out, lse = problem.run("triton", deterministic=True)
+    for row, (alone, alone_lse) in rows_as_chains(problem, "triton"):
+        assert torch.equal(out[row], alone[-1]) and torch.equal(lse[row], alone_lse[-1])
+
+
 def test_deep_rows_are_bitwise_those_of_their_chains():
     """Paths of more than one tile, whose nodes stand at other indices in the tree."""
     parents = [-1, 0, 0, *range(1, 158)]  # two chains in turns
@@ -158,9 +205,11 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("layout", ["NHD", "HND"])
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_the_order_of_pages_changes_nothing(dtype, layout):
+@pytest.mark.parametrize("backend, layout, dtype", [
+    ("cpu", "NHD", F32), ("cpu", "NHD", BF16), ("cpu", "HND", F32), ("cpu", "HND", BF16),
+    ("triton", "NHD", BF16),
+])  # fmt: skip
+def test_the_order_of_pages_changes_nothing(backend, layout, dtype):
     problem = make(prefixes=[530, 40], nodes=[30, 2], page_size=7, dtype=dtype, layout=layout)
     a = problem.arguments
     order = torch.randperm(a["key_cache"].shape[0])
@@ -170,7 +219,7 @@ def test_the_order_of_pages_changes_nothing(dtype, layout):
     inside = (table >= 0) & (table < len(order))
     moved = torch.where(inside, place[table.clamp(0, len(order) - 1)], table).int()
     pools = {name: a[name][order] for name in ("key_cache", "value_cache")}
-    assert same(problem.run(), problem.run(block_table=moved, **pools))
+    assert same(problem.run(backend), problem.run(backend, block_table=moved, **pools))
 
 
 @pytest.mark.parametrize("nodes", [[1], [1, 1, 1], [64, 3], [300]])
@@ -186,16 +235,18 @@ def test_threads_change_nothing(nodes):
     assert all(same(results[0], other) for other in results[1:])
 
 
-def test_the_rest_of_the_batch_changes_nothing():
+@pytest.mark.parametrize("backend, dtype", [("cpu", F32), ("triton", BF16)])
+def test_the_rest_of_the_batch_changes_nothing(backend, dtype):
     nodes, prefixes = [20, 1, 5, 64], [600, 2000, 0, 77]
-    problem = make(prefixes=prefixes, nodes=nodes, group=4, head=64)
-    out, lse = problem.run()
+    problem = make(prefixes=prefixes, nodes=nodes, group=4, head=64, dtype=dtype)
+    out, lse = problem.run(backend, deterministic=True)
     a, start = problem.arguments, 0
     for b, n in enumerate(nodes):
         rows = slice(start, start + n)
         tree = sdk.DraftTree.from_parents(a["tree"].tokens[rows][None], a["tree"].parents[rows][None])
-        alone = problem.run(query=a["query"][rows], tree=tree, block_table=a["block_table"][b : b + 1],
-                            prefix_lens=a["prefix_lens"][b : b + 1])  # fmt: skip
+        pages = a["block_table"][b : b + 1, : -(-(prefixes[b] + n) // 8)]
+        alone = problem.run(backend, query=a["query"][rows], tree=tree, block_table=pages,
+                            prefix_lens=a["prefix_lens"][b : b + 1], deterministic=True)  # fmt: skip
         assert same((out[rows], lse[rows]), alone)
         start += n
 
@@ -243,26 +294,28 @@ def test_every_instruction_set_keeps_the_budget():
     assert "baseline" in used
 
 
-def test_every_float8_is_read_right():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_float8_is_read_right(backend):
     codes = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
     cache = codes.view(256, 1, 1, 1).expand(256, 1, 1, 16).contiguous()
     tree = sdk.DraftTree.chain(torch.zeros(256, 0, dtype=torch.int64))
     query, pages = torch.zeros(256, 1, 16), torch.arange(256).int()[:, None]
     for new in (1, 16):  # in place, and packed
         out = sdk.tree_attention(query.expand(-1, new, -1), cache, cache, tree, pages, torch.zeros(256).int(),
-                                 max_prefix_len=0)  # fmt: skip
+                                 max_prefix_len=0, backend=backend)  # fmt: skip
         torch.testing.assert_close(out[:, 0, 0], codes.float(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_nan_that_is_seen_shows():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_that_is_seen_shows(backend):
     problem = make(prefixes=[40], nodes=[9])
     a = problem.arguments
     page, slot = a["block_table"][0, 20 // 8], 20 % 8
     a["value_cache"][page, slot, 0, 3] = torch.nan
-    out, lse = problem.run()
+    out, lse = problem.run(backend)
     assert out[:, :2, 3].isnan().all() and not out[:, 2:].isnan().any() and not lse.isnan().any()
     a["key_cache"][page, slot, 1, 3] = torch.nan
-    out, lse = problem.run()
+    out, lse = problem.run(backend)
     assert out[:, 2:].isnan().all() and lse[:, 2:].isnan().all() and not lse[:, :2].isnan().any()
 
 
@@ -283,7 +336,7 @@ def test_passes_opcheck(monkeypatch, backend, options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_whole(backend, compiler):
-    if compiler == "inductor" and backend == "reference":
+    if compiler == "inductor" and backend != "cpu":
         pytest.skip("one backend is enough for the slow compiler")
     problem = make(new=True, window=6, sinks=True)
     step = lambda query: tuple(x + 1 for x in problem.run(backend, query=query))  # noqa: E731
@@ -310,12 +363,13 @@ def test_out_and_strided_arguments(backend):
     assert torch.equal(problem.run(backend, block_table=table)[0], expected)
 
 
-def test_one_scale_for_all_heads():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_scale_for_all_heads(backend):
     problem = make(cache=torch.int8)
     half = torch.full((2,), 0.5)
-    expected, _ = problem.run(key_scale=half * 0.1, value_scale=half)
+    expected, _ = problem.run(backend, key_scale=half * 0.1, value_scale=half)
     for value in (0.5, torch.tensor(0.5), torch.tensor([0.5])):
-        assert torch.equal(problem.run(key_scale=0.05, value_scale=value)[0], expected)
+        assert torch.equal(problem.run(backend, key_scale=0.05, value_scale=value)[0], expected)
 
 
 VALUES = {

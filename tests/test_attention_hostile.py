@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from attention_cases import CACHES, excess, make
+from each import BACKENDS, DEVICE
 
 import specdec_kernels as sdk
 
@@ -27,7 +28,31 @@ def test_odd_sizes(cache, dtype):
             assert excess(problem, problem.run()) <= 1
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype, cache", [
+    (torch.float32, torch.int8), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16),
+    (torch.bfloat16, torch.float8_e4m3fn), (torch.float16, torch.float8_e4m3fn),
+])  # fmt: skip
+def test_odd_sizes_on_the_triton_backend(bounds_of_arguments, dtype, cache):
+    problem = make(prefixes=[70, 5, 0], nodes=[11, 9, 0], head=33, value=17, page_size=3, cache=cache,
+                   dtype=dtype)  # fmt: skip
+    weights = None if dtype == torch.float32 else dtype
+    assert excess(problem, problem.run("triton"), weights=weights) <= 1
+
+
+@pytest.fixture
+def bounds_of_arguments():
+    """Kernels on the emulator may touch their arguments and no other tensor, and share memory properly."""
+    if DEVICE == "cuda":
+        yield
+    else:
+        import ptx_emulator
+
+        with ptx_emulator.active(80, reach="mapped", races=True):
+            yield
+
+
+@pytest.mark.usefixtures("bounds_of_arguments")
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_malformed_trees_and_tables(backend):
     g = torch.Generator().manual_seed(1)
     for trial in range(30):
@@ -43,24 +68,33 @@ def test_malformed_trees_and_tables(backend):
         if trial % 5 == 0:
             parents[::2] = torch.iinfo(torch.int32).max
         broken = sdk.DraftTree(tree.tokens, parents, cu_nodes, tree.proposals, tree.max_nodes, tree.max_depth)
-        table = wild(-(2**31), 2**31 - 1, a["block_table"].shape) if trial % 4 == 0 else a["block_table"]
+        pages, table = a["key_cache"].shape[0], a["block_table"]
+        if trial % 4 < 2:
+            table = wild(*[(-(2**31), 2**31 - 1), (-2, pages + 2)][trial % 4], table.shape)
         lengths = torch.tensor([[2**31 - 1, -7, 3], [2**30, 50, -(2**31)], [90, 3, 0]][trial % 3]).int()
-        out, lse = problem.run(backend, tree=broken, block_table=table, prefix_lens=lengths)
+        out, lse = problem.run(
+            backend, tree=broken, block_table=table, prefix_lens=lengths, deterministic=trial % 7 > 3
+        )
         assert out.isfinite().all() and not lse.isnan().any()
-        if backend == "cpu":
+        if backend != "reference":
             expected = problem.run("reference", tree=broken, block_table=table, prefix_lens=lengths)
             torch.testing.assert_close((out, lse), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_no_pages_no_nodes_no_requests():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_pages_no_nodes_no_requests(backend):
     tree = sdk.DraftTree.chain(torch.zeros(2, 1, dtype=torch.int64))
     query, lengths = torch.randn(4, 2, 16), torch.tensor([3, 4]).int()
     none = torch.zeros(0, 4, 1, 16)
     for table in (torch.zeros(2, 0).int(), torch.zeros(2, 3).int()):
-        out, lse = sdk.tree_attention(query, none, none, tree, table, lengths, return_lse=True)
+        out, lse = sdk.tree_attention(
+            query, none, none, tree, table, lengths, return_lse=True, backend=backend
+        )
         assert not out.any() and bool((lse == -torch.inf).all())
     empty = sdk.DraftTree.chain(torch.zeros(0, 1, dtype=torch.int64))
-    out = sdk.tree_attention(query[:0], none, none, empty, torch.zeros(0, 0).int(), lengths[:0])
+    out = sdk.tree_attention(
+        query[:0], none, none, empty, torch.zeros(0, 0).int(), lengths[:0], backend=backend
+    )
     assert out.shape == (0, 2, 16)
 
 

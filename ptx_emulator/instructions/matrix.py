@@ -58,7 +58,8 @@ def mma(ins: Instruction) -> Step:
         a = a.transpose(0, 2, 3, 1, 4, 5).reshape(n, 16, depth)  # registers: lower rows, then later columns
         b = decode(np.stack(words[a_count : a_count + b_count], 1), b_form).reshape(n, b_count, 8, 4, b_each)
         b = b.transpose(0, 1, 3, 4, 2).reshape(n, depth, 8)
-        product = np.matmul(a, b).reshape(n, 2, 8, 4, 2)
+        # Unlike those of matmul, sums that are the same wherever in the tile a row stands.
+        product = np.einsum("nik,nkj->nij", a, b).reshape(n, 2, 8, 4, 2)
         group.tally("mma", n)
         sums = words[a_count + b_count :]
         parts = [product[:, j >> 1, :, :, j & 1].reshape(n, 32) for j in range(4)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton import knobs
 from triton.runtime import driver
 
+from .attention import tree_attention  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .sample import sample  # noqa: F401
