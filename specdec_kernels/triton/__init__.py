@@ -6,6 +6,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from .sample import sample  # noqa: F401
+from .verify import verify  # noqa: F401
 
 
 def device_type() -> str:

@@ -42,3 +42,46 @@ def row_passes(vocab_size: int) -> RowPasses:
         row_tile=2048,
         row_warps=8,
     )
+
+
+# --- verify ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VerifyLaunch:
+    """How the launches of `verify` are cut up."""
+
+    split: int  # tokens per program of `measure`
+    splits: int
+    padded_splits: int
+    split_warps: int
+    race_tile: int  # tokens per step of a race in `measure`
+    row_tile: int  # tokens per step where the walk reads a whole row
+    row_race_tile: int
+    row_warps: int
+    draw_split: int  # tokens per program of `draw`
+    draw_splits: int
+    padded_draw_splits: int
+    draw_tile: int
+    draw_warps: int
+
+
+def verify_launch(vocab_size: int, measured: int, rule: str) -> VerifyLaunch:
+    """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be measured."""
+    split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
+    splits, draw_splits = -(-measured // split), -(-vocab_size // 1024)
+    return VerifyLaunch(
+        split=split,
+        splits=splits,
+        padded_splits=1 << (splits - 1).bit_length(),
+        split_warps=split_warps,
+        race_tile=256,
+        row_tile=2048,
+        row_race_tile=2048,
+        row_warps=8,
+        draw_split=1024,
+        draw_splits=draw_splits,
+        padded_draw_splits=1 << (draw_splits - 1).bit_length(),
+        draw_tile=256,
+        draw_warps=1,
+    )
