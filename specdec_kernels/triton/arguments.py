@@ -77,6 +77,7 @@ class Scratch(NamedTuple):
 
     words: tl.tensor
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
+    nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
     bins: tl.tensor  # [B, BINS] int64: histograms of cuts
     goals: tl.tensor  # [B, GOAL]: what to draw from

@@ -18,7 +18,7 @@ from .node import residual_weights
 from .race import merge_races, race
 from .random import RESIDUAL, race_words
 from .row import NO_TOKEN, exponent_of, lowest_allowed, measure, read_row, slope_of
-from .special import NO_SPECIAL, leave_out, next_special
+from .special import NO_SPECIAL, leave_out
 from .tree import Tree, request_range
 
 SETTLED = tl.constexpr(0)  # the walk wrote the token
@@ -110,9 +110,6 @@ def draw_kernel(
     target,
     draft,
     sampling,
-    tokens_ptr,  # [R]
-    parents_ptr,  # [R]
-    proposals_ptr,  # [R]
     cu_nodes_ptr,  # [B + 1]
     seeds_ptr,  # [B]
     positions_ptr,  # [B]
@@ -148,7 +145,7 @@ def draw_kernel(
         ranks = None
         if LINKS:
             ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
-        tree = Tree(tokens_ptr + first, parents_ptr + first, proposals_ptr + first, ranks, count)
+        tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
         score, token, whole = _race_split(
             target, draft, tree, goal, p, row, seed, position,
             begin, tl.minimum(begin + SPLIT, target.vocab), TILE,
@@ -227,9 +224,7 @@ def _race_split(target, draft, tree, goal, p, row, seed, position, begin, end, T
     whole = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
     while again > 0:
-        special = tl.full([], NO_SPECIAL, tl.int64)
-        if goal.special > 0:
-            special = next_special(tree, goal.node, goal.drawn_from, begin - 1, None, target.vocab)
+        special = tl.where(goal.special > 0, begin.to(tl.int64) - 1, NO_SPECIAL)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
             weights, all_weights = residual_weights(
@@ -238,7 +233,7 @@ def _race_split(target, draft, tree, goal, p, row, seed, position, begin, end, T
             if whole > 0:
                 weights = all_weights
             weights, special = leave_out(
-                weights, offsets, special, start + TILE, tree, goal.node, goal.drawn_from, None, target.vocab
+                weights, 0.0, offsets, start + TILE, special, tree, goal.node, goal.drawn_from, None, target.vocab
             )
             if tl.max(weights) > 0:
                 words = race_words(seed, position, RESIDUAL, 0, start // 4 + tl.arange(0, TILE // 4))

@@ -13,13 +13,14 @@ from .arguments import bitmask_row, draft_offset, has_cuts, params_of, target_ro
 from .race import race_law
 from .random import NEXT
 from .row import NO_TOKEN, measure, read_row, slope_of
-from .tree import Tree, proposals_of, request_range
+from .tree import POINT, request_range
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 RESULT = 8  # int32 words of the result of a split: max, mass, token, NaN, the race's score, and padding
 _RESULT = tl.constexpr(RESULT)
 _REQUESTS = tl.constexpr(128)  # looked through together
+_NODES = tl.constexpr(32)
 
 
 @triton.jit
@@ -65,6 +66,20 @@ def _depth(parents, node):
 
 
 @triton.jit
+def _kinds_of_children(tokens, parents, proposals, node, count):
+    """Of the drafted children of a node: 0 = there are none, 1 = all are POINT, 2 = some are sampled."""
+    kinds = tl.full([], 0, tl.int32)
+    for begin in range(node + 1, count, _NODES):
+        child = begin + tl.arange(0, _NODES)
+        inside = child < count
+        mine = tl.load(parents + child, mask=inside, other=-1) == node
+        mine = mine & (tl.load(tokens + child, mask=inside, other=-1) >= 0)
+        sampled = tl.load(proposals + child, mask=inside, other=POINT) > POINT
+        kinds = tl.maximum(kinds, tl.max(tl.where(mine, tl.where(sampled, 2, 1), 0)))
+    return kinds
+
+
+@triton.jit
 def measure_kernel(
     target,
     draft,
@@ -96,7 +111,7 @@ def measure_kernel(
             record = _record(scratch, row.to(tl.int64), side, split, SPLITS)
             params = params_of(sampling, request)
             greedy = (params.temperature > 0) == 0
-            tree = Tree(tokens_ptr + first, parents_ptr + first, proposals_ptr + first, None, count)
+            kinds = _kinds_of_children(tokens_ptr + first, parents_ptr + first, proposals_ptr + first, node, count)
             if side == TARGET:
                 wanted = greedy
                 races = not greedy
@@ -107,7 +122,7 @@ def measure_kernel(
                     wanted = True
                 elif (begin < target.vocab) & (not wanted):
                     # A row without children is only drawn from: its law is found in the same pass.
-                    wanted = proposals_of(tree, node) > 0
+                    wanted = kinds > 0
                 if (begin < target.vocab) & wanted:
                     ptr = target_row(target, row.to(tl.int64))
                     bitmask = bitmask_row(target, row.to(tl.int64))
@@ -121,13 +136,13 @@ def measure_kernel(
                                 ptr, begin, tl.minimum(begin + SPLIT, target.vocab), target.vocab, bitmask,
                                 max, slope, max,
                                 tl.load(seeds_ptr + request),
-                                tl.load(positions_ptr + request) + _depth(tree.parents, node),
+                                tl.load(positions_ptr + request) + _depth(parents_ptr + first, node),
                                 NEXT, RACE_TILE, False,
                             )  # fmt: skip
                     _store(record, max, mass, token, nan, score)
             elif draft is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
-                    if proposals_of(tree, node) > 1:
+                    if kinds > 1:
                         offset = draft_offset(draft, request, row.to(tl.int64), node)
                         if offset >= 0:
                             drafted_by = params_of(draft_sampling, request)

@@ -14,7 +14,7 @@ import triton.language as tl
 from .arguments import bitmask_row, draft_offset, target_row
 from .law import Law, draft_law, draft_scores, exp2_wide, is_sound, logprobs_law, probability, target_law, weights
 from .row import read_row, read_tokens
-from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, next_special, special_mass, target_p
+from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, special_mass, target_p
 from .tree import INDEPENDENT, NO_KEY, NODES, WITHOUT_REPLACEMENT, proposals_of, siblings
 
 
@@ -115,47 +115,44 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
     nearly all."""
     q = node.q
     rest_top = tl.full([], 0.0, tl.float32)
-    scale = tl.full([], 1.0, tl.float64)
+    scale = tl.full([], 0.0, tl.float64)
     rest = tl.full([], 0.0, tl.float64)
     if q.point >= 0:
-        token = tl.full([1], 0, tl.int64) + q.point
         held = tl.full([], 0, tl.int32)
         for begin in range(parent + 1, tree.count, NODES):
             run = siblings(tree, parent, begin)
             special = run.drafted & (run.proposal != INDEPENDENT)
             held = tl.maximum(held, tl.max((special & (run.token == q.point)).to(tl.int32)))
         rest = tl.where(held > 0, 0.0, 1.0).to(tl.float64)
+        scale = tl.full([], 1.0, tl.float64)
     else:
+        # In one pass: each lane's largest score so far, and its mass relative to that.
         top = tl.full([TILE], float("-inf"), tl.float32)
-        special = next_special(tree, parent, node.drawn_from, -1, draft.columns, vocab)
+        mass = tl.zeros([TILE], tl.float32)
+        special = tl.full([], -1, tl.int64)
         for begin in range(0, draft.size, TILE):
-            x, special = _rest_scores(draft, vocab, tree, parent, node, begin, special, TILE)
-            top = tl.maximum(top, x)
+            column = begin + tl.arange(0, TILE)
+            x = read_row(draft.data + node.drawn_from, column, draft.size, None)
+            x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
+            if q.top == float("inf"):
+                x = tl.where(x == float("inf"), 0.0, float("-inf"))
+            x, special = leave_out(
+                x, float("-inf"), column, begin + TILE, special, tree, parent, node.drawn_from, draft.columns, vocab
+            )
+            above = tl.maximum(top, x)
+            known = tl.where(above > float("-inf"), above, 0.0)
+            mass = mass * tl.exp2((top - known) * q.slope) + tl.exp2((x - known) * q.slope)
+            top = above
         rest_top = tl.max(top)
         if rest_top > float("-inf"):
-            acc = tl.zeros([TILE], tl.float32)
-            special = next_special(tree, parent, node.drawn_from, -1, draft.columns, vocab)
-            for begin in range(0, draft.size, TILE):
-                column = begin + tl.arange(0, TILE)
-                x, special = _rest_scores(draft, vocab, tree, parent, node, begin, special, TILE)
-                acc += weights(rest_top, q.slope, q.cut, q.point, x, column)
-            if rest_top < float("inf"):
-                scale = exp2_wide((rest_top.to(tl.float64) - q.top) * q.slope)
-            scale = scale / q.mass
-            rest = scale * tl.sum(acc.to(tl.float64))
+            rest = tl.sum((mass * tl.exp2((top - rest_top) * q.slope)).to(tl.float64))
+            if q.top == float("inf"):
+                rest_top = q.top
+                scale = 1.0 / q.mass
+            else:
+                scale = exp2_wide((rest_top.to(tl.float64) - q.top) * q.slope) / q.mass
+            rest *= scale
     return Node(node.p, q, node.row, node.drawn_from, node.special, rest_top, scale, rest)
-
-
-@triton.jit
-def _rest_scores(draft, vocab, tree, parent, node, begin, special, TILE: tl.constexpr):
-    """Scores of a tile of columns that q keeps, -inf for the special ones; and the next special column."""
-    column = begin + tl.arange(0, TILE)
-    x = read_row(draft.data + node.drawn_from, column, draft.size, None)
-    x = tl.where((x == x) & (x >= node.q.cut), x, float("-inf"))
-    while special < begin + TILE:
-        x = tl.where(column == special, float("-inf"), x)
-        special = next_special(tree, parent, node.drawn_from, special, draft.columns, vocab)
-    return x, special
 
 
 @triton.jit
@@ -167,12 +164,21 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
     point = tl.full([], 0, tl.int32)
     rejected = tl.full([], 0, tl.int32)
     removed = tl.full([], 0, tl.int32)
+    remaining = node.rest
     if node.special > 0:
-        keys = tl.full([1], 0, tl.int64) + key
-        held, closed, taken, _ = marks(tree, parent, node, state, tokens, keys)
-        point = tl.max(held.to(tl.int32))
-        rejected = tl.max(closed.to(tl.int32))
-        removed = tl.maximum(point, tl.max(taken.to(tl.int32)))
+        for begin in range(parent + 1, tree.count, NODES):
+            run = siblings(tree, parent, begin)
+            held, closed, taken, _ = marks(tree, parent, node, state, run.token, run.key)
+            this = run.drafted & (run.key == key)
+            point |= tl.max((this & held).to(tl.int32))
+            rejected |= tl.max((this & closed).to(tl.int32))
+            removed |= tl.max((this & (held | taken)).to(tl.int32))
+            # What a child drawn without replacement, and those after it, may still hold.
+            later = run.drafted & (run.proposal == WITHOUT_REPLACEMENT) & (run.key >= key)
+            later = later & (held == 0) & (taken == 0)
+            remaining += tl.sum(
+                tl.where(later, draft_q(draft, target.vocab, node, run.token, later), 0.0)
+            )
     left = tl.maximum(state.a * p - tl.where(point > 0, state.b_point, state.b) * q, 0.0)
     left = tl.where(rejected > 0, 0.0, left)
     factor = tl.full([], 0.0, tl.float64)
@@ -182,26 +188,12 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
             factor += 1.0
         else:
             q = tl.where(removed > 0, 0.0, q)
-            remaining = node.rest + _later_q(draft, target.vocab, tree, parent, node, state, key)
             if remaining > 0:
                 factor = 1.0 / remaining
             else:  # nothing it could have been drawn from
                 dry = tl.minimum(dry, key)
     state = Residual(state.a, state.b, state.b_point, state.since, state.last, dry, factor)
     return left, tl.where(factor > 0, factor * q, 1.0), state
-
-
-@triton.jit
-def _later_q(draft, vocab, tree, parent, node, state, key):
-    """q at the tokens that WITHOUT_REPLACEMENT children from this one on may still hold."""
-    mass = tl.full([], 0.0, tl.float64)
-    for begin in range(parent + 1, tree.count, NODES):
-        run = siblings(tree, parent, begin)
-        point, _, taken, _ = marks(tree, parent, node, state, run.token, run.key)
-        mine = run.drafted & (run.proposal == WITHOUT_REPLACEMENT) & (run.key >= key)
-        mine = mine & (point == 0) & (taken == 0)
-        mass += tl.sum(tl.where(mine, draft_q(draft, vocab, node, run.token, mine), 0.0))
-    return mass
 
 
 @triton.jit
@@ -267,16 +259,14 @@ def residual_mass(target, draft, tree, parent, node, state, TILE: tl.constexpr):
     """The sum of [a p - b q]+: one pass over both rows."""
     acc = tl.zeros([TILE], tl.float32)
     ratio = ratio_of(node, state)
-    special = tl.full([], NO_SPECIAL, tl.int64)
-    if node.special > 0:
-        special = next_special(tree, parent, node.drawn_from, -1, None, target.vocab)
+    special = tl.where(node.special > 0, -1, NO_SPECIAL).to(tl.int64)
     for begin in range(0, target.vocab, TILE):
         token = begin + tl.arange(0, TILE)
         left, _ = residual_weights(
             target, draft, node.p, node.q, node.row, node.drawn_from, node.rest_top, ratio, token
         )
         left, special = leave_out(
-            left, token, special, begin + TILE, tree, parent, node.drawn_from, None, target.vocab
+            left, 0.0, token, begin + TILE, special, tree, parent, node.drawn_from, None, target.vocab
         )
         acc += left
     mass = state.a / node.p.mass * tl.sum(acc.to(tl.float64))

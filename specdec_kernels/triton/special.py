@@ -144,10 +144,10 @@ def next_special(tree, parent, drawn_from, after, columns, vocab):
 
 
 @triton.jit
-def leave_out(w, offsets, special, end, tree, parent, drawn_from, columns, vocab):
-    """Sets the weights of the special tokens in a tile to 0; `special` is the first at or above its begin.
-    Returns the weights, and the first special token at or above `end`."""
+def leave_out(x, nothing, places, end, special, tree, parent, drawn_from, columns, vocab):
+    """Sets what a tile has at special tokens (or their columns) to `nothing`. Tiles come in ascending order, `places`
+    ending before `end`; `special` is what the tile before returned, at first the place before the first tile."""
     while special < end:
-        w = tl.where(offsets == special, 0.0, w)
+        x = tl.where(places == special, nothing, x)
         special = next_special(tree, parent, drawn_from, special, columns, vocab)
-    return w, special
+    return x, special

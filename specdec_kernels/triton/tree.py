@@ -16,17 +16,15 @@ NO_KEY = tl.constexpr(2**62)
 
 
 class Tree(NamedTuple):
-    """Pointers to a request's first node, and how many it has."""
+    """A request's tree as the walk lays it out, and how many nodes it has."""
 
-    tokens: tl.tensor
-    parents: tl.tensor
-    proposals: tl.tensor
-    ranks: tl.tensor  # int32, a node's place among its siblings from 1 on, 0 = not linked; None: by index
+    nodes: tl.tensor  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    ranks: tl.tensor  # int32, a node's place among its siblings from 1 on; None: siblings are in index order
     count: tl.tensor
 
 
 class Siblings(NamedTuple):
-    """A run of nodes; those that are drafted children of the node in question are `drafted`."""
+    """A run of nodes, of which the drafted children of one node are marked."""
 
     token: tl.tensor  # int64
     proposal: tl.tensor
@@ -43,20 +41,65 @@ def request_range(cu_nodes, rows, request):
 
 
 @triton.jit
+def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
+    """Fills a tree from the caller's arrays. A node counts if it has a token and a parent of lower index, which must
+    list it where there are links: a malformed tree leads neither out of bounds nor round in circles."""
+    for begin in range(0, tree.count, NODES):
+        node = begin + tl.arange(0, NODES)
+        inside = node < tree.count
+        parent = tl.load(parents + node, mask=inside, other=-1).to(tl.int64)
+        proposal = tl.load(proposals + node, mask=inside, other=0).to(tl.int64)
+        proposal = tl.where(proposal > 2, POINT, proposal)  # what is none counts as POINT
+        token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), 2**31 - 1)
+        drafted = (parent >= 0) & (parent < node) & (token >= 0)
+        word = (parent << 33) | (proposal << 31) | token
+        tl.store(tree.nodes + node, tl.where(drafted, word, -1), mask=inside)
+        if tree.ranks is not None:
+            tl.store(tree.ranks + node, tl.zeros([NODES], tl.int32), mask=inside)
+    tl.debug_barrier()
+    if tree.ranks is not None:
+        for begin in range(0, tree.count, NODES):
+            parent = begin + tl.arange(0, NODES)
+            child = tl.load(first_child + parent, mask=parent < tree.count, other=-1)
+            rank = tl.full([], 1, tl.int32)
+            more = tl.full([], 1, tl.int32)
+            while (more > 0) & (rank <= tree.count):
+                listed = (child > parent) & (child < tree.count)
+                listed = listed & (tl.load(parents + child, mask=listed, other=-1) == parent)
+                tl.store(tree.ranks + child, tl.zeros([NODES], tl.int32) + rank, mask=listed)
+                child = tl.where(listed, tl.load(next_sibling + child, mask=listed, other=-1), -1)
+                rank += 1
+                more = tl.max(listed.to(tl.int32))
+        tl.debug_barrier()
+
+
+@triton.jit
+def token_of(word):
+    return word & 0x7FFFFFFF
+
+
+@triton.jit
+def proposal_of(word):
+    return ((word >> 31) & 3).to(tl.int32)
+
+
+@triton.jit
+def parent_of(tree, node):
+    return (tl.load(tree.nodes + node) >> 33).to(tl.int32)
+
+
+@triton.jit
 def siblings(tree, parent, begin):
-    """Nodes [begin, begin + NODES) as children of `parent`. A proposal that is none counts as POINT."""
+    """Nodes [begin, begin + NODES) as children of `parent`."""
     node = begin + tl.arange(0, NODES)
-    inside = node < tree.count
-    token = tl.load(tree.tokens + node, mask=inside, other=-1)
-    proposal = tl.load(tree.proposals + node, mask=inside, other=0).to(tl.int32)
-    drafted = inside & (tl.load(tree.parents + node, mask=inside, other=-1) == parent)
-    drafted = drafted & (node > parent) & (token >= 0)
+    word = tl.load(tree.nodes + node, mask=node < tree.count, other=-1)
+    drafted = (word >> 33) == parent
     key = node.to(tl.int64)
     if tree.ranks is not None:
-        rank = tl.load(tree.ranks + node, mask=inside, other=0)
+        rank = tl.load(tree.ranks + node, mask=drafted, other=0)
         drafted = drafted & (rank > 0)
         key += rank.to(tl.int64) << 32
-    return Siblings(token, tl.where(proposal > 2, 0, proposal), key, drafted)
+    return Siblings(token_of(word), proposal_of(word), key, drafted)
 
 
 @triton.jit
@@ -94,29 +137,6 @@ def proposals_of(tree, parent):
         run = siblings(tree, parent, begin)
         kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _or)
     return kinds
-
-
-@triton.jit
-def rank_siblings(tree, first_child, next_sibling):
-    """Fills `tree.ranks` from links. A child counts if it names its parent and has a higher index; so a malformed
-    tree leads neither out of bounds nor round in circles."""
-    for begin in range(0, tree.count, NODES):
-        node = begin + tl.arange(0, NODES)
-        tl.store(tree.ranks + node, tl.zeros([NODES], tl.int32), mask=node < tree.count)
-    tl.debug_barrier()
-    for begin in range(0, tree.count, NODES):
-        parent = begin + tl.arange(0, NODES)
-        child = tl.load(first_child + parent, mask=parent < tree.count, other=-1)
-        rank = tl.full([], 1, tl.int32)
-        more = tl.full([], 1, tl.int32)
-        while (more > 0) & (rank <= tree.count):
-            valid = (child > parent) & (child < tree.count)
-            valid = valid & (tl.load(tree.parents + child, mask=valid, other=-1) == parent)
-            tl.store(tree.ranks + child, tl.zeros([NODES], tl.int32) + rank, mask=valid)
-            child = tl.where(valid, tl.load(next_sibling + child, mask=valid, other=-1), -1)
-            rank += 1
-            more = tl.max(valid.to(tl.int32))
-    tl.debug_barrier()
 
 
 @triton.jit

@@ -9,6 +9,8 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -57,40 +59,34 @@ def verify(
             measured = max(vocab, size)
             draft_cuts = _may_cut(draft_sampling, draft_sampling_rows)
     launch = verify_launch(vocab, measured, rule)
-    parts, visits, ranks, bins, goals, winners = (
+    parts, visits, nodes, ranks, bins, goals, winners = (
         rows * launch.padded_splits * RESULT,
         rows * VISIT,
+        rows,
         rows if first_child is not None else 0,
         requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
         requests * GOAL,
         requests * launch.padded_draw_splits * RESULT // 2,
     )
-    scratch = Scratch(
-        torch.empty(parts + visits + ranks + bins + goals + winners, dtype=torch.float64, device=target_logits.device),
-        parts,
-        parts + visits,
-        parts + visits + ranks,
-        parts + visits + ranks + bins,
-        parts + visits + ranks + bins + goals,
-    )
+    *offsets, words = itertools.accumulate((parts, visits, nodes, ranks, bins, goals, winners))
+    scratch = Scratch(torch.empty(words, dtype=torch.float64, device=target_logits.device), *offsets)
     given = dict(
         target=target,
         draft=draft,
         sampling=Sampling(*sampling, *(sampling_rows or [None] * 4)),
-        tokens_ptr=tokens,
-        parents_ptr=parents,
-        proposals_ptr=proposals,
         cu_nodes_ptr=cu_nodes,
         seeds_ptr=seeds,
         positions_ptr=positions,
         scratch=scratch,
         rows=rows,
     )
+    tree = dict(tokens_ptr=tokens, parents_ptr=parents, proposals_ptr=proposals)
     drafted_by = Sampling(*draft_sampling, *(draft_sampling_rows or [None] * 4))
     splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
     if rows > 0:
         measure_kernel[(rows, launch.splits, 2 if draft is not None and not draft_is_logprobs else 1)](
             **given,
+            **tree,
             draft_sampling=drafted_by,
             requests=requests,
             **splits,
@@ -99,6 +95,7 @@ def verify(
         )
     walk_kernel[(requests,)](
         **given,
+        **tree,
         draft_sampling=drafted_by,
         first_child_ptr=first_child,
         next_sibling_ptr=next_sibling,

@@ -20,7 +20,18 @@ from .race import merge_races, race_law
 from .random import NEXT, coin
 from .row import NO_TOKEN, exponent_of, read_row
 from .special import special_race
-from .tree import NODES, Tree, child_holding, next_child, node_of, rank_siblings, request_range, siblings
+from .tree import (
+    NODES,
+    Tree,
+    child_holding,
+    lay_out,
+    next_child,
+    node_of,
+    parent_of,
+    proposal_of,
+    request_range,
+    token_of,
+)
 
 VISIT = 32  # float64 words of a node on the way
 _VISIT = tl.constexpr(VISIT)
@@ -85,9 +96,13 @@ def walk_kernel(
         ranks = None
         if first_child_ptr is not None:
             ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
-        tree = Tree(tokens_ptr + first, parents_ptr + first, proposals_ptr + first, ranks, count)
+        tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
         if first_child_ptr is not None:
-            rank_siblings(tree, first_child_ptr + first, next_sibling_ptr + first)
+            first_child_ptr += first
+            next_sibling_ptr += first
+        lay_out(
+            tree, tokens_ptr + first, parents_ptr + first, proposals_ptr + first, first_child_ptr, next_sibling_ptr
+        )
         trace_thresholds = None
         trace_masses = None
         if trace_thresholds_ptr is not None:
@@ -143,8 +158,8 @@ def walk_kernel(
 def _write_path(tree, node, depth, out_tokens, out_path):
     while depth > 0:
         tl.store(out_path + depth, node)
-        tl.store(out_tokens + depth - 1, tl.load(tree.tokens + node))
-        node = tl.load(tree.parents + node)
+        tl.store(out_tokens + depth - 1, token_of(tl.load(tree.nodes + node)))
+        node = parent_of(tree, node)
         depth -= 1
     tl.store(out_path, 0)
 
@@ -234,8 +249,9 @@ def _token(
         walking = tl.full([], 0, tl.int32)
         while key >= 0:
             child = node_of(key)
-            token = tl.load(tree.tokens + child)
-            proposal = _proposal(tree, child)
+            word = tl.load(tree.nodes + child)
+            token = token_of(word)
+            proposal = proposal_of(word)
             left, q, state = tested(target, draft, tree, index, node, state, key, token, proposal)
             if trace_thresholds is not None:
                 tl.store(trace_thresholds + child, _ratio(left, q))
@@ -267,12 +283,6 @@ def _first_child(tree, index, depth, width):
     if depth + 1 < width:
         key = next_child(tree, index, key)
     return key
-
-
-@triton.jit
-def _proposal(tree, child):
-    proposal = tl.load(tree.proposals + child).to(tl.int32)
-    return tl.where(proposal > 2, 0, proposal)
 
 
 @triton.jit
@@ -387,7 +397,7 @@ def _traversal(
             if not failed:
                 child = tl.minimum(node_of(key), tree.count - 1)
                 state, mass = reject(
-                    target, draft, tree, index, node, state, key, _proposal(tree, child), left, w,
+                    target, draft, tree, index, node, state, key, proposal_of(tl.load(tree.nodes + child)), left, w,
                     following < 0, trace_masses is not None, TILE,
                 )  # fmt: skip
                 if trace_masses is not None:
@@ -403,7 +413,7 @@ def _traversal(
                 tl.store(trace_thresholds + index, w)
             failed = not (u < w)
         if failed:
-            index = tl.maximum(tl.load(tree.parents + index), 0)
+            index = tl.maximum(parent_of(tree, index), 0)
             depth = tl.maximum(depth - 1, 0)
             rejected = tl.full([], 1, tl.int32)
         else:
@@ -426,10 +436,10 @@ def _traversal(
                 key = following
                 child = tl.minimum(node_of(key), tree.count - 1)
                 following = next_child(tree, index, key)
+                word = tl.load(tree.nodes + child)
                 left, q, state = tested(
-                    target, draft, tree, index, node, state, key, tl.load(tree.tokens + child),
-                    _proposal(tree, child),
-                )  # fmt: skip
+                    target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
+                )
                 down = _ratio(w * left, q)
                 _save_visit(visits + index * _VISIT, w, left, key, following, loaded, node, state)
                 if (down > 0) & (depth + 1 < width):
@@ -444,10 +454,10 @@ def _traversal(
     if out_logprobs is not None:
         node_index = index
         for up in range(0, depth):
-            parent = tl.load(tree.parents + node_index)
+            parent = parent_of(tree, node_index)
             _emit(
                 out_logprobs, depth - 1 - up, target, request.first + parent,
-                load_law(visits + parent * _VISIT + 5), tl.load(tree.tokens + node_index),
+                load_law(visits + parent * _VISIT + 5), token_of(tl.load(tree.nodes + node_index)),
             )  # fmt: skip
             node_index = parent
     return index, depth
@@ -513,7 +523,8 @@ def _lossy(
                         )  # fmt: skip
             while key >= 0:
                 child = node_of(key)
-                token = tl.load(tree.tokens + child)
+                word = tl.load(tree.nodes + child)
+                token = token_of(word)
                 u = coin(request.seed, request.position, child)
                 passes = token < target.vocab
                 if RULE == "synthetic":
@@ -523,7 +534,7 @@ def _lossy(
                     passes = passes & (u < rate)
                 elif RULE == "lenient":
                     p, q, _ = tested(
-                        target, draft, tree, index, node, whole(), key, token, _proposal(tree, child)
+                        target, draft, tree, index, node, whole(), key, token, proposal_of(word)
                     )
                     passes = passes & (u.to(tl.float64) * q / value0 < p)
                 else:
@@ -551,10 +562,10 @@ def _lossy(
     if out_logprobs is not None:
         index = best
         for up in range(0, best_depth):
-            parent = tl.load(tree.parents + index)
+            parent = parent_of(tree, index)
             row = request.first + parent
             law, _ = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
-            _emit(out_logprobs, best_depth - 1 - up, target, row, law, tl.load(tree.tokens + index))
+            _emit(out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index)))
             index = parent
     return best, best_depth
 
