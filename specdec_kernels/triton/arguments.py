@@ -26,7 +26,6 @@ class Draft(NamedTuple):
     """The same of the draft's rows, and which of them belongs to a node."""
 
     data: tl.tensor
-    count: tl.tensor  # rows
     size: tl.tensor  # Vd
     group: tl.tensor
     group_stride: tl.tensor
@@ -66,6 +65,7 @@ class Request(NamedTuple):
     first: tl.tensor  # int64, row of its root
     params: Params
     drafted_by: Params
+    draft_count: tl.tensor  # rows of the draft's logits
     seed: tl.tensor
     position: tl.tensor
     bins: tl.tensor  # [BINS] int64 of its own
@@ -120,7 +120,7 @@ def bitmask_row(target, row):
 
 
 @triton.jit
-def draft_offset(draft, request, row, node):
+def draft_offset(draft, count, request, row, node):
     """Offset in `draft.data` of the law that the children of a node were drawn from, int64; -1 = none."""
     if draft.rows is not None:
         drawn_from = tl.load(draft.rows + row).to(tl.int64)
@@ -128,5 +128,5 @@ def draft_offset(draft, request, row, node):
         drawn_from = tl.where(node < draft.chain, request.to(tl.int64) * draft.chain + node, -1)
     else:
         drawn_from = row
-    present = (drawn_from >= 0) & (drawn_from < draft.count)
+    present = (drawn_from >= 0) & (drawn_from < count)
     return tl.where(present, _offset(draft, tl.maximum(drawn_from, 0)), -1)

@@ -105,7 +105,7 @@ def _load_goal(words):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "width"])
 def draw_kernel(
     target,
     draft,

@@ -79,7 +79,7 @@ def _kinds_of_children(tokens, parents, proposals, node, count):
     return kinds
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
 def measure_kernel(
     target,
     draft,
@@ -94,6 +94,7 @@ def measure_kernel(
     scratch,
     rows,
     requests,
+    draft_count,
     RULE: tl.constexpr,
     CUTS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -143,7 +144,7 @@ def measure_kernel(
             elif draft is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
                     if kinds > 1:
-                        offset = draft_offset(draft, request, row.to(tl.int64), node)
+                        offset = draft_offset(draft, draft_count, request, row.to(tl.int64), node)
                         if offset >= 0:
                             drafted_by = params_of(draft_sampling, request)
                             max, mass, token, nan = measure(

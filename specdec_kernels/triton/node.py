@@ -76,7 +76,7 @@ def load_node(
     drawn_from = node.drawn_from
     if draft is not None:
         if kinds > 1:
-            drawn_from = draft_offset(draft, request.index, row, index)
+            drawn_from = draft_offset(draft, request.draft_count, request.index, row, index)
             if drawn_from >= 0:
                 if LOGPROBS:
                     # They are taken on trust until a child turns out to be sampled from nothing.

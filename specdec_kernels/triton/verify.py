@@ -47,14 +47,15 @@ def verify(
         target_logits, vocab, group, group_stride, row_stride,
         token_bitmask, 0 if token_bitmask is None else token_bitmask.stride(0),
     )  # fmt: skip
-    draft, measured, cuts, draft_cuts = None, vocab, _may_cut(sampling, sampling_rows), False
+    draft, count, measured = None, 0, vocab
+    cuts, draft_cuts = _may_cut(sampling, sampling_rows), False
     if draft_logits is not None:
         size, chain = draft_logits.shape[-1], 0
         count = draft_logits.shape[0]
         if draft_logits.dim() == 3:
             chain = draft_logits.shape[1]
             count *= chain
-        draft = Draft(draft_logits, count, size, *_layout(draft_logits), draft_rows, chain, draft_ids, draft_columns)
+        draft = Draft(draft_logits, size, *_layout(draft_logits), draft_rows, chain, draft_ids, draft_columns)
         if not draft_is_logprobs:
             measured = max(vocab, size)
             draft_cuts = _may_cut(draft_sampling, draft_sampling_rows)
@@ -68,7 +69,7 @@ def verify(
         requests * GOAL,
         requests * launch.padded_draw_splits * RESULT // 2,
     )
-    *offsets, words = itertools.accumulate((parts, visits, nodes, ranks, bins, goals, winners))
+    *offsets, words = itertools.accumulate(-(-n // 16) * 16 for n in (parts, visits, nodes, ranks, bins, goals, winners))
     scratch = Scratch(torch.empty(words, dtype=torch.float64, device=target_logits.device), *offsets)
     given = dict(
         target=target,
@@ -89,6 +90,7 @@ def verify(
             **tree,
             draft_sampling=drafted_by,
             requests=requests,
+            draft_count=count,
             **splits,
             RACE_TILE=launch.race_tile,
             num_warps=launch.split_warps,
@@ -107,6 +109,7 @@ def verify(
         out_status_ptr=out_status,
         trace_thresholds_ptr=trace_thresholds,
         trace_masses_ptr=trace_masses,
+        draft_count=count,
         width=out_tokens.shape[1],
         value0=rule_values[0] if rule_values else 0.0,
         value1=rule_values[1] if len(rule_values) > 1 else 0.0,
@@ -136,7 +139,7 @@ def verify(
 def _layout(rows: Tensor) -> tuple[int, int, int]:
     """Rows per group, and the strides of groups and rows."""
     if rows.dim() == 2:
-        return max(rows.shape[0], 1), 0, rows.stride(0)
+        return 2**31 - 1, 0, rows.stride(0)
     return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
 
 

@@ -39,7 +39,7 @@ _GOAL = tl.constexpr(_GOAL_WORDS)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "draft_count", "width"])
 def walk_kernel(
     target,
     draft,
@@ -63,6 +63,7 @@ def walk_kernel(
     trace_thresholds_ptr,  # [R] or None
     trace_masses_ptr,  # [R] or None
     rows,
+    draft_count,
     width,
     value0,
     value1,
@@ -88,7 +89,7 @@ def walk_kernel(
     depth = tl.full([], -1, tl.int32)
     if count > 0:
         request = Request(
-            b, first.to(tl.int64), params_of(sampling, b), params_of(draft_sampling, b),
+            b, first.to(tl.int64), params_of(sampling, b), params_of(draft_sampling, b), draft_count,
             tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
             (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS,
         )  # fmt: skip
