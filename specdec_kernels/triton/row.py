@@ -88,10 +88,12 @@ def exponent_of(x, max, slope):
 @triton.jit
 def measure(x, offsets, slope, greedy):
     """Largest score, mass, lowest offset of the largest (only where `greedy`), and 1 if there is a NaN."""
-    max = tl.max(x)  # a maximum does not see NaN; a sum does
-    mass = tl.sum(tl.exp2((x - max) * slope))
+    max = tl.maximum(tl.max(x), float("-inf"))  # a maximum sees no NaN but where there is nothing else
+    # One operation a score in place of two. The rounding of max * slope is the same factor of all weights.
+    shift = max * slope
+    mass = tl.sum(tl.exp2(tl.fma(x, slope, -shift))) * tl.exp2(-tl.fma(max, slope, -shift))
     nan = tl.full([], 0, tl.int32)
-    if mass != mass:  # NaN, +inf, or nothing but -inf
+    if (mass != mass) | (tl.abs(shift) > 2.0**20):  # NaN, +inf, nothing but -inf; a factor too large
         nan = tl.max((x != x).to(tl.int32))
         mass = tl.sum(tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope)))
     first = tl.full([], NO_TOKEN, tl.int32)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cuts import row_cut
+from .cuts import BINS, row_cut
 from .launch import row_passes
 from .logarithm import log
 from .race import merge_races, race_law
@@ -49,8 +49,9 @@ def sample(
     cuts = top_k >= 1 or top_p < 1 or min_p > 0 or any(row is not None for row in rows[1:])
     passes = row_passes(vocab)
     device = logits.device
-    partials = torch.empty(5, batch, passes.splits, dtype=torch.float32, device=device)
+    partials = torch.empty(4, batch, passes.splits, dtype=torch.float32, device=device)
     laws = torch.empty(4, batch, dtype=torch.float32, device=device)
+    bins = torch.empty(batch, BINS.value, dtype=torch.int64, device=device) if cuts else None
     arrived = torch.empty(batch, dtype=torch.int32, device=device)
     row = dict(
         logits_ptr=logits,
@@ -78,6 +79,7 @@ def sample(
         top_p_ptr=rows[2],
         min_p_ptr=rows[3],
         partials_ptr=partials,
+        bins_ptr=bins,
         laws_ptr=laws,
         tokens_ptr=out_tokens,
         logprobs_ptr=out_logprobs,
@@ -113,7 +115,7 @@ def _measure_kernel(
     temperature_ptr,  # [B] or None
     seeds_ptr,  # [B]
     positions_ptr,  # [B]
-    partials_ptr,  # [5, B, splits]: max, mass, first or the race's token, nan, the race's score
+    partials_ptr,  # [4, B, splits]: max, mass, first or the race's token, the race's score
     arrived_ptr,  # [B]
     vocab,
     stride_logits_b,
@@ -132,7 +134,7 @@ def _measure_kernel(
     greedy = (t > 0) == 0
     begin = split * SPLIT
     offsets = begin + tl.arange(0, SPLIT)
-    max, mass, token, nan = measure(read_row(row_ptr, offsets, vocab, bitmask_ptr), offsets, slope, greedy)
+    max, mass, token, _ = measure(read_row(row_ptr, offsets, vocab, bitmask_ptr), offsets, slope, greedy)
     score = tl.full([], 0.0, tl.float32)
     if RACE:
         if (t > 0) & (mass > 0):
@@ -147,8 +149,7 @@ def _measure_kernel(
     tl.store(partial_ptr, max)
     tl.store(partial_ptr + plane, mass)
     tl.store(partial_ptr + 2 * plane, token.to(tl.float32, bitcast=True))
-    tl.store(partial_ptr + 3 * plane, nan.to(tl.float32))
-    tl.store(partial_ptr + 4 * plane, score)
+    tl.store(partial_ptr + 3 * plane, score)
     if split == 0:
         tl.store(arrived_ptr + b, 0)
 
@@ -167,7 +168,8 @@ def _settle_kernel(
     logits_ptr,  # [B, V]
     bitmask_ptr,  # [B, ceil(V / 32)] or None
     temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,  # [B] or None
-    partials_ptr,  # [5, B, splits]
+    partials_ptr,  # [4, B, splits]
+    bins_ptr,  # [B, BINS], or None without cuts
     laws_ptr,  # [4, B]: max, slope, cut, mass; mass 0 where the token is settled
     tokens_ptr,  # [B]
     logprobs_ptr,  # [B] or None
@@ -204,10 +206,9 @@ def _settle_kernel(
     elif CUTS:
         cut = float("-inf")
         if max < float("inf"):
-            nan = tl.max(tl.load(partial_ptr + 3 * plane, mask=here, other=0.0))
             cut, mass = row_cut(
-                row_ptr, vocab, bitmask_ptr,
-                slope, max, mass, nan > 0,
+                row_ptr, vocab, bitmask_ptr, bins_ptr + b * BINS,
+                slope, max, mass,
                 number_of(top_k_ptr, top_k, b),
                 number_of(top_p_ptr, top_p, b),
                 number_of(min_p_ptr, min_p, b),
@@ -218,7 +219,7 @@ def _settle_kernel(
         tl.store(laws_ptr + 2 * batch + b, cut)
         tl.store(laws_ptr + 3 * batch + b, mass)
     else:
-        scores = tl.load(partial_ptr + 4 * plane, mask=here, other=0.0)
+        scores = tl.load(partial_ptr + 3 * plane, mask=here, other=0.0)
         _, token = merge_races(scores * tl.exp2(exponent_of(maxima, max, slope)), partial_tokens)
         _finish(token, row_ptr, max, slope, mass, b, tokens_ptr, logprobs_ptr)
 

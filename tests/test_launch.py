@@ -1,0 +1,28 @@
+"""Launch configurations are pure functions of shapes, and cover what they must."""
+
+from __future__ import annotations
+
+import pytest
+
+from specdec_kernels.triton.launch import row_passes
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 1023, 1024, 1025, 32_000, 32_768, 50_257, 128_256, 262_144])
+def test_splits_cover_a_row_once(vocab):
+    passes = row_passes(vocab)
+    assert (passes.splits - 1) * passes.split < vocab <= passes.splits * passes.split
+    assert passes.splits <= passes.padded_splits < 2 * passes.splits
+    assert passes.padded_splits & (passes.padded_splits - 1) == 0
+
+
+def test_races_start_at_words_of_philox():
+    passes = row_passes(32_768)
+    assert passes.split % passes.race_tile == 0 and passes.race_tile % 4 == 0
+
+
+def test_one_request_fills_a_chip():
+    assert row_passes(128_256).splits >= 108  # the processors of an A100
+
+
+def test_the_same_shape_has_the_same_configuration():
+    assert row_passes(50_257) == row_passes(50_257)
