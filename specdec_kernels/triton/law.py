@@ -107,8 +107,7 @@ def target_law(
     slope = slope_of(params.temperature)
     maxima, masses, firsts, nans, _ = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
     top, mass = _merge(maxima, masses, slope)
-    nan = tl.max(nans)
-    status = nan * NAN
+    status = tl.max(nans) * NAN
     point = tl.full([], -1, tl.int32)
     cut = tl.full([], float("-inf"), tl.float32)
     if top == float("-inf"):
@@ -119,7 +118,7 @@ def target_law(
             if (top < float("inf")) & has_cuts(params, target.vocab):
                 cut, mass = _cut(
                     target_row(target, row), target.vocab, bitmask_row(target, row),
-                    slope, top, mass, nan, params, bins, TILE,
+                    slope, top, mass, params, bins, TILE,
                 )  # fmt: skip
     else:
         point = tl.minimum(merge_first(maxima, firsts, top), target.vocab - 1)
@@ -143,7 +142,7 @@ def draft_law(
             if CUTS:
                 if (top < float("inf")) & has_cuts(params, draft.size):
                     cut, mass = _cut(
-                        draft.data + drawn_from, draft.size, None, slope, top, mass, 0, params, bins, TILE
+                        draft.data + drawn_from, draft.size, None, slope, top, mass, params, bins, TILE
                     )
         else:
             point = tl.minimum(merge_first(maxima, firsts, top), draft.size - 1)
@@ -159,9 +158,9 @@ def _merge(maxima, masses, slope):
 
 
 @triton.jit
-def _cut(row_ptr, size, bitmask, slope, top, mass, nan, params, bins, TILE: tl.constexpr):
+def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.constexpr):
     cut, kept = row_cut(
-        row_ptr, size, bitmask, bins, slope, top, mass.to(tl.float32), nan > 0,
+        row_ptr, size, bitmask, bins, slope, top, mass.to(tl.float32),
         params.top_k, params.top_p, params.min_p, TILE,
     )  # fmt: skip
     return cut, kept.to(tl.float64)

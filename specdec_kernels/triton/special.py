@@ -56,10 +56,7 @@ def marks(tree, parent, node, state, token, key):
     - whether an earlier WITHOUT_REPLACEMENT child holds it,
     - whether an earlier special child holds it.
     """
-    point = token < 0
-    rejected = token < 0
-    taken = token < 0
-    repeated = token < 0
+    point, rejected, taken, repeated = token < 0, token < 0, token < 0, token < 0
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
         same = (token[:, None] == run.token[None, :]) & run.drafted[None, :]
@@ -103,7 +100,8 @@ def special_race(target, draft, tree, parent, node, state, seed, position):
     of p itself: score and token of each."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
-    p_score, p_token = score, token
+    p_score = tl.full([], 0.0, tl.float32)
+    p_token = tl.full([], NO_TOKEN, tl.int32)
     unit = state.a / node.p.mass
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)

@@ -13,7 +13,7 @@ from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
 from .draw import  RESIDUAL_OF, SETTLED, UNMEASURED, Goal, load_law, save_goal, save_law
-from .law import NAN, exp2_wide, log_probability, probability, target_law, target_scores
+from .law import exp2_wide, log_probability, probability, target_law, target_scores
 from .measure import TARGET, split_results
 from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
 from .race import merge_races, race_law
@@ -185,8 +185,8 @@ def _match(
     """Draws the target's own token at each node (the likeliest without RACE) and follows the child that holds it."""
     node = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
-    child = node
-    status = node
+    child = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
     while child >= 0:
         node = child
         row = request.first + node
@@ -232,7 +232,7 @@ def _token(
     """Leviathan et al. 2023 on a chain, recursive rejection on a tree."""
     index = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
-    status = index
+    status = tl.full([], 0, tl.int32)
     walking = tl.full([], 1, tl.int32)
     while walking > 0:
         node = unloaded(request.first + index)
@@ -374,7 +374,7 @@ def _traversal(
     """
     index = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
-    status = index
+    status = tl.full([], 0, tl.int32)
     rejected = tl.full([], 0, tl.int32)  # the child under test
     walking = tl.full([], 1, tl.int32)
     one = tl.full([], 1.0, tl.float64)
@@ -481,8 +481,8 @@ def _lossy(
         place = begin + tl.arange(0, NODES)
         tl.store(visits + place * _VISIT, tl.where(place == 0, 1.0, 0.0).to(tl.float64), mask=place < tree.count)
     best = tl.full([], 0, tl.int32)
-    best_depth = best
-    status = best
+    best_depth = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
     for index in range(0, tree.count):
         tl.debug_barrier()
         depth = tl.load(visits + index * _VISIT).to(tl.int32) - 1
@@ -519,7 +519,7 @@ def _lossy(
                     if law.top < float("inf"):
                         score_bar, _ = row_cut(
                             target_row(target, row), target.vocab, bitmask_row(target, row), request.bins,
-                            law.slope, law.top, law.mass.to(tl.float32), (found & NAN) > 0,
+                            law.slope, law.top, law.mass.to(tl.float32),
                             value0, 1.0, 0.0, TILE,
                         )  # fmt: skip
             while key >= 0:
