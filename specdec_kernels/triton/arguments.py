@@ -120,13 +120,18 @@ def bitmask_row(target, row):
 
 
 @triton.jit
-def draft_offset(draft, count, request, row, node):
-    """Offset in `draft.data` of the law that the children of a node were drawn from, int64; -1 = none."""
+def drawn_from(draft, count, request, row, node):
+    """The row of the draft's logits that the children of a node were drawn from, int64; -1 = none."""
     if draft.rows is not None:
-        drawn_from = tl.load(draft.rows + row).to(tl.int64)
+        found = tl.load(draft.rows + row).to(tl.int64)
     elif draft.chain > 0:
-        drawn_from = tl.where(node < draft.chain, request.to(tl.int64) * draft.chain + node, -1)
+        found = tl.where(node < draft.chain, request.to(tl.int64) * draft.chain + node, -1)
     else:
-        drawn_from = row
-    present = (drawn_from >= 0) & (drawn_from < count)
-    return tl.where(present, _offset(draft, tl.maximum(drawn_from, 0)), -1)
+        found = row
+    return tl.where((found >= 0) & (found < count), found, -1)
+
+
+@triton.jit
+def draft_row(draft, row):
+    """The first entry of a row of the draft's logits (int64, >= 0)."""
+    return draft.data + _offset(draft, row)

@@ -34,7 +34,7 @@ class Goal(NamedTuple):
     node: tl.tensor  # index in its request
     depth: tl.tensor
     status: tl.tensor  # so far
-    drawn_from: tl.tensor  # offset of the draft's row
+    drawn_from: tl.tensor  # row of the draft's logits, -1 = no q
     special: tl.tensor  # > 0: the node's special tokens are left out; their winners follow below
     ratio: tl.tensor
     p: Law
@@ -235,7 +235,10 @@ def _race_split(target, draft, tree, goal, p, row, seed, position, begin, end, T
             weights, special = leave_out(
                 weights, 0.0, offsets, start + TILE, special, tree, goal.node, goal.drawn_from, None, target.vocab
             )
-            if tl.max(weights) > 0:
+            some = p.cut == float("-inf")
+            if not some:
+                some = tl.max(weights) > 0  # a cut leaves most tiles empty
+            if some:
                 words = race_words(seed, position, RESIDUAL, 0, start // 4 + tl.arange(0, TILE // 4))
                 score, token = race(weights, words, offsets, score, token)
         again = ((score == 0) & (whole == 0) & ((goal.ratio > 0) | (goal.special > 0))).to(tl.int32)

@@ -66,9 +66,10 @@ class VerifyLaunch:
     draw_warps: int
 
 
-def verify_launch(vocab_size: int, measured: int, rule: str) -> VerifyLaunch:
+def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> VerifyLaunch:
     """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be measured."""
     split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
+    row_tile, row_warps = (2048, 8) if cuts else (1024, 4)
     splits, draw_splits = -(-measured // split), -(-vocab_size // 1024)
     return VerifyLaunch(
         split=split,
@@ -76,9 +77,9 @@ def verify_launch(vocab_size: int, measured: int, rule: str) -> VerifyLaunch:
         padded_splits=1 << (splits - 1).bit_length(),
         split_warps=split_warps,
         race_tile=256,
-        row_tile=2048,
-        row_race_tile=2048,
-        row_warps=8,
+        row_tile=row_tile,
+        row_race_tile=row_tile,
+        row_warps=row_warps,
         draw_split=1024,
         draw_splits=draw_splits,
         padded_draw_splits=1 << (draw_splits - 1).bit_length(),

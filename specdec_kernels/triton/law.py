@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_row, has_cuts, target_row
+from .arguments import bitmask_row, draft_row, has_cuts, target_row
 from .cuts import row_cut
 from .measure import DRAFT, TARGET, split_results
 from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slope_of
@@ -66,11 +66,11 @@ def log_probability(law, x, token):
 
 @triton.jit
 def weights(top, slope, cut, point, x, token):
-    """The weights of a tile of tokens; `top` is the score whose weight is 1. Float32, 0 for NaN."""
+    """The weights of a tile of tokens; `top` is the score whose weight is 1. Float32."""
     w = tl.exp2(exponent_of(x, top, slope))
     if point >= 0:
         w = tl.where(token == point, 1.0, 0.0)
-    else:
+    elif cut > float("-inf"):
         w = tl.where(x >= cut, w, 0.0)
     return w
 
@@ -94,7 +94,7 @@ def draft_scores(draft, drawn_from, vocab, token, inside):
         inside = inside & (token < vocab)
         column = tl.load(draft.columns + token, mask=inside, other=-1).to(tl.int64)
     inside = inside & (column >= 0) & (column < draft.size)
-    x = tl.load(draft.data + drawn_from + column, mask=inside, other=float("-inf")).to(tl.float32)
+    x = tl.load(draft_row(draft, drawn_from) + column, mask=inside, other=float("-inf")).to(tl.float32)
     return tl.where(x == x, x, float("-inf"))
 
 
@@ -142,7 +142,7 @@ def draft_law(
             if CUTS:
                 if (top < float("inf")) & has_cuts(params, draft.size):
                     cut, mass = _cut(
-                        draft.data + drawn_from, draft.size, None, slope, top, mass, params, bins, TILE
+                        draft_row(draft, drawn_from), draft.size, None, slope, top, mass, params, bins, TILE
                     )
         else:
             point = tl.minimum(merge_first(maxima, firsts, top), draft.size - 1)
@@ -184,7 +184,7 @@ def is_sound(draft, drawn_from, TILE: tl.constexpr):
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, draft.size, TILE):
-        x = read_row(draft.data + drawn_from, begin + tl.arange(0, TILE), draft.size, None)
+        x = read_row(draft_row(draft, drawn_from), begin + tl.arange(0, TILE), draft.size, None)
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
     return (nan == 0) & (some > 0)

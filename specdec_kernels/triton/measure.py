@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_row, draft_offset, has_cuts, params_of, target_row
+from .arguments import bitmask_row, draft_row, drawn_from, has_cuts, params_of, target_row
 from .race import race_law
 from .random import NEXT
 from .row import NO_TOKEN, measure, read_row, slope_of
@@ -19,7 +19,7 @@ TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 RESULT = 8  # int32 words of the result of a split: max, mass, token, NaN, the race's score, and padding
 _RESULT = tl.constexpr(RESULT)
-_REQUESTS = tl.constexpr(128)  # looked through together
+_REQUESTS = tl.constexpr(32)  # looked through together
 _NODES = tl.constexpr(32)
 
 
@@ -66,6 +66,16 @@ def _depth(parents, node):
 
 
 @triton.jit
+def _read_split(row_ptr, offsets, size, bitmask_ptr, WHOLE: tl.constexpr):
+    """Scores of a split; where all splits are WHOLE, nothing beyond the row has to be masked."""
+    if WHOLE and bitmask_ptr is None:
+        x = tl.load(row_ptr + offsets).to(tl.float32)
+    else:
+        x = read_row(row_ptr, offsets, size, bitmask_ptr)
+    return x
+
+
+@triton.jit
 def _kinds_of_children(tokens, parents, proposals, node, count):
     """Of the drafted children of a node: 0 = there are none, 1 = all are POINT, 2 = some are sampled."""
     kinds = tl.full([], 0, tl.int32)
@@ -100,6 +110,7 @@ def measure_kernel(
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     RACE_TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     row, split, side = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = _request_of(cu_nodes_ptr, requests, row)
@@ -128,7 +139,7 @@ def measure_kernel(
                     ptr = target_row(target, row.to(tl.int64))
                     bitmask = bitmask_row(target, row.to(tl.int64))
                     slope = slope_of(tl.where(greedy, 1.0, params.temperature))  # some rules test there
-                    x = read_row(ptr, offsets, target.vocab, bitmask)
+                    x = _read_split(ptr, offsets, target.vocab, bitmask, WHOLE)
                     max, mass, token, nan = measure(x, offsets, slope, greedy)
                     score = tl.full([], 0.0, tl.float32)
                     if RULE == "match":
@@ -144,11 +155,11 @@ def measure_kernel(
             elif draft is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
                     if kinds > 1:
-                        offset = draft_offset(draft, draft_count, request, row.to(tl.int64), node)
-                        if offset >= 0:
+                        source = drawn_from(draft, draft_count, request, row.to(tl.int64), node)
+                        if source >= 0:
                             drafted_by = params_of(draft_sampling, request)
                             max, mass, token, nan = measure(
-                                read_row(draft.data + offset, offsets, draft.size, None),
+                                _read_split(draft_row(draft, source), offsets, draft.size, None, WHOLE),
                                 offsets,
                                 slope_of(drafted_by.temperature),
                                 (drafted_by.temperature > 0) == 0,

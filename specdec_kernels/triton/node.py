@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_row, draft_offset, target_row
+from .arguments import bitmask_row, draft_row, drawn_from, target_row
 from .law import Law, draft_law, draft_scores, exp2_wide, is_sound, logprobs_law, probability, target_law, weights
 from .row import read_row, read_tokens
 from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, special_mass, target_p
@@ -24,7 +24,7 @@ class Node(NamedTuple):
     p: Law
     q: Law
     row: tl.tensor  # int64, of the target
-    drawn_from: tl.tensor  # int64, offset of the draft's row; -1 = no q
+    drawn_from: tl.tensor  # int64, row of the draft's logits; -1 = no q
     special: tl.tensor  # int32, > 0 = has special children
     rest_top: tl.tensor  # float32; outside the special tokens q(x) = rest_scale 2^((x - rest_top) slope)
     rest_scale: tl.tensor  # float64
@@ -73,26 +73,26 @@ def load_node(
     node = unloaded(row)
     kinds = proposals_of(tree, index)
     q = node.q
-    drawn_from = node.drawn_from
+    source = node.drawn_from
     if draft is not None:
         if kinds > 1:
-            drawn_from = draft_offset(draft, request.draft_count, request.index, row, index)
-            if drawn_from >= 0:
+            source = drawn_from(draft, request.draft_count, request.index, row, index)
+            if source >= 0:
                 if LOGPROBS:
                     # They are taken on trust until a child turns out to be sampled from nothing.
-                    if _drafted_the_impossible(draft, target.vocab, tree, index, q, drawn_from):
-                        if not is_sound(draft, drawn_from, TILE):
-                            drawn_from = tl.full([], -1, tl.int64)
+                    if _drafted_the_impossible(draft, target.vocab, tree, index, q, source):
+                        if not is_sound(draft, source, TILE):
+                            source = tl.full([], -1, tl.int64)
                 else:
                     q, sound = draft_law(
-                        draft, scratch, row, drawn_from, request.drafted_by, request.bins,
+                        draft, scratch, row, source, request.drafted_by, request.bins,
                         DRAFT_CUTS, SPLIT, SPLITS, TILE,
                     )  # fmt: skip
-                    drawn_from = tl.where(sound, drawn_from, -1)
-    special = tl.where(drawn_from >= 0, kinds & 5, kinds)
-    node = Node(p, q, row, drawn_from, special, q.top, 1.0 / q.mass, node.rest)
+                    source = tl.where(sound, source, -1)
+    special = tl.where(source >= 0, kinds & 5, kinds)
+    node = Node(p, q, row, source, special, q.top, 1.0 / q.mass, node.rest)
     if draft is not None:
-        if (kinds >= 4) & (drawn_from >= 0):
+        if (kinds >= 4) & (source >= 0):
             node = _weigh_rest(draft, target.vocab, tree, index, node, TILE)
     return node, status
 
@@ -132,7 +132,7 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
         special = tl.full([], -1, tl.int64)
         for begin in range(0, draft.size, TILE):
             column = begin + tl.arange(0, TILE)
-            x = read_row(draft.data + node.drawn_from, column, draft.size, None)
+            x = read_row(draft_row(draft, node.drawn_from), column, draft.size, None)
             x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
             if q.top == float("inf"):
                 x = tl.where(x == float("inf"), 0.0, float("-inf"))
@@ -241,15 +241,15 @@ def ratio_of(node, state):
 
 
 @triton.jit
-def residual_weights(target, draft, p, q, row, drawn_from, rest_top, ratio, token):
+def residual_weights(target, draft, p, q, row, source, rest_top, ratio, token):
     """[p - ratio q]+ of a tile of tokens and p itself, in units of p's weights."""
     x = read_row(target_row(target, row), token, target.vocab, bitmask_row(target, row))
-    wp = weights(p.top, p.slope, p.cut, p.point, tl.where(x == x, x, float("-inf")), token)
+    wp = weights(p.top, p.slope, p.cut, p.point, tl.maximum(x, float("-inf")), token)
     left = wp
     if draft is not None:
         if ratio > 0:
-            y = read_tokens(draft.data + drawn_from, token, draft.size, draft.columns, target.vocab)
-            wq = weights(rest_top, q.slope, q.cut, q.point, tl.where(y == y, y, float("-inf")), token)
+            y = read_tokens(draft_row(draft, source), token, draft.size, draft.columns, target.vocab)
+            wq = weights(rest_top, q.slope, q.cut, q.point, y, token)
             left = tl.maximum(wp - ratio * wq, 0.0)
     return left, wp
 

@@ -59,7 +59,7 @@ def verify(
         if not draft_is_logprobs:
             measured = max(vocab, size)
             draft_cuts = _may_cut(draft_sampling, draft_sampling_rows)
-    launch = verify_launch(vocab, measured, rule)
+    launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
     parts, visits, nodes, ranks, bins, goals, winners = (
         rows * launch.padded_splits * RESULT,
         rows * VISIT,
@@ -93,6 +93,7 @@ def verify(
             draft_count=count,
             **splits,
             RACE_TILE=launch.race_tile,
+            WHOLE=vocab % launch.split == 0 and (draft is None or draft_logits.shape[-1] % launch.split == 0),
             num_warps=launch.split_warps,
         )
     walk_kernel[(requests,)](
