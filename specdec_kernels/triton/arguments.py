@@ -102,7 +102,9 @@ def has_cuts(params, vocab):
 
 @triton.jit
 def _offset(rows, row):
-    return (row // rows.group) * rows.group_stride + (row % rows.group) * rows.row_stride
+    row = tl.cast(row, tl.int32)  # a division of 64 bits takes a hundred instructions
+    group = row // rows.group
+    return group.to(tl.int64) * rows.group_stride + (row - group * rows.group).to(tl.int64) * rows.row_stride
 
 
 @triton.jit

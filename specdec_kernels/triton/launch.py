@@ -69,8 +69,8 @@ class VerifyLaunch:
 def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> VerifyLaunch:
     """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be measured."""
     split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
-    row_tile, row_warps = (2048, 8) if cuts else (1024, 4)
-    splits, draw_splits = -(-measured // split), -(-vocab_size // 1024)
+    row_tile, row_warps = (2048, 8) if cuts else (1024, 8)
+    splits, draw_splits = -(-measured // split), -(-vocab_size // 2048)
     return VerifyLaunch(
         split=split,
         splits=splits,
@@ -80,7 +80,7 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
         row_tile=row_tile,
         row_race_tile=row_tile,
         row_warps=row_warps,
-        draw_split=1024,
+        draw_split=2048,
         draw_splits=draw_splits,
         padded_draw_splits=1 << (draw_splits - 1).bit_length(),
         draw_tile=256,

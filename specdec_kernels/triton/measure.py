@@ -21,6 +21,7 @@ RESULT = 8  # int32 words of the result of a split: max, mass, token, NaN, the r
 _RESULT = tl.constexpr(RESULT)
 _REQUESTS = tl.constexpr(32)  # looked through together
 _NODES = tl.constexpr(32)
+_PIECE = tl.constexpr(512)
 
 
 @triton.jit
@@ -73,6 +74,18 @@ def _read_split(row_ptr, offsets, size, bitmask_ptr, WHOLE: tl.constexpr):
     else:
         x = read_row(row_ptr, offsets, size, bitmask_ptr)
     return x
+
+
+@triton.jit
+def _lowest_at(row_ptr, begin, size, bitmask_ptr, max, SPLIT: tl.constexpr):
+    """The lowest place of a split's largest score. The row is read again, piece by piece: few requests ask, and to
+    hold what it takes would cost all others registers."""
+    lowest = tl.full([], NO_TOKEN, tl.int32)
+    for start in range(begin, begin + SPLIT, _PIECE):
+        offsets = start + tl.arange(0, _PIECE)
+        x = read_row(row_ptr, offsets, size, bitmask_ptr)
+        lowest = tl.minimum(lowest, tl.min(tl.where((x == max) & (offsets < size), offsets, NO_TOKEN)))
+    return lowest
 
 
 @triton.jit
@@ -140,7 +153,9 @@ def measure_kernel(
                     bitmask = bitmask_row(target, row.to(tl.int64))
                     slope = slope_of(tl.where(greedy, 1.0, params.temperature))  # some rules test there
                     x = _read_split(ptr, offsets, target.vocab, bitmask, WHOLE)
-                    max, mass, token, nan = measure(x, offsets, slope, greedy)
+                    max, mass, token, nan = measure(x, offsets, slope, False)
+                    if greedy:
+                        token = _lowest_at(ptr, begin, target.vocab, bitmask, max, SPLIT)
                     score = tl.full([], 0.0, tl.float32)
                     if RULE == "match":
                         if races & (mass > 0):
@@ -158,12 +173,15 @@ def measure_kernel(
                         source = drawn_from(draft, draft_count, request, row.to(tl.int64), node)
                         if source >= 0:
                             drafted_by = params_of(draft_sampling, request)
+                            ptr = draft_row(draft, source)
                             max, mass, token, nan = measure(
-                                _read_split(draft_row(draft, source), offsets, draft.size, None, WHOLE),
+                                _read_split(ptr, offsets, draft.size, None, WHOLE),
                                 offsets,
                                 slope_of(drafted_by.temperature),
-                                (drafted_by.temperature > 0) == 0,
+                                False,
                             )
+                            if (drafted_by.temperature > 0) == 0:
+                                token = _lowest_at(ptr, begin, draft.size, None, max, SPLIT)
                             _store(record, max, mass, token, nan, 0.0)
 
 
