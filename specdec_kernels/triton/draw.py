@@ -233,7 +233,16 @@ def _race_split(target, draft, tree, goal, p, row, seed, position, begin, end, T
             if whole > 0:
                 weights = all_weights
             weights, special = leave_out(
-                weights, 0.0, offsets, start + TILE, special, tree, goal.node, goal.drawn_from, None, target.vocab
+                weights,
+                0.0,
+                offsets,
+                start + TILE,
+                special,
+                tree,
+                goal.node,
+                goal.drawn_from,
+                None,
+                target.vocab,
             )
             some = p.cut == float("-inf")
             if not some:

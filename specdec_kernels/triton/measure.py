@@ -136,7 +136,9 @@ def measure_kernel(
             record = _record(scratch, row.to(tl.int64), side, split, SPLITS)
             params = params_of(sampling, request)
             greedy = (params.temperature > 0) == 0
-            kinds = _kinds_of_children(tokens_ptr + first, parents_ptr + first, proposals_ptr + first, node, count)
+            kinds = _kinds_of_children(
+                tokens_ptr + first, parents_ptr + first, proposals_ptr + first, node, count
+            )
             if side == TARGET:
                 wanted = greedy
                 races = not greedy

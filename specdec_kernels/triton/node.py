@@ -12,7 +12,17 @@ import triton
 import triton.language as tl
 
 from .arguments import bitmask_row, draft_row, drawn_from, target_row
-from .law import Law, draft_law, draft_scores, exp2_wide, is_sound, logprobs_law, probability, target_law, weights
+from .law import (
+    Law,
+    draft_law,
+    draft_scores,
+    exp2_wide,
+    is_sound,
+    logprobs_law,
+    probability,
+    target_law,
+    weights,
+)
 from .row import read_row, read_tokens
 from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, special_mass, target_p
 from .tree import INDEPENDENT, NO_KEY, NODES, WITHOUT_REPLACEMENT, proposals_of, siblings
@@ -38,7 +48,9 @@ class Residual(NamedTuple):
     a: tl.tensor  # float64
     b: tl.tensor  # float64
     b_point: tl.tensor  # float64, in place of b at the tokens of POINT children
-    since: tl.tensor  # int64, key of the child whose rejection left nothing, after which P = p again; -1 = none
+    since: (
+        tl.tensor
+    )  # int64, key of the child whose rejection left nothing, after which P = p again; -1 = none
     last: tl.tensor  # int64, key of the child rejected last; -1 = none
     dry: tl.tensor  # int64, key from which on WITHOUT_REPLACEMENT children had nothing to be drawn from
     factor: tl.tensor  # float64
@@ -137,7 +149,16 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
             if q.top == float("inf"):
                 x = tl.where(x == float("inf"), 0.0, float("-inf"))
             x, special = leave_out(
-                x, float("-inf"), column, begin + TILE, special, tree, parent, node.drawn_from, draft.columns, vocab
+                x,
+                float("-inf"),
+                column,
+                begin + TILE,
+                special,
+                tree,
+                parent,
+                node.drawn_from,
+                draft.columns,
+                vocab,
             )
             above = tl.maximum(top, x)
             known = tl.where(above > float("-inf"), above, 0.0)
@@ -176,9 +197,7 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
             # What a child drawn without replacement, and those after it, may still hold.
             later = run.drafted & (run.proposal == WITHOUT_REPLACEMENT) & (run.key >= key)
             later = later & (held == 0) & (taken == 0)
-            remaining += tl.sum(
-                tl.where(later, draft_q(draft, target.vocab, node, run.token, later), 0.0)
-            )
+            remaining += tl.sum(tl.where(later, draft_q(draft, target.vocab, node, run.token, later), 0.0))
     left = tl.maximum(state.a * p - tl.where(point > 0, state.b_point, state.b) * q, 0.0)
     left = tl.where(rejected > 0, 0.0, left)
     factor = tl.full([], 0.0, tl.float64)

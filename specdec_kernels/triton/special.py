@@ -106,7 +106,12 @@ def special_race(target, draft, tree, parent, node, state, seed, position):
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
         point, rejected, _, repeated = marks(tree, parent, node, state, run.token, run.key)
-        mine = run.drafted & _is_special(run.proposal, node.drawn_from) & (repeated == 0) & (run.token < target.vocab)
+        mine = (
+            run.drafted
+            & _is_special(run.proposal, node.drawn_from)
+            & (repeated == 0)
+            & (run.token < target.vocab)
+        )
         p = target_p(target, node, run.token, mine)
         q = draft_q(draft, target.vocab, node, run.token, mine)
         left = tl.where(mine, _at(state, p, q, point, rejected), 0.0)

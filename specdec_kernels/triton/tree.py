@@ -18,7 +18,9 @@ NO_KEY = tl.constexpr(2**62)
 class Tree(NamedTuple):
     """A request's tree as the walk lays it out, and how many nodes it has."""
 
-    nodes: tl.tensor  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    nodes: (
+        tl.tensor
+    )  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
     ranks: tl.tensor  # int32, a node's place among its siblings from 1 on; None: siblings are in index order
     count: tl.tensor
 

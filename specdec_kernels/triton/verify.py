@@ -69,7 +69,9 @@ def verify(
         requests * GOAL,
         requests * launch.padded_draw_splits * RESULT // 2,
     )
-    *offsets, words = itertools.accumulate(-(-n // 16) * 16 for n in (parts, visits, nodes, ranks, bins, goals, winners))
+    *offsets, words = itertools.accumulate(
+        -(-n // 16) * 16 for n in (parts, visits, nodes, ranks, bins, goals, winners)
+    )
     scratch = Scratch(torch.empty(words, dtype=torch.float64, device=target_logits.device), *offsets)
     given = dict(
         target=target,

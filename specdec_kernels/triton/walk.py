@@ -12,7 +12,7 @@ import triton.language as tl
 from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target_row
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
-from .draw import  RESIDUAL_OF, SETTLED, UNMEASURED, Goal, load_law, save_goal, save_law
+from .draw import RESIDUAL_OF, SETTLED, UNMEASURED, Goal, load_law, save_goal, save_law
 from .law import exp2_wide, log_probability, probability, target_law, target_scores
 from .measure import TARGET, split_results
 from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
@@ -102,7 +102,12 @@ def walk_kernel(
             first_child_ptr += first
             next_sibling_ptr += first
         lay_out(
-            tree, tokens_ptr + first, parents_ptr + first, proposals_ptr + first, first_child_ptr, next_sibling_ptr
+            tree,
+            tokens_ptr + first,
+            parents_ptr + first,
+            proposals_ptr + first,
+            first_child_ptr,
+            next_sibling_ptr,
         )
         trace_thresholds = None
         trace_masses = None
@@ -195,7 +200,9 @@ def _match(
         token = law.point
         if RACE:
             if token < 0:
-                maxima, _, tokens, _, scores = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
+                maxima, _, tokens, _, scores = split_results(
+                    scratch, row, TARGET, target.vocab, SPLIT, SPLITS
+                )
                 scores *= tl.exp2(exponent_of(maxima, law.top, law.slope))
                 _, token = merge_races(scores, tokens)
                 if CUTS:
@@ -380,7 +387,14 @@ def _traversal(
     one = tl.full([], 1.0, tl.float64)
     none = tl.full([], -1, tl.int64)
     _save_visit(
-        visits, one, one, none, _first_child(tree, index, depth, width), index, unloaded(request.first), whole()
+        visits,
+        one,
+        one,
+        none,
+        _first_child(tree, index, depth, width),
+        index,
+        unloaded(request.first),
+        whole(),
     )
     steps = 3 * tree.count + 3  # more than a sound tree needs
     while (walking > 0) & (steps > 0):
@@ -479,7 +493,9 @@ def _lossy(
     the lowest index among equals. The first word of `visits` is 1 + the depth of a node that passed."""
     for begin in range(0, tree.count, NODES):
         place = begin + tl.arange(0, NODES)
-        tl.store(visits + place * _VISIT, tl.where(place == 0, 1.0, 0.0).to(tl.float64), mask=place < tree.count)
+        tl.store(
+            visits + place * _VISIT, tl.where(place == 0, 1.0, 0.0).to(tl.float64), mask=place < tree.count
+        )
     best = tl.full([], 0, tl.int32)
     best_depth = tl.full([], 0, tl.int32)
     status = tl.full([], 0, tl.int32)
@@ -506,14 +522,20 @@ def _lossy(
             elif RULE != "synthetic":
                 # At temperature 0 the law at temperature 1 is tested.
                 temperature = tl.where(request.params.temperature > 0, request.params.temperature, 1.0)
-                testing = Params(temperature, request.params.top_k, request.params.top_p, request.params.min_p)
-                law, found = target_law(target, scratch, row, testing, request.bins, CUTS, SPLIT, SPLITS, TILE)
+                testing = Params(
+                    temperature, request.params.top_k, request.params.top_p, request.params.min_p
+                )
+                law, found = target_law(
+                    target, scratch, row, testing, request.bins, CUTS, SPLIT, SPLITS, TILE
+                )
                 status |= found
                 node = Node(
                     law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
                 )
                 if RULE == "typical":
-                    bar = tl.minimum(value0.to(tl.float64), value1 * exp2_wide(-_entropy(target, row, law, TILE)))
+                    bar = tl.minimum(
+                        value0.to(tl.float64), value1 * exp2_wide(-_entropy(target, row, law, TILE))
+                    )
                 elif law.point < 0:
                     bar = 1.0 / law.mass - value1
                     if law.top < float("inf"):
@@ -534,9 +556,7 @@ def _lossy(
                         rate = tl.where(depth == i, RATES[i], rate)
                     passes = passes & (u < rate)
                 elif RULE == "lenient":
-                    p, q, _ = tested(
-                        target, draft, tree, index, node, whole(), key, token, proposal_of(word)
-                    )
+                    p, q, _ = tested(target, draft, tree, index, node, whole(), key, token, proposal_of(word))
                     passes = passes & (u.to(tl.float64) * q / value0 < p)
                 else:
                     x = target_scores(target, row, token, passes)
@@ -556,10 +576,10 @@ def _lossy(
     if loaded:
         law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
         status |= found
-        node = Node(law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest)
-    _set_goal(
-        goal, target, draft, tree, request, best, best_depth, node, whole(), loaded, status
-    )
+        node = Node(
+            law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+        )
+    _set_goal(goal, target, draft, tree, request, best, best_depth, node, whole(), loaded, status)
     if out_logprobs is not None:
         index = best
         for up in range(0, best_depth):
@@ -578,7 +598,9 @@ def _entropy(target, row, law, TILE: tl.constexpr):
     if law.point < 0:
         acc = tl.zeros([TILE], tl.float32)
         for begin in range(0, target.vocab, TILE):
-            x = read_row(target_row(target, row), begin + tl.arange(0, TILE), target.vocab, bitmask_row(target, row))
+            x = read_row(
+                target_row(target, row), begin + tl.arange(0, TILE), target.vocab, bitmask_row(target, row)
+            )
             t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
             acc += tl.exp2(t) * tl.maximum(t, -160.0)
         mean = tl.sum(acc.to(tl.float64)) / law.mass
