@@ -128,8 +128,8 @@ def spoil(arguments: dict, g: torch.Generator) -> None:
 
 
 def shared_form(arguments: dict) -> dict:
-    """The same case in the form that most cases share, so that few kernels are compiled: float32 rows with strides,
-    sampling per request, a bitmask, draft rows."""
+    """The same case in the form that most cases share, so that few kernels are compiled: float32 rows with
+    strides, sampling per request, a bitmask, draft rows."""
     tree, target = arguments["tree"], arguments["target_logits"]
     rows, vocab = target.shape
 

@@ -1,7 +1,7 @@
 """`verify` as Triton kernels against the reference: every rule and option, bad data, invariance, and counts.
 
-To compile few kernels, cases are brought into one form (`shared_form`); sizes are no multiples of 16, which would compile
-anew, to wider loads.
+To compile few kernels, cases are brought into one form (`shared_form`); sizes are no multiples of 16, which
+would compile anew, to wider loads.
 """
 
 from __future__ import annotations

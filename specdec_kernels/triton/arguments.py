@@ -72,8 +72,8 @@ class Request(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, 2] rows come
-    first; where the others begin."""
+    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, 2]
+    rows come first; where the others begin."""
 
     words: tl.tensor
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk

@@ -1,7 +1,8 @@
-"""The last launch of `verify`: the token after the accepted ones, by an exponential race split over the vocabulary.
+"""The last launch of `verify`: the token after the accepted ones, by an exponential race split over the
+vocabulary.
 
-The walk leaves a goal for each request: the law to draw from as scalars. The last program of a request to arrive
-merges the winners, in fixed order, and writes the token.
+The walk leaves a goal for each request: the law to draw from as scalars. The last program of a request to
+arrive merges the winners, in fixed order, and writes the token.
 """
 
 from __future__ import annotations

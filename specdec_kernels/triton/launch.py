@@ -67,13 +67,14 @@ class VerifyLaunch:
 
 
 def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> VerifyLaunch:
-    """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be measured.
+    """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be
+    measured.
 
     | number | reason |
     |---|---|
-    | split 8192, 4 warps | 64 scores a lane, read once and kept; what a program does besides is spread over many |
+    | split 8192, 4 warps | 64 scores a lane, read once and kept; its program's other work is shared by many |
     | split 1024, 1 warp | under `match`, as in `sample`, whose races these are |
-    | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores of each row a lane leave no spills |
+    | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores a lane leave no spills |
     | row_tile 2048 | with cuts, as many groups as `row_cut` needs for a top_k of 100 |
     | draw_split 2048, 1 warp | half the preparations and a third fewer logarithms than with 1024 |
     """

@@ -1,7 +1,7 @@
 """The first launch of `verify`: what the laws of the rows need to know of them, split over the vocabulary.
 
-Of every split of a row the largest score, the mass relative to it, whether there is a NaN, for greedy requests the
-lowest token that has the largest score, and under `match` without cuts the winner of the race.
+Of every split of a row the largest score, the mass relative to it, whether there is a NaN, for greedy
+requests the lowest token that has the largest score, and under `match` without cuts the winner of the race.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _read_split(row_ptr, offsets, size, bitmask_ptr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _lowest_at(row_ptr, begin, size, bitmask_ptr, max, SPLIT: tl.constexpr):
-    """The lowest place of a split's largest score. The row is read again, piece by piece: few requests ask, and to
-    hold what it takes would cost all others registers."""
+    """The lowest place of a split's largest score. The row is read again, piece by piece: few requests ask,
+    and to hold what it takes would cost all others registers."""
     lowest = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, begin + SPLIT, _PIECE):
         offsets = start + tl.arange(0, _PIECE)

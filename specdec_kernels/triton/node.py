@@ -1,7 +1,7 @@
 """One node under verification: the target's law p, the draft's law q, and the residual as scalars.
 
-The residual after any rejections is [a p - b q]+. Only at the tokens of POINT and WITHOUT_REPLACEMENT children may
-it differ (docs/verification.md, special.py).
+The residual after any rejections is [a p - b q]+. Only at the tokens of POINT and WITHOUT_REPLACEMENT
+children may it differ (docs/verification.md, special.py).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Node(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """P = [a p - b q]+ after some rejections, and Q = factor q of the child under test; factor 0 = the point at its
-    token."""
+    """P = [a p - b q]+ after some rejections, and Q = factor q of the child under test; factor 0 = the point
+    at its token."""
 
     a: tl.tensor  # float64
     b: tl.tensor  # float64
@@ -122,9 +122,9 @@ def _drafted_the_impossible(draft, vocab, tree, parent, q, drawn_from):
 
 @triton.jit
 def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
-    """The mass of q outside the special tokens, summed over them and never as a difference. The passes' weights
-    are then relative to the largest score there, so that they do not vanish beside a special token that holds
-    nearly all."""
+    """The mass of q outside the special tokens, summed over them and never as a difference. The passes'
+    weights are then relative to the largest score there, so that they do not vanish beside a special token
+    that holds nearly all."""
     q = node.q
     rest_top = tl.full([], 0.0, tl.float32)
     scale = tl.full([], 0.0, tl.float64)
@@ -178,7 +178,8 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
 
 @triton.jit
 def tested(target, draft, tree, parent, node, state, key, token, proposal):
-    """P(token) and Q(token) of a child, to be asked in sibling order; and the state with the child under test."""
+    """P(token) and Q(token) of a child, to be asked in sibling order; and the state with the child under
+    test."""
     tokens = tl.full([1], 0, tl.int64) + token
     p = tl.sum(target_p(target, node, tokens, tokens >= 0))
     q = tl.sum(draft_q(draft, target.vocab, node, tokens, tokens >= 0))
@@ -220,8 +221,8 @@ def reject(
     target, draft, tree, parent, node, state, key, proposal, left, w, last,
     TRACE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Rejects the child under test, which had P(token) = left, with P scaled by w. Returns the state, and the mass
-    S of [w P - Q]+, which, normalised, is the new P. A mass of 0 leaves P = p.
+    """Rejects the child under test, which had P(token) = left, with P scaled by w. Returns the state, and
+    the mass S of [w P - Q]+, which, normalised, is the new P. A mass of 0 leaves P = p.
 
     Where no sibling follows (`last`) and w is 1 nobody needs S, and 1 is returned: the draw finds out whether
     anything is left."""
@@ -256,7 +257,8 @@ def reject(
 @triton.jit
 def ratio_of(node, state):
     """b q relative to a p, in units of their weights."""
-    return tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), 3e38).to(tl.float32)
+    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), 3e38).to(tl.float32)
+    return tl.where(state.b > 0, ratio, 0.0)  # without q its scale may be anything
 
 
 @triton.jit

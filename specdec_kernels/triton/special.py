@@ -1,7 +1,8 @@
-"""Special tokens of a node: those of its POINT and WITHOUT_REPLACEMENT children, at which the residual may differ.
+"""Special tokens of a node: those of its POINT and WITHOUT_REPLACEMENT children, at which the residual may
+differ.
 
-They are few, are left out of the passes over the vocabulary, and are reckoned one by one. `node` is a `node.Node`,
-`parent` its index. A sampled child of a node without q counts as POINT.
+They are few, are left out of the passes over the vocabulary, and are reckoned one by one. `node` is a
+`node.Node`, `parent` its index. A sampled child of a node without q counts as POINT.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def special_mass(target, draft, tree, parent, node, state):
 
 @triton.jit
 def special_race(target, draft, tree, parent, node, state, seed, position):
-    """The races over the special tokens, in units of p's weights: of the residual, and, for where there is none,
-    of p itself: score and token of each."""
+    """The races over the special tokens, in units of p's weights: of the residual, and, for where there is
+    none, of p itself: score and token of each."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
     p_score = tl.full([], 0.0, tl.float32)
@@ -148,8 +149,9 @@ def next_special(tree, parent, drawn_from, after, columns, vocab):
 
 @triton.jit
 def leave_out(x, nothing, places, end, special, tree, parent, drawn_from, columns, vocab):
-    """Sets what a tile has at special tokens (or their columns) to `nothing`. Tiles come in ascending order, `places`
-    ending before `end`; `special` is what the tile before returned, at first the place before the first tile."""
+    """Sets what a tile has at special tokens (or their columns) to `nothing`. Tiles come in ascending order,
+    `places` ending before `end`; `special` is what the tile before returned, at first the place before the
+    first tile."""
     while special < end:
         x = tl.where(places == special, nothing, x)
         special = next_special(tree, parent, drawn_from, special, columns, vocab)

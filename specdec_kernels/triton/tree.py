@@ -44,8 +44,9 @@ def request_range(cu_nodes, rows, request):
 
 @triton.jit
 def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
-    """Fills a tree from the caller's arrays. A node counts if it has a token and a parent of lower index, which must
-    list it where there are links: a malformed tree leads neither out of bounds nor round in circles."""
+    """Fills a tree from the caller's arrays. A node counts if it has a token and a parent of lower index,
+    which must list it where there are links: a malformed tree leads neither out of bounds nor round in
+    circles."""
     for begin in range(0, tree.count, NODES):
         node = begin + tl.arange(0, NODES)
         inside = node < tree.count

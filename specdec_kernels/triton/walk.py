@@ -1,4 +1,5 @@
-"""The second launch of `verify`: one program per request walks its tree by the rule, and leaves a goal to `draw`.
+"""The second launch of `verify`: one program per request walks its tree by the rule, and leaves a goal to
+`draw`.
 
 A row's law is merged from the splits that were measured. The passes that only the walk can ask for (cuts of a
 visited row, residual masses, entropies) are loops of this program over the row.
@@ -12,7 +13,7 @@ import triton.language as tl
 from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target_row
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
-from .draw import RESIDUAL_OF, SETTLED, UNMEASURED, Goal, load_law, save_goal, save_law
+from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
 from .law import exp2_wide, log_probability, probability, target_law, target_scores
 from .measure import TARGET, split_results
 from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
@@ -187,7 +188,8 @@ def _match(
     CUTS: tl.constexpr, RACE: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, RACE_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Draws the target's own token at each node (the likeliest without RACE) and follows the child that holds it."""
+    """Draws the target's own token at each node (the likeliest without RACE) and follows the child that
+    holds it."""
     node = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
     child = tl.full([], 0, tl.int32)
@@ -272,8 +274,8 @@ def _token(
             else:
                 following = next_child(tree, index, key)
                 state, mass = reject(
-                    target, draft, tree, index, node, state, key, proposal, left, tl.full([], 1.0, tl.float64),
-                    following < 0, trace_masses is not None, TILE,
+                    target, draft, tree, index, node, state, key, proposal,
+                    left, tl.full([], 1.0, tl.float64), following < 0, trace_masses is not None, TILE,
                 )  # fmt: skip
                 if trace_masses is not None:
                     tl.store(trace_masses + child, mass)
@@ -364,7 +366,8 @@ def _load_visit(words, row):
         tl.load(keys + 23), tl.load(keys + 24), tl.load(keys + 25), tl.load(words + 26),
     )  # fmt: skip
     return (
-        tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), tl.load(keys + 4) > 0, node, state
+        tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), tl.load(keys + 4) > 0,
+        node, state,
     )  # fmt: skip
 
 
@@ -377,7 +380,8 @@ def _traversal(
 ):  # fmt: skip
     """Traversal verification (Weng et al. 2025): block verification's tree form, the deepest nodes first.
 
-    Of every node on the way `visits` keeps the weight w that reaches it, the child under test and the one after it.
+    Of every node on the way `visits` keeps the weight w that reaches it, the child under test and the one
+    after it.
     """
     index = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
@@ -406,14 +410,14 @@ def _traversal(
         u = coin(request.seed, request.position, index).to(tl.float64)
         failed = index < 0
         if rejected > 0:
-            # A rejection never raises w. Where the coin fails already and no sibling is left, the residual is not
-            # needed.
+            # A rejection never raises w. Where the coin fails already and no sibling is left, the residual
+            # is not needed.
             failed = (following < 0) & (depth > 0) & (u >= w)
             if not failed:
                 child = tl.minimum(node_of(key), tree.count - 1)
                 state, mass = reject(
-                    target, draft, tree, index, node, state, key, proposal_of(tl.load(tree.nodes + child)), left, w,
-                    following < 0, trace_masses is not None, TILE,
+                    target, draft, tree, index, node, state, key, proposal_of(tl.load(tree.nodes + child)),
+                    left, w, following < 0, trace_masses is not None, TILE,
                 )  # fmt: skip
                 if trace_masses is not None:
                     tl.store(trace_masses + child, mass)
@@ -489,8 +493,9 @@ def _lossy(
     CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors is kept,
-    the lowest index among equals. The first word of `visits` is 1 + the depth of a node that passed."""
+    """Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors
+    is kept, the lowest index among equals. The first word of `visits` is 1 + the depth of a node that
+    passed."""
     for begin in range(0, tree.count, NODES):
         place = begin + tl.arange(0, NODES)
         tl.store(
