@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 import specdec_kernels as sdk
@@ -125,8 +127,31 @@ def spoil(arguments: dict, g: torch.Generator) -> None:
     tokens[some] = wild[torch.randint(len(wild), tokens.shape, generator=g)][some]
 
 
-def both_with_traces(arguments: dict, rule):
-    """(native, reference) results, each with its trace of thresholds and masses."""
+def shared_form(arguments: dict) -> dict:
+    """The same case in the form that most cases share, so that few kernels are compiled: float32 rows with
+    strides, sampling per request, a bitmask, draft rows."""
+    tree, target = arguments["tree"], arguments["target_logits"]
+    rows, vocab = target.shape
+
+    def strided(logits):
+        return torch.stack([logits.float()] * 2, 1)[:, 0]
+
+    def per_request(params):
+        values = (v if isinstance(v, torch.Tensor) else torch.full((tree.batch_size,), v) for v in params)
+        return sdk.SamplingParams(*(value.float() for value in values))
+
+    shared = dict(arguments, target_logits=strided(target), sampling=per_request(arguments["sampling"]))
+    shared.setdefault("token_bitmask", torch.full((rows, (vocab + 31) // 32), -1, dtype=torch.int32))
+    if isinstance(arguments.get("draft_sampling"), sdk.SamplingParams):
+        shared["draft_sampling"] = per_request(arguments["draft_sampling"])
+    if "draft_logits" in arguments:
+        shared["draft_logits"] = strided(arguments["draft_logits"])
+        shared.setdefault("draft_rows", torch.arange(rows, dtype=torch.int32))
+    return shared
+
+
+def both_with_traces(arguments: dict, rule, backend="cpu"):
+    """(backend's, reference's) results, each with its trace of thresholds and masses."""
     captured = []
     original = ops.verify
     ops.verify = lambda *args: captured.append(args)
@@ -134,10 +159,11 @@ def both_with_traces(arguments: dict, rule):
         outs = [sdk.verify(rule=rule, **{k: v for k, v in arguments.items()}) for _ in range(2)]
     finally:
         ops.verify = original
-    from specdec_kernels import cpu, reference
+    from specdec_kernels import reference
 
     rows = arguments["tree"].tokens.numel()
     traces = [Trace(rows), Trace(rows)]
-    cpu.verify(*captured[0][:-1], traces[0].thresholds, traces[0].masses)
+    module = importlib.import_module(f"specdec_kernels.{backend}")
+    module.verify(*captured[0][:-1], traces[0].thresholds, traces[0].masses)
     reference.verify(*captured[1][:-1], trace=traces[1])
     return list(zip(outs, traces, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specdec_kernels.triton.launch import row_passes
+from specdec_kernels.triton.launch import row_passes, verify_launch
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 1023, 1024, 1025, 32_000, 32_768, 50_257, 128_256, 262_144])
@@ -26,3 +26,13 @@ def test_one_request_fills_a_chip():
 
 def test_the_same_shape_has_the_same_configuration():
     assert row_passes(50_257) == row_passes(50_257)
+
+
+@pytest.mark.parametrize("vocab", [1, 1024, 8192, 8193, 50_257, 128_256])
+@pytest.mark.parametrize("rule", ["match", "token"])
+def test_the_launches_of_verify_cover_rows_once(vocab, rule):
+    launch = verify_launch(vocab, vocab + 7, rule, cuts=False)
+    assert (launch.splits - 1) * launch.split < vocab + 7 <= launch.splits * launch.split
+    assert (launch.draw_splits - 1) * launch.draw_split < vocab <= launch.draw_splits * launch.draw_split
+    assert launch.splits <= launch.padded_splits and launch.draw_splits <= launch.padded_draw_splits
+    assert launch.draw_split % launch.draw_tile == 0 and launch.draw_tile % 4 == 0

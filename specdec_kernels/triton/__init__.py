@@ -10,6 +10,7 @@ from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .sample import sample  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
+from .verify import verify  # noqa: F401
 
 
 def device_type() -> str:

@@ -1,0 +1,139 @@
+"""The arguments of `verify` as its kernels see them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .row import number_of
+
+
+class Target(NamedTuple):
+    """Rows of a [R, V] matrix, or of a [G, N, V] one seen as [G * N, V]."""
+
+    data: tl.tensor
+    vocab: tl.tensor  # V
+    group: tl.tensor  # N
+    group_stride: tl.tensor
+    row_stride: tl.tensor
+    bitmask: tl.tensor  # [R, ceil(V / 32)] or None
+    bitmask_stride: tl.tensor
+
+
+class Draft(NamedTuple):
+    """The same of the draft's rows, and which of them belongs to a node."""
+
+    data: tl.tensor
+    size: tl.tensor  # Vd
+    group: tl.tensor
+    group_stride: tl.tensor
+    row_stride: tl.tensor
+    rows: tl.tensor  # [R] row of each node or None
+    chain: tl.tensor  # K > 0: [B, K, Vd], node i of request b has row b K + i
+    ids: tl.tensor  # [Vd] token of each column or None
+    columns: tl.tensor  # [V] column of each token or None
+
+
+class Sampling(NamedTuple):
+    """Numbers, and [B] tensors or None."""
+
+    temperature: tl.tensor
+    top_k: tl.tensor
+    top_p: tl.tensor
+    min_p: tl.tensor
+    temperatures: tl.tensor
+    top_ks: tl.tensor
+    top_ps: tl.tensor
+    min_ps: tl.tensor
+
+
+class Params(NamedTuple):
+    """What holds for one request, float32."""
+
+    temperature: tl.tensor
+    top_k: tl.tensor
+    top_p: tl.tensor
+    min_p: tl.tensor
+
+
+class Request(NamedTuple):
+    """One request of a walk."""
+
+    index: tl.tensor  # int64
+    first: tl.tensor  # int64, row of its root
+    params: Params
+    drafted_by: Params
+    draft_count: tl.tensor  # rows of the draft's logits
+    seed: tl.tensor
+    position: tl.tensor
+    bins: tl.tensor  # [BINS] int64 of its own
+
+
+class Scratch(NamedTuple):
+    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, 2]
+    rows come first; where the others begin."""
+
+    words: tl.tensor
+    visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
+    nodes: tl.tensor  # [R] int64: the trees, laid out
+    ranks: tl.tensor  # [R] int32: places among siblings
+    bins: tl.tensor  # [B, BINS] int64: histograms of cuts
+    goals: tl.tensor  # [B, GOAL]: what to draw from
+    winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
+
+
+@triton.jit
+def params_of(sampling, request):
+    return Params(
+        number_of(sampling.temperatures, sampling.temperature, request),
+        number_of(sampling.top_ks, sampling.top_k, request),
+        number_of(sampling.top_ps, sampling.top_p, request),
+        number_of(sampling.min_ps, sampling.min_p, request),
+    )
+
+
+@triton.jit
+def has_cuts(params, vocab):
+    top_k = (params.top_k >= 1) & (params.top_k < tl.cast(vocab, tl.float32))
+    return top_k | (params.top_p < 1) | (params.min_p > 0)
+
+
+@triton.jit
+def _offset(rows, row):
+    row = tl.cast(row, tl.int32)  # a division of 64 bits takes a hundred instructions
+    group = row // rows.group
+    return group.to(tl.int64) * rows.group_stride + (row - group * rows.group).to(tl.int64) * rows.row_stride
+
+
+@triton.jit
+def target_row(target, row):
+    """The first entry of a target row (int64)."""
+    return target.data + _offset(target, row)
+
+
+@triton.jit
+def bitmask_row(target, row):
+    bitmask = None
+    if target.bitmask is not None:
+        bitmask = target.bitmask + row * target.bitmask_stride
+    return bitmask
+
+
+@triton.jit
+def drawn_from(draft, count, request, row, node):
+    """The row of the draft's logits that the children of a node were drawn from, int64; -1 = none."""
+    if draft.rows is not None:
+        found = tl.load(draft.rows + row).to(tl.int64)
+    elif draft.chain > 0:
+        found = tl.where(node < draft.chain, request.to(tl.int64) * draft.chain + node, -1)
+    else:
+        found = row
+    return tl.where((found >= 0) & (found < count), found, -1)
+
+
+@triton.jit
+def draft_row(draft, row):
+    """The first entry of a row of the draft's logits (int64, >= 0)."""
+    return draft.data + _offset(draft, row)

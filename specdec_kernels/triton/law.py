@@ -1,0 +1,190 @@
+"""The law a row of scores stands for, as a few scalars, and probabilities of single tokens.
+
+    p(x) = 2^((x - top) slope) / mass for scores x >= cut, else 0
+
+`top` is the row's largest score; where it is +inf, its infinite entries share all the mass. A law with a
+`point` >= 0 is that token for certain (greedy, or nothing left in the row).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arguments import bitmask_row, draft_row, has_cuts, target_row
+from .cuts import row_cut
+from .measure import DRAFT, TARGET, split_results
+from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slope_of
+
+NAN = tl.constexpr(1)  # bits of Status
+EMPTY = tl.constexpr(2)
+
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Law(NamedTuple):
+    top: tl.tensor  # float32
+    slope: tl.tensor  # float32, log2(e) / temperature
+    cut: tl.tensor  # float32
+    mass: tl.tensor  # float64, of the weights 2^((x - top) slope)
+    point: tl.tensor  # int32, -1 = none
+
+
+@triton.jit
+def exp2_wide(t):
+    """2^t of float64 t <= 0; 0 below 2^-1022 and for NaN."""
+    whole = tl.floor(t + 0.5)
+    y = (t - whole) * _LN2
+    e = 1.0
+    for k in tl.static_range(12, 0, -1):
+        e = 1.0 + y * (1.0 / k) * e
+    bits = (tl.maximum(whole, -1022.0).to(tl.int64) + 1023) << 52
+    return tl.where(t >= -1022.0, e * bits.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def probability(law, x, token):
+    """p of tokens with these scores, -inf where a token has none: float64."""
+    t = (x.to(tl.float64) - law.top) * law.slope
+    p = tl.where(law.top == float("inf"), tl.where(x == float("inf"), 1.0, 0.0), exp2_wide(t)) / law.mass
+    p = tl.where((x >= law.cut) & (x > float("-inf")), p, 0.0)
+    return tl.where(law.point >= 0, tl.where(token == law.point, 1.0, 0.0), p)
+
+
+@triton.jit
+def log_probability(law, x, token):
+    """Its natural logarithm, float32, exact to a few 2^-22 however small p is."""
+    log2_p = (x - law.top) * law.slope
+    log2_p = tl.where(law.top == float("inf"), tl.where(x == float("inf"), 0.0, float("-inf")), log2_p)
+    log2_p -= tl.log2(law.mass.to(tl.float32))
+    log2_p = tl.where(x >= law.cut, log2_p, float("-inf"))
+    log2_p = tl.where(law.point >= 0, tl.where(token == law.point, 0.0, float("-inf")), log2_p)
+    return log2_p * _LN2
+
+
+@triton.jit
+def weights(top, slope, cut, point, x, token):
+    """The weights of a tile of tokens; `top` is the score whose weight is 1. Float32."""
+    w = tl.exp2(exponent_of(x, top, slope))
+    if point >= 0:
+        w = tl.where(token == point, 1.0, 0.0)
+    elif cut > float("-inf"):
+        w = tl.where(x >= cut, w, 0.0)
+    return w
+
+
+@triton.jit
+def target_scores(target, row, token, inside):
+    """Scores of some tokens (int64); -inf for those outside the vocabulary, masked, or NaN."""
+    inside = inside & (token >= 0) & (token < target.vocab)
+    x = tl.load(target_row(target, row) + token, mask=inside, other=float("-inf")).to(tl.float32)
+    if target.bitmask is not None:
+        word = tl.load(bitmask_row(target, row) + (token >> 5), mask=inside, other=0)
+        x = tl.where(((word >> (token & 31).to(tl.int32)) & 1) != 0, x, float("-inf"))
+    return tl.where(x == x, x, float("-inf"))
+
+
+@triton.jit
+def draft_scores(draft, drawn_from, vocab, token, inside):
+    """The same in a draft row; without a draft vocabulary it may have columns beyond the target's."""
+    column = token
+    if draft.columns is not None:
+        inside = inside & (token < vocab)
+        column = tl.load(draft.columns + token, mask=inside, other=-1).to(tl.int64)
+    inside = inside & (column >= 0) & (column < draft.size)
+    x = tl.load(draft_row(draft, drawn_from) + column, mask=inside, other=float("-inf")).to(tl.float32)
+    return tl.where(x == x, x, float("-inf"))
+
+
+@triton.jit
+def target_law(
+    target, scratch, row, params, bins,
+    CUTS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The law of a measured target row, and the status bits it sets."""
+    slope = slope_of(params.temperature)
+    maxima, masses, firsts, nans, _ = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
+    top, mass = _merge(maxima, masses, slope)
+    status = tl.max(nans) * NAN
+    point = tl.full([], -1, tl.int32)
+    cut = tl.full([], float("-inf"), tl.float32)
+    if top == float("-inf"):
+        status |= EMPTY
+        point = lowest_allowed(bitmask_row(target, row), target.vocab, TILE)
+    elif params.temperature > 0:
+        if CUTS:
+            if (top < float("inf")) & has_cuts(params, target.vocab):
+                cut, mass = _cut(
+                    target_row(target, row), target.vocab, bitmask_row(target, row),
+                    slope, top, mass, params, bins, TILE,
+                )  # fmt: skip
+    else:
+        point = tl.minimum(merge_first(maxima, firsts, top), target.vocab - 1)
+    return Law(top, slope, cut, mass, point), status
+
+
+@triton.jit
+def draft_law(
+    draft, scratch, row, drawn_from, params, bins,
+    CUTS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The law of a measured draft row, and whether it is one: without NaN, and with something left."""
+    slope = slope_of(params.temperature)
+    maxima, masses, firsts, nans, _ = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
+    top, mass = _merge(maxima, masses, slope)
+    sound = (tl.max(nans) == 0) & (top > float("-inf"))
+    point = tl.full([], -1, tl.int32)
+    cut = tl.full([], float("-inf"), tl.float32)
+    if sound:
+        if params.temperature > 0:
+            if CUTS:
+                if (top < float("inf")) & has_cuts(params, draft.size):
+                    cut, mass = _cut(
+                        draft_row(draft, drawn_from), draft.size, None, slope, top, mass, params, bins, TILE
+                    )
+        else:
+            point = tl.minimum(merge_first(maxima, firsts, top), draft.size - 1)
+            if draft.ids is not None:
+                point = tl.load(draft.ids + point).to(tl.int32)
+    return Law(top, slope, cut, mass, point), sound
+
+
+@triton.jit
+def _merge(maxima, masses, slope):
+    top = tl.max(maxima)
+    return top, tl.sum((masses * tl.exp2(exponent_of(maxima, top, slope))).to(tl.float64))
+
+
+@triton.jit
+def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.constexpr):
+    cut, kept = row_cut(
+        row_ptr, size, bitmask, bins, slope, top, mass.to(tl.float32),
+        params.top_k, params.top_p, params.min_p, TILE,
+    )  # fmt: skip
+    return cut, kept.to(tl.float64)
+
+
+@triton.jit
+def logprobs_law():
+    """Of a row that is the law's logarithm itself."""
+    return Law(
+        tl.full([], 0.0, tl.float32),
+        tl.full([], LOG2E, tl.float32),
+        tl.full([], float("-inf"), tl.float32),
+        tl.full([], 1.0, tl.float64),
+        tl.full([], -1, tl.int32),
+    )
+
+
+@triton.jit
+def is_sound(draft, drawn_from, TILE: tl.constexpr):
+    """Whether a row of log-probabilities is without NaN and has something left."""
+    nan = tl.full([], 0, tl.int32)
+    some = tl.full([], 0, tl.int32)
+    for begin in range(0, draft.size, TILE):
+        x = read_row(draft_row(draft, drawn_from), begin + tl.arange(0, TILE), draft.size, None)
+        nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
+        some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
+    return (nan == 0) & (some > 0)

@@ -1,0 +1,152 @@
+"""The draft tree of one request, seen from its nodes: who the children of a node are, and in which order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+POINT = tl.constexpr(0)
+INDEPENDENT = tl.constexpr(1)
+WITHOUT_REPLACEMENT = tl.constexpr(2)
+
+NODES = tl.constexpr(32)  # looked at together
+NO_KEY = tl.constexpr(2**62)
+
+
+class Tree(NamedTuple):
+    """A request's tree as the walk lays it out, and how many nodes it has."""
+
+    nodes: (
+        tl.tensor
+    )  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    ranks: tl.tensor  # int32, a node's place among its siblings from 1 on; None: siblings are in index order
+    count: tl.tensor
+
+
+class Siblings(NamedTuple):
+    """A run of nodes, of which the drafted children of one node are marked."""
+
+    token: tl.tensor  # int64
+    proposal: tl.tensor
+    key: tl.tensor  # int64: ascends in sibling order; its low half is the node
+    drafted: tl.tensor
+
+
+@triton.jit
+def request_range(cu_nodes, rows, request):
+    """First row and number of nodes of a request, inside [0, rows] whatever the offsets hold."""
+    begin = tl.minimum(tl.maximum(tl.load(cu_nodes + request), 0), rows)
+    end = tl.minimum(tl.maximum(tl.load(cu_nodes + request + 1), 0), rows)
+    return begin, tl.maximum(end - begin, 0)
+
+
+@triton.jit
+def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
+    """Fills a tree from the caller's arrays. A node counts if it has a token and a parent of lower index,
+    which must list it where there are links: a malformed tree leads neither out of bounds nor round in
+    circles."""
+    for begin in range(0, tree.count, NODES):
+        node = begin + tl.arange(0, NODES)
+        inside = node < tree.count
+        parent = tl.load(parents + node, mask=inside, other=-1).to(tl.int64)
+        proposal = tl.load(proposals + node, mask=inside, other=0).to(tl.int64)
+        proposal = tl.where(proposal > 2, POINT, proposal)  # what is none counts as POINT
+        token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), 2**31 - 1)
+        drafted = (parent >= 0) & (parent < node) & (token >= 0)
+        word = (parent << 33) | (proposal << 31) | token
+        tl.store(tree.nodes + node, tl.where(drafted, word, -1), mask=inside)
+        if tree.ranks is not None:
+            tl.store(tree.ranks + node, tl.zeros([NODES], tl.int32), mask=inside)
+    tl.debug_barrier()
+    if tree.ranks is not None:
+        for begin in range(0, tree.count, NODES):
+            parent = begin + tl.arange(0, NODES)
+            child = tl.load(first_child + parent, mask=parent < tree.count, other=-1)
+            rank = tl.full([], 1, tl.int32)
+            more = tl.full([], 1, tl.int32)
+            while (more > 0) & (rank <= tree.count):
+                listed = (child > parent) & (child < tree.count)
+                listed = listed & (tl.load(parents + child, mask=listed, other=-1) == parent)
+                tl.store(tree.ranks + child, tl.zeros([NODES], tl.int32) + rank, mask=listed)
+                child = tl.where(listed, tl.load(next_sibling + child, mask=listed, other=-1), -1)
+                rank += 1
+                more = tl.max(listed.to(tl.int32))
+        tl.debug_barrier()
+
+
+@triton.jit
+def token_of(word):
+    return word & 0x7FFFFFFF
+
+
+@triton.jit
+def proposal_of(word):
+    return ((word >> 31) & 3).to(tl.int32)
+
+
+@triton.jit
+def parent_of(tree, node):
+    return (tl.load(tree.nodes + node) >> 33).to(tl.int32)
+
+
+@triton.jit
+def siblings(tree, parent, begin):
+    """Nodes [begin, begin + NODES) as children of `parent`."""
+    node = begin + tl.arange(0, NODES)
+    word = tl.load(tree.nodes + node, mask=node < tree.count, other=-1)
+    drafted = (word >> 33) == parent
+    key = node.to(tl.int64)
+    if tree.ranks is not None:
+        rank = tl.load(tree.ranks + node, mask=drafted, other=0)
+        drafted = drafted & (rank > 0)
+        key += rank.to(tl.int64) << 32
+    return Siblings(token_of(word), proposal_of(word), key, drafted)
+
+
+@triton.jit
+def next_child(tree, parent, after):
+    """Key of the first drafted child of `parent` whose key is above `after`; -1 = none."""
+    best = tl.full([], NO_KEY, tl.int64)
+    begin = tl.full([], 0, tl.int32) + parent + 1
+    if tree.ranks is None:
+        begin = tl.maximum(begin, after.to(tl.int32) + 1)
+    while begin < tree.count:
+        run = siblings(tree, parent, begin)
+        best = tl.minimum(best, tl.min(tl.where(run.drafted & (run.key > after), run.key, NO_KEY)))
+        begin += NODES
+        if tree.ranks is None:
+            if best < NO_KEY:
+                begin = tree.count
+    return tl.where(best == NO_KEY, -1, best)
+
+
+@triton.jit
+def node_of(key):
+    return (key & 0xFFFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def _or(a, b):
+    return a | b
+
+
+@triton.jit
+def proposals_of(tree, parent):
+    """Whether a node has children declared POINT, INDEPENDENT and WITHOUT_REPLACEMENT: bits 1, 2 and 4."""
+    kinds = tl.full([], 0, tl.int32)
+    for begin in range(parent + 1, tree.count, NODES):
+        run = siblings(tree, parent, begin)
+        kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _or)
+    return kinds
+
+
+@triton.jit
+def child_holding(tree, parent, token):
+    """The first child with this token; -1 = none."""
+    best = tl.full([], NO_KEY, tl.int64)
+    for begin in range(parent + 1, tree.count, NODES):
+        run = siblings(tree, parent, begin)
+        best = tl.minimum(best, tl.min(tl.where(run.drafted & (run.token == token), run.key, NO_KEY)))
+    return tl.where(best == NO_KEY, -1, node_of(best))

@@ -1,0 +1,613 @@
+"""The second launch of `verify`: one program per request walks its tree by the rule, and leaves a goal to
+`draw`.
+
+A row's law is merged from the splits that were measured. The passes that only the walk can ask for (cuts of a
+visited row, residual masses, entropies) are loops of this program over the row.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target_row
+from .cuts import BINS, row_cut
+from .draw import GOAL as _GOAL_WORDS
+from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
+from .law import exp2_wide, log_probability, probability, target_law, target_scores
+from .measure import TARGET, split_results
+from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
+from .race import merge_races, race_law
+from .random import NEXT, coin
+from .row import NO_TOKEN, exponent_of, read_row
+from .special import special_race
+from .tree import (
+    NODES,
+    Tree,
+    child_holding,
+    lay_out,
+    next_child,
+    node_of,
+    parent_of,
+    proposal_of,
+    request_range,
+    token_of,
+)
+
+VISIT = 32  # float64 words of a node on the way
+_VISIT = tl.constexpr(VISIT)
+_GOAL = tl.constexpr(_GOAL_WORDS)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit(do_not_specialize=["rows", "draft_count", "width"])
+def walk_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    tokens_ptr,  # [R]
+    parents_ptr,  # [R]
+    proposals_ptr,  # [R]
+    first_child_ptr,  # [R] or None
+    next_sibling_ptr,  # [R] or None
+    cu_nodes_ptr,  # [B + 1]
+    seeds_ptr,  # [B]
+    positions_ptr,  # [B]
+    scratch,
+    out_tokens_ptr,  # [B, width]
+    out_num_tokens_ptr,  # [B]
+    out_num_accepted_ptr,  # [B]
+    out_path_ptr,  # [B, width]
+    out_logprobs_ptr,  # [B, width] or None
+    out_status_ptr,  # [B]
+    trace_thresholds_ptr,  # [R] or None
+    trace_masses_ptr,  # [R] or None
+    rows,
+    draft_count,
+    width,
+    value0,
+    value1,
+    RULE: tl.constexpr,
+    RATES: tl.constexpr,
+    CUTS: tl.constexpr,
+    DRAFT_CUTS: tl.constexpr,
+    LOGPROBS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
+    RACE_TILE: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    first, count = request_range(cu_nodes_ptr, rows, b)
+    goal = scratch.words + scratch.goals + b * _GOAL
+    tl.store(goal, 0.0)  # settled, unless the walk says otherwise
+    out_tokens = out_tokens_ptr + b * width
+    out_path = out_path_ptr + b * width
+    out_logprobs = None
+    if out_logprobs_ptr is not None:
+        out_logprobs = out_logprobs_ptr + b * width
+    depth = tl.full([], -1, tl.int32)
+    if count > 0:
+        request = Request(
+            b, first.to(tl.int64), params_of(sampling, b), params_of(draft_sampling, b), draft_count,
+            tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
+            (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS,
+        )  # fmt: skip
+        visits = scratch.words + scratch.visits + first.to(tl.int64) * _VISIT
+        ranks = None
+        if first_child_ptr is not None:
+            ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
+        tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
+        if first_child_ptr is not None:
+            first_child_ptr += first
+            next_sibling_ptr += first
+        lay_out(
+            tree,
+            tokens_ptr + first,
+            parents_ptr + first,
+            proposals_ptr + first,
+            first_child_ptr,
+            next_sibling_ptr,
+        )
+        trace_thresholds = None
+        trace_masses = None
+        if trace_thresholds_ptr is not None:
+            trace_thresholds = trace_thresholds_ptr + first
+            trace_masses = trace_masses_ptr + first
+        greedy = (request.params.temperature > 0) == 0
+        if RULE == "match":
+            node, depth = _match(
+                target, scratch, tree, request, width,
+                out_tokens, out_logprobs, out_status_ptr + b,
+                CUTS, True, SPLIT, SPLITS, TILE, RACE_TILE,
+            )  # fmt: skip
+        elif (RULE == "token") | (RULE == "traversal"):
+            if greedy:
+                node, depth = _match(
+                    target, scratch, tree, request, width,
+                    out_tokens, out_logprobs, out_status_ptr + b,
+                    CUTS, False, SPLIT, SPLITS, TILE, RACE_TILE,
+                )  # fmt: skip
+            elif RULE == "token":
+                node, depth = _token(
+                    target, draft, scratch, tree, request, width,
+                    goal, out_logprobs, trace_thresholds, trace_masses,
+                    CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+                )  # fmt: skip
+            else:
+                node, depth = _traversal(
+                    target, draft, scratch, tree, request, width,
+                    goal, visits, out_logprobs, trace_thresholds, trace_masses,
+                    CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+                )  # fmt: skip
+        else:
+            node, depth = _lossy(
+                target, draft, scratch, tree, request, width,
+                goal, visits, out_logprobs, value0, value1,
+                RULE, RATES, CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+            )  # fmt: skip
+        _write_path(tree, node, depth, out_tokens, out_path)
+    tl.store(out_num_tokens_ptr + b, depth + 1)
+    tl.store(out_num_accepted_ptr + b, tl.maximum(depth, 0))
+    if depth < 0:
+        tl.store(out_status_ptr + b, 0)
+    for begin in range(0, width, NODES):
+        place = begin + tl.arange(0, NODES)
+        beyond = (place > depth) & (place < width)
+        tl.store(out_tokens + place, tl.full([NODES], -1, tl.int64), mask=beyond)
+        tl.store(out_path + place, tl.full([NODES], -1, tl.int32), mask=beyond)
+        if out_logprobs is not None:
+            tl.store(out_logprobs + place, tl.full([NODES], float("nan"), tl.float32), mask=beyond)
+
+
+@triton.jit
+def _write_path(tree, node, depth, out_tokens, out_path):
+    while depth > 0:
+        tl.store(out_path + depth, node)
+        tl.store(out_tokens + depth - 1, token_of(tl.load(tree.nodes + node)))
+        node = parent_of(tree, node)
+        depth -= 1
+    tl.store(out_path, 0)
+
+
+@triton.jit
+def _emit(out_logprobs, place, target, row, law, token):
+    if out_logprobs is not None:
+        x = target_scores(target, row, token, token >= 0)
+        tl.store(out_logprobs + place, log_probability(law, x, token))
+
+
+# --- match, and greedy requests ----------------------------------------------------------------------------
+
+
+@triton.jit
+def _match(
+    target, scratch, tree, request, width,
+    out_tokens, out_logprobs, out_status,
+    CUTS: tl.constexpr, RACE: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, RACE_TILE: tl.constexpr,
+):  # fmt: skip
+    """Draws the target's own token at each node (the likeliest without RACE) and follows the child that
+    holds it."""
+    node = tl.full([], 0, tl.int32)
+    depth = tl.full([], 0, tl.int32)
+    child = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
+    while child >= 0:
+        node = child
+        row = request.first + node
+        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+        status |= found
+        token = law.point
+        if RACE:
+            if token < 0:
+                maxima, _, tokens, _, scores = split_results(
+                    scratch, row, TARGET, target.vocab, SPLIT, SPLITS
+                )
+                scores *= tl.exp2(exponent_of(maxima, law.top, law.slope))
+                _, token = merge_races(scores, tokens)
+                if CUTS:
+                    if has_cuts(request.params, target.vocab):
+                        _, token = race_law(
+                            target_row(target, row), 0, target.vocab, target.vocab, bitmask_row(target, row),
+                            law.top, law.slope, law.cut,
+                            request.seed, request.position + depth, NEXT,
+                            RACE_TILE, True,
+                        )  # fmt: skip
+        token = tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64)
+        _emit(out_logprobs, depth, target, row, law, token)
+        child = tl.full([], -1, tl.int32)
+        if depth + 1 < width:
+            child = child_holding(tree, node, token)
+        if child >= 0:
+            depth += 1
+        else:
+            tl.store(out_tokens + depth, token)
+    tl.store(out_status, status)
+    return node, depth
+
+
+# --- token -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _token(
+    target, draft, scratch, tree, request, width,
+    goal, out_logprobs, trace_thresholds, trace_masses,
+    CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Leviathan et al. 2023 on a chain, recursive rejection on a tree."""
+    index = tl.full([], 0, tl.int32)
+    depth = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
+    walking = tl.full([], 1, tl.int32)
+    while walking > 0:
+        node = unloaded(request.first + index)
+        state = whole()
+        key = _first_child(tree, index, depth, width)
+        loaded = key >= 0
+        if CUTS:
+            loaded = loaded | has_cuts(request.params, target.vocab)
+        if loaded:
+            node, found = load_node(
+                target, draft, scratch, tree, request, index,
+                CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+            )  # fmt: skip
+            status |= found
+        walking = tl.full([], 0, tl.int32)
+        while key >= 0:
+            child = node_of(key)
+            word = tl.load(tree.nodes + child)
+            token = token_of(word)
+            proposal = proposal_of(word)
+            left, q, state = tested(target, draft, tree, index, node, state, key, token, proposal)
+            if trace_thresholds is not None:
+                tl.store(trace_thresholds + child, _ratio(left, q))
+            if coin(request.seed, request.position, child).to(tl.float64) * q < left:
+                _emit(out_logprobs, depth, target, node.row, node.p, token)
+                index = child
+                depth += 1
+                walking = tl.full([], 1, tl.int32)
+                key = tl.full([], -1, tl.int64)
+            else:
+                following = next_child(tree, index, key)
+                state, mass = reject(
+                    target, draft, tree, index, node, state, key, proposal,
+                    left, tl.full([], 1.0, tl.float64), following < 0, trace_masses is not None, TILE,
+                )  # fmt: skip
+                if trace_masses is not None:
+                    tl.store(trace_masses + child, mass)
+                key = following
+        if walking == 0:
+            _set_goal(
+                goal, target, draft, tree, request, index, depth, node, state, loaded, status,
+            )  # fmt: skip
+    return index, depth
+
+
+@triton.jit
+def _first_child(tree, index, depth, width):
+    key = tl.full([], -1, tl.int64)
+    if depth + 1 < width:
+        key = next_child(tree, index, key)
+    return key
+
+
+@triton.jit
+def _ratio(p, q):
+    return tl.where(p < q, p / q, tl.where(p > 0, 1.0, 0.0))
+
+
+@triton.jit
+def _set_goal(words, target, draft, tree, request, index, depth, node, state, loaded, status):
+    """Where and from what the next token is to be drawn."""
+    ratio = tl.full([], 0.0, tl.float32)
+    special = tl.full([], 0, tl.int32)
+    score = ratio
+    p_score = ratio
+    token = tl.full([], NO_TOKEN, tl.int32)
+    p_token = token
+    if (state.b > 0) | (state.last > state.since):
+        ratio = ratio_of(node, state)
+        special = node.special
+        if special > 0:
+            score, token, p_score, p_token = special_race(
+                target, draft, tree, index, node, state, request.seed, request.position + depth
+            )
+    save_goal(
+        words,
+        Goal(
+            tl.where(loaded, RESIDUAL_OF, UNMEASURED), index, depth, status, node.drawn_from, special, ratio,
+            node.p, node.q, node.rest_top, score, token, p_score, p_token,
+        ),
+    )  # fmt: skip
+
+
+# --- traversal ---------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _save_visit(words, w, left, key, following, loaded, node, state):
+    """A node on the way and what is known of it; keys do not fit into a float64."""
+    keys = words.to(tl.pointer_type(tl.int64))
+    tl.store(words, w)
+    tl.store(words + 1, left)
+    tl.store(keys + 2, key)
+    tl.store(keys + 3, following)
+    tl.store(keys + 4, loaded.to(tl.int64))
+    save_law(words + 5, node.p)
+    save_law(words + 10, node.q)
+    tl.store(keys + 15, node.drawn_from)
+    tl.store(keys + 16, node.special.to(tl.int64))
+    tl.store(words + 17, node.rest_top.to(tl.float64))
+    tl.store(words + 18, node.rest_scale)
+    tl.store(words + 19, node.rest)
+    tl.store(words + 20, state.a)
+    tl.store(words + 21, state.b)
+    tl.store(words + 22, state.b_point)
+    tl.store(keys + 23, state.since)
+    tl.store(keys + 24, state.last)
+    tl.store(keys + 25, state.dry)
+    tl.store(words + 26, state.factor)
+
+
+@triton.jit
+def _load_visit(words, row):
+    keys = words.to(tl.pointer_type(tl.int64))
+    node = Node(
+        load_law(words + 5), load_law(words + 10), row,
+        tl.load(keys + 15), tl.load(keys + 16).to(tl.int32),
+        tl.load(words + 17).to(tl.float32), tl.load(words + 18), tl.load(words + 19),
+    )  # fmt: skip
+    state = Residual(
+        tl.load(words + 20), tl.load(words + 21), tl.load(words + 22),
+        tl.load(keys + 23), tl.load(keys + 24), tl.load(keys + 25), tl.load(words + 26),
+    )  # fmt: skip
+    return (
+        tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), tl.load(keys + 4) > 0,
+        node, state,
+    )  # fmt: skip
+
+
+@triton.jit
+def _traversal(
+    target, draft, scratch, tree, request, width,
+    goal, visits, out_logprobs, trace_thresholds, trace_masses,
+    CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Traversal verification (Weng et al. 2025): block verification's tree form, the deepest nodes first.
+
+    Of every node on the way `visits` keeps the weight w that reaches it, the child under test and the one
+    after it.
+    """
+    index = tl.full([], 0, tl.int32)
+    depth = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
+    rejected = tl.full([], 0, tl.int32)  # the child under test
+    walking = tl.full([], 1, tl.int32)
+    one = tl.full([], 1.0, tl.float64)
+    none = tl.full([], -1, tl.int64)
+    _save_visit(
+        visits,
+        one,
+        one,
+        none,
+        _first_child(tree, index, depth, width),
+        index,
+        unloaded(request.first),
+        whole(),
+    )
+    steps = 3 * tree.count + 3  # more than a sound tree needs
+    while (walking > 0) & (steps > 0):
+        steps -= 1
+        tl.debug_barrier()
+        row = request.first + index
+        w, left, key, following, loaded, node, state = _load_visit(visits + index * _VISIT, row)
+        tl.debug_barrier()
+        u = coin(request.seed, request.position, index).to(tl.float64)
+        failed = index < 0
+        if rejected > 0:
+            # A rejection never raises w. Where the coin fails already and no sibling is left, the residual
+            # is not needed.
+            failed = (following < 0) & (depth > 0) & (u >= w)
+            if not failed:
+                child = tl.minimum(node_of(key), tree.count - 1)
+                state, mass = reject(
+                    target, draft, tree, index, node, state, key, proposal_of(tl.load(tree.nodes + child)),
+                    left, w, following < 0, trace_masses is not None, TILE,
+                )  # fmt: skip
+                if trace_masses is not None:
+                    tl.store(trace_masses + child, mass)
+                if mass > 0:
+                    w = mass / (mass + (1.0 - w))
+                else:
+                    failed = w < 1
+            rejected = tl.full([], 0, tl.int32)
+        ready = (not failed) & (following < 0)  # all children were rejected, or there are none
+        if ready & (depth > 0):
+            if trace_thresholds is not None:
+                tl.store(trace_thresholds + index, w)
+            failed = not (u < w)
+        if failed:
+            index = tl.maximum(parent_of(tree, index), 0)
+            depth = tl.maximum(depth - 1, 0)
+            rejected = tl.full([], 1, tl.int32)
+        else:
+            wanted = following >= 0
+            if CUTS:
+                wanted = wanted | has_cuts(request.params, target.vocab)
+            if wanted & (not loaded):
+                node, found = load_node(
+                    target, draft, scratch, tree, request, index,
+                    CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+                )  # fmt: skip
+                status |= found
+            loaded = loaded | wanted
+            if ready:
+                walking = tl.full([], 0, tl.int32)
+                _set_goal(
+                    goal, target, draft, tree, request, index, depth, node, state, loaded, status,
+                )  # fmt: skip
+            else:
+                key = following
+                child = tl.minimum(node_of(key), tree.count - 1)
+                following = next_child(tree, index, key)
+                word = tl.load(tree.nodes + child)
+                left, q, state = tested(
+                    target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
+                )
+                down = _ratio(w * left, q)
+                _save_visit(visits + index * _VISIT, w, left, key, following, loaded, node, state)
+                if (down > 0) & (depth + 1 < width):
+                    index = child
+                    depth += 1
+                    _save_visit(
+                        visits + index * _VISIT, down, one, none, _first_child(tree, index, depth, width),
+                        walking - 1, unloaded(request.first), whole(),
+                    )  # fmt: skip
+                else:
+                    rejected = tl.full([], 1, tl.int32)  # nothing below can be accepted
+    if out_logprobs is not None:
+        node_index = index
+        for up in range(0, depth):
+            parent = parent_of(tree, node_index)
+            _emit(
+                out_logprobs, depth - 1 - up, target, request.first + parent,
+                load_law(visits + parent * _VISIT + 5), token_of(tl.load(tree.nodes + node_index)),
+            )  # fmt: skip
+            node_index = parent
+    return index, depth
+
+
+# --- lossy rules -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _lossy(
+    target, draft, scratch, tree, request, width,
+    goal, visits, out_logprobs, value0, value1,
+    RULE: tl.constexpr, RATES: tl.constexpr,
+    CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Every drafted node is tested against the unchanged p; the deepest that passes with all its ancestors
+    is kept, the lowest index among equals. The first word of `visits` is 1 + the depth of a node that
+    passed."""
+    for begin in range(0, tree.count, NODES):
+        place = begin + tl.arange(0, NODES)
+        tl.store(
+            visits + place * _VISIT, tl.where(place == 0, 1.0, 0.0).to(tl.float64), mask=place < tree.count
+        )
+    best = tl.full([], 0, tl.int32)
+    best_depth = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
+    for index in range(0, tree.count):
+        tl.debug_barrier()
+        depth = tl.load(visits + index * _VISIT).to(tl.int32) - 1
+        key = tl.full([], -1, tl.int64)
+        if depth >= 0:
+            key = _first_child(tree, index, depth, width)
+            if depth > best_depth:
+                best = index
+                best_depth = depth
+        if key >= 0:
+            row = request.first + index
+            node = unloaded(row)
+            bar = tl.full([], 0.0, tl.float64)
+            score_bar = tl.full([], float("-inf"), tl.float32)
+            if RULE == "lenient":
+                node, found = load_node(
+                    target, draft, scratch, tree, request, index,
+                    CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
+                )  # fmt: skip
+                status |= found
+            elif RULE != "synthetic":
+                # At temperature 0 the law at temperature 1 is tested.
+                temperature = tl.where(request.params.temperature > 0, request.params.temperature, 1.0)
+                testing = Params(
+                    temperature, request.params.top_k, request.params.top_p, request.params.min_p
+                )
+                law, found = target_law(
+                    target, scratch, row, testing, request.bins, CUTS, SPLIT, SPLITS, TILE
+                )
+                status |= found
+                node = Node(
+                    law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+                )
+                if RULE == "typical":
+                    bar = tl.minimum(
+                        value0.to(tl.float64), value1 * exp2_wide(-_entropy(target, row, law, TILE))
+                    )
+                elif law.point < 0:
+                    bar = 1.0 / law.mass - value1
+                    if law.top < float("inf"):
+                        score_bar, _ = row_cut(
+                            target_row(target, row), target.vocab, bitmask_row(target, row), request.bins,
+                            law.slope, law.top, law.mass.to(tl.float32),
+                            value0, 1.0, 0.0, TILE,
+                        )  # fmt: skip
+            while key >= 0:
+                child = node_of(key)
+                word = tl.load(tree.nodes + child)
+                token = token_of(word)
+                u = coin(request.seed, request.position, child)
+                passes = token < target.vocab
+                if RULE == "synthetic":
+                    rate = tl.full([], RATES[len(RATES) - 1], tl.float32)
+                    for i in tl.static_range(len(RATES)):
+                        rate = tl.where(depth == i, RATES[i], rate)
+                    passes = passes & (u < rate)
+                elif RULE == "lenient":
+                    p, q, _ = tested(target, draft, tree, index, node, whole(), key, token, proposal_of(word))
+                    passes = passes & (u.to(tl.float64) * q / value0 < p)
+                else:
+                    x = target_scores(target, row, token, passes)
+                    p = probability(node.p, x, token)
+                    if RULE == "typical":
+                        passes = passes & (p > bar)
+                    else:
+                        passes = passes & (p > 0) & (p >= bar) & (x >= score_bar)
+                if passes:
+                    tl.store(visits + child * _VISIT, (depth + 2).to(tl.float64))
+                key = next_child(tree, index, key)
+    row = request.first + best
+    node = unloaded(row)
+    loaded = (request.params.temperature > 0) == 0
+    if CUTS:
+        loaded = loaded | has_cuts(request.params, target.vocab)
+    if loaded:
+        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+        status |= found
+        node = Node(
+            law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+        )
+    _set_goal(goal, target, draft, tree, request, best, best_depth, node, whole(), loaded, status)
+    if out_logprobs is not None:
+        index = best
+        for up in range(0, best_depth):
+            parent = parent_of(tree, index)
+            row = request.first + parent
+            law, _ = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+            _emit(out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index)))
+            index = parent
+    return best, best_depth
+
+
+@triton.jit
+def _entropy(target, row, law, TILE: tl.constexpr):
+    """In bits."""
+    bits = tl.full([], 0.0, tl.float64)
+    if law.point < 0:
+        acc = tl.zeros([TILE], tl.float32)
+        for begin in range(0, target.vocab, TILE):
+            x = read_row(
+                target_row(target, row), begin + tl.arange(0, TILE), target.vocab, bitmask_row(target, row)
+            )
+            t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
+            acc += tl.exp2(t) * tl.maximum(t, -160.0)
+        mean = tl.sum(acc.to(tl.float64)) / law.mass
+        bits = tl.log2(law.mass.to(tl.float32)) - mean
+    return bits

@@ -1,0 +1,159 @@
+"""`verify` as Triton kernels against the reference: every rule and option, bad data, invariance, and counts.
+
+To compile few kernels, cases are brought into one form (`shared_form`); sizes are no multiples of 16, which
+would compile anew, to wider loads.
+"""
+
+from __future__ import annotations
+
+import gpu
+import pytest
+import torch
+from cases import RULES, both_with_traces, random_case, shared_form
+from test_agreement import BUDGET
+from test_hostile import check_range, name
+from test_invariance import same, uniform_case
+
+import specdec_kernels as sdk
+
+VOCABS = (2, 31, 65, 200, 1500)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def emulated():
+    with gpu.active(80):
+        yield
+
+
+def form_of(arguments):
+    if arguments.get("draft_sampling") == "logprobs":
+        return "logprobs"
+    if "draft_vocab" in arguments:
+        return "vocab"
+    return "rows" if "draft_logits" in arguments else "none"
+
+
+def cases(form, count, first, **options):
+    """The first `count` random cases of a form."""
+    found, seed = 0, first
+    while found < count:
+        arguments = random_case(seed, vocab=VOCABS[seed % len(VOCABS)], **options)
+        if form_of(arguments) == form and arguments["tree"].tokens.numel() > 0:
+            found += 1
+            yield seed, shared_form(arguments)
+        seed += 1
+
+
+def check_agreement(arguments, rule, case):
+    (ours, our_trace), (reference, trace) = both_with_traces(arguments, rule, "triton")
+    for field in ("tokens", "path", "num_tokens", "num_accepted", "status"):
+        assert torch.equal(getattr(ours, field), getattr(reference, field)), (case, field)
+    torch.testing.assert_close(ours.logprobs, reference.logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    traced = 0
+    if rule in ("token", "traversal"):
+        for a, b in ((our_trace.thresholds, trace.thresholds), (our_trace.masses, trace.masses)):
+            both = ~a.isnan() & ~b.isnan()
+            traced += int(both.sum())
+            torch.testing.assert_close(a[both], b[both], **BUDGET, msg=lambda m: f"case {case}: {m}")
+    return traced
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_results_thresholds_and_masses_agree(rule):
+    traced = sum(check_agreement(arguments, rule, seed) for seed, arguments in cases("rows", 12, 0))
+    assert rule not in ("token", "traversal") or traced > 20
+
+
+@pytest.mark.parametrize("rule, form", [("token", "vocab"), ("traversal", "logprobs")])
+def test_forms_of_the_draft_agree(rule, form):
+    assert sum(check_agreement(arguments, rule, seed) for seed, arguments in cases(form, 8, 100)) > 10
+
+
+@pytest.mark.parametrize("rule", ["match", "traversal"])
+def test_spoiled_rows_and_tokens(rule):
+    for seed, arguments in cases("rows", 10, 1000, hostile=True):
+        (ours, _), (reference, _) = both_with_traces(arguments, rule, "triton")
+        check_range(ours, arguments)
+        assert torch.equal(ours.tokens, reference.tokens), seed
+        assert torch.equal(ours.status, reference.status), seed
+
+
+def test_malformed_trees_are_walked_safely():
+    """The emulated device checks the bounds of every access."""
+    g = torch.Generator().manual_seed(9)
+    for seed, arguments in cases("rows", 10, 2000, batch=3):
+        tree = arguments["tree"]
+        rows = tree.tokens.numel()
+        wild = [torch.randint(-3, rows + 3, (rows,), generator=g).int() for _ in range(3)]
+        cu_nodes = tree.cu_nodes
+        if seed % 3 == 0:
+            cu_nodes = torch.randint(-5, rows + 5, cu_nodes.shape, generator=g).int()
+        arguments["tree"] = sdk.DraftTree(
+            tree.tokens, wild[0], cu_nodes, tree.proposals, tree.max_nodes, tree.max_depth, tuple(wild[1:])
+        )
+        check_range(sdk.verify(rule="traversal", backend="triton", **arguments), arguments)
+
+
+def test_links_order_siblings():
+    tokens, g = torch.randint(0, 5, (4, 7)), torch.Generator().manual_seed(3)
+    first = torch.tensor([[3, 4, -1, -1, -1, -1, -1]]).repeat(4, 1)
+    following = torch.tensor([[-1, 2, -1, 1, 6, -1, 5]]).repeat(4, 1)
+    tokens[:, 0] = -1
+    tree = sdk.DraftTree.from_links(tokens, first, following, proposals=sdk.Proposal.WITHOUT_REPLACEMENT)
+    target, draft = (torch.randn(28, 200, generator=g) for _ in range(2))
+    arguments = dict(target_logits=target, tree=tree, draft_logits=draft, return_logprobs=True)
+    arguments.update(seeds=torch.arange(4), positions=torch.arange(4), sampling=sdk.SamplingParams(top_p=0.9))
+    check_agreement(shared_form(arguments), "traversal", "links")
+
+
+def run(case, rows=slice(None)):
+    c = {k: v[rows] for k, v in case.items()}
+    tree = sdk.DraftTree.from_parents(
+        c["tokens"], c["parents"], proposals=c["proposals"], max_depth=5, check=False
+    )
+    arguments = dict(
+        target_logits=c["target"].flatten(0, 1),
+        tree=tree,
+        draft_logits=c["draft"].flatten(0, 1),
+        seeds=c["seeds"].clone(),
+        positions=c["positions"].clone(),
+        sampling=sdk.SamplingParams(temperature=c["temperature"], top_p=c["top_p"]),
+        return_logprobs=True,
+    )
+    return sdk.verify(rule="traversal", backend="triton", **shared_form(arguments))
+
+
+def test_batch_order_and_split():
+    case = uniform_case(7, 6, 1500)
+    whole, order = run(case), torch.tensor([3, 0, 5, 1, 4, 2])
+    assert same([x[order] for x in whole], run(case, order))
+    parts = [run(case, rows) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    assert same(whole, [torch.cat(xs) for xs in zip(*parts, strict=True)])
+
+
+def chain_case(batch=8, length=5, vocab=32768):
+    """A drafter that agrees with the target by sum min(p, q) = 0.70 at temperature 0.8."""
+    g = torch.Generator().manual_seed(0)
+    target = torch.randn(batch, length + 1, vocab, generator=g) * 2
+    draft = target[:, :length] + 0.87 * torch.randn(batch, length, vocab, generator=g)
+    target, draft = target.bfloat16().flatten(0, 1), draft.bfloat16()
+    tokens = torch.multinomial((draft.float() / 0.8).softmax(-1).flatten(0, 1), 1, generator=g)
+    return target, sdk.DraftTree.chain(tokens.view(batch, length)), draft
+
+
+@pytest.mark.parametrize("rule, moved, instructions", [("token", 1.05, 45e6), ("traversal", 1.8, 80e6)])
+def test_a_chain_moves_little_more_than_it_must(rule, moved, instructions):
+    target, tree, draft = chain_case()
+    keys = dict(seeds=torch.arange(8), positions=torch.arange(8))
+    options = dict(rule=rule, sampling=sdk.SamplingParams(0.8), **keys)
+    with gpu.count() as launches:
+        verified = sdk.verify(target, tree, draft, backend="triton", **options)
+    assert torch.equal(verified.tokens, sdk.verify(target, tree, draft, backend="cpu", **options).tokens)
+    accepted = verified.num_accepted
+    least = (80 + int((2 - (accepted == 5).int()).sum())) * 32768 * 2
+    assert len(launches) == 3
+    assert sum(x.n["unique_ld_bytes"] + x.n["unique_st_bytes"] for x in launches) <= moved * least
+    assert sum(x.n["thread_insts"] for x in launches) <= instructions
+    for launch in launches:
+        used = gpu.resources(launch.ptx)
+        assert used["registers"] <= 168 and used["spill_stores"] == 0, launch.name
