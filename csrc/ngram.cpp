@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "mass.h"
@@ -139,6 +141,20 @@ std::vector<Node> grow(const Text& text, const NgramTreeArgs& args) {
   return nodes;
 }
 
+// The kept nodes depth first, the likeliest child, which was found first, first.
+std::vector<int32_t> depth_first(const std::vector<Node>& nodes, std::vector<int32_t> kept) {
+  std::sort(kept.begin(), kept.end(), std::greater<int32_t>());
+  std::vector<int32_t> order, stack = {0};
+  while (!stack.empty()) {
+    const int32_t node = stack.back();
+    stack.pop_back();
+    order.push_back(node);
+    for (int32_t other : kept)
+      if (nodes[other].parent == node) stack.push_back(other);
+  }
+  return order;
+}
+
 void tree(const NgramTreeArgs& args, int64_t b) {
   const std::vector<Node> nodes = grow(Text(args, b), args);
   std::vector<int32_t> order(nodes.size()), place(nodes.size(), -1);
@@ -147,7 +163,7 @@ void tree(const NgramTreeArgs& args, int64_t b) {
                    [&](int32_t i, int32_t j) { return nodes[i].chance > nodes[j].chance; });
   if (static_cast<int64_t>(order.size()) > args.max_nodes) order.resize(args.max_nodes);
   while (!(nodes[order.back()].chance > 0)) order.pop_back();
-  std::sort(order.begin(), order.end());
+  order = depth_first(nodes, std::move(order));
   const int64_t begin = b * args.max_nodes, count = static_cast<int64_t>(order.size());
   for (int64_t i = 0; i < args.max_nodes; ++i) {
     const Node* node = i < count ? &nodes[order[i]] : nullptr;

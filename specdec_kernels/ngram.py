@@ -89,8 +89,8 @@ def ngram_tree(
     Occurrences come by the length of the n-gram they repeat, the most recent of equals first. Each is
     believed as far as `trust` goes in what the ones before it have left over: a node gets the share
     `trust[n - 1]` of the chance that the text reaches its parent and none of the children before it. The
-    `max_nodes` nodes of the best chances are kept, the first occurrence's continuation, the likeliest path,
-    numbered first.
+    `max_nodes` nodes of the best chances are kept and numbered depth first, so that the likeliest path comes
+    first.
 
     Args:
         tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
@@ -121,6 +121,8 @@ def paths_of(tree, b):
     branches=st.integers(1, 5),
     cyclic=st.booleans(),
 )
+# the likeliest path goes on where only the third occurrence does
+@example(rows=[[0, 0, 1, 0, 0]], lengths=(1, 1), nodes=4, depth=3, branches=3, cyclic=False)
 def test_trees_hold_the_likeliest_paths(backend, rows, lengths, nodes, depth, branches, cyclic):
     trust, (shortest, longest) = [0.21, 0.37, 0.53], lengths
     tree, scores = sdk.ngram_tree(

@@ -72,7 +72,10 @@ def tree(
                 left.append(chances[-1])
             node = children[node, token]
     best = sorted(range(len(tokens)), key=lambda node: (-chances[node], node))[:max_nodes]
-    kept = sorted(node for node in best if chances[node] > 0)
+    kept, stack = [], [0]  # depth first, the likeliest child first
+    while stack:
+        kept.append(stack.pop())
+        stack += sorted((n for n in best if parents[n] == kept[-1] and chances[n] > 0), reverse=True)
     return (
         [tokens[node] for node in kept],
         [kept.index(parents[node]) if node else -1 for node in kept],
