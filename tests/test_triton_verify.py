@@ -6,7 +6,6 @@ would compile anew, to wider loads.
 
 from __future__ import annotations
 
-import gpu
 import pytest
 import torch
 from cases import RULES, both_with_traces, random_case, shared_form
@@ -14,15 +13,10 @@ from test_agreement import BUDGET
 from test_hostile import check_range, name
 from test_invariance import same, uniform_case
 
+import ptx_emulator
 import specdec_kernels as sdk
 
 VOCABS = (2, 31, 65, 200, 1500)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def emulated():
-    with gpu.active(80):
-        yield
 
 
 def form_of(arguments):
@@ -146,7 +140,7 @@ def test_a_chain_moves_little_more_than_it_must(rule, moved, instructions):
     target, tree, draft = chain_case()
     keys = dict(seeds=torch.arange(8), positions=torch.arange(8))
     options = dict(rule=rule, sampling=sdk.SamplingParams(0.8), **keys)
-    with gpu.count() as launches:
+    with ptx_emulator.count() as launches:
         verified = sdk.verify(target, tree, draft, backend="triton", **options)
     assert torch.equal(verified.tokens, sdk.verify(target, tree, draft, backend="cpu", **options).tokens)
     accepted = verified.num_accepted
@@ -155,5 +149,5 @@ def test_a_chain_moves_little_more_than_it_must(rule, moved, instructions):
     assert sum(x.n["unique_ld_bytes"] + x.n["unique_st_bytes"] for x in launches) <= moved * least
     assert sum(x.n["thread_insts"] for x in launches) <= instructions
     for launch in launches:
-        used = gpu.resources(launch.ptx)
+        used = ptx_emulator.resources(launch.ptx)
         assert used["registers"] <= 168 and used["spill_stores"] == 0, launch.name
