@@ -28,7 +28,7 @@ class Law(NamedTuple):
     top: tl.tensor  # float32
     slope: tl.tensor  # float32, log2(e) / temperature
     cut: tl.tensor  # float32
-    mass: tl.tensor  # float64, of the weights 2^((x - top) slope)
+    mass: tl.tensor  # float64, of the weights 2^((x - top) slope); 1 where there is a point
     point: tl.tensor  # int32, -1 = none
 
 
@@ -122,7 +122,7 @@ def target_law(
                 )  # fmt: skip
     else:
         point = tl.minimum(merge_first(maxima, firsts, top), target.vocab - 1)
-    return Law(top, slope, cut, mass, point), status
+    return Law(top, slope, cut, tl.where(point >= 0, 1.0, mass), point), status
 
 
 @triton.jit
@@ -148,7 +148,7 @@ def draft_law(
             point = tl.minimum(merge_first(maxima, firsts, top), draft.size - 1)
             if draft.ids is not None:
                 point = tl.load(draft.ids + point).to(tl.int32)
-    return Law(top, slope, cut, mass, point), sound
+    return Law(top, slope, cut, tl.where(point >= 0, 1.0, mass), point), sound
 
 
 @triton.jit
