@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -337,6 +340,20 @@ def test_commit_kv_compiles_whole(compiler, planned):
     assert all(torch.equal(cache, want) for cache, want in zip(caches, wanted, strict=True))
     assert torch.equal(result.lengths, committed.lengths)
     torch.testing.assert_close(total, wanted[0].sum())
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs triton")
+def test_the_interpreter_is_of_the_same_opinion():
+    """Triton's own, in a process of its own."""
+    script = Path(__file__).with_name("interpreted_commit.py")
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "48 cases agree"
 
 
 # What is refused

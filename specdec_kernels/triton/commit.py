@@ -160,7 +160,9 @@ def _move_rows(
         for j in range(kept):
             node = tl.load(path_ptr + j)
             if HAS_NEW | (node != j):
-                page, slot = _place(prefix + j.to(tl.uint32), block_table_ptr, pages_per_request, PAGE_SIZE)
+                page, slot = _place(
+                    prefix + tl.cast(j, tl.uint32), block_table_ptr, pages_per_request, PAGE_SIZE
+                )
                 from_page, from_slot = page, slot
                 if not HAS_NEW:
                     from_page, from_slot = _place(
@@ -174,15 +176,15 @@ def _move_rows(
                     else:
                         source = cache.address + from_page * cache.page_stride + from_slot * cache.slot_stride
                         head_stride = cache.head_stride
-                    offs, mask = _units(first, cache, head_stride, HEADS_FIRST, UNITS, size)
-                    mask &= tl.maximum(page, from_page) < cache.pages
+                    inside = tl.maximum(page, from_page) < cache.pages
+                    offs, mask = _units(first, cache, inside, head_stride, HEADS_FIRST, UNITS, size)
                     source = pointer(source + first * size, WORD, size) + unit_words(offs, WORDS)
                     rows = rows + (tl.load(source, mask=mask[:, None]),)
                 for i in tl.static_range(len(caches)):  # after all loads, which so wait together
                     cache = caches[i]
                     to = cache.address + page * cache.page_stride + slot * cache.slot_stride
-                    offs, mask = _units(first, cache, cache.head_stride, HEADS_FIRST, UNITS, size)
-                    mask &= tl.maximum(page, from_page) < cache.pages
+                    inside = tl.maximum(page, from_page) < cache.pages
+                    offs, mask = _units(first, cache, inside, cache.head_stride, HEADS_FIRST, UNITS, size)
                     to = pointer(to + first * size, WORD, size) + unit_words(offs, WORDS)
                     tl.store(to, rows[i], mask=mask[:, None])
 
@@ -196,10 +198,13 @@ def _place(slot, block_table_ptr, pages_per_request, PAGE_SIZE: tl.constexpr):
 
 
 @triton.jit
-def _units(first, cache, head_stride, HEADS_FIRST: tl.constexpr, UNITS: tl.constexpr, size: tl.constexpr):
-    """Offsets of a row's units from `first` on, less `first`, and their mask."""
+def _units(
+    first, cache, inside, head_stride, HEADS_FIRST: tl.constexpr, UNITS: tl.constexpr, size: tl.constexpr
+):
+    """Offsets of a row's units from `first` on, less `first`, and their mask: none of a row that is not
+    inside the cache."""
     unit, per_head = tl.arange(0, UNITS), cache.row_bytes // size
-    mask = unit < cache.heads * per_head - first
+    mask = unit < tl.where(inside, cache.heads * per_head - first, 0)
     if HEADS_FIRST:
         head = (first + unit) // per_head
         unit = (first + unit) % per_head + head.to(tl.int64) * (head_stride // size) - first

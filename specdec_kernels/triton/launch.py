@@ -72,10 +72,10 @@ def commit_numbers(count: int) -> int:
 
 def state_tile(rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns of a state that a program of four warps replays, powers of two. It has all rows, over
-    which it sums, and as many columns as make 4096 float32: 32 registers a thread, which hold the state for
+    which it sums, and as many columns as make 2048 float32: 16 registers a thread, which hold the state for
     the whole path."""
     rows = next_power_of_2(max(rows, 16))
-    return rows, min(next_power_of_2(max(columns, 16)), max(1, 4096 // rows))
+    return rows, min(next_power_of_2(max(columns, 16)), max(1, 2048 // rows))
 
 
 def shared_memory(backend: str, arch: int | str) -> int:
