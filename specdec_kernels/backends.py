@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
@@ -93,11 +94,12 @@ def _native() -> tuple[ModuleType | None, str]:
 @lru_cache(maxsize=1)
 def _triton() -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("specdec_kernels.triton"), ""
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
+        found = version("triton")
+    except PackageNotFoundError:
         return None, "triton is not installed"
+    if tuple(map(int, found.split(".")[:2])) < (3, 3):  # tuples as arguments of kernels
+        return None, f"it needs triton >= 3.3, got {found}"
+    return importlib.import_module("specdec_kernels.triton"), ""
 
 
 def explain() -> str:
