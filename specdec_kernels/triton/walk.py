@@ -407,12 +407,12 @@ def _traversal(
         row = request.first + index
         w, left, key, following, loaded, node, state = _load_visit(visits + index * _VISIT, row)
         tl.debug_barrier()
-        u = coin(request.seed, request.position, index).to(tl.float64)
         failed = index < 0
         if rejected > 0:
             # A rejection never raises w. Where the coin fails already and no sibling is left, the residual
             # is not needed.
-            failed = (following < 0) & (depth > 0) & (u >= w)
+            u = coin(request.seed, request.position, index)
+            failed = (following < 0) & (depth > 0) & (u.to(tl.float64) >= w)
             if not failed:
                 child = tl.minimum(node_of(key), tree.count - 1)
                 state, mass = reject(
@@ -430,7 +430,7 @@ def _traversal(
         if ready & (depth > 0):
             if trace_thresholds is not None:
                 tl.store(trace_thresholds + index, w)
-            failed = not (u < w)
+            failed = not (coin(request.seed, request.position, index).to(tl.float64) < w)
         if failed:
             index = tl.maximum(parent_of(tree, index), 0)
             depth = tl.maximum(depth - 1, 0)
