@@ -20,7 +20,14 @@ import triton.language as tl
 import specdec_kernels.triton as kernels
 from bench.gpu import cases, report, targets, variants
 
-OPERATIONS = (variants.sample, variants.verify, variants.tree_attention, variants.commit_kv, variants.states)
+OPERATIONS = (
+    variants.sample,
+    variants.children,
+    variants.verify,
+    variants.tree_attention,
+    variants.commit_kv,
+    variants.states,
+)
 SM_80 = targets.PROCESSORS[0]
 
 

@@ -84,6 +84,8 @@ class _Absent(EmulatorDriver):
     def __init__(self, target: GPUTarget):
         super().__init__(target.arch)
         self.target = target
+        # Not the emulator's device: nothing counts as compiled because it was launched there.
+        self.get_current_device = lambda: f"absent {target.backend} {target.arch}"
 
     def get_current_target(self) -> GPUTarget:
         return self.target

@@ -25,7 +25,7 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, verify, tree_attention, commit_kv, states):
+    for operation in (sample, children, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -50,6 +50,16 @@ def sample() -> Iterator[Callable[[], object]]:
     ]:
         logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
         yield lambda a=logits, s=cut, o=options: sdk.sample(a, s, **o, backend="triton")
+
+
+def children() -> Iterator[Callable[[], object]]:
+    for dtype, cut, method in product(
+        FLOATS, CUTS, ("independent", "without_replacement", "top_k", "hybrid")
+    ):
+        logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
+        yield lambda a=logits, s=cut, m=method: sdk.sample_children(
+            a, 4, method=m, sampling=s, backend="triton"
+        )
 
 
 def verify() -> Iterator[Callable[[], object]]:
