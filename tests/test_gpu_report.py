@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 from itertools import islice
 
 import pytest
@@ -29,6 +30,11 @@ OPERATIONS = (
     variants.states,
 )
 SM_80 = targets.PROCESSORS[0]
+FENCED_BARRIER = re.compile(
+    r"""fence syncscope\("workgroup"\) release(?!.*!mmra).*\n"""
+    r""".*call void @llvm\.amdgcn\.s\.barrier\(\).*\n"""
+    r""".*fence syncscope\("workgroup"\) acquire(?!.*!mmra)"""
+)
 
 
 @triton.jit
@@ -104,6 +110,21 @@ def test_kernels_neither_spill_nor_crowd_the_registers(operation):
     some = [kernel for processor in targets.PROCESSORS for kernel in targets.kernels(processor, calls)]
     compiled = list(zip(some, targets.build_all(some), strict=True))
     assert len(compiled) >= len(targets.PROCESSORS) and not list(report.broken_rules(compiled))
+
+
+def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
+    """On gfx942 `tl.debug_barrier` is `s_barrier` between fences of all memory. No wait for stores is needed:
+    wavefronts of a workgroup share an L1 cache that keeps their accesses in order, where the workgroup is not
+    split over compute units."""
+    gfx942 = targets.PROCESSORS[-1]
+    found = targets.kernels(gfx942, variants.verify())
+    walk = next(k for k in found if k.name == "walk_kernel" and "traversal" in k.source.constants.values())
+    options = {"num_warps": walk.warps, "num_stages": walk.stages}
+    code = triton.compile(walk.source, target=gfx942.target, options=options).asm
+    assert ".amdhsa_tg_split 0" in code["amdgcn"]
+    # One after the tree was laid out, two around the reading of a node on the way. Fences of shared memory
+    # alone are annotated.
+    assert len(FENCED_BARRIER.findall(code["llir"])) >= 3
 
 
 @pytest.mark.parametrize("name", cases.JOBS)
