@@ -34,6 +34,7 @@ def row_passes(vocab_size: int) -> RowPasses:
     | split 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
     | split_warps 1 | a warp reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     | race_tile 256 | two calls of Philox a lane; smaller tiles need fewer logarithms, but reduce more often |
+    | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
     | row_tile 2048 | 8 scores a lane, a 16-byte load of 16-bit logits; groups enough for top_k of 100 |
     | row_warps 8 | one program has a processor to itself: many loads in flight, few warps to reduce over |
     """
@@ -207,13 +208,15 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
     | split 8192, 4 warps | 64 scores a lane, read once and kept; its program's other work is shared by many |
     | split 1024, 1 warp | under `match`, as in `sample`, whose races these are |
     | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores a lane leave no spills |
-    | row_tile 512, 4 warps | the same under `traversal` without cuts |
+    | row_tile 512, 4 warps | the same under `traversal` without cuts; `typical` takes 1024 |
+    | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
     | row_tile 2048 | with cuts, as many groups as `row_cut` needs for a top_k of 100 |
     | row_warps 16 | with cuts and without q: 4 scores a lane in `row_cut` leave no spills |
     | draw_split 2048, 1 warp | half the preparations and a third fewer logarithms than with 1024 |
     """
     split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
-    row_tile, row_warps = (512, 4) if rule == "traversal" else (1024, 8)
+    shapes = {"match": (256, 1), "traversal": (512, 4), "typical": (1024, 4)}
+    row_tile, row_warps = shapes.get(rule, (1024, 8))
     if cuts:
         row_tile, row_warps = 2048, 8 if rule in ("token", "traversal", "lenient") else 16
     splits, draw_splits = -(-measured // split), -(-vocab_size // 2048)
