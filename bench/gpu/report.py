@@ -25,10 +25,12 @@ def main(arguments: list[str]) -> int:
     compiled = list(zip(kernels, targets.build_all(kernels), strict=True))
     sections.append(f"## Kernels\n\n{compile_table(compiled)}")
     print(sections[1])
+    broken = list(dict.fromkeys(broken_rules(compiled)))
+    if broken:
+        sections.append("## Rules that are not kept\n\n" + "\n".join(f"- {each}" for each in broken))
+        print(sections[2])
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(MARK)] + MARK + "\n" + "\n\n".join(sections) + "\n")
-    broken = list(broken_rules(compiled))
-    print(*broken, sep="\n")
     return 1 if broken else 0
 
 
