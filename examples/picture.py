@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib
-from race import Run
+from race import Run, rate
 from rich.table import Table
 
 matplotlib.use("Agg")
@@ -21,12 +21,10 @@ def speedups(results: Results, temperature: float) -> dict[str, dict[str, float]
     for (name, other), rounds in results.items():
         if other != temperature:
             continue
-        seconds = {way: sum(runs[way].seconds for runs in rounds) for way in rounds[0]}
-        tokens = {way: sum(runs[way].written for runs in rounds) for way in rounds[0]}
-        for way in seconds:
+        rates = {way: rate([runs[way] for runs in rounds]) for way in rounds[0]}
+        for way in rates:
             if way != "plain":
-                ratio = tokens[way] / seconds[way] * seconds["plain"] / tokens["plain"]
-                ratios.setdefault(way, {})[name] = ratio
+                ratios.setdefault(way, {})[name] = rates[way] / rates["plain"]
     return ratios
 
 

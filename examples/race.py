@@ -57,11 +57,6 @@ class Run:
         return sum(len(request.tokens) for request in self.requests)
 
     @property
-    def rate(self) -> float:
-        """Tokens per second."""
-        return self.written / self.seconds
-
-    @property
     def texts(self) -> list[list[int]]:
         return [request.tokens for request in self.requests]
 
@@ -73,6 +68,11 @@ class Run:
 
     def progress(self, request: Request) -> list[Progress]:
         return [progress for step in self.steps for progress in step if progress.request is request]
+
+
+def rate(runs: Sequence[Run]) -> float:
+    """Tokens per second of some runs together."""
+    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from engine import Progress
 from llama import Llama, Shape
 from ngrams import Ngrams
 from picture import Results, bars, draw
-from race import ROWS, Run, Way, race, step_costs, ways
+from race import ROWS, Way, race, rate, step_costs, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -138,10 +138,6 @@ def _law(temperature: float) -> str:
     return f"temperature {temperature:g}" if temperature else "greedy"
 
 
-def pooled(runs: list[Run]) -> float:
-    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
-
-
 def _summary(results: Results, temperature: float, peers: Mapping[str, float]) -> Table:
     rows = {name: runs for (name, other), runs in results.items() if other == temperature}
     ways = list(next(iter(rows.values()))[0])
@@ -151,13 +147,13 @@ def _summary(results: Results, temperature: float, peers: Mapping[str, float]) -
         table.add_column(heading, justify="right", no_wrap=True)
 
     def add(name, runs_of, theirs=None, **style):
-        plain = pooled(runs_of("plain"))
+        plain = rate(runs_of("plain"))
         cells = [f"{plain:.1f}"]
-        rates = {way: pooled(runs_of(way)) for way in ways[1:]}
+        rates = {way: rate(runs_of(way)) for way in ways[1:]}
         best = max(rates.values())
-        for rate in rates.values():
-            cell = f"{rate:.1f} ({rate / plain:.2f}x)"
-            cells.append(Text(cell, "bold" if rate == best else ""))
+        for each in rates.values():
+            cell = f"{each:.1f} ({each / plain:.2f}x)"
+            cells.append(Text(cell, "bold" if each == best else ""))
         if theirs is not None:
             cells.append(f"{theirs:.1f}")
         written = sum(run.written for run in runs_of("plain")) // len(next(iter(rows.values())))

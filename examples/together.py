@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from engine import Progress
 from llama import Llama
 from ngrams import Ngrams
-from race import PAGE_SIZE, Run, race, ways
+from race import PAGE_SIZE, Run, race, rate, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -81,18 +81,14 @@ def _counts(progress: list[Progress]) -> tuple[str, str, str]:
 
 def _totals(results: list[dict[str, Run]]) -> Table:
     table = _table("together", "tokens/s", "steps", "requests per step", "tokens", "nodes")
-    plain = _rate([runs["plain"] for runs in results])
+    plain = rate([runs["plain"] for runs in results])
     for way, run in results[0].items():
-        rate = _rate([runs[way] for runs in results])
+        fast = rate([runs[way] for runs in results])
         progress = [each for step in run.steps for each in step]
         tokens, nodes = sum(len(each.tokens) for each in progress), sum(each.nodes for each in progress)
         means = [f"{total / len(run.steps):.1f}" for total in (len(progress), tokens, nodes)]
-        table.add_row(way, f"{rate:.1f} ({rate / plain:.2f}x)", f"{len(run.steps)}", *means)
+        table.add_row(way, f"{fast:.1f} ({fast / plain:.2f}x)", f"{len(run.steps)}", *means)
     return table
-
-
-def _rate(runs: list[Run]) -> float:
-    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
 
 
 def _table(first: str, *others: str) -> Table:
