@@ -387,17 +387,25 @@ void attend_few_of(const RowList& keys, const RowList& values, const Keys& which
 
 // --- Few rows of several heads, slot by slot ---------------------------------------------------------------
 
-// Asks for a line of a row when its first element is at work.
-template <DType T>
-inline void fetch_like(const void* row, int64_t step, int64_t i) {
-  if (i * bytes_of(T) % 64 == 0)
-    __builtin_prefetch(static_cast<const char*>(row) + step + i * bytes_of(T), 0, 3);
-}
+// Asks for lines of some rows in the order of memory, in which the processor's own prefetching joins in.
+struct Soon {
+  const void* const* rows;
+  int64_t from, bytes;  // of each row
+  int64_t done = 0;
+
+  void fetch() {
+    __builtin_prefetch(static_cast<const char*>(*rows) + from + done, 0, 3);
+    done += 64;
+    if (done < bytes) return;
+    done = 0;
+    ++rows;
+  }
+};
 
 // Scores of a few slots of one head: lanes are elements of the key, summed up at the end for all together.
 template <DType T, int M>
 inline void dot_slots(const void* const* rows, int64_t step, int64_t size, const float* queries, F factor,
-                      float (*scores)[kTile], int64_t k) {
+                      float (*scores)[kTile], int64_t k, Soon& soon) {
   constexpr int S = kLanes / M;
   F acc[M * S];
   for (F& a : acc) a = set(0.0f);
@@ -406,7 +414,7 @@ inline void dot_slots(const void* const* rows, int64_t step, int64_t size, const
     for (int m = 0; m < M; ++m) q[m] = load(queries + m * size + i);
     for (int s = 0; s < S; ++s) {
       const F x = load_as<T>(static_cast<const char*>(rows[k + s]) + step, i);
-      fetch_like<T>(rows[k + S + s], step, i);
+      if (i * bytes_of(T) % 64 == 0) soon.fetch();
       for (int m = 0; m < M; ++m) acc[m * S + s] = fma(x, q[m], acc[m * S + s]);
     }
   }
@@ -418,7 +426,7 @@ inline void dot_slots(const void* const* rows, int64_t step, int64_t size, const
 // out += weights . values for a few slots of one head.
 template <DType T, int M>
 inline void sum_slots(const void* const* rows, int64_t step, int64_t size, const float (*weights)[kTile],
-                      int64_t k, float* out) {
+                      int64_t k, float* out, Soon& soon) {
   constexpr int S = kLanes / M;
   F p[M * S];
   for (int m = 0; m < M; ++m)
@@ -428,10 +436,25 @@ inline void sum_slots(const void* const* rows, int64_t step, int64_t size, const
     for (int m = 0; m < M; ++m) acc[m] = load(out + m * size + i);
     for (int s = 0; s < S; ++s) {
       const F x = load_as<T>(static_cast<const char*>(rows[k + s]) + step, i);
-      fetch_like<T>(rows[k + S + s], step, i);
+      if (i * bytes_of(T) % 64 == 0) soon.fetch();
       for (int m = 0; m < M; ++m) acc[m] = fma(x, p[m * S + s], acc[m]);
     }
     for (int m = 0; m < M; ++m) store(out + m * size + i, acc[m]);
+  }
+}
+
+// Calls body(h, k, soon) for all heads of a few slots at a time; `soon` asks for slots further on: enough
+// bytes ahead for memory to bring them, few enough for the first-level cache to hold.
+template <DType T, int S, class Body>
+inline void for_slots(const void* const* rows, int64_t heads, int64_t step, int64_t size, Body&& body) {
+  const int64_t bytes = size * bytes_of(T);
+  for (int64_t k = 0; k < kTile; k += S) {
+    const void* const* ahead = rows + k + S * 4 / bytes_of(T);
+    Soon soon{ahead, 0, heads * bytes};
+    for (int64_t h = 0; h < heads; ++h) {
+      if (step != bytes) soon = {ahead, h * step, bytes};  // the heads of a slot lie apart
+      body(h, k, soon);
+    }
   }
 }
 
@@ -439,10 +462,11 @@ template <DType T, int M>
 void attend_slots_as(const Slots& slots, const float* queries, const Seen& seen) {
   constexpr int S = kLanes / M;
   float scores[kMaxHeads][M][kTile];
-  for (int64_t k = 0; k < kTile; k += S)
-    for (int64_t h = 0; h < slots.heads; ++h)
-      dot_slots<T, M>(slots.rows, h * slots.key_step, slots.key_size, queries + h * kFew * slots.key_size,
-                      set(slots.scoring[h].factor), scores[h], k);
+  const auto dot = [&](int64_t h, int64_t k, Soon& soon) {
+    dot_slots<T, M>(slots.rows, h * slots.key_step, slots.key_size, queries + h * kFew * slots.key_size,
+                    set(slots.scoring[h].factor), scores[h], k, soon);
+  };
+  for_slots<T, S>(slots.rows, slots.heads, slots.key_step, slots.key_size, dot);
   for (int64_t h = 0; h < slots.heads; ++h)
     for (int m = 0; m < M; ++m) {
       const int64_t row = h * kFew + m;
@@ -451,10 +475,12 @@ void attend_slots_as(const Slots& slots, const float* queries, const Seen& seen)
       float* out = seen.out + row * slots.value_size;
       for (int64_t i = 0; i < slots.value_size; i += kLanes) store(out + i, mul(load(out + i), set(alpha)));
     }
-  for (int64_t k = 0; k < kTile; k += S)
-    for (int64_t h = 0; h < slots.heads; ++h)
-      sum_slots<T, M>(slots.rows + kTile, h * slots.value_step, slots.value_size, scores[h], k,
-                      seen.out + h * kFew * slots.value_size);
+  const void* const* values = slots.rows + kTile;
+  const auto sum = [&](int64_t h, int64_t k, Soon& soon) {
+    sum_slots<T, M>(values, h * slots.value_step, slots.value_size, scores[h], k,
+                    seen.out + h * kFew * slots.value_size, soon);
+  };
+  for_slots<T, S>(values, slots.heads, slots.value_step, slots.value_size, sum);
 }
 
 template <DType T>
