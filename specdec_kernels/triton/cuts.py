@@ -4,14 +4,14 @@
 
 Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept or dropped together.
 
-- One pass lists the two largest scores of each of TILE groups (tokens equal modulo TILE); the largest of the
-  groups' third ones is the floor. No score above the floor is missing from the list, so a threshold above
-  it, as a top_k of 100 or a nucleus of that size almost always has, is found in the list by bisection.
-- Other thresholds come from a radix histogram of the scores' bits, 11 + 11 (+ 10 for float32), of counts or
-  masses. Its bins are integers in global memory, so no order of adding matters.
+- One pass lists the three largest scores of each of TILE groups (tokens equal modulo TILE); the largest of
+  the groups' fourth ones is the floor. No score above the floor is missing from the list, so a threshold
+  above it, as a top_k of 100 or a nucleus of that size almost always has, is found in it by bisection.
+- Other thresholds are narrowed down by histograms, first of the scores in steps of WIDTH, then of their bits.
+  Their bins are integers in global memory, so no order of adding matters.
 
-Reads of the row: 1 for min-p alone and for thresholds above the floor; else 2 (3 for float32) more for each
-of top-k and top-p, and 1 more where the mass is not a result of the last of them.
+Reads of the row: 1 for min-p alone and for thresholds above the floor; for others see `_narrow`, and 1 before
+it where a list was made.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ import triton.language as tl
 from .logarithm import log
 from .row import LOG2E, read_row
 
-BINS = tl.constexpr(2048)  # int64 each that `bins_ptr` points to
+_BINS = tl.constexpr(2048)  # of a histogram
+BINS = tl.constexpr(3 * 2048)  # int64 that `bins_ptr` points to: of numbers for top-k; of masses for each
 
+_LANES = tl.constexpr(256)  # bins, and scores sorted into them, taken together: few, to need few registers
+_WIDTH = tl.constexpr(0.03125)  # of a bin of scores: a power of two, so that multiples of it are exact
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LEVELS = tl.constexpr(8)  # more than ever needed: each but the first takes 11 of 32 bits off a key
 _MOST_LISTED = tl.constexpr(256)  # a wider top_k seldom has its threshold in the list
 
 
@@ -44,17 +48,17 @@ def row_cut(
     summing = top_p < 1
     known = (min_p > 0) == 0
     if (counting & (top_k <= _MOST_LISTED)) | (summing & (counting == 0)):
-        a, b, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
-        weight_a, weight_b = tl.exp2((a - max) * slope), tl.exp2((b - max) * slope)
-        lowest = tl.min(tl.minimum(tl.where(a > floor, a, max), tl.where(b > floor, b, max)))
-        grain = tl.minimum(tl.min(tl.minimum(_lowest_bit(a), _lowest_bit(b))), 1 << 23)
-        for step in range(2):  # top-k by counts, top-p by weights
+        a, b, c, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
+        lowest = tl.min(_lowest_above(a, _lowest_above(b, _lowest_above(c, max, floor), floor), floor))
+        grain = tl.min(tl.minimum(tl.minimum(_lowest_bit(a), _lowest_bit(b)), _lowest_bit(c)))
+        grain = tl.minimum(grain, 1 << 23)
+        for step in range(2):  # top-k by numbers, top-p by weights
             if (counting & (step == 0)) | (summing & known & (counting == 0) & (step == 1)):
-                amount_a, amount_b = tl.where(step == 0, 1.0, weight_a), tl.where(step == 0, 1.0, weight_b)
+                steepness = slope * step
                 goal = tl.where(step == 0, top_k, top_p * mass)
-                listed = _at_least(a, b, amount_a, amount_b, lowest)
+                listed = _at_least(a, b, c, max, steepness, lowest)
                 if listed >= goal:
-                    found = _bisect(a, b, amount_a, amount_b, lowest, max, listed, grain, slope * step, goal)
+                    found = _bisect(a, b, c, lowest, max, listed, grain, steepness, goal)
                     cut = tl.maximum(cut, found)
                     counting = counting & (step == 1)
                     summing = summing & (step == 0)
@@ -62,66 +66,75 @@ def row_cut(
                 elif step == 0:
                     counting = (cut <= floor) & (floor > float("-inf"))
             if (counting == 0) & ((cut > floor) | (floor == float("-inf"))):
-                mass = _at_least(a, b, weight_a, weight_b, cut)
+                mass = _at_least(a, b, c, max, slope, cut)
                 lowest = tl.maximum(lowest, cut)
                 known = known | True
-    for step in range(2):
-        if (counting & (step == 0)) | (summing & (step == 1)):
-            found, reached = _select(
-                row_ptr, size, bitmask_ptr, bins_ptr,
-                cut, slope, max, tl.where(step == 0, top_k, top_p), step == 1,
-                TILE,
-            )  # fmt: skip
-            cut = tl.maximum(cut, found)
-            mass = reached
-            known = step == 1
-    if known == 0:
+        summing = summing & (floor > float("-inf"))
+    if counting | summing:
+        cut, mass = _narrow(
+            row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p, counting, summing
+        )
+    elif known == 0:
         mass = _mass(row_ptr, size, bitmask_ptr, slope, max, cut, TILE)
     return cut, mass
 
 
 @triton.jit
 def _largest(row_ptr, size, bitmask_ptr, TILE: tl.constexpr):
-    """The two largest scores of each group, [TILE] each, and the largest of the groups' third ones."""
+    """The three largest scores of each group, [TILE] each, and the largest of the groups' fourth ones."""
     a = tl.full([TILE], float("-inf"), tl.float32)
-    b, c = a, a
-    for start in range(0, size, 2 * TILE):
-        for part in tl.static_range(2):  # two loads in flight
+    b, c, d = a, a, a
+    for start in range(0, size, 4 * TILE):
+        for part in tl.static_range(4):  # loads in flight together
             x = read_row(row_ptr, start + part * TILE + tl.arange(0, TILE), size, bitmask_ptr)
             x = tl.maximum(x, float("-inf"))  # NaN
             less = tl.minimum(a, x)
             a = tl.maximum(a, x)
-            c = tl.maximum(c, tl.minimum(b, less))
+            least = tl.minimum(b, less)
             b = tl.maximum(b, less)
-    return a, b, tl.max(c)
+            d = tl.maximum(d, tl.minimum(c, least))
+            c = tl.maximum(c, least)
+    return a, b, c, tl.max(d)
 
 
 @triton.jit
-def _at_least(a, b, amount_a, amount_b, value):
-    """The amount of the listed scores >= value."""
-    return tl.sum(tl.where(a >= value, amount_a, 0.0) + tl.where(b >= value, amount_b, 0.0))
+def _lowest_above(x, other, floor):
+    return tl.where(x > floor, tl.minimum(x, other), other)
 
 
 @triton.jit
-def _bisect(a, b, amount_a, amount_b, low, high, amount_low, grain, slope, goal):
+def _weight(x, value, max, steepness):
+    """Of the scores >= value."""
+    return tl.where(x >= value, tl.exp2((x - max) * steepness), 0.0)
+
+
+@triton.jit
+def _at_least(a, b, c, max, steepness, value):
+    """The amount of the listed scores >= value: their mass, or with steepness 0 their number."""
+    weights = _weight(a, value, max, steepness) + _weight(b, value, max, steepness)
+    return tl.sum(weights + _weight(c, value, max, steepness))
+
+
+@triton.jit
+def _bisect(a, b, c, low, high, amount_low, grain, steepness, goal):
     """The largest t for which the amount of the listed scores >= t reaches the goal, up to a t that keeps the
-    same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) slope)."""
+    same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) steepness)."""
     max = high
-    amount_high = _at_least(a, b, amount_a, amount_b, high)
+    amount_high = _at_least(a, b, c, max, steepness, high)
     if amount_high >= goal:
         low, amount_low = high, amount_high
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
     middle = _between(low, high, grain)
     narrowing = middle > low
     while narrowing:
-        amount = _at_least(a, b, amount_a, amount_b, middle)
+        amount = _at_least(a, b, c, max, steepness, middle)
         if amount >= goal:
             low, amount_low = middle, amount
         else:
             high, amount_high = middle, amount
         middle = _between(low, high, grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
-        single = amount_low - amount_high < 1.5 * tl.exp2((low - max) * slope)
+        single = amount_low - amount_high < 1.5 * tl.exp2((low - max) * steepness)
         narrowing = (middle > low) & (single == 0) & (amount_low > goal)
     return low
 
@@ -143,53 +156,156 @@ def _between(low, high, grain):
 
 
 @triton.jit
-def _select(
-    row_ptr, size, bitmask_ptr, bins_ptr,
-    cut, slope, max,
-    aim, weighing,  # a number of scores; or, where `weighing`, a share of their mass
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """The largest t such that, of the scores >= cut, those >= t reach `aim`, or the smallest score where they
-    are too few; and, where `weighing`, the mass of those >= t."""
-    cut = tl.maximum(cut, _LOWEST)
-    unit = tl.exp2(61.0 - tl.floor(tl.log2(tl.cast(size, tl.float32))))
-    digits = tl.arange(0, BINS)
-    prefix = tl.full([], 0, tl.uint32)  # the digits of the threshold's key that are known
-    above = tl.full([], 0, tl.int64)  # the amount of the scores beyond them
-    goal, reached = above, above
-    for level in range(3 if row_ptr.dtype.element_ty == tl.float32 else 2):
-        shift = tl.maximum(21 - 11 * level, 0).to(tl.uint32)
-        width = tl.where(level == 2, 10, 11).to(tl.uint32)
-        tl.store(bins_ptr + digits, tl.zeros([BINS], tl.int64))
-        tl.debug_barrier()
-        for begin in range(0, size, TILE):
-            x = read_row(row_ptr, begin + tl.arange(0, TILE), size, bitmask_ptr)
-            bits = x.to(tl.int32, bitcast=True)
-            key = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)  # ordered as the scores
-            key = key >> shift
-            weight = (tl.exp2((x - max) * slope) * unit).to(tl.int64)
-            tl.atomic_add(
-                bins_ptr + (key & ((1 << width) - 1)).to(tl.int32),
-                tl.where(weighing, weight, 1),
-                mask=(x >= cut) & ((key >> width) == prefix),
-                sem="relaxed",
-            )
-        tl.debug_barrier()
-        amounts = above + tl.cumsum(tl.load(bins_ptr + digits), reverse=True)
-        tl.debug_barrier()
-        if level == 0:
-            everything = tl.max(amounts)
-            share = (aim.to(tl.float64) * everything.to(tl.float64)).to(tl.int64)
-            goal = tl.minimum(tl.where(weighing, tl.maximum(share, 1), aim.to(tl.int64)), everything)
-        digit = tl.max(tl.where(amounts >= goal, digits, 0))
-        reached = tl.max(tl.where(digits == digit, amounts, 0))
-        above = tl.max(tl.where(digits == digit + 1, amounts, above))
-        prefix = (prefix << width) | digit.to(tl.uint32)
-    if row_ptr.dtype.element_ty != tl.float32:  # 16 bits have no more digits
-        prefix = prefix << 10
-    bits = prefix.to(tl.int32, bitcast=True)
-    value = tl.where(bits < 0, bits ^ -0x80000000, ~bits).to(tl.float32, bitcast=True)
-    return value, reached.to(tl.float32) / unit
+def _key_of(x):
+    """Integers in the order of the scores, int32."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # -0 is 0
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _score_of(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _narrow(row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p, counting, summing):
+    """The threshold of top-k (where `counting`) and then of top-p (where `summing`) among the scores >= cut,
+    and the mass of those at or above it.
+
+    Each threshold lies in an interval of keys. A read of the row sorts the scores of the interval into bins,
+    of numbers and of masses; the bin with the threshold is the next interval, until its scores are all equal
+    or all kept. The first bins are steps of WIDTH down from `max`, the last of which has all the rest; later
+    ones are ranges of keys. As long as top-k's threshold is not known, the mass of which top-p takes a share
+    has bounds, and top-p's interval is wherever its threshold may then be.
+
+    Two reads do for 16 bits and three for float32, but for thresholds within WIDTH of 0 or more than
+    BINS * WIDTH below `max`, which take one more."""
+    GRAIN: tl.constexpr = 16 if row_ptr.dtype.element_ty != tl.float32 else 0  # low bits that tell nothing
+    k_bins, k_masses, p_masses = bins_ptr, bins_ptr + _BINS, bins_ptr + 2 * _BINS
+    low_key, high_key = _key_of(tl.maximum(cut, _LOWEST)), _key_of(max)
+    unit = tl.exp2(
+        61.0 - tl.floor(tl.log2(tl.cast(size, tl.float32)))
+    )  # masses are integers, in units of its inverse
+    # An interval in which nothing is looked for is empty.
+    k_low, k_high = tl.where(counting, low_key, 1), tl.where(counting, high_key, 0)
+    p_low, p_high = tl.where(summing, low_key, 1), tl.where(summing, high_key, 0)
+    k_above = tl.full([], 0, tl.int64)
+    k_mass_above, p_mass_above = k_above, k_above
+    most = k_above  # that top-k may keep; in the end what is kept
+    for level in range(_LEVELS):
+        if (k_low <= k_high) | (p_low <= p_high):
+            k_shift, p_shift = _shift(k_low, k_high), _shift(p_low, p_high)
+            for begin in range(0, BINS, _LANES):
+                tl.store(bins_ptr + begin + tl.arange(0, _LANES), tl.zeros([_LANES], tl.int64))
+            tl.debug_barrier()
+            for begin in range(0, size, _LANES):
+                x = read_row(row_ptr, begin + tl.arange(0, _LANES), size, bitmask_ptr)
+                key = _key_of(x)
+                if level == 0:
+                    k_bin = _step_of(x, max)
+                    p_bin = k_bin
+                else:
+                    k_bin = ((k_high - key).to(tl.uint32, bitcast=True) >> k_shift).to(tl.int32)
+                    p_bin = ((p_high - key).to(tl.uint32, bitcast=True) >> p_shift).to(tl.int32)
+                weight = (tl.exp2((x - max) * slope) * unit).to(tl.int64)
+                in_k = (key >= k_low) & (key <= k_high)
+                in_p = (key >= p_low) & (key <= p_high)
+                tl.atomic_add(k_bins + k_bin, 1, mask=in_k, sem="relaxed")
+                tl.atomic_add(k_masses + k_bin, weight, mask=in_k, sem="relaxed")
+                tl.atomic_add(p_masses + p_bin, weight, mask=in_p, sem="relaxed")
+            tl.debug_barrier()
+            if k_low <= k_high:
+                place, before, through = _find(k_bins, k_above, top_k.to(tl.int64))
+                k_above = before
+                k_mass_above += _sum_before(k_masses, place)
+                most = k_mass_above + tl.load(k_masses + place)
+                k_low, k_high = _interval(level, place, place, k_low, k_high, k_shift, max)
+                if (through <= top_k) | (through - before == 1) | (k_low >> GRAIN == k_high >> GRAIN):
+                    cut = tl.maximum(cut, _score_of(k_low))
+                    k_low, k_high = k_high + 1, k_high
+            elif level == 0:
+                _, _, most = _find(p_masses, p_mass_above, tl.full([], 2**62, tl.int64))
+            if p_low <= p_high:
+                least = tl.where(k_low <= k_high, k_mass_above, most)
+                first, before, _ = _find(p_masses, p_mass_above, _share(top_p, least))
+                last, _, mass = _find(p_masses, p_mass_above, _share(top_p, most))
+                p_mass_above = before
+                p_low, p_high = _interval(level, first, last, p_low, p_high, p_shift, max)
+                lightest = tl.exp2((_score_of(p_low) - max) * slope) * unit
+                single = (mass - before).to(tl.float32) < 1.5 * lightest
+                if single | (p_low >> GRAIN == p_high >> GRAIN):
+                    cut = tl.maximum(cut, _score_of(p_low))
+                    most = mass
+                    p_low, k_low = p_high + 1, k_high + 1
+            tl.debug_barrier()
+    return cut, most.to(tl.float32) / unit
+
+
+@triton.jit
+def _shift(low, high):
+    """The bits by which differences of keys are shifted to be numbers of bins."""
+    bits = tl.maximum(high.to(tl.int64) - low, 1).to(tl.float64).to(tl.int64, bitcast=True)
+    return tl.maximum((bits >> 52) - 1023 - 10, 0).to(tl.uint32)
+
+
+@triton.jit
+def _end_of_step(step, max):
+    """The largest score of a bin of the first level; exact but for one rounding."""
+    return max - step.to(tl.float32) * _WIDTH
+
+
+@triton.jit
+def _step_of(x, max):
+    """The bins of the first level."""
+    step = tl.minimum(tl.maximum((max - x) * (1 / _WIDTH), 0.0), _BINS - 1.0).to(tl.int32)
+    step = tl.where(x > _end_of_step(step, max), step - 1, step)  # the difference was rounded
+    step = tl.where(x <= _end_of_step(step + 1, max), step + 1, step)
+    return tl.minimum(tl.maximum(step, 0), _BINS - 1)
+
+
+@triton.jit
+def _upper_end(level, place, high_key, shift, max):
+    """The largest key of a bin, int64."""
+    key = tl.where(place == 0, high_key, _key_of(_end_of_step(place, max)))
+    return tl.where(level == 0, key.to(tl.int64), high_key - (place.to(tl.int64) << shift))
+
+
+@triton.jit
+def _interval(level, first, last, low_key, high_key, shift, max):
+    """The smallest and the largest key of some bins."""
+    low = tl.maximum(_upper_end(level, last + 1, high_key, shift, max) + 1, low_key)
+    low = tl.where(last == _BINS - 1, low_key, low)
+    return low.to(tl.int32), _upper_end(level, first, high_key, shift, max).to(tl.int32)
+
+
+@triton.jit
+def _share(share, mass):
+    return tl.maximum((share.to(tl.float64) * mass.to(tl.float64)).to(tl.int64), 1)
+
+
+@triton.jit
+def _find(bins_ptr, above, goal):
+    """The first bin with which the amount reaches the goal, else the last; the amounts before and with it."""
+    lane = tl.arange(0, _LANES)
+    start = tl.full([], 0, tl.int32)
+    for begin in range(0, _BINS - _LANES, _LANES):
+        amount = above + tl.sum(tl.load(bins_ptr + begin + lane))
+        further = (start == begin) & (amount < goal)
+        start = tl.where(further, begin + _LANES, start)
+        above = tl.where(further, amount, above)
+    amounts = above + tl.cumsum(tl.load(bins_ptr + start + lane))
+    place = tl.min(tl.where(amounts >= goal, lane, _LANES - 1))
+    before = tl.max(tl.where(lane < place, amounts, above))
+    return start + place, before, tl.max(tl.where(lane <= place, amounts, above))
+
+
+@triton.jit
+def _sum_before(bins_ptr, place):
+    lane = tl.arange(0, _LANES)
+    sums = tl.zeros([_LANES], tl.int64)
+    for begin in range(0, place, _LANES):
+        sums += tl.load(bins_ptr + begin + lane, mask=begin + lane < place, other=0)
+    return tl.sum(sums)
 
 
 @triton.jit

@@ -35,7 +35,7 @@ def row_passes(vocab_size: int) -> RowPasses:
     | split_warps 1 | a warp reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     | race_tile 256 | two calls of Philox a lane; smaller tiles need fewer logarithms, but reduce more often |
     | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
-    | row_tile 2048 | 8 scores a lane, a 16-byte load of 16-bit logits; groups enough for top_k of 100 |
+    | row_tile 1024 | 4 scores a lane leave registers for what `row_cut` lists; groups enough for a top_k of 100 |
     | row_warps 8 | one program has a processor to itself: many loads in flight, few warps to reduce over |
     """
     splits = -(-vocab_size // 1024)
@@ -45,7 +45,7 @@ def row_passes(vocab_size: int) -> RowPasses:
         padded_splits=1 << (splits - 1).bit_length(),
         split_warps=1,
         race_tile=256,
-        row_tile=2048,
+        row_tile=1024,
         row_warps=8,
     )
 
@@ -210,15 +210,14 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
     | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores a lane leave no spills |
     | row_tile 512, 4 warps | the same under `traversal` without cuts; `typical` takes 1024 |
     | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
-    | row_tile 2048 | with cuts, as many groups as `row_cut` needs for a top_k of 100 |
-    | row_warps 16 | with cuts and without q: 4 scores a lane in `row_cut` leave no spills |
+    | row_tile 1024, 8 warps | with cuts, as many groups as `row_cut` needs for a top_k of 100 |
     | draw_split 2048, 1 warp | half the preparations and a third fewer logarithms than with 1024 |
     """
     split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
     shapes = {"match": (256, 1), "traversal": (512, 4), "typical": (1024, 4)}
     row_tile, row_warps = shapes.get(rule, (1024, 8))
     if cuts:
-        row_tile, row_warps = 2048, 8 if rule in ("token", "traversal", "lenient") else 16
+        row_tile, row_warps = 512, 8
     splits, draw_splits = -(-measured // split), -(-vocab_size // 2048)
     return VerifyLaunch(
         split=split,
