@@ -127,13 +127,7 @@ def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     assert len(FENCED_BARRIER.findall(code["llir"])) >= 3
 
 
-# Goals that are missed, and by how much at most; docs/triton.md says why.
-MISSED = {"verify, token rule": {"instructions": 1.02}}
-
-
 @pytest.mark.parametrize("name", cases.JOBS)
 def test_counts_aimed_at_are_met(name):
     verdicts = cases.count(name).verdicts()
-    missed = {goal: value / bound for goal, (value, bound, met) in verdicts.items() if not met}
-    assert verdicts and missed.keys() == MISSED.get(name, {}).keys()
-    assert all(excess <= MISSED[name][goal] for goal, excess in missed.items())
+    assert verdicts and all(met for _, _, met in verdicts.values()), verdicts

@@ -78,6 +78,12 @@ def test_flat_laws_agree():
     check_agreement(logits, sdk.SamplingParams(torch.ones(64)))
 
 
+def test_the_first_to_be_reckoned_need_not_win():
+    """A large weight with a large key has the best bound, and often a smaller one the better score."""
+    logits = torch.tensor([0.0, -0.5, -1.0, -1.5]).expand(256, 4).contiguous()
+    check_agreement(logits, sdk.SamplingParams(torch.ones(256)))
+
+
 def test_a_vocabulary_of_one_token():
     logits = torch.tensor([[3.0], [-float("inf")], [float("nan")]])
     for sampling in (sdk.SamplingParams(), sdk.SamplingParams(top_k=4, top_p=0.3)):

@@ -1,11 +1,13 @@
-"""The arguments of `verify` as its kernels see them."""
+"""What kernels that read rows of logits take: the rows, how to sample from them, and scratch."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .row import number_of
 
@@ -72,16 +74,47 @@ class Request(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, 2]
+    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, sides]
     rows come first; where the others begin."""
 
     words: tl.tensor
+    sides: tl.tensor  # 2 where draft rows are measured as well as the target's, else 1
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
     bins: tl.tensor  # [B, BINS] int64: histograms of cuts
     goals: tl.tensor  # [B, GOAL]: what to draw from
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
+
+
+def layout(rows: Tensor) -> tuple[int, int, int]:
+    """Rows per group, and the strides of groups and rows. A matrix has groups of one: nothing is divided."""
+    if rows.dim() == 2:
+        return 1, rows.stride(0), 0
+    return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
+
+
+def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
+    stride = 0 if token_bitmask is None else token_bitmask.stride(0)
+    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride)
+
+
+def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
+    return Sampling(*numbers, *(per_request or [None] * 4))
+
+
+def may_cut(sampling: Sampling) -> bool:
+    numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
+    return numbers or any(values is not None for values in sampling[5:])
+
+
+def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
+    """Parts of so many words, from multiples of 16 on."""
+    begins, end = dict.fromkeys(Scratch._fields[2:], 0), results
+    for name, words in parts.items():
+        begins[name] = -(-end // 16) * 16
+        end = begins[name] + words
+    return Scratch(torch.empty(end, dtype=torch.float64, device=device), sides, **begins)
 
 
 @triton.jit

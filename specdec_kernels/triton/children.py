@@ -14,12 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cuts import BINS
+from .arguments import sampling_of, target_of, target_row
+from .draw import goal_of, load_law
 from .launch import row_passes
+from .law import log_probability, target_scores
 from .logarithm import log
 from .random import race_key, race_words
 from .row import LOG2E, NO_TOKEN, exponent_of, read_row
-from .sample import _measure_kernel, _settle_kernel
+from .sample import settle_rows
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 INDEPENDENT, WITHOUT_REPLACEMENT, TOP_K, HYBRID = (tl.constexpr(number) for number in range(4))
@@ -42,80 +44,31 @@ def sample_children(
     (rows, vocab), k = logits.shape, out_tokens.shape[1]
     if rows == 0:
         return
-    temperature, top_k, top_p, min_p = sampling
-    values = sampling_rows or [None] * 4
     passes = row_passes(vocab)
-    empty = lambda shape, dtype: torch.empty(shape, dtype=dtype, device=logits.device)  # noqa: E731
-    partials = empty((4, rows, passes.splits), torch.float32)
-    laws = empty((4, rows), torch.float32)
-    points = empty(rows, torch.int64)
-    lists = 2 if method == "hybrid" else 1
-    scores = empty((lists, rows, passes.splits, k), torch.float32)
-    tokens = empty((lists, rows, passes.splits, k), torch.int32)
-    row = dict(logits_ptr=logits, vocab=vocab, stride_logits_b=logits.stride(0))
-    unmasked = dict(bitmask_ptr=None, stride_bitmask_b=0)
-    _measure_kernel[(rows, passes.splits)](
-        **row,
-        **unmasked,
-        temperature_ptr=values[0],
-        seeds_ptr=seeds,
-        positions_ptr=positions,
-        partials_ptr=partials,
-        arrived_ptr=empty(rows, torch.int32),
-        temperature=temperature,
-        RACE=False,
-        SPLIT=passes.split,
-        RACE_TILE=passes.race_tile,
-        num_warps=passes.split_warps,
-    )
-    _settle_kernel[(rows,)](
-        **row,
-        **unmasked,
-        temperature_ptr=values[0],
-        top_k_ptr=values[1],
-        top_p_ptr=values[2],
-        min_p_ptr=values[3],
-        partials_ptr=partials,
-        bins_ptr=empty((rows, BINS.value), torch.int64),
-        laws_ptr=laws,
-        tokens_ptr=points,
-        logprobs_ptr=None,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        splits=passes.splits,
-        CUTS=True,
-        SPLITS=passes.padded_splits,
-        TILE=passes.row_tile,
-        num_warps=passes.row_warps,
-    )
-    _list_kernel[(rows, passes.splits)](
-        **row,
-        seeds_ptr=seeds,
-        positions_ptr=positions,
-        nodes_ptr=nodes,
-        laws_ptr=laws,
-        scores_ptr=scores,
-        tokens_ptr=tokens,
-        purpose=purpose,
+    lists = (2 if method == "hybrid" else 1, rows, passes.splits, k)
+    target, keys = target_of(logits), dict(seeds_ptr=seeds, positions_ptr=positions)
+    law = sampling_of(sampling, sampling_rows)
+    given = dict(
+        target=target,
+        scratch=settle_rows(target, law, **keys, tokens_ptr=None, logprobs_ptr=None, race=False),
+        scores_ptr=torch.empty(lists, dtype=torch.float32, device=logits.device),
+        tokens_ptr=torch.empty(lists, dtype=torch.int32, device=logits.device),
         k=k,
         METHOD=METHODS.index(method),
+    )
+    _list_kernel[(rows, passes.splits)](
+        **given,
+        **keys,
+        nodes_ptr=nodes,
+        purpose=purpose,
         SPLIT=passes.split,
         num_warps=passes.split_warps,
     )
     _merge_kernel[(rows,)](
-        **row,
-        partials_ptr=partials,
-        laws_ptr=laws,
-        points_ptr=points,
-        scores_ptr=scores,
-        tokens_ptr=tokens,
+        **given,
         out_tokens_ptr=out_tokens,
         out_scores_ptr=out_scores,
         splits=passes.splits,
-        k=k,
-        METHOD=METHODS.index(method),
         SPLITS=passes.padded_splits,
         CHILDREN=triton.next_power_of_2(k),
         num_warps=1,
@@ -141,15 +94,13 @@ def _race(exponents, seed, position, purpose, node, index):
 
 @triton.jit
 def _list_kernel(
-    logits_ptr,  # [N, V]
+    target,
+    scratch,
     seeds_ptr,  # [N]
     positions_ptr,  # [N]
     nodes_ptr,  # [N]
-    laws_ptr,  # [4, N]: max, slope, cut, mass; mass 0 where the law is a point
     scores_ptr,  # [1 or 2, N, splits, k]
     tokens_ptr,  # [1 or 2, N, splits, k]
-    vocab,
-    stride_logits_b,
     purpose,
     k,
     METHOD: tl.constexpr,
@@ -157,18 +108,16 @@ def _list_kernel(
 ):
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows, splits = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
-    if tl.load(laws_ptr + 3 * rows + n) > 0:
-        max = tl.load(laws_ptr + n)
-        slope = tl.load(laws_ptr + rows + n)
-        cut = tl.load(laws_ptr + 2 * rows + n)
+    law = load_law(goal_of(scratch, n))
+    if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
-        x = read_row(logits_ptr + n * stride_logits_b, tokens, vocab, None)
-        exponents = tl.where(x >= cut, exponent_of(x, max, slope), _NOTHING)
+        x = read_row(target_row(target, n), tokens, target.vocab, None)
+        exponents = tl.where(x >= law.cut, exponent_of(x, law.top, law.slope), _NOTHING)
         exponents = tl.where(exponents == exponents, exponents, _NOTHING)
         list_ptr = (n * splits + split) * k
         if METHOD == TOP_K or METHOD == HYBRID:
-            values = tl.where(exponents > _NOTHING, tl.where(max == float("inf"), exponents, x), _NOTHING)
+            values = tl.where(exponents > _NOTHING, tl.where(law.top == float("inf"), exponents, x), _NOTHING)
             count = k - 1 if METHOD == HYBRID else k
             _list_best(values, tokens, count, scores_ptr + list_ptr, tokens_ptr + list_ptr)
         if METHOD == HYBRID:
@@ -199,16 +148,12 @@ def _pop(scores_ptr, tokens_ptr, heads, splits, count, k, SPLITS: tl.constexpr):
 
 @triton.jit
 def _merge_kernel(
-    logits_ptr,  # [N, V]
-    partials_ptr,  # [4, N, splits]: max, ...
-    laws_ptr,  # [4, N]: max, slope, cut, mass
-    points_ptr,  # [N]
+    target,
+    scratch,
     scores_ptr,  # [1 or 2, N, splits, k]
     tokens_ptr,  # [1 or 2, N, splits, k]
     out_tokens_ptr,  # [N, k]
     out_scores_ptr,  # [N, k]
-    vocab,
-    stride_logits_b,
     splits,
     k,
     METHOD: tl.constexpr,
@@ -216,11 +161,10 @@ def _merge_kernel(
     CHILDREN: tl.constexpr,
 ):
     n, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
-    row_ptr = logits_ptr + n * stride_logits_b
-    mass = tl.load(laws_ptr + 3 * rows + n)
+    law = load_law(goal_of(scratch, n))
     child = tl.arange(0, CHILDREN)
     children = tl.full([CHILDREN], NO_TOKEN, tl.int32)
-    if mass > 0:
+    if law.point < 0:
         scores_ptr += n * splits * k
         tokens_ptr += n * splits * k
         heads = tl.zeros([SPLITS], tl.int32)
@@ -242,22 +186,15 @@ def _merge_kernel(
                     heads = tl.full([SPLITS], 0, tl.int32) + place
                 token, heads = _pop(scores_ptr, tokens_ptr, heads, splits, k, k, SPLITS)
                 children = tl.where(child == place, token, children)
-    else:
-        lane = tl.arange(0, SPLITS)
-        maxima = tl.load(partials_ptr + n * splits + lane, mask=lane < splits, other=_NOTHING)
-        if tl.max(maxima) > _NOTHING:
-            point = tl.load(points_ptr + n).to(tl.int32)
-            if METHOD == INDEPENDENT:
-                children = tl.zeros([CHILDREN], tl.int32) + point
-            elif METHOD == HYBRID:
-                children = tl.where(child == tl.minimum(k - 1, 1), point, children)
-            else:
-                children = tl.where(child == 0, point, children)
+    elif law.top > _NOTHING:  # certain, and not for want of anything else
+        if METHOD == INDEPENDENT:
+            children = tl.zeros([CHILDREN], tl.int32) + law.point
+        elif METHOD == HYBRID:
+            children = tl.where(child == tl.minimum(k - 1, 1), law.point, children)
+        else:
+            children = tl.where(child == 0, law.point, children)
     there, inside = children != NO_TOKEN, child < k
-    x = tl.load(row_ptr + tl.where(there, children, 0), mask=inside & there, other=0.0).to(tl.float32)
-    score = tl.zeros([CHILDREN], tl.float32)
-    if mass > 0:
-        max, slope = tl.load(laws_ptr + n), tl.load(laws_ptr + rows + n)
-        score = tl.minimum(exponent_of(x, max, slope) / LOG2E - log(mass), 0.0)
+    x = target_scores(target, n, children.to(tl.int64), there & inside)
+    score = tl.where(there, tl.minimum(log_probability(law, x, children), 0.0), _NOTHING)
     tl.store(out_tokens_ptr + n * k + child, tl.where(there, children, -1).to(tl.int64), mask=inside)
-    tl.store(out_scores_ptr + n * k + child, tl.where(there, score, _NOTHING), mask=inside)
+    tl.store(out_scores_ptr + n * k + child, score, mask=inside)

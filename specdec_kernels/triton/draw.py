@@ -14,11 +14,11 @@ import triton.language as tl
 
 from .arguments import bitmask_row, params_of, target_row
 from .law import EMPTY, NAN, Law, log_probability, target_scores
-from .measure import RESULT
+from .measure import RESULT, Split, load_splits, measure_and_race, store_split
 from .node import residual_weights
 from .race import merge_races, race
 from .random import RESIDUAL, race_words
-from .row import NO_TOKEN, exponent_of, lowest_allowed, measure, read_row, slope_of
+from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
 from .special import NO_SPECIAL, leave_out
 from .tree import Tree, request_range
 
@@ -27,7 +27,8 @@ RESIDUAL_OF = tl.constexpr(1)  # [p - ratio q]+, and p where that is nothing
 UNMEASURED = tl.constexpr(2)  # the law of a row that was not measured
 GOAL = 24  # float64 words
 _GOAL = tl.constexpr(GOAL)
-_RESULT = tl.constexpr(RESULT)  # of a split
+_RESULT = tl.constexpr(RESULT)
+_OF_P = tl.constexpr(2)  # flag of a split: nothing is left of it, and the winner is that of p
 
 
 class Goal(NamedTuple):
@@ -45,6 +46,18 @@ class Goal(NamedTuple):
     token: tl.tensor
     p_score: tl.tensor
     p_token: tl.tensor
+
+
+@triton.jit
+def goal_of(scratch, request):
+    """Where the goal of a request is kept; `sample` keeps the row's law there."""
+    return scratch.words + scratch.goals + request * _GOAL
+
+
+@triton.jit
+def winners_of(scratch, request, SPLITS: tl.constexpr):
+    """Where the results of the splits of its draw are kept."""
+    return scratch.words + scratch.winners + request * (SPLITS * _RESULT)
 
 
 @triton.jit
@@ -68,6 +81,38 @@ def load_law(words):
 
 
 @triton.jit
+def _load_law(words, CUTS: tl.constexpr):
+    """A law whose cut is known to be none without CUTS: nothing is compared with it."""
+    law = load_law(words)
+    if not CUTS:
+        law = Law(law.top, law.slope, float("-inf"), law.mass, law.point)
+    return law
+
+
+@triton.jit
+def open_draw(words):
+    """Before the programs of a request's draw arrive."""
+    tl.store((words + 22).to(tl.pointer_type(tl.int32)), 0)
+
+
+@triton.jit
+def arrives_last(words):
+    """Whether all other programs of the request have arrived, with what they wrote."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add((words + 22).to(tl.pointer_type(tl.int32)), 1, sem="acq_rel")
+    return arrived == tl.num_programs(1) - 1
+
+
+@triton.jit
+def emit(target, row, law, token, tokens_ptr, logprobs_ptr, place):
+    """Writes a token (int64) drawn from a law, and its log-probability."""
+    tl.store(tokens_ptr + place, token)
+    if logprobs_ptr is not None:
+        x = target_scores(target, row, token, token >= 0)
+        tl.store(logprobs_ptr + place, log_probability(law, x, token))
+
+
+@triton.jit
 def save_goal(words, goal):
     tl.store(words, goal.kind.to(tl.float64))
     tl.store(words + 1, goal.node.to(tl.float64))
@@ -83,11 +128,11 @@ def save_goal(words, goal):
     tl.store(words + 19, goal.token.to(tl.float64))
     tl.store(words + 20, goal.p_score.to(tl.float64))
     tl.store(words + 21, goal.p_token.to(tl.float64))
-    tl.store((words + 22).to(tl.pointer_type(tl.int32)), 0)  # programs that arrived
+    open_draw(words)
 
 
 @triton.jit
-def _load_goal(words):
+def _load_goal(words, CUTS: tl.constexpr):
     return Goal(
         tl.load(words).to(tl.int32),
         tl.load(words + 1).to(tl.int32),
@@ -96,8 +141,8 @@ def _load_goal(words):
         tl.load(words + 4).to(tl.int64),
         tl.load(words + 5).to(tl.int32),
         tl.load(words + 6).to(tl.float32),
-        load_law(words + 7),
-        load_law(words + 12),
+        _load_law(words + 7, CUTS),
+        _load_law(words + 12, CUTS),
         tl.load(words + 17).to(tl.float32),
         tl.load(words + 18).to(tl.float32),
         tl.load(words + 19).to(tl.int32),
@@ -121,92 +166,64 @@ def draw_kernel(
     rows,
     width,
     LINKS: tl.constexpr,
+    CUTS: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    goal_words = scratch.words + scratch.goals + request * _GOAL
+    goal_words = goal_of(scratch, request)
     if tl.load(goal_words) > SETTLED:
-        goal = _load_goal(goal_words)
+        goal = _load_goal(goal_words, CUTS)
         first, count = request_range(cu_nodes_ptr, rows, request)
         row = first.to(tl.int64) + goal.node
         seed = tl.load(seeds_ptr + request)
         position = tl.load(positions_ptr + request) + goal.depth
         begin = split * SPLIT
-        p = goal.p
-        mass = tl.full([], 0.0, tl.float32)
-        nan = tl.full([], 0, tl.int32)
+        end = tl.minimum(begin + SPLIT, target.vocab)
+        slope = goal.p.slope
         if goal.kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
-            offsets = begin + tl.arange(0, SPLIT)
-            x = read_row(target_row(target, row), offsets, target.vocab, bitmask_row(target, row))
-            top, mass, _, nan = measure(x, offsets, slope, False)
-            p = Law(top, slope, p.cut, p.mass, p.point)
-        ranks = None
-        if LINKS:
-            ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
-        tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
-        score, token, whole = _race_split(
-            target, draft, tree, goal, p, row, seed, position,
-            begin, tl.minimum(begin + SPLIT, target.vocab), TILE,
-        )  # fmt: skip
-
-        winners = (scratch.words + scratch.winners).to(tl.pointer_type(tl.int32)) + request * SPLITS * _RESULT
-        _store_winner(winners + split * _RESULT, p.top, mass, nan, score, token, whole)
-        tl.debug_barrier()
-        arrived = tl.atomic_add((goal_words + 22).to(tl.pointer_type(tl.int32)), 1, sem="acq_rel")
-        if arrived == tl.num_programs(1) - 1:
-            drawn, p, status = _merge_splits(target, goal, p, row, winners, tl.num_programs(1), SPLITS, SPLIT)
-            place = request * width + goal.depth
-            tl.store(out_tokens_ptr + place, drawn)
+            result = measure_and_race(
+                target_row(target, row), begin, end, target.vocab, bitmask_row(target, row),
+                slope, seed, position, RESIDUAL, TILE,
+            )  # fmt: skip
+        else:
+            ranks = None
+            if LINKS:
+                ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
+            tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
+            result = _race_residual(target, draft, tree, goal, row, seed, position, begin, end, TILE)
+        winners = winners_of(scratch, request, SPLITS)
+        store_split(winners, split, result)
+        if arrives_last(goal_words):
+            results = load_splits(winners, tl.num_programs(1), SPLITS)
+            token, p, status = _merge(target, goal, row, slope, results, SPLIT)
+            emit(target, row, p, token, out_tokens_ptr, out_logprobs_ptr, request * width + goal.depth)
             tl.store(out_status_ptr + request, status)
-            if out_logprobs_ptr is not None:
-                x = target_scores(target, row, drawn, drawn >= 0)
-                tl.store(out_logprobs_ptr + place, log_probability(p, x, drawn))
 
 
 @triton.jit
-def _store_winner(words, top, mass, nan, score, token, whole):
-    numbers = words.to(tl.pointer_type(tl.float32))
-    tl.store(numbers, top)
-    tl.store(numbers + 1, mass)
-    tl.store(numbers + 2, score)
-    tl.store(words + 3, token)
-    tl.store(words + 4, whole)
-    tl.store(words + 5, nan)
-
-
-@triton.jit
-def _merge_splits(target, goal, p, row, winners, splits, SPLITS: tl.constexpr, TILE: tl.constexpr):
-    """The next token, its law and the status, from the winners of all splits, which other programs wrote."""
-    split = tl.arange(0, SPLITS)
-    words = winners + split * _RESULT
-    numbers = words.to(tl.pointer_type(tl.float32))
-    inside = split < splits
-    tops = tl.load(numbers, mask=inside, other=float("-inf"), cache_modifier=".cg")
-    masses = tl.load(numbers + 1, mask=inside, other=0.0, cache_modifier=".cg")
-    scores = tl.load(numbers + 2, mask=inside, other=0.0, cache_modifier=".cg")
-    tokens = tl.load(words + 3, mask=inside, other=NO_TOKEN, cache_modifier=".cg")
-    wholes = tl.load(words + 4, mask=inside, other=1, cache_modifier=".cg")
-    nans = tl.load(words + 5, mask=inside, other=0, cache_modifier=".cg")
-    top = tl.max(tops)
-    scale = tl.exp2(exponent_of(tops, top, p.slope))
-    scores *= scale
-    score, token = merge_races(tl.where(wholes > 0, 0.0, scores), tokens)
+def _merge(target, goal, row, slope, results, TILE: tl.constexpr):
+    """The next token, its law and the status, from the results of all splits."""
+    p = goal.p
+    status = goal.status
+    top = tl.max(results.max)
+    scale = tl.exp2(exponent_of(results.max, top, slope))
+    scores = results.score * scale
+    score, token = merge_races(tl.where(results.flags == _OF_P, 0.0, scores), results.token)
     score, token = _better(goal.score, goal.token, score, token)
     if score == 0:
-        score, token = merge_races(scores, tokens)
+        score, token = merge_races(scores, results.token)
         score, token = _better(goal.p_score, goal.p_token, score, token)
-    status = goal.status
     if goal.kind == UNMEASURED:
-        status |= tl.max(nans) * NAN
+        status |= tl.max(results.flags) * NAN
         point = p.point
         if top == float("-inf"):
             status |= EMPTY
             point = lowest_allowed(bitmask_row(target, row), target.vocab, TILE)
             token = point
-        p = Law(top, p.slope, p.cut, tl.sum((masses * scale).to(tl.float64)), point)
+        p = Law(top, slope, p.cut, tl.sum((results.mass * scale).to(tl.float64)), point)
     return tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64), p, status
 
 
@@ -217,40 +234,32 @@ def _better(score, token, other_score, other_token):
 
 
 @triton.jit
-def _race_split(target, draft, tree, goal, p, row, seed, position, begin, end, TILE: tl.constexpr):
-    """The winner of a split: score and token of the race over the residual, or, where that is nothing, over p
-    itself (1 is returned then), which counts if it is so in all splits."""
+def _race_residual(target, draft, tree, goal, row, seed, position, begin, end, TILE: tl.constexpr):
+    """The winner of a split of the residual, or, where that is nothing, of p itself, which counts if it is so
+    in all splits."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
-    whole = tl.full([], 0, tl.int32)
+    flags = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
     while again > 0:
         special = tl.where(goal.special > 0, begin.to(tl.int64) - 1, NO_SPECIAL)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
             weights, all_weights = residual_weights(
-                target, draft, p, goal.q, row, goal.drawn_from, goal.rest_top, goal.ratio, offsets
+                target, draft, goal.p, goal.q, row, goal.drawn_from, goal.rest_top, goal.ratio, offsets
             )
-            if whole > 0:
+            if flags == _OF_P:
                 weights = all_weights
             weights, special = leave_out(
-                weights,
-                0.0,
-                offsets,
-                start + TILE,
-                special,
-                tree,
-                goal.node,
-                goal.drawn_from,
-                None,
-                target.vocab,
-            )
-            some = p.cut == float("-inf")
+                weights, 0.0, offsets, start + TILE,
+                special, tree, goal.node, goal.drawn_from, None, target.vocab,
+            )  # fmt: skip
+            some = goal.p.cut == float("-inf")
             if not some:
                 some = tl.max(weights) > 0  # a cut leaves most tiles empty
             if some:
                 words = race_words(seed, position, RESIDUAL, 0, start // 4 + tl.arange(0, TILE // 4))
                 score, token = race(weights, words, offsets, score, token)
-        again = ((score == 0) & (whole == 0) & ((goal.ratio > 0) | (goal.special > 0))).to(tl.int32)
-        whole += again
-    return score, token, whole
+        again = ((score == 0) & (flags == 0) & ((goal.ratio > 0) | (goal.special > 0))).to(tl.int32)
+        flags += again * _OF_P
+    return Split(goal.p.top, 0.0 * score, token, flags, score)

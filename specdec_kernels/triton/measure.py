@@ -6,43 +6,72 @@ requests the lowest token that has the largest score, and under `match` without 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from .arguments import bitmask_row, draft_row, drawn_from, has_cuts, params_of, target_row
-from .race import race_law
-from .random import NEXT
-from .row import NO_TOKEN, measure, read_row, slope_of
+from .race import race
+from .random import NEXT, race_words
+from .row import NO_TOKEN, exponent_of, measure, read_row, slope_of
 from .tree import POINT, request_range
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
-RESULT = 8  # int32 words of the result of a split: max, mass, token, NaN, the race's score, and padding
+RESULT = 4  # float64 words of the result of a split
 _RESULT = tl.constexpr(RESULT)
 _REQUESTS = tl.constexpr(32)  # looked through together
 _NODES = tl.constexpr(32)
 _PIECE = tl.constexpr(512)
 
 
+class Split(NamedTuple):
+    """The result of a split, or of several."""
+
+    max: tl.tensor  # float32
+    mass: tl.tensor  # float32
+    token: tl.tensor  # int32: the likeliest of a greedy request, or the winner of a race
+    flags: tl.tensor  # int32
+    score: tl.tensor  # float32, of the winner
+
+
 @triton.jit
-def _record(scratch, row, side, split, SPLITS: tl.constexpr):
-    return scratch.words.to(tl.pointer_type(tl.int32)) + ((row * 2 + side) * SPLITS + split) * _RESULT
+def store_split(words, split, result):
+    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
+    numbers = record.to(tl.pointer_type(tl.float32))
+    tl.store(numbers, result.max)
+    tl.store(numbers + 1, result.mass)
+    tl.store(record + 2, result.token)
+    tl.store(record + 3, result.flags)
+    tl.store(numbers + 4, result.score)
+
+
+@triton.jit
+def load_splits(words, splits, SPLITS: tl.constexpr):
+    """[SPLITS] results, which other programs, even of the same launch, may have written."""
+    split = tl.arange(0, SPLITS)
+    inside = split < splits
+    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
+    numbers = record.to(tl.pointer_type(tl.float32))
+    return Split(
+        tl.load(numbers, mask=inside, other=float("-inf"), cache_modifier=".cg"),
+        tl.load(numbers + 1, mask=inside, other=0.0, cache_modifier=".cg"),
+        tl.load(record + 2, mask=inside, other=NO_TOKEN, cache_modifier=".cg"),
+        tl.load(record + 3, mask=inside, other=0, cache_modifier=".cg"),
+        tl.load(numbers + 4, mask=inside, other=0.0, cache_modifier=".cg"),
+    )
+
+
+@triton.jit
+def _results(scratch, row, side, SPLITS: tl.constexpr):
+    return scratch.words + (row * scratch.sides + side) * (SPLITS * _RESULT)
 
 
 @triton.jit
 def split_results(scratch, row, side, size, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
-    """(maxima, masses, tokens, NaNs, scores) of the splits of a row, [SPLITS]."""
-    split = tl.arange(0, SPLITS)
-    inside = split < tl.cdiv(size, SPLIT)
-    record = _record(scratch, row, side, split, SPLITS)
-    numbers = record.to(tl.pointer_type(tl.float32))
-    return (
-        tl.load(numbers, mask=inside, other=float("-inf")),
-        tl.load(numbers + 1, mask=inside, other=0.0),
-        tl.load(record + 2, mask=inside, other=NO_TOKEN),
-        tl.load(record + 3, mask=inside, other=0),
-        tl.load(numbers + 4, mask=inside, other=0.0),
-    )
+    """Of a measured row; the flag of a split is 1 where it has a NaN."""
+    return load_splits(_results(scratch, row, side, SPLITS), tl.cdiv(size, SPLIT), SPLITS)
 
 
 @triton.jit
@@ -89,6 +118,67 @@ def _lowest_at(row_ptr, begin, size, bitmask_ptr, max, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def measure_and_race(
+    row_ptr, begin, end, size, bitmask_ptr,
+    slope, seed, position, purpose,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """The result of a split with the winner of its race, in one pass: weights are relative to the largest
+    score so far."""
+    max = tl.full([], float("-inf"), tl.float32)
+    mass = tl.full([], 0.0, tl.float32)
+    nan = tl.full([], 0, tl.int32)
+    score = tl.full([], 0.0, tl.float32)
+    token = tl.full([], NO_TOKEN, tl.int32)
+    for start in range(begin, end, TILE):
+        tokens = start + tl.arange(0, TILE)
+        x = read_row(row_ptr, tokens, size, bitmask_ptr)
+        before = max
+        max = tl.maximum(max, tl.max(x))  # sees no NaN
+        scale = tl.exp2(exponent_of(before, max, slope))
+        weights = tl.exp2(exponent_of(x, max, slope))
+        part = tl.sum(weights)
+        if part != part:
+            nan = tl.full([], 1, tl.int32)
+            part = tl.sum(tl.where(weights == weights, weights, 0.0))
+        mass = mass * scale + part
+        words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
+        score, token = race(weights, words, tokens, score * scale, token)
+    return Split(max, mass, token, nan, score)
+
+
+@triton.jit
+def measure_split(
+    scratch, row, side, split,
+    row_ptr, size, bitmask_ptr,
+    temperature, races, seed, position,
+    RACE: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, RACE_TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Writes the result of a split of a row, which begins inside it."""
+    begin = split * SPLIT
+    greedy = (temperature > 0) == 0
+    slope = slope_of(tl.where(greedy, 1.0, temperature))  # some rules test there
+    if RACE:
+        racing = races & (temperature > 0)
+    else:
+        racing: tl.constexpr = False
+    if racing:
+        result = measure_and_race(
+            row_ptr, begin, tl.minimum(begin + SPLIT, size), size, bitmask_ptr,
+            slope, seed, position, NEXT, RACE_TILE,
+        )  # fmt: skip
+    else:
+        x = _read_split(row_ptr, begin + tl.arange(0, SPLIT), size, bitmask_ptr, WHOLE)
+        max, mass, nan = measure(x, slope)
+        token = tl.full([], NO_TOKEN, tl.int32)
+        if greedy:
+            token = _lowest_at(row_ptr, begin, size, bitmask_ptr, max, SPLIT)
+        result = Split(max, mass, token, nan, tl.full([], 0.0, tl.float32))
+    store_split(_results(scratch, row, side, SPLITS), split, result)
+
+
+@triton.jit
 def _kinds_of_children(tokens, parents, proposals, node, count):
     """Of the drafted children of a node: 0 = there are none, 1 = all are POINT, 2 = some are sampled."""
     kinds = tl.full([], 0, tl.int32)
@@ -132,8 +222,6 @@ def measure_kernel(
         node = row - first
         if node >= 0:
             begin = split * SPLIT
-            offsets = begin + tl.arange(0, SPLIT)
-            record = _record(scratch, row.to(tl.int64), side, split, SPLITS)
             params = params_of(sampling, request)
             greedy = (params.temperature > 0) == 0
             kinds = _kinds_of_children(
@@ -151,47 +239,24 @@ def measure_kernel(
                     # A row without children is only drawn from: its law is found in the same pass.
                     wanted = kinds > 0
                 if (begin < target.vocab) & wanted:
-                    ptr = target_row(target, row.to(tl.int64))
-                    bitmask = bitmask_row(target, row.to(tl.int64))
-                    slope = slope_of(tl.where(greedy, 1.0, params.temperature))  # some rules test there
-                    x = _read_split(ptr, offsets, target.vocab, bitmask, WHOLE)
-                    max, mass, token, nan = measure(x, offsets, slope, False)
-                    if greedy:
-                        token = _lowest_at(ptr, begin, target.vocab, bitmask, max, SPLIT)
-                    score = tl.full([], 0.0, tl.float32)
+                    seed = tl.load(seeds_ptr + request)
+                    position = tl.load(positions_ptr + request)
                     if RULE == "match":
-                        if races & (mass > 0):
-                            score, token = race_law(
-                                ptr, begin, tl.minimum(begin + SPLIT, target.vocab), target.vocab, bitmask,
-                                max, slope, max,
-                                tl.load(seeds_ptr + request),
-                                tl.load(positions_ptr + request) + _depth(parents_ptr + first, node),
-                                NEXT, RACE_TILE, False,
-                            )  # fmt: skip
-                    _store(record, max, mass, token, nan, score)
+                        position += _depth(parents_ptr + first, node)
+                    measure_split(
+                        scratch, row.to(tl.int64), TARGET, split,
+                        target_row(target, row), target.vocab, bitmask_row(target, row.to(tl.int64)),
+                        params.temperature, races, seed, position,
+                        RULE == "match", SPLIT, SPLITS, RACE_TILE, WHOLE,
+                    )  # fmt: skip
             elif draft is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
                     if kinds > 1:
                         source = drawn_from(draft, draft_count, request, row.to(tl.int64), node)
                         if source >= 0:
-                            drafted_by = params_of(draft_sampling, request)
-                            ptr = draft_row(draft, source)
-                            max, mass, token, nan = measure(
-                                _read_split(ptr, offsets, draft.size, None, WHOLE),
-                                offsets,
-                                slope_of(drafted_by.temperature),
-                                False,
-                            )
-                            if (drafted_by.temperature > 0) == 0:
-                                token = _lowest_at(ptr, begin, draft.size, None, max, SPLIT)
-                            _store(record, max, mass, token, nan, 0.0)
-
-
-@triton.jit
-def _store(record, max, mass, token, nan, score):
-    numbers = record.to(tl.pointer_type(tl.float32))
-    tl.store(numbers, max)
-    tl.store(numbers + 1, mass)
-    tl.store(record + 2, token)
-    tl.store(record + 3, nan)
-    tl.store(numbers + 4, score)
+                            measure_split(
+                                scratch, row.to(tl.int64), DRAFT, split,
+                                draft_row(draft, source), draft.size, None,
+                                params_of(draft_sampling, request).temperature, False, 0, 0,
+                                False, SPLIT, SPLITS, RACE_TILE, WHOLE,
+                            )  # fmt: skip

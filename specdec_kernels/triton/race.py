@@ -19,13 +19,21 @@ from .row import NO_TOKEN, exponent_of, read_row
 @triton.jit
 def race(weights, words, tokens, score, token):
     """The leader (score, token) after a tile; tiles come in ascending order. A NaN weight never leads."""
-    # The logarithm is needed only where somebody can still win: its key is not below its floor.
-    if tl.max(weights - race_floor(words) * score) > 0:
-        scores = weights / race_key(words)
-        top = tl.max(scores)
-        if top > score:
-            score = top
-            token = tl.min(tl.where(scores == top, tokens, NO_TOKEN))
+    floors = race_floor(words)
+    # No key is below its floor, so few tokens can still win: only their logarithms are taken, best first.
+    if tl.max(weights - floors * score) > 0:
+        bounds = weights / floors
+        bound = tl.max(bounds)
+        while bound > score:
+            candidate = tl.min(tl.where(bounds == bound, tokens, NO_TOKEN))
+            # That bounds take part keeps the words where the weights are, or Philox would run twice.
+            mine = (bounds == bound) & (tokens == candidate)
+            reached = tl.max(tl.where(mine, weights, 0.0)) / race_key(tl.max(tl.where(mine, words, 0)))
+            if (reached > score) | ((reached == score) & (candidate < token)):
+                score = reached
+                token = candidate
+            bounds = tl.where(mine, 0.0, bounds)
+            bound = tl.max(bounds)
     return score, token
 
 

@@ -2,9 +2,8 @@
 
     x = read_row(row_ptr, offsets, size, bitmask_ptr)              # [n] float32; -inf where masked or outside
     x = read_tokens(row_ptr, tokens, size, columns_ptr, vocab)     # the same under a draft vocabulary
-    max, mass, first, nan = measure(x, offsets, slope, greedy)     # of one split
-    max, mass = merge(maxima, masses, slope)                       # of all splits, in fixed order
-    first = merge_first(maxima, firsts, max)
+    max, mass, nan = measure(x, slope)                             # of one split
+    first = merge_first(maxima, firsts, max)                       # of all splits
 
 `row_ptr` points at the row's first entry (float32 | bfloat16 | float16), `bitmask_ptr` at its words and
 `columns_ptr` at the columns of the tokens, or they are None. NaN is read as NaN. The weight of a score x is
@@ -86,8 +85,8 @@ def exponent_of(x, max, slope):
 
 
 @triton.jit
-def measure(x, offsets, slope, greedy):
-    """Largest score, mass, lowest offset of the largest (only where `greedy`), and 1 if there is a NaN."""
+def measure(x, slope):
+    """Largest score, mass, and 1 if there is a NaN."""
     max = tl.maximum(tl.max(x), float("-inf"))  # a maximum sees no NaN but where there is nothing else
     # One operation a score in place of two. The rounding of max * slope is the same factor of all weights.
     shift = max * slope
@@ -96,17 +95,7 @@ def measure(x, offsets, slope, greedy):
     if (mass != mass) | (tl.abs(shift) > 2.0**20):  # NaN, +inf, nothing but -inf; a factor too large
         nan = tl.max((x != x).to(tl.int32))
         mass = tl.sum(tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope)))
-    first = tl.full([], NO_TOKEN, tl.int32)
-    if greedy:
-        first = tl.min(tl.where(x == max, offsets, NO_TOKEN))
-    return max, mass, first, nan
-
-
-@triton.jit
-def merge(maxima, masses, slope):
-    """A row's largest score and its mass from those of its splits."""
-    max = tl.max(maxima)
-    return max, tl.sum(masses * tl.exp2(exponent_of(maxima, max, slope)))
+    return max, mass, nan
 
 
 @triton.jit

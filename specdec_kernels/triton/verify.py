@@ -9,12 +9,7 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
-import itertools
-
-import torch
-from torch import Tensor
-
-from .arguments import Draft, Sampling, Scratch, Target
+from .arguments import Draft, layout, may_cut, sampling_of, scratch_of, target_of
 from .cuts import BINS
 from .draw import GOAL, draw_kernel
 from .launch import verify_launch
@@ -42,41 +37,36 @@ def verify(
         return
     if rule not in _READS_DRAFT:
         draft_logits = None
-    group, group_stride, row_stride = _layout(target_logits)
-    target = Target(
-        target_logits, vocab, group, group_stride, row_stride,
-        token_bitmask, 0 if token_bitmask is None else token_bitmask.stride(0),
-    )  # fmt: skip
-    draft, count, measured = None, 0, vocab
-    cuts, draft_cuts = _may_cut(sampling, sampling_rows), False
+    drawn_by = sampling_of(sampling, sampling_rows)
+    drafted_by = sampling_of(draft_sampling, draft_sampling_rows)
+    draft, count, measured, sides = None, 0, vocab, 1
+    cuts, draft_cuts = may_cut(drawn_by), False
     if draft_logits is not None:
         size, chain = draft_logits.shape[-1], 0
         count = draft_logits.shape[0]
         if draft_logits.dim() == 3:
             chain = draft_logits.shape[1]
             count *= chain
-        draft = Draft(draft_logits, size, *_layout(draft_logits), draft_rows, chain, draft_ids, draft_columns)
+        draft = Draft(draft_logits, size, *layout(draft_logits), draft_rows, chain, draft_ids, draft_columns)
         if not draft_is_logprobs:
-            measured = max(vocab, size)
-            draft_cuts = _may_cut(draft_sampling, draft_sampling_rows)
+            measured, sides = max(vocab, size), 2
+            draft_cuts = may_cut(drafted_by)
     launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
-    parts, visits, nodes, ranks, bins, goals, winners = (
-        rows * launch.padded_splits * RESULT,
-        rows * VISIT,
-        rows,
-        rows if first_child is not None else 0,
-        requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
-        requests * GOAL,
-        requests * launch.padded_draw_splits * RESULT // 2,
+    scratch = scratch_of(
+        target_logits.device,
+        rows * sides * launch.padded_splits * RESULT,
+        sides,
+        visits=rows * VISIT,
+        nodes=rows,
+        ranks=rows if first_child is not None else 0,
+        bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
+        goals=requests * GOAL,
+        winners=requests * launch.padded_draw_splits * RESULT,
     )
-    *offsets, words = itertools.accumulate(
-        -(-n // 16) * 16 for n in (parts, visits, nodes, ranks, bins, goals, winners)
-    )
-    scratch = Scratch(torch.empty(words, dtype=torch.float64, device=target_logits.device), *offsets)
     given = dict(
-        target=target,
+        target=target_of(target_logits, token_bitmask),
         draft=draft,
-        sampling=Sampling(*sampling, *(sampling_rows or [None] * 4)),
+        sampling=drawn_by,
         cu_nodes_ptr=cu_nodes,
         seeds_ptr=seeds,
         positions_ptr=positions,
@@ -84,10 +74,9 @@ def verify(
         rows=rows,
     )
     tree = dict(tokens_ptr=tokens, parents_ptr=parents, proposals_ptr=proposals)
-    drafted_by = Sampling(*draft_sampling, *(draft_sampling_rows or [None] * 4))
     splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
     if rows > 0:
-        measure_kernel[(rows, launch.splits, 2 if draft is not None and not draft_is_logprobs else 1)](
+        measure_kernel[(rows, launch.splits, sides)](
             **given,
             **tree,
             draft_sampling=drafted_by,
@@ -132,20 +121,9 @@ def verify(
             out_status_ptr=out_status,
             width=out_tokens.shape[1],
             LINKS=first_child is not None,
+            CUTS=cuts or draft_cuts,
             SPLIT=launch.draw_split,
             SPLITS=launch.padded_draw_splits,
             TILE=launch.draw_tile,
             num_warps=launch.draw_warps,
         )
-
-
-def _layout(rows: Tensor) -> tuple[int, int, int]:
-    """Rows per group, and the strides of groups and rows."""
-    if rows.dim() == 2:
-        return 2**31 - 1, 0, rows.stride(0)
-    return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
-
-
-def _may_cut(numbers: list[float], per_request: list[Tensor | None]) -> bool:
-    _, top_k, top_p, min_p = numbers
-    return top_k >= 1 or top_p < 1 or min_p > 0 or any(row is not None for row in per_request[1:])
