@@ -29,3 +29,19 @@ def test_a_state_tile_has_all_rows_and_stays_in_registers(rows, columns):
     assert all(size & (size - 1) == 0 for size in tile)
     assert tile[1] < max(2 * columns, 17)
     assert launch.state_tile(128, 128) == (128, 16)
+
+
+def test_a_text_is_shared_out_whole_and_its_last_place_left_out():
+    assert [launch.ngram_splits(width) for width in (0, 1, 2, 1025, 1026)] == [1, 1, 1, 1, 2]
+    assert launch.ngram_splits(100_000) == 98
+
+
+def test_few_kernels_serve_all_counts_of_drafts_and_nodes():
+    assert {launch.ngram_block(count) for count in range(1, 129)} == {32, 64, 128}
+    assert [launch.ngram_warps(lanes) for lanes in (32, 128, 256, 1024, 4096)] == [1, 1, 2, 8, 8]
+
+
+@pytest.mark.parametrize("branches", [1, 4, 8, 9, 100, 256, 1000])
+def test_continuations_are_compared_in_small_tiles(branches):
+    block, depths = launch.ngram_branches(branches)
+    assert branches <= block < max(2 * branches, 9) and block * depths == max(256, block)

@@ -235,3 +235,33 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
         draw_tile=256,
         draw_warps=1,
     )
+
+
+# --- ngram_draft and ngram_tree ----------------------------------------------------------------------------
+
+NGRAM_SPLIT = 1024  # places that a program of one warp searches: of 100 000 tokens 98 programs
+NGRAM_LISTED = 512  # results of splits that are compared together
+NGRAM_WORDS = 1024  # words of 32 places that a vote looks at together: four rounds for 100 000 tokens
+NGRAM_BINS = 1024  # tokens that a vote can count at once
+
+
+def ngram_splits(width: int) -> int:
+    """Programs that share a text of up to `width` tokens, whose last one is no place to be searched."""
+    return max(1, -(-(width - 1) // NGRAM_SPLIT))
+
+
+def ngram_block(count: int) -> int:
+    """Lanes for so many drafted tokens or nodes. A warp has 32 anyway, and few kernels serve all counts."""
+    return max(next_power_of_2(count), 32)
+
+
+def ngram_branches(branches: int) -> tuple[int, int]:
+    """Lanes for so many continuations, and tokens of each that are compared together: 8 of both a lane of a
+    warp, as long as there are not too many continuations."""
+    block = max(next_power_of_2(branches), 8)
+    return block, max(256 // block, 1)
+
+
+def ngram_warps(lanes: int) -> int:
+    """Of a program with so many lanes: four words, or a node or two, to a thread."""
+    return min(max(lanes // 128, 1), 8)
