@@ -97,28 +97,29 @@ def _search_kernel(
     length = text_length(lengths_ptr, b, width)
     end = split * SPLIT + tl.arange(0, SPLIT)
     n = tl.where(end < length - 1, 0, -1)
-    shared = 0
+    shared, place_ptr = 0, tokens_ptr
     while (shared < max_ngram) & (tl.max(n) == shared):
         asked = (n == shared) & (end >= shared)
-        token = tl.load(tokens_ptr + end - shared, mask=asked)
-        same = asked & (token == tl.load(tokens_ptr + length - 1 - shared))
+        same = tl.load(place_ptr + end, mask=asked) == tl.load(place_ptr + length - 1)
         shared += 1
-        n = tl.where(same, shared, n)
+        place_ptr -= 1
+        n = tl.where(asked & same, shared, n)
 
     longest = tl.max(n)
     listed_ptr += (b * splits + split) * branches
-    occurrences = tl.where(n >= min_ngram, (n.to(tl.int64) << 32) | end, -1)
-    best = tl.max(occurrences)
-    for place in range(branches):
-        tl.store(listed_ptr + place, best)
-        if best >= 0:
-            occurrences = tl.where(occurrences == best, -1, occurrences)
+    if longest >= min_ngram:
+        occurrences = tl.where(n >= min_ngram, (n.to(tl.int64) << 32) | end, -1)
+        for place in range(branches):
             best = tl.max(occurrences)
-    if places_ptr is not None:
-        if longest >= min_ngram:
+            tl.store(listed_ptr + place, best)
+            occurrences = tl.where(occurrences == best, -1, occurrences)
+        if places_ptr is not None:
             bits = tl.reshape((n == longest).to(tl.int32), [SPLIT // 32, 32]) << tl.arange(0, 32)[None, :]
             word = split * (SPLIT // 32) + tl.arange(0, SPLIT // 32)
             tl.store(places_ptr + 2 * b * splits * (SPLIT // 32) + word, tl.sum(bits, axis=1))
+    else:
+        for place in range(branches):
+            tl.store(listed_ptr + place, tl.full([], -1, tl.int64))
 
 
 @triton.jit

@@ -48,7 +48,7 @@ def ngram_tree(
         out_tokens,
         out_parents,
         out_scores,
-        struct.unpack(f"{len(trust)}q", struct.pack(f"{len(trust)}d", *trust)),
+        tuple(2 * bits + 1 for bits in struct.unpack(f"{len(trust)}q", struct.pack(f"{len(trust)}d", *trust))),
         tokens.shape[1],
         listed.shape[1],
         branches,
@@ -64,7 +64,7 @@ def ngram_tree(
     )
 
 
-@triton.jit(do_not_specialize=["trust", "width", "splits", "branches", "max_depth", "max_nodes"])
+@triton.jit(do_not_specialize=["width", "splits", "branches", "max_depth", "max_nodes"])
 def _tree_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
@@ -72,7 +72,8 @@ def _tree_kernel(
     out_tokens_ptr,  # [B, max_nodes]
     out_parents_ptr,  # [B, max_nodes]
     out_scores_ptr,  # [B, max_nodes]
-    trust,  # tuple: the bits of float64, which arguments cannot be
+    trust,  # tuple: bits of float64, which arguments cannot be; twice and odd, as no number is special to the
+    # compiler
     width,
     splits,
     branches,
@@ -104,7 +105,7 @@ def _tree_kernel(
     counts = tl.where(occurrences >= 0, counts, 0)
     trusts = tl.zeros([BRANCHES], tl.float64)
     for i in tl.static_range(len(trust)):
-        trusts = tl.where(n > i, trust[i].to(tl.int64).to(tl.float64, bitcast=True), trusts)
+        trusts = tl.where(n > i, (trust[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trusts)
 
     # The chain of each, in turn. Ranks are those of chains in the order of numbers.
     stems = tl.full([BRANCHES], -1, tl.int32)
