@@ -241,8 +241,10 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
 
 NGRAM_SPLIT = 1024  # places that a program of one warp searches: of 100 000 tokens 98 programs
 NGRAM_LISTED = 512  # results of splits that are compared together
-NGRAM_WORDS = 1024  # words of 32 places that a vote looks at together: four rounds for 100 000 tokens
+NGRAM_WORDS = 512  # words of 32 places that a vote looks at together, two a thread: more would spill
 NGRAM_BINS = 1024  # tokens that a vote can count at once
+NGRAM_VOTE_WARPS = 8
+NGRAM_NODES = 64  # of a tree, or tokens of a draft, that are written together: two a lane
 
 
 def ngram_splits(width: int) -> int:
@@ -250,18 +252,8 @@ def ngram_splits(width: int) -> int:
     return max(1, -(-(width - 1) // NGRAM_SPLIT))
 
 
-def ngram_block(count: int) -> int:
-    """Lanes for so many drafted tokens or nodes. A warp has 32 anyway, and few kernels serve all counts."""
-    return max(next_power_of_2(count), 32)
-
-
-def ngram_branches(branches: int) -> tuple[int, int]:
-    """Lanes for so many continuations, and tokens of each that are compared together: 8 of both a lane of a
+def ngram_branches(branches: int) -> tuple[int, int, int]:
+    """Lanes for so many continuations, tokens of each that are compared together, and warps: 256 tokens for a
     warp, as long as there are not too many continuations."""
     block = max(next_power_of_2(branches), 8)
-    return block, max(256 // block, 1)
-
-
-def ngram_warps(lanes: int) -> int:
-    """Of a program with so many lanes: four words, or a node or two, to a thread."""
-    return min(max(lanes // 128, 1), 8)
+    return block, max(256 // block, 1), min(max(block // 64, 1), 8)

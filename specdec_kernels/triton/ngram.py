@@ -16,7 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NGRAM_BINS, NGRAM_LISTED, NGRAM_SPLIT, NGRAM_WORDS, ngram_block, ngram_splits, ngram_warps
+from .launch import (
+    NGRAM_BINS,
+    NGRAM_LISTED,
+    NGRAM_NODES,
+    NGRAM_SPLIT,
+    NGRAM_VOTE_WARPS,
+    NGRAM_WORDS,
+    ngram_splits,
+)
 
 
 def ngram_draft(
@@ -49,8 +57,8 @@ def ngram_draft(
         LISTED=NGRAM_LISTED,
         WORDS=NGRAM_WORDS,
         BINS=NGRAM_BINS,
-        DRAFT=ngram_block(num_draft),
-        num_warps=ngram_warps(NGRAM_WORDS) if frequent else 1,
+        DRAFT=NGRAM_NODES,
+        num_warps=NGRAM_VOTE_WARPS if frequent else 1,
     )
 
 
@@ -184,10 +192,11 @@ def _draft_kernel(
                 best, splits, num_draft,
                 CYCLIC, SPLIT, WORDS, BINS,
             )  # fmt: skip
-    i = tl.arange(0, DRAFT)
-    there = goes_on(length, end, i, CYCLIC) & (best >= 0)
-    drafted = token_after(tokens_ptr, length, end, i, there & (i < num_draft), CYCLIC)
-    tl.store(out_ptr + b * num_draft + i, tl.where(there, drafted, -1), mask=i < num_draft)
+    for first in range(0, num_draft, DRAFT):
+        i = first + tl.arange(0, DRAFT)
+        there = (i < num_draft) & goes_on(length, end, i, CYCLIC) & (best >= 0)
+        drafted = token_after(tokens_ptr, length, end, i, there, CYCLIC)
+        tl.store(out_ptr + b * num_draft + i, tl.where(there, drafted, -1), mask=i < num_draft)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NGRAM_LISTED, ngram_block, ngram_branches, ngram_warps
+from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
 from .ngram import best_below, goes_on, search, text_length, token_after
 
 
@@ -39,8 +39,7 @@ def ngram_tree(
     if batch == 0:
         return
     listed, _ = search(tokens, lengths, min_ngram, max_ngram, branches=branches, places=False)
-    block_branches, block_depths = ngram_branches(branches)
-    block_nodes = ngram_block(max_nodes)
+    block_branches, block_depths, warps = ngram_branches(branches)
     _tree_kernel[(batch,)](
         tokens,
         lengths,
@@ -58,8 +57,8 @@ def ngram_tree(
         LISTED=NGRAM_LISTED,
         BRANCHES=block_branches,
         DEPTHS=block_depths,
-        NODES=block_nodes,
-        num_warps=ngram_warps(max(block_branches, block_nodes)),
+        NODES=NGRAM_NODES,
+        num_warps=warps,
         enable_fp_fusion=False,  # chances have the bits of the reference
     )
 
@@ -153,33 +152,35 @@ def _tree_kernel(
     starts = tl.full([BRANCHES], 1, tl.int32)  # numbers of first nodes
     for branch in range(branches):
         starts += tl.where(ranks > _at(ranks, branch), _at(taken, branch), 0)
-    node = tl.arange(0, NODES)
-    parents = tl.where(node == 0, -1, 0)
-    node_ends = tl.full([NODES], -1, tl.int32)
-    places = tl.zeros([NODES], tl.int32)  # in the continuation
-    steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
-    node_chances = tl.full([NODES], 1.0, tl.float64)
-    node_trusts = tl.full([NODES], 1.0, tl.float64)
-    for branch in range(branches):
-        start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
-        parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
-        inside = (node >= start) & (node < start + _at(taken, branch))
-        parents = tl.where(inside, tl.where(node == start, parent, node - 1), parents)
-        node_ends = tl.where(inside, _at(ends, branch), node_ends)
-        places = tl.where(inside, level + node - start, places)
-        steps = tl.where(inside, node - start, steps)
-        node_chances = tl.where(inside, _at(chances, branch), node_chances)
-        node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
-    for step in range(tl.max(steps)):
-        node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
-    tokens = token_after(tokens_ptr, length, node_ends, places, (node > 0) & (node < nodes), CYCLIC)
     root = tl.load(tokens_ptr + length - 1, mask=length > 0, other=-1)
-    tokens = tl.where(node == 0, root, tl.where(node < nodes, tokens, -1))
-    scores = tl.where(node < nodes, tl.log(node_chances).to(tl.float32), float("-inf"))
-    out = b * max_nodes + node
-    tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
-    tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
-    tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
+    for first in range(0, max_nodes, NODES):
+        node = first + tl.arange(0, NODES)
+        there = node < nodes
+        parents = tl.where(node == 0, -1, 0)
+        node_ends = tl.full([NODES], -1, tl.int32)
+        places = tl.zeros([NODES], tl.int32)  # in the continuation
+        steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
+        node_chances = tl.full([NODES], 1.0, tl.float64)
+        node_trusts = tl.full([NODES], 1.0, tl.float64)
+        for branch in range(branches):
+            start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
+            parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
+            inside = (node >= start) & (node < start + _at(taken, branch))
+            parents = tl.where(inside, tl.where(node == start, parent, node - 1), parents)
+            node_ends = tl.where(inside, _at(ends, branch), node_ends)
+            places = tl.where(inside, level + node - start, places)
+            steps = tl.where(inside, node - start, steps)
+            node_chances = tl.where(inside, _at(chances, branch), node_chances)
+            node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
+        for step in range(tl.max(steps)):
+            node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
+        tokens = token_after(tokens_ptr, length, node_ends, places, there & (node > 0), CYCLIC)
+        tokens = tl.where(node == 0, root, tl.where(there, tokens, -1))
+        scores = tl.where(there, tl.log(node_chances).to(tl.float32), float("-inf"))
+        out = b * max_nodes + node
+        tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
+        tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
+        tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
 
 
 @triton.jit
