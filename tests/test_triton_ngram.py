@@ -1,5 +1,5 @@
-"""Prompt lookup as Triton kernels against the reference, bit for bit: texts of several splits, votes with many
-candidates, large trees, and what the emulator counts."""
+"""Prompt lookup as Triton kernels against the reference, bit for bit: texts of several splits, votes with
+many candidates, large trees, and what the emulator counts."""
 
 from __future__ import annotations
 

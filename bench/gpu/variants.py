@@ -68,7 +68,7 @@ def ngrams() -> Iterator[Callable[[], object]]:
         yield lambda c=cyclic, m=match: sdk.ngram_draft(
             tokens, lengths, 8, match=m, cyclic=c, backend="triton"
         )
-    for cyclic, (nodes, branches) in product((False, True), ((32, 4), (256, 32), (1024, 256))):
+    for cyclic, (nodes, branches) in product((False, True), ((32, 4), (256, 32), (1024, 256), (1024, 1000))):
         yield lambda c=cyclic, n=nodes, k=branches: sdk.ngram_tree(
             tokens, lengths, n, branches=k, cyclic=c, backend="triton"
         )

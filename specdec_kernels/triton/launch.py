@@ -244,7 +244,7 @@ NGRAM_LISTED = 512  # results of splits that are compared together
 NGRAM_WORDS = 512  # words of 32 places that a vote looks at together, two a thread: more would spill
 NGRAM_BINS = 1024  # tokens that a vote can count at once
 NGRAM_VOTE_WARPS = 8
-NGRAM_NODES = 64  # of a tree, or tokens of a draft, that are written together: two a lane
+NGRAM_NODES = 64  # of a tree, or tokens of a draft, that a warp writes together: two a lane
 
 
 def ngram_splits(width: int) -> int:
@@ -253,7 +253,7 @@ def ngram_splits(width: int) -> int:
 
 
 def ngram_branches(branches: int) -> tuple[int, int, int]:
-    """Lanes for so many continuations, tokens of each that are compared together, and warps: 256 tokens for a
-    warp, as long as there are not too many continuations."""
+    """Lanes for so many continuations, tokens of each that are compared together, and warps: 128 tokens to a
+    warp leave no spills."""
     block = max(next_power_of_2(branches), 8)
-    return block, max(256 // block, 1), min(max(block // 64, 1), 8)
+    return block, max(128 // block, 1), min(max(block // 32, 1), 16)

@@ -1,7 +1,7 @@
 """Several continuations of a text as one tree.
 
 search  (B, splits)   of every split of a text: its best occurrences, as in ngram.py
-tree    (B,)          the tree of their continuations
+tree    (B, pieces)   the tree of their continuations, of which every program writes a piece
 
 An occurrence adds a chain of nodes to the tree: of its continuation, what the occurrences before it do not
 have in common with it. So a chain is known by its stem, the chain that it leaves (-1 at the root), by the
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
-from .ngram import best_below, goes_on, search, text_length, token_after
+from .ngram import best_below, search, text_length, token_after
 
 
 def ngram_tree(
@@ -38,16 +38,18 @@ def ngram_tree(
     batch, max_nodes = out_tokens.shape
     if batch == 0:
         return
+    # Twice and odd, so that no number is special to the compiler.
+    trust_bits = [2 * bits + 1 for (bits,) in struct.iter_unpack("q", struct.pack(f"{len(trust)}d", *trust))]
     listed, _ = search(tokens, lengths, min_ngram, max_ngram, branches=branches, places=False)
     block_branches, block_depths, warps = ngram_branches(branches)
-    _tree_kernel[(batch,)](
+    _tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
         tokens,
         lengths,
         listed,
         out_tokens,
         out_parents,
         out_scores,
-        tuple(2 * bits + 1 for bits in struct.unpack(f"{len(trust)}q", struct.pack(f"{len(trust)}d", *trust))),
+        tuple(trust_bits),
         tokens.shape[1],
         listed.shape[1],
         branches,
@@ -71,8 +73,7 @@ def _tree_kernel(
     out_tokens_ptr,  # [B, max_nodes]
     out_parents_ptr,  # [B, max_nodes]
     out_scores_ptr,  # [B, max_nodes]
-    trust,  # tuple: bits of float64, which arguments cannot be; twice and odd, as no number is special to the
-    # compiler
+    trust_bits,  # tuple of 2 bits + 1, of float64, which arguments cannot be
     width,
     splits,
     branches,
@@ -103,8 +104,8 @@ def _tree_kernel(
         counts = tl.minimum(counts, length - 1 - ends)
     counts = tl.where(occurrences >= 0, counts, 0)
     trusts = tl.zeros([BRANCHES], tl.float64)
-    for i in tl.static_range(len(trust)):
-        trusts = tl.where(n > i, (trust[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trusts)
+    for i in tl.static_range(len(trust_bits)):
+        trusts = tl.where(n > i, (trust_bits[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trusts)
 
     # The chain of each, in turn. Ranks are those of chains in the order of numbers.
     stems = tl.full([BRANCHES], -1, tl.int32)
@@ -153,34 +154,33 @@ def _tree_kernel(
     for branch in range(branches):
         starts += tl.where(ranks > _at(ranks, branch), _at(taken, branch), 0)
     root = tl.load(tokens_ptr + length - 1, mask=length > 0, other=-1)
-    for first in range(0, max_nodes, NODES):
-        node = first + tl.arange(0, NODES)
-        there = node < nodes
-        parents = tl.where(node == 0, -1, 0)
-        node_ends = tl.full([NODES], -1, tl.int32)
-        places = tl.zeros([NODES], tl.int32)  # in the continuation
-        steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
-        node_chances = tl.full([NODES], 1.0, tl.float64)
-        node_trusts = tl.full([NODES], 1.0, tl.float64)
-        for branch in range(branches):
-            start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
-            parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
-            inside = (node >= start) & (node < start + _at(taken, branch))
-            parents = tl.where(inside, tl.where(node == start, parent, node - 1), parents)
-            node_ends = tl.where(inside, _at(ends, branch), node_ends)
-            places = tl.where(inside, level + node - start, places)
-            steps = tl.where(inside, node - start, steps)
-            node_chances = tl.where(inside, _at(chances, branch), node_chances)
-            node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
-        for step in range(tl.max(steps)):
-            node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
-        tokens = token_after(tokens_ptr, length, node_ends, places, there & (node > 0), CYCLIC)
-        tokens = tl.where(node == 0, root, tl.where(there, tokens, -1))
-        scores = tl.where(there, tl.log(node_chances).to(tl.float32), float("-inf"))
-        out = b * max_nodes + node
-        tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
-        tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
-        tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
+    node = tl.program_id(1) * NODES + tl.arange(0, NODES)
+    there = node < nodes
+    parents = tl.where(node == 0, -1, 0)
+    node_ends = tl.full([NODES], -1, tl.int32)
+    places = tl.zeros([NODES], tl.int32)  # in the continuation
+    steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
+    node_chances = tl.full([NODES], 1.0, tl.float64)
+    node_trusts = tl.full([NODES], 1.0, tl.float64)
+    for branch in range(branches):
+        start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
+        parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
+        inside = (node >= start) & (node < start + _at(taken, branch))
+        parents = tl.where(inside, tl.where(node == start, parent, node - 1), parents)
+        node_ends = tl.where(inside, _at(ends, branch), node_ends)
+        places = tl.where(inside, level + node - start, places)
+        steps = tl.where(inside, node - start, steps)
+        node_chances = tl.where(inside, _at(chances, branch), node_chances)
+        node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
+    for step in range(tl.max(steps)):
+        node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
+    tokens = token_after(tokens_ptr, length, node_ends, places, there & (node > 0), CYCLIC)
+    tokens = tl.where(node == 0, root, tl.where(there, tokens, -1))
+    scores = tl.where(there, tl.log(node_chances).to(tl.float32), float("-inf"))
+    out = b * max_nodes + node
+    tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
+    tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
+    tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
 
 
 @triton.jit
