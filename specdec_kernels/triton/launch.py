@@ -256,4 +256,4 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     """Lanes for so many continuations, tokens of each that are compared together, and warps: 128 tokens to a
     warp leave no spills."""
     block = max(next_power_of_2(branches), 8)
-    return block, max(128 // block, 1), min(max(block // 32, 1), 16)
+    return block, max(128 // block, 1), min(max(block // 32, 1), 8)
