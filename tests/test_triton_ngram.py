@@ -124,6 +124,26 @@ def test_chances_that_vanish_or_stay_whole():
     trees(tokens, lengths, 40, trust=[5e-324, 0.1, 1.0], branches=4)  # the least of all chances
 
 
+@pytest.mark.parametrize("chance, last", [(0.29, 4), (0.85, 3)])
+def test_products_and_differences_of_chances_are_rounded_one_by_one(chance, last):
+    """The last node that is kept is 3 with the chance (t - t t) t or 4 with (1 - t) t t; rounded once less,
+    t - t t would make it the other one."""
+    text = torch.tensor([[9, 1, 3, 9, 2, 4, 9, 1, 5, 9]])
+    tree, _ = trees(text, torch.tensor([10]), 5, max_depth=2, max_ngram=1, trust=[chance])
+    assert set(tree.tokens.tolist()) == {9, 1, 5, 2, last}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="text of the emulator's")
+def test_the_compiler_must_not_fuse_them():
+    """The emulator does not fuse float64, whatever the text says."""
+    import ptx_emulator
+
+    with ptx_emulator.count() as launches:
+        sdk.ngram_tree(torch.tensor([[1, 1]]), torch.tensor([2]), 4, backend="triton")
+    products = {line.split()[0] for line in launches[1].ptx.splitlines() if "mul" in line and ".f64" in line}
+    assert products == {"mul.rn.f64"}  # "mul.f64" may be fused
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
 def test_two_launches_the_first_of_which_shares_out_the_text():
     import ptx_emulator
