@@ -156,8 +156,11 @@ def token_after(tokens_ptr, length, end, i, mask, CYCLIC: tl.constexpr):
 
 @triton.jit
 def goes_on(length, end, i, CYCLIC: tl.constexpr):
-    """Whether what follows `end` has a token i."""
-    return (end + 1 + i < length) | CYCLIC
+    """Whether what follows an occurrence's `end` has a token i."""
+    if CYCLIC:
+        return end + i >= 0
+    else:
+        return end + i < length - 1
 
 
 @triton.jit(do_not_specialize=["width", "splits", "num_draft"])
@@ -192,9 +195,10 @@ def _draft_kernel(
                 best, splits, num_draft,
                 CYCLIC, SPLIT, WORDS, BINS,
             )  # fmt: skip
+    count = tl.where(best >= 0, num_draft, 0)
     for first in range(0, num_draft, DRAFT):
         i = first + tl.arange(0, DRAFT)
-        there = (i < num_draft) & goes_on(length, end, i, CYCLIC) & (best >= 0)
+        there = (i < count) & goes_on(length, end, i, CYCLIC)
         drafted = token_after(tokens_ptr, length, end, i, there, CYCLIC)
         tl.store(out_ptr + b * num_draft + i, tl.where(there, drafted, -1), mask=i < num_draft)
 
