@@ -111,7 +111,7 @@ def test_a_vote_over_more_places_than_are_looked_at_together():
 def test_trees_of_many_branches_and_nodes():
     tokens, _ = texts(8, 2, 2 * SPLIT + 50, 3)
     lengths = torch.tensor([tokens.shape[1], 1500])
-    trees(tokens, lengths, 300, max_depth=12, branches=300, max_ngram=9)  # more than are compared together
+    trees(tokens, lengths, 300, max_depth=12, branches=180, max_ngram=9)  # more than are compared together
     tokens[0] = torch.arange(5).repeat(500)[: tokens.shape[1]]
     trees(tokens, lengths, 130, branches=3, cyclic=True)
 
