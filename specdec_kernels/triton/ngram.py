@@ -6,7 +6,7 @@ draft   (B,)          the continuation of the best one, or of the one that a vot
 An occurrence is one number, n << 32 | end: the text's last n tokens, n being as large as it can, are also
 those up to `end`. A larger number is a longer repeat or a more recent equal one; -1 is none.
 
-A text shorter than 2^31 tokens is searched; `lengths` and tokens may hold anything.
+A text has at most 65535 splits, which is what a launch allows; `lengths` and tokens may hold anything.
 """
 
 from __future__ import annotations
@@ -216,11 +216,11 @@ def _elected(
     go on with, the most recent among equals.
 
     A round elects a token. Every occurrence goes to the bin of its token's low bits, and the most recent one
-    there owns it; those that have its token are counted. The others, if any, go to the bins again, as long as
-    there are any: as often as there are different tokens in a bin. So counts are exact and need no order.
+    there owns it; those that have its token are counted. The others go to the bins again, as long as there
+    are any: as often as there are different tokens in a bin. So counts are exact and need no order.
 
-    Occurrences are bits, of which a lane has a word: those that agree so far, and behind them those of them
-    that no round has counted yet.
+    Occurrences are bits, of which a lane has a word: those that agree so far, and behind them those that a
+    round has still to count.
     """
     words = splits * (SPLIT // 32)
     bins = tl.arange(0, BINS)
