@@ -41,7 +41,7 @@ def ngram_draft(
         min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
         match: "latest" or "frequent".
         cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [B, num_draft] int64, -1 where nothing is drafted. Give it to `DraftTree.chain` as `Proposal.POINT`.
@@ -102,7 +102,7 @@ def ngram_tree(
         trust: in (0, 1], the chance that a text goes on as after an earlier n-gram, for n = 1, 2, ...,
             ascending; a longer one counts as the last.
         cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         A tree of `POINT` nodes with `max_nodes` rows for every request, unused ones holding -1, and scores

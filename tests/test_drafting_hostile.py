@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from each import BACKENDS
 
 import specdec_kernels as sdk
 from specdec_kernels import children
@@ -71,19 +72,20 @@ def test_rows_at_the_very_end_of_memory():
                 assert int(tokens.max()) < vocab
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[0, 0], [-1, EDGE], [1, 2], [-EDGE - 1, 7]])
-def test_wild_lengths_and_tokens(lengths):
+def test_wild_lengths_and_tokens(lengths, backend):
     tokens = torch.tensor([[EDGE, -EDGE - 1, EDGE, -1, -1, EDGE, -EDGE - 1], [5] * 7])
     lengths = torch.tensor(lengths)
     for width in (0, 1, 7):
         for cyclic in (False, True):
             for match in ("latest", "frequent"):
                 drafted = sdk.ngram_draft(
-                    tokens[:, :width], lengths, 20, max_ngram=50, match=match, cyclic=cyclic, backend="cpu"
+                    tokens[:, :width], lengths, 20, max_ngram=50, match=match, cyclic=cyclic, backend=backend
                 )
                 assert drafted.shape == (2, 20)
             tree, _ = sdk.ngram_tree(
-                tokens[:, :width], lengths, 20, branches=9, max_ngram=50, cyclic=cyclic, backend="cpu"
+                tokens[:, :width], lengths, 20, branches=9, max_ngram=50, cyclic=cyclic, backend=backend
             )
             parents = tree.parents.view(2, 20)
             assert bool((parents[:, 1:] >= 0).all() and (parents < torch.arange(20)).all())

@@ -286,6 +286,14 @@ def test_explain_names_every_device_and_operation():
         assert word in text
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_kernels_serve_every_operation(backend):
+    module, reason = backends._module(backend)
+    if module is None:
+        pytest.skip(reason)
+    assert [name for name in backends.OPERATIONS if not hasattr(module, name)] == []
+
+
 def test_debug_checks_values(monkeypatch):
     target, draft = torch.zeros(R, V), torch.zeros(R, V)
     tokens = torch.tensor([[1, 1, 1], [1, -1, 9]])

@@ -24,6 +24,7 @@ from bench.gpu import cases, report, targets, variants
 OPERATIONS = (
     variants.sample,
     variants.children,
+    variants.ngrams,
     variants.verify,
     variants.tree_attention,
     variants.commit_kv,

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 import torch
+from each import BACKENDS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, ops
+from specdec_kernels import ops
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 P = sdk.Proposal.POINT
 
 texts = st.lists(st.lists(st.integers(0, 2), max_size=24), min_size=1, max_size=3)

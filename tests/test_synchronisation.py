@@ -69,6 +69,14 @@ def tree_attention(seed, deterministic):
     return lambda: sdk.tree_attention(query, cache, cache.clone(), *rest, **options)
 
 
+def ngram(seed, match):
+    g = torch.Generator().manual_seed(seed)
+    tokens, lengths = torch.randint(3, (3, 40), generator=g), torch.randint(41, (3,), generator=g)
+    if match is None:
+        return lambda: sdk.ngram_tree(tokens, lengths, 9, backend="triton")
+    return lambda: sdk.ngram_draft(tokens, lengths, 4, match=match, backend="triton")
+
+
 CALLS = {
     "sample": lambda seed: sample(seed, ()),
     "sample with cuts": lambda seed: sample(seed, (20, 0.9, 0.01)),
@@ -78,6 +86,9 @@ CALLS = {
     "verify, typical": lambda seed: verify(seed, sdk.Typical()),
     "tree_attention": lambda seed: tree_attention(seed, False),
     "tree_attention, deterministic": lambda seed: tree_attention(seed, True),
+    "ngram_draft, latest": lambda seed: ngram(seed, "latest"),
+    "ngram_draft, frequent": lambda seed: ngram(seed, "frequent"),
+    "ngram_tree": lambda seed: ngram(seed, None),
     "commit_kv with a plan": commit_kv,
     "commit_kv with a list": lambda seed: commit_kv(seed, planned=False),
     "commit_kv of new rows": lambda seed: commit_kv(seed, fresh=True),

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_sample_agrees_with_the_reference():
-    script = Path(__file__).with_name("interpreted_sample.py")
+
+@pytest.mark.parametrize("name, cases", [("sample", 18), ("ngram", 6)])
+def test_kernels_agree_with_the_reference(name, cases):
+    script = Path(__file__).with_name(f"interpreted_{name}.py")
     run = subprocess.run(
         [sys.executable, str(script)],
         env=os.environ | dict(TRITON_INTERPRET="1"),
@@ -17,4 +20,4 @@ def test_sample_agrees_with_the_reference():
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "18 cases agree"
+    assert run.stdout.splitlines()[-1] == f"{cases} cases agree"

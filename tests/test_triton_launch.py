@@ -29,3 +29,15 @@ def test_a_state_tile_has_all_rows_and_stays_in_registers(rows, columns):
     assert all(size & (size - 1) == 0 for size in tile)
     assert tile[1] < max(2 * columns, 17)
     assert launch.state_tile(128, 128) == (128, 16)
+
+
+def test_a_text_is_shared_out_whole_and_its_last_place_left_out():
+    assert [launch.ngram_splits(width) for width in (0, 1, 2, 1025, 1026)] == [1, 1, 1, 1, 2]
+    assert launch.ngram_splits(100_000) == 98
+
+
+@pytest.mark.parametrize("branches", [1, 4, 8, 9, 100, 256, 1000])
+def test_continuations_are_compared_in_small_tiles(branches):
+    block, depths, warps = launch.ngram_branches(branches)
+    assert branches <= block < max(2 * branches, 9) and block * depths == max(128, block)
+    assert warps == {8: 1, 16: 1, 128: 4, 256: 8, 1024: 8}[block]

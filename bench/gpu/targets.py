@@ -55,6 +55,7 @@ class Kernel:
     source: ASTSource
     warps: int
     stages: int
+    fusion: bool  # of multiplications and additions
 
     @property
     def name(self) -> str:
@@ -97,8 +98,9 @@ def kernels(processor: Processor, calls: Iterable[Callable[[], object]]) -> list
 
     def keep(*, fn, compile, **_) -> bool:
         source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
-        key = fn.name, source.hash(), compile["num_warps"], compile["num_stages"]
-        found.setdefault(key, Kernel(processor, source, *key[2:]))
+        options = compile["num_warps"], compile["num_stages"], compile["enable_fp_fusion"]
+        key = fn.name, source.hash(), *options
+        found.setdefault(key, Kernel(processor, source, *options))
         return True  # and go on without it
 
     with ptx_emulator.active():  # puts the driver back at the end
@@ -129,7 +131,11 @@ def _build_at(place: int) -> Build:
 
 def build(kernel: Kernel) -> Build:
     processor = kernel.processor
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    options = {
+        "num_warps": kernel.warps,
+        "num_stages": kernel.stages,
+        "enable_fp_fusion": kernel.fusion,
+    }
     compiled = triton.compile(kernel.source, target=processor.target, options=options)
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     if processor.target.backend == "hip":

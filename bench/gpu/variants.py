@@ -25,7 +25,7 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, children, verify, tree_attention, commit_kv, states):
+    for operation in (sample, children, ngrams, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -59,6 +59,18 @@ def children() -> Iterator[Callable[[], object]]:
         logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
         yield lambda a=logits, s=cut, m=method: sdk.sample_children(
             a, 4, method=m, sampling=s, backend="triton"
+        )
+
+
+def ngrams() -> Iterator[Callable[[], object]]:
+    tokens, lengths = torch.zeros(BATCH, 4096, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
+    for cyclic, match in product((False, True), ("latest", "frequent")):
+        yield lambda c=cyclic, m=match: sdk.ngram_draft(
+            tokens, lengths, 8, match=m, cyclic=c, backend="triton"
+        )
+    for cyclic, (nodes, branches) in product((False, True), ((32, 4), (256, 32), (1024, 256), (1024, 1000))):
+        yield lambda c=cyclic, n=nodes, k=branches: sdk.ngram_tree(
+            tokens, lengths, n, branches=k, cyclic=c, backend="triton"
         )
 
 

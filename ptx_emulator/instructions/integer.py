@@ -125,7 +125,10 @@ def division(ins: Instruction) -> Step:
 def sign_and_order(ins: Instruction) -> Step:
     if floating.is_float(ins.type):
         return floating.sign_and_order(ins)
-    return compute(ins, {"abs": np.abs, "neg": np.negative, "min": np.minimum, "max": np.maximum}[ins.opcode])
+    function = {"abs": np.abs, "neg": np.negative, "min": np.minimum, "max": np.maximum}[ins.opcode]
+    if "relu" in ins.modifiers:  # from sm_90 on
+        return compute(ins, lambda a, b: np.maximum(function(a, b), TYPES[ins.type].type(0)))
+    return compute(ins, function)
 
 
 @instruction("shl", "shr")

@@ -234,3 +234,25 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
         draw_tile=256,
         draw_warps=1,
     )
+
+
+# --- ngram_draft and ngram_tree ----------------------------------------------------------------------------
+
+NGRAM_SPLIT = 1024  # places that a program of one warp searches: of 100 000 tokens 98 programs
+NGRAM_LISTED = 512  # results of splits that are compared together
+NGRAM_WORDS = 512  # words of 32 places that a vote looks at together, two a thread: more would spill
+NGRAM_BINS = 1024  # tokens that a vote can count at once
+NGRAM_VOTE_WARPS = 8
+NGRAM_NODES = 64  # of a tree, or tokens of a draft, that a warp writes together: two a lane
+
+
+def ngram_splits(width: int) -> int:
+    """Programs that share a text of up to `width` tokens, whose last one is no place to be searched."""
+    return max(1, -(-(width - 1) // NGRAM_SPLIT))
+
+
+def ngram_branches(branches: int) -> tuple[int, int, int]:
+    """Lanes for so many continuations, tokens of each that are compared together, and warps: 128 tokens to a
+    warp leave no spills."""
+    block = max(next_power_of_2(branches), 8)
+    return block, max(128 // block, 1), min(max(block // 32, 1), 8)

@@ -1,0 +1,211 @@
+"""Several continuations of a text as one tree.
+
+search  (B, splits)   of every split of a text: its best occurrences, as in ngram.py
+tree    (B, pieces)   the tree of their continuations, of which every program writes a piece
+
+An occurrence adds a chain of nodes to the tree: of its continuation, what the occurrences before it do not
+have in common with it. So a chain is known by its stem, the chain that it leaves (-1 at the root), by the
+level of the node where it does, and by the chance of its first node; every further node has `trust` of the
+chance before it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
+from .ngram import best_below, search, text_length, token_after
+
+
+def ngram_tree(
+    tokens: Tensor,
+    lengths: Tensor,
+    max_depth: int,
+    branches: int,
+    min_ngram: int,
+    max_ngram: int,
+    trust: list[float],
+    cyclic: bool,
+    out_tokens: Tensor,
+    out_parents: Tensor,
+    out_scores: Tensor,
+) -> None:
+    """The operator `specdec_kernels::ngram_tree`: two launches."""
+    batch, max_nodes = out_tokens.shape
+    if batch == 0:
+        return
+    # Twice and odd, so that no number is special to the compiler.
+    trust_bits = [2 * bits + 1 for (bits,) in struct.iter_unpack("q", struct.pack(f"{len(trust)}d", *trust))]
+    listed, _ = search(tokens, lengths, min_ngram, max_ngram, branches=branches, places=False)
+    block_branches, block_depths, warps = ngram_branches(branches)
+    _tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
+        tokens,
+        lengths,
+        listed,
+        out_tokens,
+        out_parents,
+        out_scores,
+        tuple(trust_bits),
+        tokens.shape[1],
+        listed.shape[1],
+        branches,
+        min(max_depth, max_nodes - 1),
+        max_nodes,
+        CYCLIC=cyclic,
+        LISTED=NGRAM_LISTED,
+        BRANCHES=block_branches,
+        DEPTHS=block_depths,
+        NODES=NGRAM_NODES,
+        num_warps=warps,
+        enable_fp_fusion=False,  # chances have the bits of the reference
+    )
+
+
+@triton.jit(do_not_specialize=["width", "splits", "branches", "max_depth", "max_nodes"])
+def _tree_kernel(
+    tokens_ptr,  # [B, width]
+    lengths_ptr,  # [B]
+    listed_ptr,  # [B, splits, branches]
+    out_tokens_ptr,  # [B, max_nodes]
+    out_parents_ptr,  # [B, max_nodes]
+    out_scores_ptr,  # [B, max_nodes]
+    trust_bits,  # tuple of 2 bits + 1, of float64, which arguments cannot be
+    width,
+    splits,
+    branches,
+    max_depth,
+    max_nodes,
+    CYCLIC: tl.constexpr,
+    LISTED: tl.constexpr,
+    BRANCHES: tl.constexpr,
+    DEPTHS: tl.constexpr,
+    NODES: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    tokens_ptr += b * width
+    listed_ptr += b * splits * branches
+    length = text_length(lengths_ptr, b, width)
+
+    # What each occurrence is, the best first: how many tokens go on from it, and how far it is believed.
+    lane = tl.arange(0, BRANCHES)
+    occurrences = tl.full([BRANCHES], -1, tl.int64)
+    best = tl.full([], 2**63 - 1, tl.int64)
+    for branch in range(branches):
+        best = best_below(best, listed_ptr, splits * branches, LISTED)
+        occurrences = tl.where(lane == branch, best, occurrences)
+    ends = occurrences.to(tl.int32)
+    n = (occurrences >> 32).to(tl.int32)
+    counts = tl.zeros([BRANCHES], tl.int32) + max_depth
+    if not CYCLIC:
+        counts = tl.minimum(counts, length - 1 - ends)
+    counts = tl.where(occurrences >= 0, counts, 0)
+    trusts = tl.zeros([BRANCHES], tl.float64)
+    for i in tl.static_range(len(trust_bits)):
+        trusts = tl.where(n > i, (trust_bits[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trusts)
+
+    # The chain of each, in turn. Ranks are those of chains in the order of numbers.
+    stems = tl.full([BRANCHES], -1, tl.int32)
+    levels = tl.zeros([BRANCHES], tl.int32)
+    ranks = tl.zeros([BRANCHES], tl.int32)
+    chances = tl.zeros([BRANCHES], tl.float64)  # of first nodes
+    rests = tl.zeros([BRANCHES], tl.float64)  # what the chain leaves of its chance to who comes after it
+    for branch in range(branches):
+        before = lane < branch
+        common = _common_depths(tokens_ptr, length, ends, counts, before, branch, CYCLIC, DEPTHS)
+        level = tl.maximum(tl.max(common), 0)
+        through = common == level  # the node that the chain leaves is on their paths
+        stem = tl.where(level > 0, tl.min(tl.where(through, lane, BRANCHES)), -1)
+        rank = tl.max(tl.where(through, ranks, -1)) + 1  # behind all that is below that node
+        ranks = tl.where(before & (ranks >= rank), ranks + 1, ranks)
+        siblings = before & (stems == stem) & (levels == level) & (counts > levels)
+        sibling = tl.max(tl.where(siblings, lane, -1))
+        rest = tl.full([], 1.0, tl.float64)
+        if sibling >= 0:
+            rest = _at(rests, sibling)
+        elif level > 0:
+            rest = _at(chances, stem)
+            stem_trust = _at(trusts, stem)
+            for _ in range(_at(levels, stem) + 1, level):
+                rest *= stem_trust
+            if _at(counts, stem) > level:
+                rest -= rest * stem_trust
+        chance = rest * _at(trusts, branch)
+        here = lane == branch
+        stems, levels = tl.where(here, stem, stems), tl.where(here, level, levels)
+        ranks = tl.where(here, rank, ranks)
+        chances, rests = tl.where(here, chance, chances), tl.where(here, rest - chance, rests)
+
+    # Chances fall along a chain: the best nodes are merged from the heads of the chains.
+    taken = tl.zeros([BRANCHES], tl.int32)
+    heads = tl.where(counts > levels, chances, 0.0)
+    nodes, top = 1, tl.max(heads)
+    while (nodes < max_nodes) & (top > 0):
+        first = lane == tl.min(tl.where(heads == top, lane, BRANCHES))
+        taken += first.to(tl.int32)
+        heads = tl.where(first, tl.where(levels + taken < counts, heads * trusts, 0.0), heads)
+        top = tl.max(heads)
+        nodes += 1
+
+    starts = tl.full([BRANCHES], 1, tl.int32)  # numbers of first nodes
+    for branch in range(branches):
+        starts += tl.where(ranks > _at(ranks, branch), _at(taken, branch), 0)
+    root = tl.load(tokens_ptr + length - 1, mask=length > 0, other=-1)
+    node = tl.program_id(1) * NODES + tl.arange(0, NODES)
+    there = node < nodes
+    parents = tl.where(node == 0, -1, 0)
+    node_ends = tl.full([NODES], -1, tl.int32)
+    places = tl.zeros([NODES], tl.int32)  # in the continuation
+    steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
+    node_chances = tl.full([NODES], 1.0, tl.float64)
+    node_trusts = tl.full([NODES], 1.0, tl.float64)
+    for branch in range(branches):
+        start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
+        parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
+        inside = (node >= start) & (node < start + _at(taken, branch))
+        parents = tl.where(inside, tl.where(node == start, parent, node - 1), parents)
+        node_ends = tl.where(inside, _at(ends, branch), node_ends)
+        places = tl.where(inside, level + node - start, places)
+        steps = tl.where(inside, node - start, steps)
+        node_chances = tl.where(inside, _at(chances, branch), node_chances)
+        node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
+    for step in range(tl.max(steps)):
+        node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
+    tokens = token_after(tokens_ptr, length, node_ends, places, there & (node > 0), CYCLIC)
+    tokens = tl.where(node == 0, root, tl.where(there, tokens, -1))
+    scores = tl.where(there, tl.log(node_chances).to(tl.float32), float("-inf"))
+    out = b * max_nodes + node
+    tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
+    tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
+    tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
+
+
+@triton.jit
+def _at(values, place):
+    """One of some values, as a scalar."""
+    return tl.sum(tl.where(tl.arange(0, values.shape[0]) == place, values, 0))
+
+
+@triton.jit
+def _common_depths(
+    tokens_ptr, length, ends, counts, before, branch, CYCLIC: tl.constexpr, DEPTHS: tl.constexpr
+):
+    """How many tokens each continuation and that of `branch` begin with in common; -1 of those not `before`
+    it."""
+    end, count = _at(ends, branch), _at(counts, branch)
+    most = tl.minimum(counts, count)
+    common = tl.where(before, 0, -1)
+    first = 0
+    while (first < count) & (tl.max(common) == first):
+        asked = common == first
+        i = first + tl.arange(0, DEPTHS)
+        there = asked[:, None] & (i[None, :] < most[:, None])
+        own = token_after(tokens_ptr, length, end, i, i < count, CYCLIC)
+        others = token_after(tokens_ptr, length, ends[:, None], i[None, :], there, CYCLIC)
+        same = there & (others == own[None, :])
+        first += DEPTHS
+        common = tl.where(asked, tl.min(tl.where(same, first, i[None, :]), axis=1), common)
+    return common
