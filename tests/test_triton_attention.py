@@ -125,6 +125,7 @@ def test_tiles_fit_their_rows_and_their_target():
 
 def test_more_warps_where_registers_are_needed_for_more_than_products():
     assert [shape(rows=rows, plain=False).warps for rows in (16, 32, 64)] == [8, 4, 8]
+    assert [shape(rows=rows, plain=False, arch=90).warps for rows in (16, 32, 64)] == [8, 4, 4]
     assert [shape(rows=rows).warps for rows in (16, 32, 64)] == [4, 4, 4]
     assert (shape(head=256, value=256, plain=False).warps, shape(head=256, value=256).warps) == (8, 4)
     amd = shape(rows=64, plain=False, backend="hip", arch="gfx942")

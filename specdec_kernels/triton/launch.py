@@ -141,8 +141,9 @@ def attention_launch(
     elif width <= 128:
         block_rows = min(rows, 128 if cuda and not busy else 64)
         block_keys = 64 if cuda or not busy else 32
-        eight = (16, 64) if busy else (64, 128) if memory == 99 * 1024 else (128,)
-        warps = 8 if cuda and block_rows in eight else 4
+        joined = memory == 227 * 1024  # four warps multiply 64 rows together
+        eight = {16: busy, 32: False, 64: memory == 99 * 1024 or (busy and not joined), 128: True}
+        warps = 8 if cuda and eight[block_rows] else 4
     elif width <= 256:
         block_rows, block_keys, warps = min(rows, 32), 32, 8 if cuda and busy else 4
     else:
