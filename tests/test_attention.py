@@ -85,6 +85,8 @@ def test_the_triton_backend_against_dense_attention(options, deterministic):
     dict(dtype=BF16, cache=torch.float8_e4m3fn, window=7, softcap=5.0, sinks=True, new=True, head=80),
     dict(dtype=F16, cache=torch.int8, prefixes=[150, 0], nodes=[5, 3], head=96, layout="HND", group=3),
     dict(dtype=BF16, latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3]),
+    dict(latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3], new=True),
+    dict(dtype=BF16, latent=20, head=64, heads=1, prefixes=[70], nodes=[9]),
     dict(cache=F16, latent=72, head=80, heads=1, group=3, prefixes=[40, 9], nodes=[5, 40], window=20),
 ])  # fmt: skip
 def test_every_option_on_the_triton_backend(options, deterministic):

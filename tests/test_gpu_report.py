@@ -82,6 +82,7 @@ def test_what_must_not_be_is_refused():
     for change, text in (
         ({"spills": 4}, "_multiply_kernel on sm_80: spills 4"),
         ({"registers": 169}, "_multiply_kernel on sm_80: 169 registers"),
+        ({"shared": 163 * 1024 + 1}, "_multiply_kernel on sm_80: 166913 bytes of shared memory"),
         ({"tensor_cores": False}, "_multiply_kernel on sm_80: no tensor-core instruction"),
     ):
         assert list(report.broken_rules([(kernel, dataclasses.replace(build, **change))])) == [text]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from attention_cases import make, make_tree
@@ -60,6 +62,28 @@ def test_launches_depend_on_bounds_alone(deterministic):
     assert len(shapes) == 1 and len(shapes.pop()) == 2
 
 
+@pytest.mark.parametrize("options", [
+    dict(), dict(window=70, softcap=9.0, sinks=True), dict(latent=40, heads=1),
+    dict(cache=torch.float8_e4m3fn, new=True),
+])  # fmt: skip
+def test_the_rest_of_the_batch_changes_nothing_where_tiles_have_as_many_rows(options):
+    """As they have if the average request needs the same power of two, not only with `deterministic=True`."""
+    nodes, prefixes = [20, 30, 17], [600, 1200, 0]
+    problem = make(
+        prefixes=prefixes, nodes=nodes, page_size=16, dtype=BF16, **dict(group=4, head=64) | options
+    )
+    out, lse = problem.run("triton")
+    a, start = problem.arguments, 0
+    for b, n in enumerate(nodes):
+        rows = slice(start, start + n)
+        tree = sdk.DraftTree.from_parents(a["tree"].tokens[rows][None], a["tree"].parents[rows][None])
+        mine = {name: a[name][rows] for name in ("query", "new_key", "new_value") if a.get(name) is not None}
+        mine |= {name: a[name][b : b + 1] for name in ("block_table", "prefix_lens")}
+        alone, alone_lse = problem.run("triton", tree=tree, max_prefix_len=prefixes[b], **mine)
+        assert torch.equal(out[rows], alone) and torch.equal(lse[rows], alone_lse)
+        start += n
+
+
 def test_slots_of_wide_pages_lie_beyond_32_bits():
     stride = 2**31 + 16
     pool = torch.empty(2 * stride + 16, dtype=torch.int8)  # of which three rows are touched
@@ -97,17 +121,41 @@ def test_tiles_fit_their_rows_and_their_target():
     assert shape(rows=400, backend="hip", arch="gfx942").block_rows == 64
     assert shape(head=576, value=512, rows=64).block_rows == 32
     assert shape(head=576, value=512, rows=64, backend="hip", arch="gfx942").block_rows == 16
+
+
+def test_more_warps_where_registers_are_needed_for_more_than_products():
+    assert [shape(rows=rows, plain=False).warps for rows in (16, 32, 64)] == [8, 4, 8]
+    assert [shape(rows=rows, plain=False, arch=90).warps for rows in (16, 32, 64)] == [8, 4, 4]
+    assert [shape(rows=rows).warps for rows in (16, 32, 64)] == [4, 4, 4]
+    assert (shape(head=256, value=256, plain=False).warps, shape(head=256, value=256).warps) == (8, 4)
+    amd = shape(rows=64, plain=False, backend="hip", arch="gfx942")
+    assert (amd.warps, amd.block_keys) == (4, 32)
+
+
+def test_wide_float32_keys_are_taken_in_parts():
+    wide = shape(head=576, value=512, size=4)
+    assert (wide.block_head, wide.block_rest, wide.stages) == (128, 0, 1)
+    assert shape(head=256, value=256, size=4).block_head == 256
     assert shape(heads=8).block_heads == 8 and shape(heads=8).merge_warps == 1
 
 
 def test_deterministic_launches_know_nothing_of_the_batch():
     assert len({shape(rows=rows, det=True) for rows in (1, 16, 100, 4000)}) == 1
-    assert {launch.attention_splits(10_000, warps, True) for warps in (1, 64, 10_000)} == {32}
 
 
-def test_splits_fill_the_chip_and_stay_few():
-    assert launch.attention_splits(1024, 16 * 4, False) == 8
-    assert launch.attention_splits(1024, 32 * 8, False) == 2
-    assert launch.attention_splits(1024, 10_000, False) == 1
-    assert launch.attention_splits(10**6, 1, False) == 32
-    assert launch.attention_splits(0, 1, False) == launch.attention_splits(100, 1, True) == 1
+def test_splits_are_longer_where_their_partial_results_are_larger():
+    assert [shape(rows=rows).split for rows in (1, 64, 128)] == [128, 128, 512]
+    assert shape(rows=1, det=True).split == 128
+
+
+def test_splits_are_few_however_long_the_prefix():
+    assert [launch.attention_splits(n, 128) for n in (0, 1, 128, 129, 1024)] == [1, 1, 1, 2, 8]
+    assert [launch.attention_splits(n, 128) for n in (4096, 10**5, 10**9)] == [19, 32, 32]
+    assert [launch.attention_splits(n, 512) for n in (1024, 4096)] == [2, 7]
+
+
+def test_every_split_has_room_for_its_result():
+    """Of prefixes cut as the kernels do it."""
+    for split, positions in itertools.product((128, 512), [*range(1, 9000), *range(9000, 300_000, 997)]):
+        length = split + -(-max(positions - 1024, 0) // 2048) * 64
+        assert -(-positions // length) <= launch.attention_splits(positions, split)

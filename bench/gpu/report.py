@@ -98,12 +98,15 @@ def span(values: set[int]) -> str:
 
 
 def broken_rules(compiled: Compiled) -> Iterator[str]:
-    """Spills, too many registers, products of matrices without tensor cores: what must not be."""
+    """What must not be: spills, too many registers, more shared memory than a block may have, products of
+    matrices without tensor cores."""
     for kernel, build in compiled:
         where = f"{kernel.name} on {kernel.processor.name}"
         if build.spills:
             yield f"{where}: spills {build.spills}"
         if build.registers > MOST_REGISTERS and kernel.module != "attention":
             yield f"{where}: {build.registers} registers"
+        if build.shared > kernel.processor.shared - kernel.processor.reserved:
+            yield f"{where}: {build.shared} bytes of shared memory"
         if build.dots and not build.tensor_cores:
             yield f"{where}: no tensor-core instruction"

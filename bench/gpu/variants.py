@@ -97,19 +97,22 @@ def verify() -> Iterator[Callable[[], object]]:
 
 
 def tree_attention() -> Iterator[Callable[[], object]]:
+    """Tiles of few and of many rows, the latter also with every option, and what is deterministic."""
     table, prefixes = _pages()
-    every = {"window": 32, "softcap": 30.0, "sinks": torch.zeros(8), "return_lse": True}
-    forms = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
-    forms += [(128, torch.float32, torch.float32), (128, torch.bfloat16, torch.float8_e4m3fn)]
-    for (head, dtype, cached), several in product(forms, (False, True)):
-        query, latent = torch.zeros(ROWS, 8, head, dtype=dtype), head == 576
+    elements = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
+    elements += [(head, torch.float32, torch.float32) for head in (128, 576)]
+    elements += [(128, torch.bfloat16, torch.float8_e4m3fn)]
+    forms = ((8, False, False), (32, False, False), (32, True, False), (8, True, True))
+    for (head, dtype, cached), (heads, every, deterministic) in product(elements, forms):
+        query, latent = torch.zeros(ROWS, heads, head, dtype=dtype), head == 576
         key = torch.zeros(int(table.max()) + 1, PAGE, 1 if latent else 2, head).to(cached)
-        options = dict(deterministic=several, max_prefix_len=4096, backend="triton")
+        options = dict(deterministic=deterministic, max_prefix_len=4096, backend="triton")
         if latent:
             options["value_dim"] = 512
-        if several:
+        if every:
             new = torch.zeros(ROWS, key.shape[2], head, dtype=dtype)
-            options |= {**every, "new_key": new, "new_value": None if latent else new.clone()}
+            options |= dict(window=32, softcap=30.0, sinks=torch.zeros(heads), return_lse=True)
+            options |= dict(new_key=new, new_value=None if latent else new.clone())
         rest = (key, None if latent else key.clone(), _tree(), table, prefixes)
         yield lambda a=(query, *rest), o=options: sdk.tree_attention(*a, **o)
 

@@ -47,12 +47,9 @@ def tree_attention(
         plain=plain,
         deterministic=deterministic,
     )
+    whole = head <= shape.block_head + shape.block_rest  # else keys are taken in parts
     longest = min(max_prefix_len, block_table.shape[1] * page_size)
-    splits = launch.attention_splits(
-        min(longest, window) if window else longest,
-        triton.cdiv(packed, shape.block_rows) * requests * kv_heads * shape.warps,
-        deterministic,
-    )
+    splits = launch.attention_splits(min(longest, window) if window else longest, shape.split)
     tiles = (rows * group - 1) // shape.block_rows + requests
     partial = torch.empty((splits, rows, query_heads, value_dim), dtype=torch.float32, device=query.device)
     partial_lse = torch.empty((splits, rows, query_heads), dtype=torch.float32, device=query.device)
@@ -73,7 +70,6 @@ def tree_attention(
         rows=rows,
         requests=requests,
         longest=longest,
-        max_splits=splits,
         table_width=block_table.shape[1],
         pages=key_cache.shape[0],
         stride_query_r=query.stride(0),
@@ -100,7 +96,7 @@ def tree_attention(
         PAGE_SIZE=page_size,
         SOFTCAP=softcap > 0,
         WINDOW=window > 0,
-        LATENT=latent and value_dim <= shape.block_head,
+        LATENT=latent and whole and shape.block_value == shape.block_head,
         FRESH=new_key is not None,
         WIDE=page_size * max(key_cache.stride(slots), value_cache.stride(slots)) >= 2**32,
         DETERMINISTIC=deterministic,
@@ -109,6 +105,7 @@ def tree_attention(
         BLOCK_HEAD=shape.block_head,
         BLOCK_REST=shape.block_rest,
         BLOCK_VALUE=shape.block_value,
+        SPLIT=shape.split,
     )
     if tiles > 0:
         _attend_splits_kernel[(tiles * kv_heads, splits)](
@@ -140,7 +137,7 @@ def _stored(cache):
     return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
 
 
-_VARYING = ["rows", "requests", "longest", "max_splits", "table_width", "pages", "window"]
+_VARYING = ["rows", "requests", "longest", "table_width", "pages", "window"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -156,12 +153,11 @@ def _attend_splits_kernel(
     prefix_lens_ptr,  # [requests]
     cu_nodes_ptr,  # [requests + 1]
     parents_ptr,  # [rows]
-    partial_ptr,  # [max_splits, rows, QUERY_HEADS, VALUE]
-    partial_lse_ptr,  # [max_splits, rows, QUERY_HEADS], to the base 2
+    partial_ptr,  # [splits, rows, QUERY_HEADS, VALUE]
+    partial_lse_ptr,  # [splits, rows, QUERY_HEADS], to the base 2
     rows,
     requests,
     longest,
-    max_splits,
     table_width,
     pages,
     stride_query_r,
@@ -195,6 +191,7 @@ def _attend_splits_kernel(
     BLOCK_HEAD: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
+    SPLIT: tl.constexpr,
     ELEMENTS: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -215,7 +212,7 @@ def _attend_splits_kernel(
     packed = (tile - request - begin * GROUP // BLOCK_ROWS) * BLOCK_ROWS
     if (request < 0) | (packed >= nodes * GROUP):
         return
-    prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW)
+    prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, WINDOW, SPLIT)
     start = first + split * length
     if (start >= prefix) & (split > 0):
         return
@@ -236,7 +233,6 @@ def _attend_splits_kernel(
     if WINDOW:
         row_first = prefix + _depths(parents_ptr, node, window) - window + 1
         lowest = tl.min(tl.where(mask_m, row_first, prefix), 0)
-        start += tl.maximum(lowest - start, 0) // BLOCK_KEYS * BLOCK_KEYS
 
     factor = scale * _scale_of(key_scale, key_scales_ptr, kv_head)
     value_factor = _scale_of(value_scale, value_scales_ptr, kv_head)
@@ -260,7 +256,7 @@ def _attend_splits_kernel(
             is_seen = position[None, :] >= row_first[:, None]
         acc, top, total = _attend_tile(
             query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
-            HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+            HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, ELEMENTS, SOFTCAP, LATENT,
         )  # fmt: skip
 
     if FRESH:
@@ -298,7 +294,7 @@ def _attend_splits_kernel(
                 is_seen = (ancestor_bits[:, None] >> offs_w.to(tl.uint32)[None, :]) & 1 != 0
                 acc, top, total = _attend_tile(
                     query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
-                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, ELEMENTS, SOFTCAP, LATENT,
                 )  # fmt: skip
     if FRESH:
         value_factor = 1.0
@@ -332,7 +328,6 @@ def _merge_splits_kernel(
     rows,
     requests,
     longest,
-    max_splits,
     table_width,
     pages,
     stride_query_r,
@@ -366,6 +361,7 @@ def _merge_splits_kernel(
     BLOCK_HEAD: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
+    SPLIT: tl.constexpr,
     ELEMENTS: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -389,7 +385,7 @@ def _merge_splits_kernel(
     total = tl.zeros([BLOCK_HEADS], tl.float32)
     acc = tl.zeros([BLOCK_HEADS, BLOCK_VALUE], tl.float32)
     if (request >= 0) & (request < requests):
-        prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW)
+        prefix, first, length = _prefix_splits(prefix_lens_ptr, request, longest, window, WINDOW, SPLIT)
         if DETERMINISTIC:
             query_rows = query_ptr + row * stride_query_r + query_head * stride_query_h
             query, query_rest = _load_query(query_rows, mask_h, HEAD, BLOCK_HEAD, BLOCK_REST, ELEMENTS)
@@ -425,7 +421,7 @@ def _merge_splits_kernel(
                     value_rows += page * stride_value_p + slot * stride_value_s
                 acc, top, total = _attend_tile(
                     query, query_rest, key_rows, value_rows, held, None, factor, softcap, acc, top, total,
-                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, SOFTCAP, LATENT,
+                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, ELEMENTS, SOFTCAP, LATENT,
                 )  # fmt: skip
             if not FRESH:
                 acc *= _scale_of(value_scale, value_scales_ptr, kv_head)
@@ -464,11 +460,14 @@ def _load_query(
     BLOCK_REST: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """Query rows in two parts; without a second, the first twice."""
-    query = _load_rows(row_ptrs, mask, tl.arange(0, BLOCK_HEAD), HEAD, ELEMENTS)
-    query_rest = query
-    if BLOCK_REST > 0:
-        query_rest = _load_rows(row_ptrs, mask, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, ELEMENTS)
+    """Query rows in two parts; without a second, the first twice. Rows of more parts stay where they are."""
+    if HEAD > BLOCK_HEAD + BLOCK_REST:
+        query, query_rest = row_ptrs, mask
+    else:
+        query = _load_rows(row_ptrs, mask, tl.arange(0, BLOCK_HEAD), HEAD, ELEMENTS)
+        query_rest = query
+        if BLOCK_REST > 0:
+            query_rest = _load_rows(row_ptrs, mask, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, ELEMENTS)
     return query, query_rest
 
 
@@ -477,15 +476,22 @@ def _attend_tile(
     query, query_rest, key_rows, value_rows, held, is_seen, factor, softcap, acc, top, total,
     HEAD: tl.constexpr, VALUE: tl.constexpr,
     BLOCK_HEAD: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_VALUE: tl.constexpr,
-    SOFTCAP: tl.constexpr, LATENT: tl.constexpr,
+    ELEMENTS: tl.constexpr, SOFTCAP: tl.constexpr, LATENT: tl.constexpr,
 ):  # fmt: skip
     """Takes a tile of keys into the softmax of every row: those that are `held` and, unless None, `is_seen`
     [rows, keys]. Scores are to the base 2."""
-    key = _load_rows(key_rows, held, tl.arange(0, BLOCK_HEAD), HEAD, query.dtype)
-    scores = _add_products(query, key, tl.zeros([query.shape[0], key.shape[0]], tl.float32))
-    if BLOCK_REST > 0:
-        key_rest = _load_rows(key_rows, held, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, query.dtype)
-        scores = _add_products(query_rest, key_rest, scores)
+    scores = tl.zeros([query.shape[0], key_rows.shape[0]], tl.float32)
+    if HEAD > BLOCK_HEAD + BLOCK_REST:
+        for part in tl.static_range(0, HEAD, BLOCK_HEAD):
+            offs = part + tl.arange(0, BLOCK_HEAD)
+            query_part = _load_rows(query, query_rest, offs, HEAD, ELEMENTS)
+            scores = _add_products(query_part, _load_rows(key_rows, held, offs, HEAD, ELEMENTS), scores)
+    else:
+        key = _load_rows(key_rows, held, tl.arange(0, BLOCK_HEAD), HEAD, ELEMENTS)
+        scores = _add_products(query, key, scores)
+        if BLOCK_REST > 0:
+            key_rest = _load_rows(key_rows, held, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, ELEMENTS)
+            scores = _add_products(query_rest, key_rest, scores)
     if SOFTCAP:
         scores = _tanh(scores * (factor / softcap)) * (softcap * _LOG2E)
     else:
@@ -496,9 +502,10 @@ def _attend_tile(
     top, base, alpha = _raise_top(top, tl.max(scores, 1))
     weights = tl.exp2(scores - base[:, None])
     total = total * alpha + tl.sum(weights, 1)
-    value = key
-    if not LATENT:
-        value = _load_rows(value_rows, held, tl.arange(0, BLOCK_VALUE), VALUE, query.dtype)
+    if LATENT:
+        value = key
+    else:
+        value = _load_rows(value_rows, held, tl.arange(0, BLOCK_VALUE), VALUE, ELEMENTS)
     acc = tl.dot(weights.to(value.dtype), value, acc * alpha[:, None], input_precision="ieee")
     return acc, top, total
 
@@ -566,13 +573,14 @@ def _larger(a, b):
 
 
 @triton.jit
-def _prefix_splits(prefix_lens_ptr, request, longest, window, max_splits, WINDOW: tl.constexpr):
-    """The prefix, its first position that any node sees, and the length of a split of the rest."""
+def _prefix_splits(prefix_lens_ptr, request, longest, window, WINDOW: tl.constexpr, SPLIT: tl.constexpr):
+    """The prefix, its first position that any node sees, and the length of a split of the rest: SPLIT if that
+    has up to 1024 positions, 64 more for each further 2048."""
     prefix = tl.minimum(tl.maximum(tl.load(prefix_lens_ptr + request), 0), longest)
     first = 0
     if WINDOW:
         first = tl.maximum(prefix - window + 1, 0)
-    return prefix, first, tl.maximum(tl.cdiv(tl.cdiv(prefix - first, tl.maximum(max_splits, 1)), 64), 2) * 64
+    return prefix, first, SPLIT + tl.cdiv(tl.maximum(prefix - first - 1024, 0), 2048) * 64
 
 
 @triton.jit

@@ -88,20 +88,17 @@ def shared_memory(backend: str, arch: int | str) -> int:
 
 # --- tree_attention ----------------------------------------------------------------------------------------
 
-ATTENTION_SPLIT = 128  # positions of the shortest split: below, its prologue and its partial result dominate
-ATTENTION_MAX_SPLITS = 32  # of one prefix: bounds the memory of partial results
-ATTENTION_WARPS = 512  # that keep a chip busy: about one for each of its schedulers
-
 
 @dataclass(frozen=True)
 class AttentionLaunch:
     """Block sizes of the two kernels of `tree_attention`."""
 
-    block_head: int  # elements of a key in the first product; a power of two
+    block_head: int  # elements of a key in the first product, a power of two; less than all: as many products
     block_rest: int  # the other elements, 0 = none: 80 = 64 + 16 and 576 = 512 + 64 need little padding
     block_value: int
     block_rows: int  # packed rows (nodes x query heads of a group) of a program over a split
     block_keys: int  # positions of a tile of the prefix
+    split: int  # positions of a program, of prefixes up to 1024; see `attention_splits`
     warps: int
     stages: int
     block_heads: int  # query heads of a program that merges the splits of one node
@@ -120,7 +117,8 @@ def attention_launch(
     plain: bool,
     deterministic: bool,
 ) -> AttentionLaunch:
-    """Of keys with `head` and values with `value` elements, chosen so that no register spills.
+    """Of keys with `head` and values with `value` elements, chosen so that no register spills; docs/triton.md
+    has the reasons.
 
     Args:
         rows: packed rows of an average request.
@@ -129,43 +127,48 @@ def attention_launch(
             needed for more than the products.
         deterministic: nothing may depend on the batch.
     """
+    cuda, memory = backend == "cuda", shared_memory(backend, arch)
     block_head, block_rest = _attention_parts(head)
     block_value = max(next_power_of_2(value), 16)
     width = max(block_head + block_rest, block_value)
+    busy = not plain or block_rest > 0
     rows = 64 if deterministic else max(next_power_of_2(rows), 16)
-    memory = shared_memory(backend, arch)
     stages = 2
     if bytes_per_element == 4:  # no tensor cores: a thread holds rows of both operands
         block_rows, block_keys, warps = 16, 16, 8
-        stages = 2 if width <= 256 else 1
+        if width > 256:
+            block_head, block_rest, stages = 128, 0, 1
     elif width <= 128:
-        most = 128 if plain and block_rest == 0 and backend == "cuda" else 64
-        block_rows, block_keys = min(rows, most), 64
-        warps = 8 if block_rows == 128 or (block_rows == 64 and memory == 99 * 1024) else 4
+        block_rows = min(rows, 128 if cuda and not busy else 64)
+        block_keys = 64 if cuda or not busy else 32
+        joined = memory == 227 * 1024  # four warps multiply 64 rows together
+        eight = {16: busy, 32: False, 64: memory == 99 * 1024 or (busy and not joined), 128: True}
+        warps = 8 if cuda and eight[block_rows] else 4
     elif width <= 256:
-        block_rows, block_keys, warps = min(rows, 32), 32, 4
+        block_rows, block_keys, warps = min(rows, 32), 32, 8 if cuda and busy else 4
     else:
         block_rows = min(rows, 32 if memory >= 96 * 1024 else 16)
         block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8
+    split = 512 if block_rows == 128 else 128
     if deterministic:  # with the products of a path, 16 rows at least
         block_heads, merge_warps = 16, 4 if width <= 128 else 8
     else:  # 32 numbers a thread
         block_heads = min(max(4096 // block_value, 1), next_power_of_2(query_heads))
         merge_warps = max(block_heads * block_value // 1024, 1)
     return AttentionLaunch(
-        block_head, block_rest, block_value, block_rows, block_keys, warps, stages, block_heads, merge_warps
+        *(block_head, block_rest, block_value, block_rows, block_keys, split, warps, stages),
+        *(block_heads, merge_warps),
     )
 
 
-def attention_splits(positions: int, warps: int, deterministic: bool) -> int:
-    """The most splits of a prefix of up to `positions`, where `warps` run for each split.
+def attention_splits(positions: int, split: int) -> int:
+    """The most splits of any prefix of up to `positions`, 32 at most.
 
-    The splits of a request follow from this bound and its own prefix.
+    A prefix is cut by its own length alone: into splits of `split` positions if it has up to 1024, of 64 more
+    for each further 2048. That is never less than split, nor than split - 32 + 1/32 of the prefix.
     """
-    wanted = ATTENTION_MAX_SPLITS
-    if not deterministic:
-        wanted = min(max(-(-ATTENTION_WARPS // max(warps, 1)), 1), ATTENTION_MAX_SPLITS)
-    return max(min(wanted, -(-positions // ATTENTION_SPLIT)), 1)
+    shortest, longer = -(-positions // split), -(-32 * positions // (32 * (split - 32) + positions))
+    return max(min(shortest, longer), 1)
 
 
 def _attention_parts(head: int) -> tuple[int, int]:
