@@ -121,8 +121,7 @@ def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     gfx942 = targets.PROCESSORS[-1]
     found = targets.kernels(gfx942, variants.verify())
     walk = next(k for k in found if k.name == "walk_kernel" and "traversal" in k.source.constants.values())
-    options = {"num_warps": walk.warps, "num_stages": walk.stages}
-    code = triton.compile(walk.source, target=gfx942.target, options=options).asm
+    code = triton.compile(walk.source, target=gfx942.target, options=walk.options).asm
     assert ".amdhsa_tg_split 0" in code["amdgcn"]
     # One after the tree was laid out, two around the reading of a node on the way. Fences of shared memory
     # alone are annotated.

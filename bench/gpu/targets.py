@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -40,6 +41,8 @@ PROCESSORS = (
 REGISTERS = 65536  # of a multiprocessor of NVIDIA's, dealt out to warps by 256
 VECTOR_REGISTERS = 512  # of a lane of a SIMD of gfx942, dealt out to wavefronts by 8; 4 SIMDs of 8 wavefronts
 
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg", "waves_per_eu")  # that launches give
+
 DOTS = re.compile(r"tt\.dot\b.*tensor<\w*x(?:f16|bf16|f8\w*)>")  # products in a type that tensor cores take
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)")
 PTX_LOADS = re.compile(r"\bld\.global(?:\.[a-z]\w*:*\w*)*?(?:\.v(\d))?\.[bfsu](\d+)\s")
@@ -53,9 +56,11 @@ class Kernel:
 
     processor: Processor
     source: ASTSource
-    warps: int
-    stages: int
-    fusion: bool  # of multiplications and additions
+    options: dict[str, int | bool]  # of the compiler, by the names that Triton has for them
+
+    @property
+    def warps(self) -> int:
+        return self.options["num_warps"]
 
     @property
     def name(self) -> str:
@@ -98,9 +103,9 @@ def kernels(processor: Processor, calls: Iterable[Callable[[], object]]) -> list
 
     def keep(*, fn, compile, **_) -> bool:
         source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
-        options = compile["num_warps"], compile["num_stages"], compile["enable_fp_fusion"]
-        key = fn.name, source.hash(), *options
-        found.setdefault(key, Kernel(processor, source, *options))
+        every = json.loads(compile["specialization_data"])["options"]
+        options = {name: every[name] for name in OPTIONS if name in every}
+        found.setdefault((fn.name, source.hash(), *options.items()), Kernel(processor, source, options))
         return True  # and go on without it
 
     with ptx_emulator.active():  # puts the driver back at the end
@@ -131,12 +136,7 @@ def _build_at(place: int) -> Build:
 
 def build(kernel: Kernel) -> Build:
     processor = kernel.processor
-    options = {
-        "num_warps": kernel.warps,
-        "num_stages": kernel.stages,
-        "enable_fp_fusion": kernel.fusion,
-    }
-    compiled = triton.compile(kernel.source, target=processor.target, options=options)
+    compiled = triton.compile(kernel.source, target=processor.target, options=kernel.options)
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     if processor.target.backend == "hip":
         text = compiled.asm["amdgcn"]

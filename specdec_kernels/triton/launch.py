@@ -259,3 +259,9 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     warp leave no spills."""
     block = max(next_power_of_2(branches), 8)
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
+
+
+def walk_registers(backend: str) -> dict[str, int]:
+    """Options of the compiler: up to 168 registers for a thread of the walk. Left alone it takes 255, or
+    spills to make do with 128."""
+    return {"maxnreg": 168} if backend == "cuda" else {"waves_per_eu": 3}

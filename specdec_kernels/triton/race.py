@@ -42,22 +42,17 @@ def race_law(
     row_ptr, begin, end, vocab, bitmask_ptr,
     max, slope, cut,
     seed, position, purpose,
-    TILE: tl.constexpr, CUT: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     """The race over tokens [begin, end) of a row's law, `begin` a multiple of 4: p(x) proportional to
-    2^((x - max) slope) for x >= cut (where CUT)."""
+    2^((x - max) slope) for x >= cut."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
         x = read_row(row_ptr, tokens, vocab, bitmask_ptr)
-        if CUT:
-            if tl.max(x) >= cut:  # few tiles have anything that is kept
-                weights = tl.where(x >= cut, tl.exp2(exponent_of(x, max, slope)), 0.0)
-                words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
-                score, token = race(weights, words, tokens, score, token)
-        else:
-            weights = tl.exp2(exponent_of(x, max, slope))
+        if tl.max(x) >= cut:  # few tiles have anything that is kept
+            weights = tl.where(x >= cut, tl.exp2(exponent_of(x, max, slope)), 0.0)
             words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
             score, token = race(weights, words, tokens, score, token)
     return score, token

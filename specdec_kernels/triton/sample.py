@@ -178,7 +178,7 @@ def _draw_kernel(
             bitmask_row(target, b),
             law.top, law.slope, law.cut,
             tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT,
-            TILE, True,
+            TILE,
         )  # fmt: skip
         winners = winners_of(scratch, b, SPLITS)
         store_split(winners, split, Split(law.top, 0.0, token, 0, score))

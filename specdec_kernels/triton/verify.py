@@ -9,10 +9,12 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
+from triton.runtime import driver
+
 from .arguments import Draft, layout, may_cut, sampling_of, scratch_of, target_of
 from .cuts import BINS
 from .draw import GOAL, draw_kernel
-from .launch import verify_launch
+from .launch import verify_launch, walk_registers
 from .measure import RESULT, measure_kernel
 from .walk import VISIT, walk_kernel
 
@@ -112,6 +114,7 @@ def verify(
         TILE=launch.row_tile,
         RACE_TILE=launch.row_race_tile,
         num_warps=launch.row_warps,
+        **walk_registers(driver.active.get_current_target().backend),
     )
     if rule != "match":
         draw_kernel[(requests, launch.draw_splits)](
