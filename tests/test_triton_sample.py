@@ -133,6 +133,29 @@ def test_wide_cuts_agree(dtype):
         check_agreement(logits, rows, seed=seed)
 
 
+@pytest.mark.parametrize(
+    "dtype, top_k, top_p, reads",
+    [
+        (torch.bfloat16, 2000, 1.0, 2),
+        (torch.bfloat16, 2000, 0.9, 2),
+        (torch.bfloat16, 0, 0.95, 2),
+        (torch.float16, 2000, 0.9, 2),
+        (torch.float32, 2000, 1.0, 3),
+        (torch.float32, 2000, 0.9, 3),
+        (torch.float32, 0, 0.95, 3),
+        (torch.bfloat16, 50, 0.9, 1),
+        (torch.float32, 50, 0.9, 1),
+    ],
+)
+def test_wide_cuts_read_a_row_as_often_as_stated(dtype, top_k, top_p, reads):
+    """And at most so; bins are read besides, less than half a row for each read."""
+    logits = (torch.randn(2, 100_001, generator=generator(7)) * 1.5 + 1).to(dtype)
+    with ptx_emulator.count() as counted:
+        sdk.sample(logits, sdk.SamplingParams(1.2, top_k, top_p), backend="triton", **keys(2))
+    settle = next(launch for launch in counted if launch.name == "_settle_kernel")
+    assert settle.n["global_ld_bytes"] / (logits.numel() * logits.element_size()) < reads * 1.5
+
+
 def test_scores_in_one_group_agree():
     """Large scores that share a group are missing from the list, which the floor tells."""
     logits = torch.randn(BATCH, 20_001, generator=generator(4))

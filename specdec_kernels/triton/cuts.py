@@ -29,7 +29,7 @@ _LANES = tl.constexpr(256)  # bins, and scores sorted into them, taken together:
 _WIDTH = tl.constexpr(0.03125)  # of a bin of scores: a power of two, so that multiples of it are exact
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _LEVELS = tl.constexpr(8)  # more than ever needed: each but the first takes 11 of 32 bits off a key
-_MOST_LISTED = tl.constexpr(256)  # a wider top_k seldom has its threshold in the list
+_MOST_LISTED = tl.constexpr(256)  # the threshold of a top_k or nucleus of more is seldom in the list
 
 
 @triton.jit
@@ -47,7 +47,8 @@ def row_cut(
     counting = (top_k >= 1) & (top_k < size)
     summing = top_p < 1
     known = (min_p > 0) == 0
-    if (counting & (top_k <= _MOST_LISTED)) | (summing & (counting == 0)):
+    fewest = tl.where(counting, top_k, top_p * mass)  # scores that are kept: the largest has the weight 1
+    if (counting | summing) & (fewest <= _MOST_LISTED):
         a, b, c, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
         lowest = tl.min(_lowest_above(a, _lowest_above(b, _lowest_above(c, max, floor), floor), floor))
         grain = tl.min(tl.minimum(tl.minimum(_lowest_bit(a), _lowest_bit(b)), _lowest_bit(c)))
@@ -156,15 +157,17 @@ def _between(low, high, grain):
 
 
 @triton.jit
-def _key_of(x):
-    """Integers in the order of the scores, int32."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # -0 is 0
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _key_of(x, GRAIN: tl.constexpr):
+    """Integers in the order of the scores, int32; one for every 2^GRAIN float32 from 0 on."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits) >> GRAIN
 
 
 @triton.jit
-def _score_of(key):
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def _score_of(key, GRAIN: tl.constexpr):
+    """The lowest score with a key."""
+    key = key << GRAIN
+    return tl.where(key < 0, -key | -0x80000000, key).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -180,9 +183,12 @@ def _narrow(row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p,
 
     Two reads do for 16 bits and three for float32, but for thresholds within WIDTH of 0 or more than
     BINS * WIDTH below `max`, which take one more."""
-    GRAIN: tl.constexpr = 16 if row_ptr.dtype.element_ty != tl.float32 else 0  # low bits that tell nothing
+    # The bits of a float32 that scores of 16 bits leave 0.
+    GRAIN: tl.constexpr = (
+        16 if row_ptr.dtype.element_ty == tl.bfloat16 else 13 if row_ptr.dtype.element_ty == tl.float16 else 0
+    )
     k_bins, k_masses, p_masses = bins_ptr, bins_ptr + _BINS, bins_ptr + 2 * _BINS
-    low_key, high_key = _key_of(tl.maximum(cut, _LOWEST)), _key_of(max)
+    low_key, high_key = -_key_of(-tl.maximum(cut, _LOWEST), GRAIN), _key_of(max, GRAIN)
     unit = tl.exp2(
         61.0 - tl.floor(tl.log2(tl.cast(size, tl.float32)))
     )  # masses are integers, in units of its inverse
@@ -200,7 +206,7 @@ def _narrow(row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p,
             tl.debug_barrier()
             for begin in range(0, size, _LANES):
                 x = read_row(row_ptr, begin + tl.arange(0, _LANES), size, bitmask_ptr)
-                key = _key_of(x)
+                key = _key_of(x, GRAIN)
                 if level == 0:
                     k_bin = _step_of(x, max)
                     p_bin = k_bin
@@ -219,9 +225,9 @@ def _narrow(row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p,
                 k_above = before
                 k_mass_above += _sum_before(k_masses, place)
                 most = k_mass_above + tl.load(k_masses + place)
-                k_low, k_high = _interval(level, place, place, k_low, k_high, k_shift, max)
-                if (through <= top_k) | (through - before == 1) | (k_low >> GRAIN == k_high >> GRAIN):
-                    cut = tl.maximum(cut, _score_of(k_low))
+                k_low, k_high = _interval(level, place, place, k_low, k_high, k_shift, max, GRAIN)
+                if (through <= top_k) | (through - before == 1) | (k_low == k_high):
+                    cut = tl.maximum(cut, _score_of(k_low, GRAIN))
                     k_low, k_high = k_high + 1, k_high
             elif level == 0:
                 _, _, most = _find(p_masses, p_mass_above, tl.full([], 2**62, tl.int64))
@@ -230,11 +236,11 @@ def _narrow(row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p,
                 first, before, _ = _find(p_masses, p_mass_above, _share(top_p, least))
                 last, _, mass = _find(p_masses, p_mass_above, _share(top_p, most))
                 p_mass_above = before
-                p_low, p_high = _interval(level, first, last, p_low, p_high, p_shift, max)
-                lightest = tl.exp2((_score_of(p_low) - max) * slope) * unit
+                p_low, p_high = _interval(level, first, last, p_low, p_high, p_shift, max, GRAIN)
+                lightest = tl.exp2((_score_of(p_low, GRAIN) - max) * slope) * unit
                 single = (mass - before).to(tl.float32) < 1.5 * lightest
-                if single | (p_low >> GRAIN == p_high >> GRAIN):
-                    cut = tl.maximum(cut, _score_of(p_low))
+                if single | (p_low == p_high):
+                    cut = tl.maximum(cut, _score_of(p_low, GRAIN))
                     most = mass
                     p_low, k_low = p_high + 1, k_high + 1
             tl.debug_barrier()
@@ -264,18 +270,18 @@ def _step_of(x, max):
 
 
 @triton.jit
-def _upper_end(level, place, high_key, shift, max):
+def _upper_end(level, place, high_key, shift, max, GRAIN: tl.constexpr):
     """The largest key of a bin, int64."""
-    key = tl.where(place == 0, high_key, _key_of(_end_of_step(place, max)))
+    key = tl.where(place == 0, high_key, _key_of(_end_of_step(place, max), GRAIN))
     return tl.where(level == 0, key.to(tl.int64), high_key - (place.to(tl.int64) << shift))
 
 
 @triton.jit
-def _interval(level, first, last, low_key, high_key, shift, max):
+def _interval(level, first, last, low_key, high_key, shift, max, GRAIN: tl.constexpr):
     """The smallest and the largest key of some bins."""
-    low = tl.maximum(_upper_end(level, last + 1, high_key, shift, max) + 1, low_key)
+    low = tl.maximum(_upper_end(level, last + 1, high_key, shift, max, GRAIN) + 1, low_key)
     low = tl.where(last == _BINS - 1, low_key, low)
-    return low.to(tl.int32), _upper_end(level, first, high_key, shift, max).to(tl.int32)
+    return low.to(tl.int32), _upper_end(level, first, high_key, shift, max, GRAIN).to(tl.int32)
 
 
 @triton.jit
