@@ -68,9 +68,9 @@ def race_words(seed, position, purpose, node, index):
 def token_word(seed, position, purpose, node, token):
     """The words of some tokens (>= 0, a scalar or a tensor)."""
     word0, word1, word2, word3 = words(seed, position, purpose, node, token >> 2)
-    even = tl.where(token & 2, word2, word0)
-    odd = tl.where(token & 2, word3, word1)
-    return tl.where(token & 1, odd, even)
+    even = tl.where((token & 2) != 0, word2, word0)
+    odd = tl.where((token & 2) != 0, word3, word1)
+    return tl.where((token & 1) != 0, odd, even)
 
 
 @triton.jit

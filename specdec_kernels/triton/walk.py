@@ -545,10 +545,11 @@ def _lossy(
                 elif law.point < 0:
                     bar = 1.0 / law.mass - value1
                     if law.top < float("inf"):
+                        one = tl.full([], 1.0, tl.float32)
                         score_bar, _ = row_cut(
                             target_row(target, row), target.vocab, bitmask_row(target, row), request.bins,
                             law.slope, law.top, law.mass.to(tl.float32),
-                            value0, 1.0, 0.0, TILE,
+                            value0.to(tl.float32), one, 0.0 * one, TILE,
                         )  # fmt: skip
             while key >= 0:
                 child = node_of(key)
