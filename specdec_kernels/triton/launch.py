@@ -261,7 +261,9 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
-def walk_registers(backend: str) -> dict[str, int]:
-    """Options of the compiler: up to 168 registers for a thread of the walk. Left alone it takes 255, or
-    spills to make do with 128."""
+def walk_registers(backend: str, cuts: bool) -> dict[str, int]:
+    """Options of the compiler: with cuts, up to 168 registers for a thread of the walk. Left alone it takes
+    255, or spills to make do with 128; without cuts it needs no telling."""
+    if not cuts:
+        return {}
     return {"maxnreg": 168} if backend == "cuda" else {"waves_per_eu": 3}

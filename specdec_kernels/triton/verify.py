@@ -114,7 +114,7 @@ def verify(
         TILE=launch.row_tile,
         RACE_TILE=launch.row_race_tile,
         num_warps=launch.row_warps,
-        **walk_registers(driver.active.get_current_target().backend),
+        **walk_registers(driver.active.get_current_target().backend, cuts or draft_cuts),
     )
     if rule != "match":
         draw_kernel[(requests, launch.draw_splits)](
