@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from cases import RULES, both_with_traces, random_case
+from each import BACKENDS
 
 import specdec_kernels as sdk
 
@@ -77,7 +78,7 @@ def test_a_cycle_of_links_ends():
         assert sdk.verify(torch.zeros(4, 5), tree, rule=rule).num_tokens.item() >= 1
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_status_of_visited_rows(rule, backend, temperature):
@@ -104,7 +105,7 @@ def test_status_of_visited_rows(rule, backend, temperature):
     assert verified.tokens[0, 0] != 1
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_row_emits_the_lowest_allowed_token(backend):
     logits = torch.full((3, 40), -float("inf"))
     allowed = torch.tensor([[0b1000, 0], [0, 0b10], [0, 0]]).int()
@@ -112,7 +113,7 @@ def test_an_empty_row_emits_the_lowest_allowed_token(backend):
     assert sdk.sample(logits, token_bitmask=allowed, **keys).tolist() == [3, 33, 0]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_infinite_entries_share_the_mass(backend):
     logits = torch.randn(400, 100)
     logits[:, [7, 70]] = float("inf")

@@ -41,3 +41,9 @@ def test_continuations_are_compared_in_small_tiles(branches):
     block, depths, warps = launch.ngram_branches(branches)
     assert branches <= block < max(2 * branches, 9) and block * depths == max(128, block)
     assert warps == {8: 1, 16: 1, 128: 4, 256: 8, 1024: 8}[block]
+
+
+def test_only_walks_with_cuts_are_held_to_registers():
+    assert launch.walk_registers("cuda", False) == launch.walk_registers("hip", False) == {}
+    assert launch.walk_registers("cuda", True) == {"maxnreg": 168}
+    assert 512 // launch.walk_registers("hip", True)["waves_per_eu"] // 8 * 8 == 168
