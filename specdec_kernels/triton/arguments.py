@@ -65,8 +65,8 @@ class Request(NamedTuple):
 
     index: tl.tensor  # int64
     first: tl.tensor  # int64, row of its root
-    sampling: Sampling
-    drafted_by: Sampling
+    params: Params
+    drafted_by: Params
     draft_count: tl.tensor  # rows of the draft's logits
     seed: tl.tensor
     position: tl.tensor
@@ -125,16 +125,6 @@ def params_of(sampling, request):
         number_of(sampling.top_ps, sampling.top_p, request),
         number_of(sampling.min_ps, sampling.min_p, request),
     )
-
-
-@triton.jit
-def target_params(request):
-    return params_of(request.sampling, request.index)  # asked for anew each time: registers are scarce
-
-
-@triton.jit
-def draft_params(request):
-    return params_of(request.drafted_by, request.index)
 
 
 @triton.jit

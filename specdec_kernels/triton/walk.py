@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import Params, Request, bitmask_row, has_cuts, target_params, target_row
+from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target_row
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
 from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
@@ -90,7 +90,7 @@ def walk_kernel(
     depth = tl.full([], -1, tl.int32)
     if count > 0:
         request = Request(
-            b, first.to(tl.int64), sampling, draft_sampling, draft_count,
+            b, first.to(tl.int64), params_of(sampling, b), params_of(draft_sampling, b), draft_count,
             tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
             (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS,
         )  # fmt: skip
@@ -115,7 +115,7 @@ def walk_kernel(
         if trace_thresholds_ptr is not None:
             trace_thresholds = trace_thresholds_ptr + first
             trace_masses = trace_masses_ptr + first
-        greedy = (target_params(request).temperature > 0) == 0
+        greedy = (request.params.temperature > 0) == 0
         if RULE == "match":
             node, depth = _match(
                 target, scratch, tree, request, width,
@@ -197,9 +197,7 @@ def _match(
     while child >= 0:
         node = child
         row = request.first + node
-        law, found = target_law(
-            target, scratch, row, target_params(request), request.bins, CUTS, SPLIT, SPLITS, TILE
-        )
+        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
         status |= found
         token = law.point
         if RACE:
@@ -210,7 +208,7 @@ def _match(
                 scores *= tl.exp2(exponent_of(maxima, law.top, law.slope))
                 _, token = merge_races(scores, tokens)
                 if CUTS:
-                    if has_cuts(target_params(request), target.vocab):
+                    if has_cuts(request.params, target.vocab):
                         _, token = race_law(
                             target_row(target, row), 0, target.vocab, target.vocab, bitmask_row(target, row),
                             law.top, law.slope, law.cut,
@@ -251,7 +249,7 @@ def _token(
         key = _first_child(tree, index, depth, width)
         loaded = key >= 0
         if CUTS:
-            loaded = loaded | has_cuts(target_params(request), target.vocab)
+            loaded = loaded | has_cuts(request.params, target.vocab)
         if loaded:
             node, found = load_node(
                 target, draft, scratch, tree, request, index,
@@ -440,7 +438,7 @@ def _traversal(
         else:
             wanted = following >= 0
             if CUTS:
-                wanted = wanted | has_cuts(target_params(request), target.vocab)
+                wanted = wanted | has_cuts(request.params, target.vocab)
             if wanted & (not loaded):
                 node, found = load_node(
                     target, draft, scratch, tree, request, index,
@@ -528,7 +526,7 @@ def _lossy(
                 status |= found
             elif RULE != "synthetic":
                 # At temperature 0 the law at temperature 1 is tested.
-                params = target_params(request)
+                params = request.params
                 temperature = tl.where(params.temperature > 0, params.temperature, 1.0)
                 testing = Params(temperature, params.top_k, params.top_p, params.min_p)
                 law, found = target_law(
@@ -577,13 +575,11 @@ def _lossy(
                 key = next_child(tree, index, key)
     row = request.first + best
     node = unloaded(row)
-    loaded = (target_params(request).temperature > 0) == 0
+    loaded = (request.params.temperature > 0) == 0
     if CUTS:
-        loaded = loaded | has_cuts(target_params(request), target.vocab)
+        loaded = loaded | has_cuts(request.params, target.vocab)
     if loaded:
-        law, found = target_law(
-            target, scratch, row, target_params(request), request.bins, CUTS, SPLIT, SPLITS, TILE
-        )
+        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
         status |= found
         node = Node(
             law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
@@ -594,9 +590,7 @@ def _lossy(
         for up in range(0, best_depth):
             parent = parent_of(tree, index)
             row = request.first + parent
-            law, _ = target_law(
-                target, scratch, row, target_params(request), request.bins, CUTS, SPLIT, SPLITS, TILE
-            )
+            law, _ = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
             _emit(out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index)))
             index = parent
     return best, best_depth
