@@ -43,7 +43,8 @@ def test_continuations_are_compared_in_small_tiles(branches):
     assert warps == {8: 1, 16: 1, 128: 4, 256: 8, 1024: 8}[block]
 
 
-def test_only_walks_with_cuts_are_held_to_registers():
-    assert launch.walk_registers("cuda", False) == launch.walk_registers("hip", False) == {}
-    assert launch.walk_registers("cuda", True) == {"maxnreg": 168}
-    assert 512 // launch.walk_registers("hip", True)["waves_per_eu"] // 8 * 8 == 168
+def test_registers_are_limited_where_compilers_would_spill():
+    assert {launch.registers("cuda", arch, True)["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
+    limits = [launch.registers("cuda", arch, False).get("maxnreg") for arch in (80, 90, 100, 103, 120)]
+    assert limits == [None, 152, 152, 152, None]
+    assert launch.registers("hip", "gfx942", True) == {}

@@ -8,7 +8,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
+from .launch import registers
 from .row import number_of
 
 
@@ -101,6 +104,14 @@ def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
     return Sampling(*numbers, *(per_request or [None] * 4))
+
+
+def compiler_options(cuts: bool) -> dict[str, int]:
+    """Of kernels that settle laws, for the device at hand."""
+    if knobs.runtime.interpret:
+        return {}
+    target = driver.active.get_current_target()
+    return registers(target.backend, target.arch, cuts)
 
 
 def may_cut(sampling: Sampling) -> bool:

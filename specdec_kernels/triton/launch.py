@@ -261,9 +261,18 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
-def walk_registers(backend: str, cuts: bool) -> dict[str, int]:
-    """Options of the compiler: with cuts, up to 168 registers for a thread of the walk. Left alone it takes
-    255, or spills to make do with 128; without cuts it needs no telling."""
-    if not cuts:
+def registers(backend: str, arch: int | str, cuts: bool) -> dict[str, int]:
+    """Options of the compiler for kernels that settle laws: registers of a thread.
+
+    Left alone, ptxas spills a few of them to have more warps resident, or takes 255.
+
+    | most | where | reason |
+    |---|---|---|
+    | 168 | with cuts | every form but one does with them |
+    | 152 | without, on sm_90 and sm_100 | more than any form needs there; sm_80 and sm_120 need no telling |
+    """
+    if backend != "cuda":
         return {}
-    return {"maxnreg": 168} if backend == "cuda" else {"waves_per_eu": 3}
+    if cuts:
+        return {"maxnreg": 168}
+    return {"maxnreg": 152} if arch in (90, 100, 103) else {}

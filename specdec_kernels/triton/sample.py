@@ -16,6 +16,7 @@ from .arguments import (
     Scratch,
     Target,
     bitmask_row,
+    compiler_options,
     may_cut,
     params_of,
     sampling_of,
@@ -102,6 +103,7 @@ def settle_rows(
         CUTS=cuts,
         TILE=passes.row_tile,
         num_warps=passes.row_warps,
+        **compiler_options(cuts),
     )
     return scratch
 

@@ -9,12 +9,10 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
-from triton.runtime import driver
-
-from .arguments import Draft, layout, may_cut, sampling_of, scratch_of, target_of
+from .arguments import Draft, compiler_options, layout, may_cut, sampling_of, scratch_of, target_of
 from .cuts import BINS
 from .draw import GOAL, draw_kernel
-from .launch import verify_launch, walk_registers
+from .launch import verify_launch
 from .measure import RESULT, measure_kernel
 from .walk import VISIT, walk_kernel
 
@@ -114,7 +112,7 @@ def verify(
         TILE=launch.row_tile,
         RACE_TILE=launch.row_race_tile,
         num_warps=launch.row_warps,
-        **walk_registers(driver.active.get_current_target().backend, cuts or draft_cuts),
+        **compiler_options(cuts or draft_cuts),
     )
     if rule != "match":
         draw_kernel[(requests, launch.draw_splits)](
