@@ -148,12 +148,13 @@ def test_wide_cuts_agree(dtype):
     ],
 )
 def test_wide_cuts_read_a_row_as_often_as_stated(dtype, top_k, top_p, reads):
-    """And at most so; bins are read besides, less than half a row for each read."""
+    """And at most so; bins are read besides, less than half a row for each read and than a row in all."""
     logits = (torch.randn(2, 100_001, generator=generator(7)) * 1.5 + 1).to(dtype)
     with ptx_emulator.count() as counted:
         sdk.sample(logits, sdk.SamplingParams(1.2, top_k, top_p), backend="triton", **keys(2))
     settle = next(launch for launch in counted if launch.name == "_settle_kernel")
-    assert settle.n["global_ld_bytes"] / (logits.numel() * logits.element_size()) < reads * 1.5
+    read = settle.n["global_ld_bytes"] / (logits.numel() * logits.element_size())
+    assert read < min(reads * 1.5, reads + 1)
 
 
 def test_scores_in_one_group_agree():

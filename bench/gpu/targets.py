@@ -41,7 +41,7 @@ PROCESSORS = (
 REGISTERS = 65536  # of a multiprocessor of NVIDIA's, dealt out to warps by 256
 VECTOR_REGISTERS = 512  # of a lane of a SIMD of gfx942, dealt out to wavefronts by 8; 4 SIMDs of 8 wavefronts
 
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg", "waves_per_eu")  # that launches give
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")  # that launches give
 
 DOTS = re.compile(r"tt\.dot\b.*tensor<\w*x(?:f16|bf16|f8\w*)>")  # products in a type that tensor cores take
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)")
