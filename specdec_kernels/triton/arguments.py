@@ -55,7 +55,7 @@ class Sampling(NamedTuple):
 
 
 class Params(NamedTuple):
-    """What holds for one request, float32."""
+    """What holds for one request, float32. In memory, in this order."""
 
     temperature: tl.tensor
     top_k: tl.tensor
@@ -64,15 +64,16 @@ class Params(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One request of a walk."""
+    """One request of a walk. What pointers lead to is read where it is used: what follows from numbers
+    (bounds of cuts, schedules of keys) is computed before all loops otherwise, where it fills registers."""
 
     index: tl.tensor  # int64
     first: tl.tensor  # int64, row of its root
-    params: Params
-    drafted_by: Params
+    params: tl.tensor  # -> Params
+    drafted_by: tl.tensor  # -> Params
     draft_count: tl.tensor  # rows of the draft's logits
-    seed: tl.tensor
-    position: tl.tensor
+    seed: tl.tensor  # -> int64
+    position: tl.tensor  # -> int64
     bins: tl.tensor  # [BINS] int64 of its own
 
 
@@ -82,6 +83,7 @@ class Scratch(NamedTuple):
 
     words: tl.tensor
     sides: tl.tensor  # 2 where draft rows are measured as well as the target's, else 1
+    params: tl.tensor  # [B, 2] Params, float32: of the target and of the draft
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
@@ -136,6 +138,17 @@ def params_of(sampling, request):
         number_of(sampling.top_ps, sampling.top_p, request),
         number_of(sampling.min_ps, sampling.min_p, request),
     )
+
+
+@triton.jit
+def save_params(words, params):
+    for i in tl.static_range(len(params)):
+        tl.store(words + i, params[i])
+
+
+@triton.jit
+def load_params(words):
+    return Params(tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3))
 
 
 @triton.jit

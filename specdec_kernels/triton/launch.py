@@ -262,17 +262,10 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
 
 
 def registers(backend: str, arch: int | str, cuts: bool) -> dict[str, int]:
-    """Options of the compiler for kernels that settle laws: registers of a thread.
+    """Options of the compiler for kernels that settle laws: 168 registers of a thread.
 
-    Left alone, ptxas spills a few of them to have more warps resident, or takes 255.
-
-    | most | where | reason |
-    |---|---|---|
-    | 168 | with cuts | every form but one does with them |
-    | 152 | without, on sm_90 and sm_100 | more than any form needs there; sm_80 and sm_120 need no telling |
+    Left alone, ptxas takes 255 where there are cuts, and elsewhere, on sm_90 and sm_100, spills some to have
+    more warps resident. sm_80 and sm_120 need no telling there.
     """
-    if backend != "cuda":
-        return {}
-    if cuts:
-        return {"maxnreg": 168}
-    return {"maxnreg": 152} if arch in (90, 100, 103) else {}
+    told = backend == "cuda" and (cuts or arch in (90, 100, 103))
+    return {"maxnreg": 168} if told else {}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_row, draft_row, drawn_from, target_row
+from .arguments import bitmask_row, draft_row, drawn_from, load_params, target_row
 from .law import (
     Law,
     draft_law,
@@ -81,7 +81,9 @@ def load_node(
 ):  # fmt: skip
     """What the tests of a node's children need of its rows, and the status bits of the target's."""
     row = request.first + index
-    p, status = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+    p, status = target_law(
+        target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
+    )
     node = unloaded(row)
     kinds = proposals_of(tree, index)
     q = node.q
@@ -97,7 +99,7 @@ def load_node(
                             source = tl.full([], -1, tl.int64)
                 else:
                     q, sound = draft_law(
-                        draft, scratch, row, source, request.drafted_by, request.bins,
+                        draft, scratch, row, source, load_params(request.drafted_by), request.bins,
                         DRAFT_CUTS, SPLIT, SPLITS, TILE,
                     )  # fmt: skip
                     source = tl.where(sound, source, -1)

@@ -56,6 +56,7 @@ def verify(
         target_logits.device,
         rows * sides * launch.padded_splits * RESULT,
         sides,
+        params=requests * 4,
         visits=rows * VISIT,
         nodes=rows,
         ranks=rows if first_child is not None else 0,

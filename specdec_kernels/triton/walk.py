@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import Params, Request, bitmask_row, has_cuts, params_of, target_row
+from .arguments import Params, Request, bitmask_row, has_cuts, load_params, params_of, save_params, target_row
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
 from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
@@ -89,9 +89,12 @@ def walk_kernel(
         out_logprobs = out_logprobs_ptr + b * width
     depth = tl.full([], -1, tl.int32)
     if count > 0:
+        params = (scratch.words + scratch.params).to(tl.pointer_type(tl.float32)) + b * 8
+        save_params(params, params_of(sampling, b))
+        save_params(params + 4, params_of(draft_sampling, b))
         request = Request(
-            b, first.to(tl.int64), params_of(sampling, b), params_of(draft_sampling, b), draft_count,
-            tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
+            b, first.to(tl.int64), params, params + 4, draft_count,
+            seeds_ptr + b, positions_ptr + b,
             (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS,
         )  # fmt: skip
         visits = scratch.words + scratch.visits + first.to(tl.int64) * _VISIT
@@ -115,7 +118,7 @@ def walk_kernel(
         if trace_thresholds_ptr is not None:
             trace_thresholds = trace_thresholds_ptr + first
             trace_masses = trace_masses_ptr + first
-        greedy = (request.params.temperature > 0) == 0
+        greedy = (tl.load(request.params) > 0) == 0
         if RULE == "match":
             node, depth = _match(
                 target, scratch, tree, request, width,
@@ -162,6 +165,16 @@ def walk_kernel(
 
 
 @triton.jit
+def _has_cuts(request, target):
+    return has_cuts(load_params(request.params), target.vocab)
+
+
+@triton.jit
+def _coin(request, node):
+    return coin(tl.load(request.seed), tl.load(request.position), node)
+
+
+@triton.jit
 def _write_path(tree, node, depth, out_tokens, out_path):
     while depth > 0:
         tl.store(out_path + depth, node)
@@ -197,7 +210,9 @@ def _match(
     while child >= 0:
         node = child
         row = request.first + node
-        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+        law, found = target_law(
+            target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
+        )
         status |= found
         token = law.point
         if RACE:
@@ -208,11 +223,11 @@ def _match(
                 scores *= tl.exp2(exponent_of(maxima, law.top, law.slope))
                 _, token = merge_races(scores, tokens)
                 if CUTS:
-                    if has_cuts(request.params, target.vocab):
+                    if _has_cuts(request, target):
                         _, token = race_law(
                             target_row(target, row), 0, target.vocab, target.vocab, bitmask_row(target, row),
                             law.top, law.slope, law.cut,
-                            request.seed, request.position + depth, NEXT,
+                            tl.load(request.seed), tl.load(request.position) + depth, NEXT,
                             RACE_TILE,
                         )  # fmt: skip
         token = tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64)
@@ -249,7 +264,7 @@ def _token(
         key = _first_child(tree, index, depth, width)
         loaded = key >= 0
         if CUTS:
-            loaded = loaded | has_cuts(request.params, target.vocab)
+            loaded = loaded | _has_cuts(request, target)
         if loaded:
             node, found = load_node(
                 target, draft, scratch, tree, request, index,
@@ -265,7 +280,7 @@ def _token(
             left, q, state = tested(target, draft, tree, index, node, state, key, token, proposal)
             if trace_thresholds is not None:
                 tl.store(trace_thresholds + child, _ratio(left, q))
-            if coin(request.seed, request.position, child).to(tl.float64) * q < left:
+            if _coin(request, child).to(tl.float64) * q < left:
                 _emit(out_logprobs, depth, target, node.row, node.p, token)
                 index = child
                 depth += 1
@@ -314,7 +329,14 @@ def _set_goal(words, target, draft, tree, request, index, depth, node, state, lo
         special = node.special
         if special > 0:
             score, token, p_score, p_token = special_race(
-                target, draft, tree, index, node, state, request.seed, request.position + depth
+                target,
+                draft,
+                tree,
+                index,
+                node,
+                state,
+                tl.load(request.seed),
+                tl.load(request.position) + depth,
             )
     save_goal(
         words,
@@ -329,14 +351,19 @@ def _set_goal(words, target, draft, tree, request, index, depth, node, state, lo
 
 
 @triton.jit
-def _save_visit(words, w, left, key, following, loaded, node, state):
-    """A node on the way and what is known of it; keys do not fit into a float64."""
+def _save_visit(words, w, left, key, following, loaded):
+    """What is known of a node on the way before its rows are looked at; keys do not fit into a float64."""
     keys = words.to(tl.pointer_type(tl.int64))
     tl.store(words, w)
     tl.store(words + 1, left)
     tl.store(keys + 2, key)
     tl.store(keys + 3, following)
     tl.store(keys + 4, loaded.to(tl.int64))
+
+
+@triton.jit
+def _save_node(words, node, state):
+    keys = words.to(tl.pointer_type(tl.int64))
     save_law(words + 5, node.p)
     save_law(words + 10, node.q)
     tl.store(keys + 15, node.drawn_from)
@@ -356,19 +383,20 @@ def _save_visit(words, w, left, key, following, loaded, node, state):
 @triton.jit
 def _load_visit(words, row):
     keys = words.to(tl.pointer_type(tl.int64))
-    node = Node(
-        load_law(words + 5), load_law(words + 10), row,
-        tl.load(keys + 15), tl.load(keys + 16).to(tl.int32),
-        tl.load(words + 17).to(tl.float32), tl.load(words + 18), tl.load(words + 19),
-    )  # fmt: skip
-    state = Residual(
-        tl.load(words + 20), tl.load(words + 21), tl.load(words + 22),
-        tl.load(keys + 23), tl.load(keys + 24), tl.load(keys + 25), tl.load(words + 26),
-    )  # fmt: skip
-    return (
-        tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), tl.load(keys + 4) > 0,
-        node, state,
-    )  # fmt: skip
+    node = unloaded(row)
+    state = whole()
+    loaded = tl.load(keys + 4) > 0
+    if loaded:
+        node = Node(
+            load_law(words + 5), load_law(words + 10), row,
+            tl.load(keys + 15), tl.load(keys + 16).to(tl.int32),
+            tl.load(words + 17).to(tl.float32), tl.load(words + 18), tl.load(words + 19),
+        )  # fmt: skip
+        state = Residual(
+            tl.load(words + 20), tl.load(words + 21), tl.load(words + 22),
+            tl.load(keys + 23), tl.load(keys + 24), tl.load(keys + 25), tl.load(words + 26),
+        )  # fmt: skip
+    return tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), loaded, node, state
 
 
 @triton.jit
@@ -390,28 +418,20 @@ def _traversal(
     walking = tl.full([], 1, tl.int32)
     one = tl.full([], 1.0, tl.float64)
     none = tl.full([], -1, tl.int64)
-    _save_visit(
-        visits,
-        one,
-        one,
-        none,
-        _first_child(tree, index, depth, width),
-        index,
-        unloaded(request.first),
-        whole(),
-    )
+    _save_visit(visits, one, one, none, _first_child(tree, index, depth, width), index)
     steps = 3 * tree.count + 3  # more than a sound tree needs
     while (walking > 0) & (steps > 0):
         steps -= 1
         tl.debug_barrier()
         row = request.first + index
-        w, left, key, following, loaded, node, state = _load_visit(visits + index * _VISIT, row)
+        visit = visits + index * _VISIT
+        w, left, key, following, loaded, node, state = _load_visit(visit, row)
         tl.debug_barrier()
         failed = index < 0
         if rejected > 0:
             # A rejection never raises w. Where the coin fails already and no sibling is left, the residual
             # is not needed.
-            u = coin(request.seed, request.position, index)
+            u = _coin(request, index)
             failed = (following < 0) & (depth > 0) & (u.to(tl.float64) >= w)
             if not failed:
                 child = tl.minimum(node_of(key), tree.count - 1)
@@ -430,7 +450,7 @@ def _traversal(
         if ready & (depth > 0):
             if trace_thresholds is not None:
                 tl.store(trace_thresholds + index, w)
-            failed = not (coin(request.seed, request.position, index).to(tl.float64) < w)
+            failed = not (_coin(request, index).to(tl.float64) < w)
         if failed:
             index = tl.maximum(parent_of(tree, index), 0)
             depth = tl.maximum(depth - 1, 0)
@@ -438,7 +458,7 @@ def _traversal(
         else:
             wanted = following >= 0
             if CUTS:
-                wanted = wanted | has_cuts(request.params, target.vocab)
+                wanted = wanted | _has_cuts(request, target)
             if wanted & (not loaded):
                 node, found = load_node(
                     target, draft, scratch, tree, request, index,
@@ -460,14 +480,14 @@ def _traversal(
                     target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
                 )
                 down = _ratio(w * left, q)
-                _save_visit(visits + index * _VISIT, w, left, key, following, loaded, node, state)
+                _save_visit(visit, w, left, key, following, loaded)
+                _save_node(visit, node, state)
                 if (down > 0) & (depth + 1 < width):
                     index = child
                     depth += 1
-                    _save_visit(
-                        visits + index * _VISIT, down, one, none, _first_child(tree, index, depth, width),
-                        walking - 1, unloaded(request.first), whole(),
-                    )  # fmt: skip
+                    visit = visits + index * _VISIT
+                    first_child = _first_child(tree, index, depth, width)
+                    _save_visit(visit, down, one, none, first_child, walking - 1)
                 else:
                     rejected = tl.full([], 1, tl.int32)  # nothing below can be accepted
     if out_logprobs is not None:
@@ -526,7 +546,7 @@ def _lossy(
                 status |= found
             elif RULE != "synthetic":
                 # At temperature 0 the law at temperature 1 is tested.
-                params = request.params
+                params = load_params(request.params)
                 temperature = tl.where(params.temperature > 0, params.temperature, 1.0)
                 testing = Params(temperature, params.top_k, params.top_p, params.min_p)
                 law, found = target_law(
@@ -553,7 +573,7 @@ def _lossy(
                 child = node_of(key)
                 word = tl.load(tree.nodes + child)
                 token = token_of(word)
-                u = coin(request.seed, request.position, child)
+                u = _coin(request, child)
                 passes = token < target.vocab
                 if RULE == "synthetic":
                     rate = tl.full([], RATES[len(RATES) - 1], tl.float32)
@@ -575,11 +595,13 @@ def _lossy(
                 key = next_child(tree, index, key)
     row = request.first + best
     node = unloaded(row)
-    loaded = (request.params.temperature > 0) == 0
+    loaded = (tl.load(request.params) > 0) == 0
     if CUTS:
-        loaded = loaded | has_cuts(request.params, target.vocab)
+        loaded = loaded | _has_cuts(request, target)
     if loaded:
-        law, found = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+        law, found = target_law(
+            target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
+        )
         status |= found
         node = Node(
             law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
@@ -590,7 +612,9 @@ def _lossy(
         for up in range(0, best_depth):
             parent = parent_of(tree, index)
             row = request.first + parent
-            law, _ = target_law(target, scratch, row, request.params, request.bins, CUTS, SPLIT, SPLITS, TILE)
+            law, _ = target_law(
+                target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
+            )
             _emit(out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index)))
             index = parent
     return best, best_depth
