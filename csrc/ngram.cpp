@@ -122,7 +122,6 @@ struct Node {
 std::vector<Node> grow(const Text& text, const NgramTreeArgs& args) {
   std::vector<Node> nodes = {{text.length ? text.tokens[text.length - 1] : -1, -1, 1, 1}};
   for (const Occurrence& o : best_occurrences(text, args)) {
-    const double trust = args.trust[std::min(o.n, args.trust_count) - 1];
     size_t node = 0;
     for (int64_t i = 0; i < args.max_depth && text.has(o.end, i); ++i) {
       const int64_t token = text.after(o.end, i);
@@ -131,6 +130,7 @@ std::vector<Node> grow(const Text& text, const NgramTreeArgs& args) {
              !(nodes[child].parent == static_cast<int32_t>(node) && nodes[child].token == token))
         ++child;
       if (child == nodes.size()) {
+        const double trust = args.trust[std::min(o.n + i, args.trust_count) - 1];
         const double chance = trust * nodes[node].left;
         nodes[node].left -= chance;
         nodes.push_back({token, static_cast<int32_t>(node), chance, chance});

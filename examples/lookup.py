@@ -55,7 +55,7 @@ class TreeLookup:
         self,
         max_nodes: int = 16,
         branches: int = 4,
-        max_ngram: int = 6,
+        max_ngram: int = 10,
         min_ngram: int = 1,
         min_chance: float = 0.05,
     ):

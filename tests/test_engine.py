@@ -223,7 +223,8 @@ class TestTreeLookup:
         context = [1, 2, 5, 6, 9, 1, 2, 3, 4, 8, 1, 2]  # 1 2 was followed by 5 6, later by 3 4
         chain = ([2, 3, 4, 8, 1], [-1, 0, 1, 2, 3])
         assert looked_up(context, max_nodes=5, branches=1, max_ngram=2, min_chance=0.0) == chain
-        assert looked_up(context, max_ngram=2, min_chance=0.1) == ([2, 3, 4, 5], [-1, 0, 1, 0])
+        assert looked_up(context, max_nodes=4, max_ngram=2) == ([2, 3, 4, 5], [-1, 0, 1, 0])
+        assert looked_up(context, max_ngram=2, min_chance=0.3) == ([2, 3, 4], [-1, 0, 1])
 
     def test_nothing_repeats(self):
         assert TreeLookup()([[1, 2, 3], [3]]) == [([3], [-1], [1.0])] * 2

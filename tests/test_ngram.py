@@ -94,7 +94,7 @@ def expected_chances(text, max_depth, branches, shortest, longest, trust, cyclic
             path, above = tuple(way[:depth]), tuple(way[: depth - 1])
             taken = sum(c for other, c in chances.items() if other and other[:-1] == above)
             if path not in chances:
-                chances[path] = trust[min(n, len(trust)) - 1] * (chances[above] - taken)
+                chances[path] = trust[min(n + depth - 1, len(trust)) - 1] * (chances[above] - taken)
     return chances
 
 

@@ -62,12 +62,12 @@ def tree(
     children: dict[tuple[int, int], int] = {}
     for n, end in sorted(occurrences(text, min_ngram, max_ngram), reverse=True)[:branches]:
         node = 0
-        for token in continuation(text, end, max_depth, cyclic):
+        for depth, token in enumerate(continuation(text, end, max_depth, cyclic)):
             if (node, token) not in children:
                 children[node, token] = len(tokens)
                 tokens.append(token)
                 parents.append(node)
-                chances.append(trust[min(n, len(trust)) - 1] * left[node])
+                chances.append(trust[min(n + depth, len(trust)) - 1] * left[node])
                 left[node] -= chances[-1]
                 left.append(chances[-1])
             node = children[node, token]

@@ -5,8 +5,8 @@ tree    (B, pieces)   the tree of their continuations, of which every program wr
 
 An occurrence adds a chain of nodes to the tree: of its continuation, what the occurrences before it do not
 have in common with it. So a chain is known by its stem, the chain that it leaves (-1 at the root), by the
-level of the node where it does, and by the chance of its first node; every further node has `trust` of the
-chance before it.
+level of the node where it does, and by the chance of its first node; every further node has the `trust` of
+its level of the chance before it.
 """
 
 from __future__ import annotations
@@ -103,9 +103,6 @@ def _tree_kernel(
     if not CYCLIC:
         counts = tl.minimum(counts, length - 1 - ends)
     counts = tl.where(occurrences >= 0, counts, 0)
-    trusts = tl.zeros([BRANCHES], tl.float64)
-    for i in tl.static_range(len(trust_bits)):
-        trusts = tl.where(n > i, (trust_bits[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trusts)
 
     # The chain of each, in turn. Ranks are those of chains in the order of numbers.
     stems = tl.full([BRANCHES], -1, tl.int32)
@@ -128,12 +125,12 @@ def _tree_kernel(
             rest = _at(rests, sibling)
         elif level > 0:
             rest = _at(chances, stem)
-            stem_trust = _at(trusts, stem)
-            for _ in range(_at(levels, stem) + 1, level):
-                rest *= stem_trust
+            repeated = _at(n, stem)
+            for above in range(_at(levels, stem) + 1, level):
+                rest *= _trust(trust_bits, repeated + above)
             if _at(counts, stem) > level:
-                rest -= rest * stem_trust
-        chance = rest * _at(trusts, branch)
+                rest -= rest * _trust(trust_bits, repeated + level)
+        chance = rest * _trust(trust_bits, _at(n, branch) + level)
         here = lane == branch
         stems, levels = tl.where(here, stem, stems), tl.where(here, level, levels)
         ranks = tl.where(here, rank, ranks)
@@ -146,6 +143,7 @@ def _tree_kernel(
     while (nodes < max_nodes) & (top > 0):
         first = lane == tl.min(tl.where(heads == top, lane, BRANCHES))
         taken += first.to(tl.int32)
+        trusts = _trust(trust_bits, n + levels + taken)
         heads = tl.where(first, tl.where(levels + taken < counts, heads * trusts, 0.0), heads)
         top = tl.max(heads)
         nodes += 1
@@ -161,7 +159,7 @@ def _tree_kernel(
     places = tl.zeros([NODES], tl.int32)  # in the continuation
     steps = tl.zeros([NODES], tl.int32)  # from the first node of the chain
     node_chances = tl.full([NODES], 1.0, tl.float64)
-    node_trusts = tl.full([NODES], 1.0, tl.float64)
+    repeats = tl.zeros([NODES], tl.int32)  # tokens of the first node's n-gram
     for branch in range(branches):
         start, stem, level = _at(starts, branch), _at(stems, branch), _at(levels, branch)
         parent = tl.where(level > 0, _at(starts, stem) + level - _at(levels, stem) - 1, 0)
@@ -171,9 +169,10 @@ def _tree_kernel(
         places = tl.where(inside, level + node - start, places)
         steps = tl.where(inside, node - start, steps)
         node_chances = tl.where(inside, _at(chances, branch), node_chances)
-        node_trusts = tl.where(inside, _at(trusts, branch), node_trusts)
-    for step in range(tl.max(steps)):
-        node_chances = tl.where(step < steps, node_chances * node_trusts, node_chances)
+        repeats = tl.where(inside, _at(n, branch) + level, repeats)
+    for step in range(1, tl.max(steps) + 1):
+        trusts = _trust(trust_bits, repeats + step)
+        node_chances = tl.where(step <= steps, node_chances * trusts, node_chances)
     tokens = token_after(tokens_ptr, length, node_ends, places, there & (node > 0), CYCLIC)
     tokens = tl.where(node == 0, root, tl.where(there, tokens, -1))
     scores = tl.where(there, tl.log(node_chances).to(tl.float32), float("-inf"))
@@ -181,6 +180,15 @@ def _tree_kernel(
     tl.store(out_tokens_ptr + out, tokens, mask=node < max_nodes)
     tl.store(out_parents_ptr + out, parents, mask=node < max_nodes)
     tl.store(out_scores_ptr + out, scores, mask=node < max_nodes)
+
+
+@triton.jit
+def _trust(trust_bits, n):
+    """What a repeated n-gram is believed, float64; of n beyond the last number as of the last."""
+    trust = tl.zeros_like(n).to(tl.float64)
+    for i in tl.static_range(len(trust_bits)):
+        trust = tl.where(n > i, (trust_bits[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trust)
+    return trust
 
 
 @triton.jit
