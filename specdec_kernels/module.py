@@ -135,6 +135,7 @@ class SpeculativeVerifier(torch.nn.Module):
                 what = "a plan" if argument in ("block_table", "prefix_lens") else "states"
                 got = "None" if given is None else type(given).__name__
                 bad_value("commit", argument, f"{rule} {'with' if needed else 'without'} {what}", got)
+        # States first: written again they are the same, so a call that `commit_kv` refuses can be repeated.
         if self.states:
             commit_state(self.states, snapshots, verified, tree, slots, backend=self.backend)
         if self.plan is None:

@@ -101,7 +101,8 @@ def tree_attention() -> Iterator[Callable[[], object]]:
     table, prefixes = _pages()
     elements = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
     elements += [(head, torch.float32, torch.float32) for head in (128, 576)]
-    elements += [(128, torch.bfloat16, torch.float8_e4m3fn)]
+    elements += [(head, torch.bfloat16, torch.float8_e4m3fn) for head in (128, 256, 576)]
+    elements += [(head, torch.bfloat16, torch.int8) for head in (96, 576)]
     forms = ((8, False, False), (32, False, False), (32, True, False), (8, True, True))
     for (head, dtype, cached), (heads, every, deterministic) in product(elements, forms):
         query, latent = torch.zeros(ROWS, heads, head, dtype=dtype), head == 576

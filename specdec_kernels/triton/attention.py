@@ -34,7 +34,8 @@ def tree_attention(
     group = query_heads // kv_heads
     elements = _product_dtype(query.dtype, key_cache.dtype)
     packed = -(-rows // max(requests, 1)) * group  # rows of an average request
-    plain = key_cache.dtype == elements and not window and softcap == 0
+    widened = key_cache.dtype != elements
+    plain = not widened and not window and softcap == 0
     target = driver.active.get_current_target()
     shape = launch.attention_launch(
         target.backend,
@@ -96,7 +97,6 @@ def tree_attention(
         PAGE_SIZE=page_size,
         SOFTCAP=softcap > 0,
         WINDOW=window > 0,
-        LATENT=latent and whole and shape.block_value == shape.block_head,
         FRESH=new_key is not None,
         WIDE=page_size * max(key_cache.stride(slots), value_cache.stride(slots)) >= 2**32,
         DETERMINISTIC=deterministic,
@@ -106,10 +106,12 @@ def tree_attention(
         BLOCK_REST=shape.block_rest,
         BLOCK_VALUE=shape.block_value,
         SPLIT=shape.split,
+        **launch.attention_registers(target.backend, widened),
     )
     if tiles > 0:
         _attend_splits_kernel[(tiles * kv_heads, splits)](
             **shared,
+            LATENT=latent and whole and shape.block_value == shape.block_head,
             BLOCK_ROWS=shape.block_rows,
             BLOCK_KEYS=shape.block_keys,
             num_warps=shape.warps,
@@ -354,7 +356,6 @@ def _merge_splits_kernel(
     PAGE_SIZE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
-    LATENT: tl.constexpr,
     FRESH: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_REQUESTS: tl.constexpr,
@@ -419,9 +420,10 @@ def _merge_splits_kernel(
                     key_rows += page * stride_key_p + slot * stride_key_s
                     value_rows = value_ptr + kv_head.to(tl.int64) * stride_value_h
                     value_rows += page * stride_value_p + slot * stride_value_s
+                # Latent values are read again: keys that wait for them would fill registers.
                 acc, top, total = _attend_tile(
                     query, query_rest, key_rows, value_rows, held, None, factor, softcap, acc, top, total,
-                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, ELEMENTS, SOFTCAP, LATENT,
+                    HEAD, VALUE, BLOCK_HEAD, BLOCK_REST, BLOCK_VALUE, ELEMENTS, SOFTCAP, False,
                 )  # fmt: skip
             if not FRESH:
                 acc *= _scale_of(value_scale, value_scales_ptr, kv_head)

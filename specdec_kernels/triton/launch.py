@@ -148,10 +148,10 @@ def attention_launch(
         block_rows, block_keys, warps = min(rows, 32), 32, 8 if cuda and busy else 4
     else:
         block_rows = min(rows, 32 if memory >= 96 * 1024 else 16)
-        block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8
+        block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8 if cuda else 4
     split = 512 if block_rows == 128 else 128
     if deterministic:  # with the products of a path, 16 rows at least
-        block_heads, merge_warps = 16, 4 if width <= 128 else 8
+        block_heads, merge_warps = 16, 4 if width <= 128 or not cuda else 8
     else:  # 32 numbers a thread
         block_heads = min(max(4096 // block_value, 1), next_power_of_2(query_heads))
         merge_warps = max(block_heads * block_value // 1024, 1)
@@ -169,6 +169,12 @@ def attention_splits(positions: int, split: int) -> int:
     """
     shortest, longer = -(-positions // split), -(-32 * positions // (32 * (split - 32) + positions))
     return max(min(shortest, longer), 1)
+
+
+def attention_registers(backend: str, widened: bool) -> dict[str, int]:
+    """Options of the compiler: where elements of the cache are widened, ptxas spills some registers to have more
+    blocks resident, unless told that it may take all."""
+    return {"maxnreg": 255} if backend == "cuda" and widened else {}
 
 
 def _attention_parts(head: int) -> tuple[int, int]:
@@ -193,7 +199,6 @@ class VerifyLaunch:
     split_warps: int
     race_tile: int  # tokens per step of a race in `measure`
     row_tile: int  # tokens per step where the walk reads a whole row
-    row_race_tile: int
     row_warps: int
     draw_split: int  # tokens per program of `draw`
     draw_splits: int
@@ -229,7 +234,6 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
         split_warps=split_warps,
         race_tile=256,
         row_tile=row_tile,
-        row_race_tile=row_tile,
         row_warps=row_warps,
         draw_split=2048,
         draw_splits=draw_splits,

@@ -111,7 +111,6 @@ def verify(
         LOGPROBS=draft_is_logprobs,
         RATES=tuple(rule_values) if rule == "synthetic" else (),
         TILE=launch.row_tile,
-        RACE_TILE=launch.row_race_tile,
         num_warps=launch.row_warps,
         **compiler_options(cuts or draft_cuts),
     )

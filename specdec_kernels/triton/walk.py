@@ -76,7 +76,6 @@ def walk_kernel(
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
-    RACE_TILE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     first, count = request_range(cu_nodes_ptr, rows, b)
@@ -123,14 +122,14 @@ def walk_kernel(
             node, depth = _match(
                 target, scratch, tree, request, width,
                 out_tokens, out_logprobs, out_status_ptr + b,
-                CUTS, True, SPLIT, SPLITS, TILE, RACE_TILE,
+                CUTS, True, SPLIT, SPLITS, TILE,
             )  # fmt: skip
         elif (RULE == "token") | (RULE == "traversal"):
             if greedy:
                 node, depth = _match(
                     target, scratch, tree, request, width,
                     out_tokens, out_logprobs, out_status_ptr + b,
-                    CUTS, False, SPLIT, SPLITS, TILE, RACE_TILE,
+                    CUTS, False, SPLIT, SPLITS, TILE,
                 )  # fmt: skip
             elif RULE == "token":
                 node, depth = _token(
@@ -199,7 +198,7 @@ def _match(
     target, scratch, tree, request, width,
     out_tokens, out_logprobs, out_status,
     CUTS: tl.constexpr, RACE: tl.constexpr,
-    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, RACE_TILE: tl.constexpr,
+    SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Draws the target's own token at each node (the likeliest without RACE) and follows the child that
     holds it."""
@@ -228,7 +227,7 @@ def _match(
                             target_row(target, row), 0, target.vocab, target.vocab, bitmask_row(target, row),
                             law.top, law.slope, law.cut,
                             tl.load(request.seed), tl.load(request.position) + depth, NEXT,
-                            RACE_TILE,
+                            TILE,
                         )  # fmt: skip
         token = tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64)
         _emit(out_logprobs, depth, target, row, law, token)
