@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import pkgutil
 import re
-from itertools import islice
 
 import pytest
 import torch
@@ -107,8 +106,9 @@ def test_every_kernel_is_in_the_report():
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_kernels_neither_spill_nor_crowd_the_registers(operation):
-    """Of two calls each; `make gpu-report` compiles all."""
-    calls = list(islice(operation(), 2))
+    """Of the first call and the last, which has most options; `make gpu-report` compiles all."""
+    first, *_, last = operation()
+    calls = [first, last]
     some = [kernel for processor in targets.PROCESSORS for kernel in targets.kernels(processor, calls)]
     compiled = list(zip(some, targets.build_all(some), strict=True))
     assert len(compiled) >= len(targets.PROCESSORS) and not list(report.broken_rules(compiled))

@@ -48,3 +48,5 @@ def test_registers_are_limited_where_compilers_would_spill():
     limits = [launch.registers("cuda", arch, False).get("maxnreg") for arch in (80, 90, 100, 103, 120)]
     assert limits == [None, 168, 168, 168, None]
     assert launch.registers("hip", "gfx942", True) == {}
+    assert launch.attention_registers("cuda", True) == {"maxnreg": 255}
+    assert launch.attention_registers("cuda", False) == launch.attention_registers("hip", True) == {}

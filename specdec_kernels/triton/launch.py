@@ -172,8 +172,8 @@ def attention_splits(positions: int, split: int) -> int:
 
 
 def attention_registers(backend: str, widened: bool) -> dict[str, int]:
-    """Options of the compiler: where elements of the cache are widened, ptxas spills some registers to have more
-    blocks resident, unless told that it may take all."""
+    """Options of the compiler: where elements of the cache are widened, ptxas spills some registers to have
+    more blocks resident, unless told that it may take all."""
     return {"maxnreg": 255} if backend == "cuda" and widened else {}
 
 
