@@ -130,8 +130,8 @@ class Llama:
         x = self.embedding[batch.tree.tokens]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             query, key, value = self._project(layer, x, rotation)
-            keys.flatten(0, 1).index_put_((slots,), key)
-            values.flatten(0, 1).index_put_((slots,), value)
+            keys.flatten(0, 1).index_copy_(0, slots, key)
+            values.flatten(0, 1).index_copy_(0, slots, value)
             mixed = sdk.tree_attention(query, keys, values, batch.tree, batch.block_table, batch.prefix_lens)
             x = x + layer.attention_out(mixed.flatten(1))
             gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=1)

@@ -14,8 +14,8 @@ from ngrams import NgramLookup, Ngrams
 import specdec_kernels as sdk
 
 PAGE_SIZE = 16
-MAX_NODES = 24
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+MAX_NODES = 32
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 64)
 
 
 @dataclass(frozen=True)
