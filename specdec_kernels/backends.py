@@ -97,8 +97,8 @@ def _triton() -> tuple[ModuleType | None, str]:
         found = version("triton")
     except PackageNotFoundError:
         return None, "triton is not installed"
-    if tuple(map(int, found.split(".")[:2])) < (3, 3):  # tuples as arguments of kernels
-        return None, f"it needs triton >= 3.3, got {found}"
+    if tuple(map(int, found.split(".")[:2])) < (3, 4):  # tuples as arguments of kernels, `triton.knobs`
+        return None, f"it needs triton >= 3.4, got {found}"
     return importlib.import_module("specdec_kernels.triton"), ""
 
 

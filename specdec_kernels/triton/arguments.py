@@ -30,7 +30,7 @@ class Target(NamedTuple):
 class Draft(NamedTuple):
     """The same of the draft's rows, and which of them belongs to a node."""
 
-    data: tl.tensor
+    data: tl.tensor  # or None: there are none
     size: tl.tensor  # Vd
     group: tl.tensor
     group_stride: tl.tensor
@@ -39,6 +39,9 @@ class Draft(NamedTuple):
     chain: tl.tensor  # K > 0: [B, K, Vd], node i of request b has row b K + i
     ids: tl.tensor  # [Vd] token of each column or None
     columns: tl.tensor  # [V] column of each token or None
+
+
+NO_DRAFT = Draft(None, 0, 1, 0, 0, None, 0, None, None)
 
 
 class Sampling(NamedTuple):

@@ -269,8 +269,9 @@ def _attend_splits_kernel(
                 factor = scale
             # Tiles of nodes from the last on: in this order a row's way to the root meets them.
             left = tl.where(mask_m, window, 0)
-            NODES: tl.constexpr = min(BLOCK_KEYS, 32)  # bits of a word
-            for at in tl.range(tl.max(node, 0) // NODES * NODES, -1, -NODES, num_stages=1):
+            NODES: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < 32 else 32  # bits of a word
+            last = tl.max(node, 0) // NODES * NODES
+            for at in tl.range(last, -1, -NODES, num_stages=1):
                 ancestor_bits = tl.zeros([BLOCK_ROWS], tl.uint32)
                 while tl.max(node, 0) >= at:
                     for _ in tl.static_range(4):  # a step costs less than to ask whether it is needed

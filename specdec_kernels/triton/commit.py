@@ -155,7 +155,8 @@ def _move_rows(
     size: tl.constexpr = WORD.primitive_bitwidth // 8 * WORDS
     units = 0
     for i in tl.static_range(len(caches)):
-        units = tl.maximum(units, caches[i].heads * (caches[i].row_bytes // size))
+        cache = _one_of(caches, i)
+        units = tl.maximum(units, cache.heads * (cache.row_bytes // size))
     for first in range(tl.program_id(2) * UNITS, units, tl.num_programs(2) * UNITS):
         for j in range(kept):
             node = tl.load(path_ptr + j)
@@ -170,7 +171,7 @@ def _move_rows(
                     )
                 rows = ()
                 for i in tl.static_range(len(caches)):
-                    cache = caches[i]
+                    cache = _one_of(caches, i)
                     if HAS_NEW:
                         source, head_stride = cache.new + node * cache.new_stride, cache.new_head_stride
                     else:
@@ -181,12 +182,19 @@ def _move_rows(
                     source = pointer(source + first * size, WORD, size) + unit_words(offs, WORDS)
                     rows = rows + (tl.load(source, mask=mask[:, None]),)
                 for i in tl.static_range(len(caches)):  # after all loads, which so wait together
-                    cache = caches[i]
+                    cache = _one_of(caches, i)
                     to = cache.address + page * cache.page_stride + slot * cache.slot_stride
                     inside = tl.maximum(page, from_page) < cache.pages
                     offs, mask = _units(first, cache, inside, cache.head_stride, HEADS_FIRST, UNITS, size)
                     to = pointer(to + first * size, WORD, size) + unit_words(offs, WORDS)
                     tl.store(to, rows[i], mask=mask[:, None])
+
+
+@triton.jit
+def _one_of(caches, i: tl.constexpr):
+    """Before 3.6, Triton forgets the names of what is in a tuple of tuples."""
+    c = caches[i]
+    return _Cache(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9])
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
 from .special import NO_SPECIAL, leave_out
 from .tree import Tree, request_range
 
+_NO_CUT = tl.constexpr(float("-inf"))
 SETTLED = tl.constexpr(0)  # the walk wrote the token
 RESIDUAL_OF = tl.constexpr(1)  # [p - ratio q]+, and p where that is nothing
 UNMEASURED = tl.constexpr(2)  # the law of a row that was not measured
@@ -85,7 +86,7 @@ def _load_law(words, CUTS: tl.constexpr):
     """A law whose cut is known to be none without CUTS: nothing is compared with it."""
     law = load_law(words)
     if not CUTS:
-        law = Law(law.top, law.slope, float("-inf"), law.mass, law.point)
+        law = Law(law.top, law.slope, _NO_CUT, law.mass, law.point)
     return law
 
 

@@ -249,7 +249,7 @@ def measure_kernel(
                         params.temperature, races, seed, position,
                         RULE == "match", SPLIT, SPLITS, RACE_TILE, WHOLE,
                     )  # fmt: skip
-            elif draft is not None:
+            elif draft.data is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
                     if kinds > 1:
                         source = drawn_from(draft, draft_count, request, row.to(tl.int64), node)

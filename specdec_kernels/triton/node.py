@@ -88,7 +88,7 @@ def load_node(
     kinds = proposals_of(tree, index)
     q = node.q
     source = node.drawn_from
-    if draft is not None:
+    if draft.data is not None:
         if kinds > 1:
             source = drawn_from(draft, request.draft_count, request.index, row, index)
             if source >= 0:
@@ -105,7 +105,7 @@ def load_node(
                     source = tl.where(sound, source, -1)
     special = tl.where(source >= 0, kinds & 5, kinds)
     node = Node(p, q, row, source, special, q.top, 1.0 / q.mass, node.rest)
-    if draft is not None:
+    if draft.data is not None:
         if (kinds >= 4) & (source >= 0):
             node = _weigh_rest(draft, target.vocab, tree, index, node, TILE)
     return node, status
@@ -269,7 +269,7 @@ def residual_weights(target, draft, p, q, row, source, rest_top, ratio, token):
     x = read_row(target_row(target, row), token, target.vocab, bitmask_row(target, row))
     wp = weights(p.top, p.slope, p.cut, p.point, tl.maximum(x, float("-inf")), token)
     left = wp
-    if draft is not None:
+    if draft.data is not None:
         if ratio > 0:
             y = read_tokens(draft_row(draft, source), token, draft.size, draft.columns, target.vocab)
             wq = weights(rest_top, q.slope, q.cut, q.point, y, token)

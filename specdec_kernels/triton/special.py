@@ -27,7 +27,7 @@ def target_p(target, node, token, inside):
 def draft_q(draft, vocab, node, token, inside):
     """q of some tokens; 0 where there is no q."""
     q = tl.zeros_like(token).to(tl.float64)
-    if draft is not None:
+    if draft.data is not None:
         if node.drawn_from >= 0:
             q = probability(node.q, draft_scores(draft, node.drawn_from, vocab, token, inside), token)
     return q

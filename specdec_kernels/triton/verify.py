@@ -9,7 +9,7 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
-from .arguments import Draft, compiler_options, layout, may_cut, sampling_of, scratch_of, target_of
+from .arguments import NO_DRAFT, Draft, compiler_options, layout, may_cut, sampling_of, scratch_of, target_of
 from .cuts import BINS
 from .draw import GOAL, draw_kernel
 from .launch import verify_launch
@@ -39,7 +39,7 @@ def verify(
         draft_logits = None
     drawn_by = sampling_of(sampling, sampling_rows)
     drafted_by = sampling_of(draft_sampling, draft_sampling_rows)
-    draft, count, measured, sides = None, 0, vocab, 1
+    draft, count, measured, sides = NO_DRAFT, 0, vocab, 1
     cuts, draft_cuts = may_cut(drawn_by), False
     if draft_logits is not None:
         size, chain = draft_logits.shape[-1], 0
@@ -85,7 +85,8 @@ def verify(
             draft_count=count,
             **splits,
             RACE_TILE=launch.race_tile,
-            WHOLE=vocab % launch.split == 0 and (draft is None or draft_logits.shape[-1] % launch.split == 0),
+            WHOLE=vocab % launch.split == 0
+            and (draft_logits is None or draft_logits.shape[-1] % launch.split == 0),
             num_warps=launch.split_warps,
         )
     walk_kernel[(requests,)](
