@@ -268,6 +268,11 @@ def test_a_named_backend_never_falls_back(monkeypatch):
     assert "cpu: missing: no such file" in sdk.explain()
 
 
+def test_a_triton_that_cannot_compile_the_kernels_is_declined(monkeypatch):
+    monkeypatch.setattr(backends, "version", lambda _: "3.3.1")
+    assert backends._triton.__wrapped__() == (None, "it needs triton >= 3.4, got 3.3.1")
+
+
 def test_float64_rows_are_for_the_reference():
     logits = torch.zeros(2, V, dtype=torch.float64)
     assert sdk.sample(logits).shape == (2,)

@@ -130,6 +130,9 @@ def test_more_warps_where_registers_are_needed_for_more_than_products():
     assert (shape(head=256, value=256, plain=False).warps, shape(head=256, value=256).warps) == (8, 4)
     amd = shape(rows=64, plain=False, backend="hip", arch="gfx942")
     assert (amd.warps, amd.block_keys) == (4, 32)
+    wide = dict(head=576, value=512, plain=False, det=True)
+    chosen = shape(**wide), shape(**wide, backend="hip", arch="gfx942")
+    assert [(each.warps, each.merge_warps) for each in chosen] == [(8, 8), (4, 4)]
 
 
 def test_wide_float32_keys_are_taken_in_parts():

@@ -90,7 +90,7 @@ def _tree_kernel(
     listed_ptr += b * splits * branches
     length = text_length(lengths_ptr, b, width)
 
-    # What each occurrence is, the best first: how many tokens go on from it, and how far it is believed.
+    # What each occurrence is, the best first, and how many tokens go on from it.
     lane = tl.arange(0, BRANCHES)
     occurrences = tl.full([BRANCHES], -1, tl.int64)
     best = tl.full([], 2**63 - 1, tl.int64)
