@@ -159,7 +159,11 @@ class Target:
         sizes = [
             value
             for name, value in vars(self.config).items()
-            if "window" in name and name not in known and type(value) is int and value > 0
+            if "window" in name
+            and "pattern" not in name
+            and name not in known
+            and type(value) is int
+            and value > 0
         ]
         return min(sizes, default=None)
 
