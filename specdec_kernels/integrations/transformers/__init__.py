@@ -1,0 +1,1 @@
+"""Decoding loops around causal language models of the transformers library."""
