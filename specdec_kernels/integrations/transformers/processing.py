@@ -276,6 +276,9 @@ def processing(
     if sampling is not None:
         check_type(operation, "sampling", sampling, SamplingParams, "a SamplingParams")
         _check_warpers(config, operation)
+    if config.exponential_decay_length_penalty is not None and not any(stops):
+        argument = "generation_config.exponential_decay_length_penalty"
+        bad_value(operation, argument, "must be None without stop tokens", "a penalty")
     lists, ends, built, endings = [], [], {}, {}
     for request, prompt in enumerate(prompts):
         options = copy.copy(config)
@@ -334,6 +337,20 @@ def prepared(
     lists, warpers, sampling = _peeled(lists, do_sample)
     ends = [_ends(stopping_criteria, contexts.shape[1], Ends(sys.maxsize, frozenset(), []))] * len(contexts)
     return Processing(contexts.tolist(), lists, warpers, sampling, ends, device, operation)
+
+
+def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> Callable:
+    """transformers' criterion for strings at the end of a text."""
+    from transformers import StopStringCriteria
+
+    strings = _strings(stop_strings, None, 1, operation)[0]
+    if strings is None or tokenizer is None:
+        given = (
+            ("stop_strings", "must not be empty", stop_strings),
+            ("tokenizer", "must be given with stop_strings", None),
+        )
+        bad_value(operation, *given[strings is not None])
+    return StopStringCriteria(tokenizer, list(strings))
 
 
 def _kind(processor: Callable) -> str:
