@@ -25,6 +25,7 @@ PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says n
 PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows again add to it
 WINDOW = 5  # measurements of a size that are remembered
 PLAIN_STEPS = 2  # measured before the first trial; the very first step is often slow
+CREDIT = 0.5  # plain steps that may be lost to begin with
 
 
 class Drafts(NamedTuple):
@@ -140,7 +141,7 @@ class Drafting:
             self.costs = None
         self.chosen_only = False
         self.width = 0  # nodes of a level of the last drafts that were drawn from a law
-        self.seconds = self._since = 0.0
+        self.seconds = self._since = self._debt = 0.0
         self.reset(0)
 
     def reset(self, batch_size: int, **given: Any) -> None:
@@ -194,7 +195,9 @@ class Drafting:
                 extra += spent - float(self.budget.cost(rows))
         if self.budget is None:
             return
-        self.budget = self.budget.after(rows, list(tokens), extra)
+        # A trial may cost more than was believed; what the credit did not cover is paid back first.
+        paid, self._debt = self._debt, max(self._debt - self._balance(batch, rows, tokens, extra), 0.0)
+        self.budget = self.budget.after(rows, list(tokens), extra + paid)
         for place, (nodes, accepted) in enumerate(zip(self._last, path, strict=True)):
             single, levels = self._calibrations[place]
             accepted = [node for node in accepted if node >= 0]
@@ -210,6 +213,12 @@ class Drafting:
         if hasattr(self.drafter, "keep"):
             self.drafter.keep(list(places))
 
+    def _balance(self, batch: int, rows: int, tokens: Sequence[int], extra: float) -> float:
+        """The credit after a step, were it allowed below 0."""
+        budget = self.budget
+        plain = float(budget.cost(batch)) * sum(tokens) / batch
+        return budget.credit + (1.0 + budget.allowance) * plain - float(budget.cost(rows)) - extra
+
     def _depths(self, limits: Sequence[int]) -> list[int]:
         """How deep to draft, by what is known before anything is drawn."""
         batch, limits = len(limits), list(limits)
@@ -219,7 +228,7 @@ class Drafting:
             table = self.costs.table(batch)
             if table is None:
                 return [0] * batch
-            self.budget = replace(self.budget, costs=table) if self.budget else Budget(table)
+            self.budget = replace(self.budget, costs=table) if self.budget else Budget(table, CREDIT)
         level = self.costs.level(batch) if self.costs is not None else 0.0
         if level > self.budget.credit:
             return [0] * batch
@@ -248,6 +257,12 @@ class Drafting:
             _usable(*request, depth, self.vocab_size, laws is not None)
             for request, depth in zip(read, depths, strict=True)
         ]
+        if not self.width and self.budget is not None and any(each.drawn for each in nodes):
+            # The first that were drawn from laws, whose depth nobody was asked for before.
+            nodes = [
+                _usable(*request, min(depth, 1), self.vocab_size, True)
+                for request, depth in zip(read, depths, strict=True)
+            ]
         if self.unsure and any(len(each.tokens) > 1 for each in nodes):
             # Without laws "auto" is "match": what is drafted does not matter for the text, nor does a clock.
             self.unsure, self.chosen_only = False, laws is None
@@ -272,7 +287,8 @@ class Drafting:
                 for each, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
             ]
             _only_best(believed, self._most_rows(len(nodes)))
-            chosen = self.budget.choose(believed)
+            level = self.costs.level(len(nodes)) if self.costs is not None else 0.0
+            chosen = replace(self.budget, credit=max(self.budget.credit - level, 0.0)).choose(believed)
         return [
             each if yes else each.keep(some) for each, yes, some in zip(nodes, drawn, chosen, strict=True)
         ]
