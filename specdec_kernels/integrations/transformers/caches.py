@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,18 @@ from ...commit import commit_kv
 from ...tree import DraftTree
 from .model import Target
 
-MOST_PENDING = 16  # accepted tokens that the next forward reads again; more are read by a forward of their own
+MOST_PENDING = (
+    16  # accepted tokens that the next forward reads again; more are read by a forward of their own
+)
+
+
+class CachedText(NamedTuple):
+    """What a model remembers of one text, for a later call that goes on from there."""
+
+    tokens: list[int]
+    """What was read."""
+    state: Any
+    """Of each layer the tensors by name, [1, ...]; or a cache of the model's own."""
 
 
 class Together:
@@ -35,18 +46,71 @@ class Together:
         self.trees = trees
         self.cache = full_cache(target)
         self.shortest = self.longest = 0  # of the cached prefixes
+        self.ends: list[int] = []  # of those that `load` brought
 
     def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
         """Read all texts but their last tokens. What stands behind a short text is never seen."""
+        if self.longest:
+            self._read_on(text, sizes)
+            return
         end = max(sizes) - 1
         numbers = self._numbers(text[:, :end])
         for start in range(self.longest, end, chunk or max(end, 1)):
             stop = min(end, start + chunk) if chunk else end
-            out = self.target(
-                text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1
-            )
+            out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
             self.cache = out.cache
         self.shortest, self.longest = min(sizes) - 1, end
+
+    def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
+        """Begin with what was read in an earlier call, as far as the texts still begin with it."""
+        ends = [_common(each, text) for each, text in zip(cached, texts, strict=True)]
+        if not any(ends):
+            return
+        self.ends, self.shortest, self.longest = ends, min(ends), max(ends)
+        states = [each.state if end else None for each, end in zip(cached, ends, strict=True)]
+        first = next(state for state in states if state)
+        self.cache = restored(self.cache, ({}, [(kind, dict(rest)) for kind, rest, _ in first]))
+        for number, layer in enumerate(self.cache.layers):
+            for name, like in first[number][2].items():
+                shape = list(like.shape)
+                dim = len(shape) - 2
+                shape[0], shape[dim] = len(ends), self.longest
+                whole = like.new_zeros(shape)
+                for row, state, end in zip(whole, states, ends, strict=True):
+                    if end:
+                        row.narrow(dim - 1, 0, end).copy_(state[number][2][name][0].narrow(dim - 1, 0, end))
+                setattr(layer, name, whole)
+
+    def export(self, place: int, tokens: list[int]) -> CachedText:
+        """What was read of one text, whose read tokens are `tokens`."""
+        layers = []
+        for layer in self.cache.layers:
+            rows = {
+                name: value[place : place + 1].narrow(value.dim() - 2, 0, len(tokens)).clone()
+                for name in KEPT
+                if _filled(value := getattr(layer, name, None))
+            }
+            rest = {name: value for name, value in vars(layer).items() if name not in rows}
+            layers.append((type(layer), rest, rows))
+        return CachedText(tokens, layers)
+
+    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> None:
+        """Read what `load` has left, as chains behind prefixes of different lengths."""
+        ends = self.ends
+        rest = [size - 1 - end for size, end in zip(sizes, ends, strict=True)]
+        if not any(rest):
+            return
+        nodes = [max(count, 1) for count in rest]
+        tokens = torch.cat(
+            [row[end : end + count] for row, end, count in zip(text, ends, nodes, strict=True)]
+        )
+        cu_nodes = torch.tensor([0, *nodes], device=text.device).cumsum(0).int()
+        tree = DraftTree.chain(tokens, cu_nodes=cu_nodes, max_nodes=max(nodes), check=False)
+        lengths = torch.tensor(ends, device=text.device) + 1
+        self.forward(tree, text, lengths, sizes)
+        index = torch.arange(max(nodes), device=text.device)
+        path = torch.where(index < torch.tensor(rest, device=text.device)[:, None], index, -1).int()
+        self.commit(path, tree, lengths, [list(range(count)) for count in rest])
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the trees."""
@@ -148,7 +212,9 @@ class Together:
     def _skipping(self, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
         """The positions of the nodes where padding tokens are left out of the count."""
         padding = self.target.padding_idx
-        before = ((text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])).sum(1)
+        before = (
+            (text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])
+        ).sum(1)
         read = ids != padding
         below = (bits[..., 1:] & read[:, None, 1:]).sum(-1)
         return torch.where(read, padding + before[:, None] + below, padding)
@@ -265,6 +331,26 @@ class Alone:
         self.caches = [self.caches[place] for place in places]
         self.cached = [self.cached[place] for place in places]
 
+    def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
+        """Begin with what was read in an earlier call, where the texts still begin with all of it."""
+        self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
+        for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
+            end = _common(each, text)
+            if end and end == len(each.tokens) and not self.rereads:
+                cache = copy.copy(each.state)
+                self.caches[place] = restored(cache, snapshot(each.state))
+                self.cached[place] = end
+
+    def export(self, place: int, tokens: list[int]) -> CachedText | None:
+        """What was read of one text."""
+        if self.rereads:
+            return None
+        if self.cached[place] > len(tokens):  # what was accepted beyond the end of the text
+            if not croppable(self.caches[place]):
+                return None
+            crop(self.caches[place], len(tokens))
+        return CachedText(tokens[: self.cached[place]], self.caches[place])
+
     def _read(self, place: int, text: Tensor, end: int, chunk: int | None) -> None:
         while self.cached[place] < end:
             start = self.cached[place]
@@ -276,6 +362,14 @@ class Alone:
 KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions
 NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
 FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+
+
+def _common(cached: CachedText | None, text: Sequence[int]) -> int:
+    """How many tokens of a text need not be read again; its last one always is."""
+    if cached is None:
+        return 0
+    most = min(len(cached.tokens), len(text) - 1)
+    return next((place for place in range(most) if cached.tokens[place] != text[place]), most)
 
 
 def full_cache(target: Target) -> Any:

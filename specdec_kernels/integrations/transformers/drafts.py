@@ -111,6 +111,7 @@ class Drafting:
         clock: seconds.
 
     Attributes:
+        chains: of every node only the child that is verified first is kept, since the target reads chains.
         seconds: that the last `draft` took.
     """
 
@@ -132,6 +133,7 @@ class Drafting:
         self.vocab_size = vocab_size
         self.rule = rule
         self.clock = clock
+        self.chains = False
         self.told = accepts(drafter, "max_draft")
         self.budget = budget if isinstance(budget, Budget) else None
         self.costs = StepCosts() if budget is True else None
@@ -254,13 +256,14 @@ class Drafting:
         if self.chosen_only or self.rule == "match":
             laws = None
         nodes = [
-            _usable(*request, depth, self.vocab_size, laws is not None)
+            _usable(*request, depth, self.vocab_size, laws is not None, self.chains)
             for request, depth in zip(read, depths, strict=True)
         ]
-        if not self.width and self.budget is not None and any(each.drawn for each in nodes):
+        unasked = not (self.told or self.width) and self.budget is not None
+        if unasked and any(each.drawn for each in nodes):
             # The first that were drawn from laws, whose depth nobody was asked for before.
             nodes = [
-                _usable(*request, min(depth, 1), self.vocab_size, True)
+                _usable(*request, min(depth, 1), self.vocab_size, True, self.chains)
                 for request, depth in zip(read, depths, strict=True)
             ]
         if self.unsure and any(len(each.tokens) > 1 for each in nodes):
@@ -534,10 +537,12 @@ def _usable(
     limit: int,
     vocab_size: int,
     laws: bool,
+    chains: bool,
 ) -> Nodes:
-    """The nodes down to `limit` that carry a token, and whose ancestors do."""
+    """The nodes down to `limit` that carry a token, and whose ancestors do; of a chain, without siblings."""
     kept = Nodes([], [], [], [], [], [])
     place: dict[int, int] = {}
+    pointed = {above for above, kind in zip(parents, proposals, strict=True) if chains and kind == 0}
     rest: list[float] = []  # of each kept node: what its children so far have left of its chance
     for node in order:
         token = tokens[node]
@@ -546,6 +551,8 @@ def _usable(
         else:
             parent = place.get(parents[node], -1)
             if parent < 0 or token < 0 or kept.depths[parent] >= limit:
+                continue
+            if chains and parent in kept.parents:
                 continue
             depth = kept.depths[parent] + 1
             chance = PROMISE * rest[parent] if chances is None else chances[node]
@@ -557,11 +564,17 @@ def _usable(
         kept.tokens.append(token)
         kept.parents.append(parent)
         kept.depths.append(depth)
-        kept.proposals.append(proposals[node])
+        kept.proposals.append(_proposal(proposals[node], parents[node] in pointed))
         kept.rows.append(rows[node] if laws else -1)
         kept.chances.append(chance)
         rest.append(chance)
     return kept if kept.tokens else ROOT
+
+
+def _proposal(proposal: int, alone: bool) -> int:
+    """Of a node that is left `alone` by siblings of `POINT`. Without these its law is another, which no
+    verifier knows: it counts as chosen."""
+    return int(Proposal.POINT) if alone and proposal == Proposal.WITHOUT_REPLACEMENT else proposal
 
 
 def _drafts(nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...acceptance import AcceptanceStats
-from ...errors import INTEGERS, bad_value, check_dtype, check_shape
+from ...budget import Budget
+from ...errors import bad_value, check_dtype, check_shape
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams
 from ...verify import Status, verify
-from .caches import Alone, Together
+from .caches import Alone, CachedText, Together
+from .drafts import Drafting
 from .model import Target
-from .probe import Verdict, verdict
+from .options import configuration
+from .probe import verdict
+from .processing import Processing, processing
+from .prompts import prompts
+from .results import Generated
 
 
 @torch.inference_mode()
@@ -29,32 +34,214 @@ def generate(
     attention_mask: Tensor | None = None,
     max_new_tokens: int | Sequence[int] | None = None,
     stop_tokens: Collection[int] | Sequence[Collection[int]] | None = None,
-    stop_strings: str | Sequence[str] | None = None,
+    stop_strings: Any = None,
     tokenizer: Any = None,
     generation_config: Any = None,
     sampling: SamplingParams | None = None,
-    logits_processor: Sequence[Any] | None = None,
-    stopping_criteria: Sequence[Any] | None = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
     draft_sampling: SamplingParams | str | None = None,
     draft_vocab: DraftVocab | None = None,
     rule: Rule = "auto",
     seeds: Tensor | int | None = None,
     num_return_sequences: int | None = None,
-    budget: Any = True,
-    cache: Any = None,
-    return_cache: bool = False,
+    budget: Budget | bool | None = True,
+    cache: Sequence[CachedText | None] | None = None,
     prefill_chunk: int | None = None,
-    output_scores: bool = False,
-    output_logits: bool = False,
-    output_logprobs: bool = False,
+    outputs: Collection[str] = (),
     on_tokens: Callable[[int, list[int]], object] | None = None,
     streamer: Any = None,
     backend: str = "auto",
-) -> Any:
-    """Write text by drafting, one forward of the target over all drafts, verification and committing."""
+) -> Generated:
+    """Write text by drafting, one forward of the target over all drafts, verification and committing.
+
+    A step gives one token or more to every request that runs; a request leaves at its end. What the model's
+    `generation_config` says holds, unless an argument says otherwise; what cannot be honoured is refused by
+    name. `explain_model(target)` tells how the model is served.
+
+    Args:
+        target: a causal language model of the transformers library.
+        drafter: called with copies of the texts so far, [B, L] int64, and their lengths [B]; entries from a
+            text's length on are undefined. Returns tokens [B, K] with -1 for none (chains of
+            `Proposal.POINT`), a `DraftTree` over the texts' last tokens, what `ngram_tree` or `grow_tree`
+            return, or `Drafts`. None: plain decoding.
+        input_ids: the prompts: [B, L], lists of ints, or what a tokenizer returns.
+        attention_mask: [B, L], 0 where `input_ids` is padding, on either side. Without one, padding is
+            inferred as transformers does.
+        max_new_tokens: of each request, >= 1; an int, or one for each.
+        stop_tokens: each ends a request; it is the last token of its text. One collection, or one for each
+            request. Default: the model's own end-of-sequence tokens.
+        stop_strings, tokenizer: a request ends with the token that completes one of the strings.
+        generation_config: in place of the model's own.
+        sampling: the law; default: as `generation_config` says, which is greedy unless `do_sample` is set.
+        logits_processor, stopping_criteria: further ones of transformers, called with a request's prompt,
+            without padding, and the text or the path of the draft behind it.
+        draft_sampling, draft_vocab, rule, backend: as for `verify`.
+        seeds: [B] int64, or an int, from which those of all requests are mixed; the first request has the
+            number itself. Default: fresh ones. Under `rule="match"` the text is a function of prompt and
+            seed, whatever is drafted.
+        num_return_sequences: texts for each prompt, side by side; options of each request are then given for
+            each prompt, seeds for each text.
+        budget: how much of a draft is verified. True: as much as pays, by the time that steps take. A
+            `Budget`: the same with given costs and without a clock. False or None: all.
+        cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
+            is not read again.
+        prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
+        outputs: of "scores", "logits", "logprobs" and "cache", what to return beside the texts.
+        on_tokens: called with a request's index and its new tokens after every step; a return of False ends
+            the request.
+        streamer: of transformers, for one text, or one for each.
+
+    Returns:
+        `Generated`.
+
+    Raises:
+        ValueError: wrong shapes or numbers; a model or an option that cannot be served.
+        TypeError: wrong types.
+
+    Notes:
+        Synchronises with the device once a step, to know which requests go on. The model is read in
+        evaluation mode, and put back.
+
+    Source: Leviathan et al. 2023, Chen et al. 2023 (the loop); Miao et al. 2024 (trees).
+
+    Example:
+        `generate(model, partial(ngram_draft, num_draft=8), ids)` writes what the model's own greedy decoding
+        writes.
+    """
     aim = Target(target)
-    prompts = ...
-    raise NotImplementedError
+    config = configuration(target, generation_config)
+    texts = prompts(input_ids, attention_mask, target=target, config=config, vocab_size=aim.vocab_size)
+    times = _times(num_return_sequences, config)
+    texts = [text for text in texts for _ in range(times)]
+    process = processing(
+        target,
+        texts,
+        config,
+        device=aim.device,
+        sampling=_each(sampling, times),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        stop_tokens=_each(stop_tokens, times),
+        stop_strings=_each(stop_strings, times),
+        tokenizer=tokenizer,
+        max_new_tokens=_each(max_new_tokens, times),
+    )
+    unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
+    if isinstance(outputs, str) or unknown:
+        rule_of = "must hold 'scores', 'logits', 'logprobs' or 'cache'"
+        bad_value(
+            "generate", "outputs", rule_of, repr(outputs) if isinstance(outputs, str) else sorted(unknown)
+        )
+    return decode(
+        aim,
+        texts,
+        process,
+        drafter,
+        draft_sampling=_each(draft_sampling, times),
+        draft_vocab=draft_vocab,
+        rule=rule,
+        seeds=seeds,
+        budget=budget,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        outputs=outputs,
+        on_tokens=on_tokens,
+        streamers=_streamers(streamer, len(texts)),
+        backend=backend,
+    )
+
+
+def decode(
+    aim: Target,
+    texts: list[list[int]],
+    process: Processing,
+    drafter: Any,
+    *,
+    draft_sampling: SamplingParams | str | None = None,
+    draft_vocab: DraftVocab | None = None,
+    rule: Rule = "auto",
+    seeds: Tensor | int | None = None,
+    budget: Budget | bool | None = True,
+    cache: Sequence[CachedText | None] | None = None,
+    prefill_chunk: int | None = None,
+    outputs: Collection[str] = (),
+    on_tokens: Callable[[int, list[int]], object] | None = None,
+    streamers: Sequence[Any] = (),
+    backend: str = "auto",
+    operation: str = "generate",
+) -> Generated:
+    """`generate`, after its arguments about texts and laws were read; the rest are as there."""
+    keys = seeds_of(seeds, len(texts)).to(aim.device)
+    if prefill_chunk is not None and (not isinstance(prefill_chunk, int) or prefill_chunk < 1):
+        bad_value(operation, "prefill_chunk", "must be an int >= 1 or None", prefill_chunk)
+    if cache is not None and len(cache) != len(texts):
+        bad_value(operation, "cache", f"must have one entry for each of {len(texts)} texts", len(cache))
+    drafting = Drafting(
+        drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
+    )
+    with aim.reading():
+        reader = _reader(aim, texts, process.limits, prefill_chunk, operation)
+        drafting.chains = not (isinstance(reader, Together) and reader.trees)
+        loop = Loop(
+            aim,
+            texts,
+            drafting,
+            process,
+            keys,
+            draft_sampling=draft_sampling,
+            options={"draft_vocab": draft_vocab, "rule": rule, "backend": backend},
+            outputs=outputs,
+        )
+        drafting.reset(
+            len(texts), sampling=process.sampling, seeds=None if seeds is None else keys, rule=rule
+        )
+        if cache is not None:
+            reader.load(cache, texts)
+        for text, stream in zip(texts, streamers, strict=False):
+            stream.put(torch.tensor([text]))
+        reader.read(loop.text, loop.sizes, prefill_chunk)
+        while loop.requests:
+            loop.step(reader, on_tokens, streamers)
+    return Generated(
+        loop.written,
+        loop.counts.statistics(),
+        loop.reasons,
+        *(loop.joined(name) for name in ("scores", "logits", "logprobs")),
+        loop.caches if "cache" in outputs else None,
+    )
+
+
+def _reader(
+    aim: Target, texts: list[list[int]], limits: list[int], chunk: int | None, operation: str
+) -> Together | Alone:
+    """What reads these texts, or a refusal."""
+    longest = max(len(text) + limit - 1 for text, limit in zip(texts, limits, strict=True))
+    most = aim.most_positions()
+    if most is not None and longest > most:
+        rule = f"must fit with its new tokens into the {most} positions of {aim.name}"
+        bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
+    switch = aim.switch()
+    if switch and longest > switch and (aim.grows or chunk or min(map(len, texts)) <= switch):
+        rule = f"must not reach {switch} tokens, where all rotary embeddings of {aim.name} change"
+        bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
+    found = verdict(aim)
+    if found.serves == "refused":
+        bad_value(
+            operation, "target", "must be read alike plainly and by steps", f"{aim.name}: {found.reason}"
+        )
+    if found.serves == "whole text":
+        if aim.cache_name is not None and "keeps no cache" not in found.reason:
+            warnings.warn(
+                f"{operation}: every step reads the whole text, since the cache of {aim.name} cannot be "
+                f"trusted ({found.reason})",
+                stacklevel=4,
+            )
+        return Alone(aim, rereads=True)
+    beyond = aim.other_window()
+    if found.serves == "one by one" or (beyond is not None and longest >= beyond):
+        return Alone(aim)
+    return Together(aim, trees=found.serves == "trees")
 
 
 class Loop:
@@ -65,8 +252,8 @@ class Loop:
         prompts: of the requests, one token or more each.
         drafting, processing: what drafts, and what makes laws of logits and ends texts.
         seeds: [B] int64 on the target's device.
-        draft_sampling, draft_vocab, rule, backend: as for `verify`.
-        outputs: which of "scores", "logits" and "logprobs" of the written tokens to keep.
+        draft_sampling, options: for `verify`.
+        outputs: as for `generate`.
     """
 
     def __init__(
@@ -78,9 +265,7 @@ class Loop:
         seeds: Tensor,
         *,
         draft_sampling: SamplingParams | str | None,
-        draft_vocab: DraftVocab | None,
-        rule: Rule,
-        backend: str,
+        options: dict[str, Any],
         outputs: Collection[str],
     ) -> None:
         self.target = target
@@ -90,8 +275,9 @@ class Loop:
         self.seeds = seeds
         self.sampling = processing.sampling
         self.draft_sampling = draft_sampling
-        self.options = {"draft_vocab": draft_vocab, "rule": rule, "backend": backend}
-        self.outputs = {name: [[] for _ in prompts] for name in outputs}
+        self.options = options
+        self.keeps_caches = "cache" in outputs
+        self.outputs = {name: [[] for _ in prompts] for name in outputs if name != "cache"}
         self.requests = list(range(len(prompts)))
         self.written: list[list[int]] = [[] for _ in prompts]
         self.reasons: list[str | None] = [None for _ in prompts]
@@ -105,18 +291,12 @@ class Loop:
         self.counts = Counts()
         self.warned = Status(0)
 
-    def run(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any], keep_caches: bool) -> None:
-        """All steps."""
-        while self.requests:
-            self.step(reader, on_tokens, streamers, keep_caches)
-
-    def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any], keep_caches: bool) -> None:
+    def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any]) -> None:
         """One step of all running requests; those that are done leave."""
-        started = time.perf_counter()
         limits = self.processing.limits
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
         drafts = self.drafting.draft(self.text, self.lengths, room)
-        tree, drafted = drafts.tree, time.perf_counter()
+        tree = drafts.tree
         raw = reader.forward(tree, self.text, self.lengths, self.sizes)
         logits = self.processing.apply(raw, self._rows(tree)) if self.processing.processors else raw
         verified = verify(
@@ -139,7 +319,7 @@ class Loop:
         self._warn([row[-1] for row in rows])
         stay, kept = [], []
         for place, request in enumerate(self.requests):
-            count, reason = self.processing.finish(request, self.written[request], new[place], None)
+            count, reason = self.processing.finish(request, self.written[request], new[place])
             tokens = new[place][:count]
             self.written[request] += tokens
             kept.append(count)
@@ -153,11 +333,11 @@ class Loop:
             elif streamers:
                 streamers[request].end()
         self._keep_outputs(raw, logits, verified, tree, paths, kept)
-        if stay or keep_caches:
+        if stay or self.keeps_caches:
             reader.commit(verified.path, tree, self.lengths, paths)
         self.counts.add(tree, paths, kept)
-        self.drafting.after(paths, kept, tree.tokens.numel(), drafted - started, time.perf_counter() - drafted)
-        if keep_caches and len(stay) < len(self.requests):
+        self.drafting.after(paths, kept)
+        if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
                 request = self.requests[place]
                 text = self.prompts[request] + self.written[request]
@@ -216,9 +396,14 @@ class Loop:
             if "logits" in self.outputs:
                 self.outputs["logits"][request].append(raw[rows].float())
             if "scores" in self.outputs:
-                self.outputs["scores"][request].append(logits[rows].float())
+                self.outputs["scores"][request].append(self.processing.scores(logits[rows].float(), request))
             if "logprobs" in self.outputs:
                 self.outputs["logprobs"][request].append(verified.logprobs[place, : kept[place]].clone())
+
+    def joined(self, name: str) -> list[Tensor] | None:
+        """One tensor for each request, over its tokens."""
+        parts = self.outputs.get(name)
+        return None if parts is None else [torch.cat(each) for each in parts]
 
     def _warn(self, statuses: list[int]) -> None:
         """Say once what verification met."""
@@ -233,7 +418,7 @@ class Loop:
 WARNINGS = {
     "NAN": "the target's logits had a NaN, which counted as -inf",
     "EMPTY": "a row of the target's logits allowed no token; its lowest allowed token was written",
-    "IMPOSSIBLE": "the drafter declared a law under which a token that it drafted has no probability; the text"
+    "IMPOSSIBLE": "a drafted token has no probability under the law that its drafter declared, so the text"
     " does not have the target's law",
 }
 
@@ -267,7 +452,9 @@ class Counts:
                 self.accepted[depth] += depth < count - 1
 
     def statistics(self) -> AcceptanceStats:
-        return AcceptanceStats(self.steps, self.drafted, self.passes, tuple(self.tested), tuple(self.accepted))
+        return AcceptanceStats(
+            self.steps, self.drafted, self.passes, tuple(self.tested), tuple(self.accepted)
+        )
 
 
 def _of(params: Any, index: Tensor) -> Any:
@@ -275,8 +462,43 @@ def _of(params: Any, index: Tensor) -> Any:
     if not isinstance(params, SamplingParams):
         return params
     return SamplingParams(
-        *(value[index.to(value.device)] if isinstance(value, Tensor) and value.dim() else value for value in params)
+        *(
+            value[index.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
+            for value in params
+        )
     )
+
+
+def _times(num_return_sequences: int | None, config: Any) -> int:
+    times = config.num_return_sequences if num_return_sequences is None else num_return_sequences
+    if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
+        bad_value("generate", "num_return_sequences", "must be an int >= 1", times)
+    return times or 1
+
+
+def _each(option: Any, times: int) -> Any:
+    """An option given for each prompt, for each text."""
+    if times == 1 or option is None or isinstance(option, (str, int)):
+        return option
+    if isinstance(option, SamplingParams):
+        return SamplingParams(
+            *(_each(value, times) if isinstance(value, Tensor) else value for value in option)
+        )
+    if isinstance(option, Tensor):
+        return option.repeat_interleave(times, 0) if option.dim() else option
+    option = list(option)
+    if option and all(isinstance(each, (int, str)) for each in option):
+        return option
+    return [each for each in option for _ in range(times)]
+
+
+def _streamers(streamer: Any, texts: int) -> Sequence[Any]:
+    if streamer is None:
+        return ()
+    each = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
+    if len(each) != texts:
+        bad_value("generate", "streamer", f"must be one for each of {texts} texts", len(each))
+    return each
 
 
 def seeds_of(seeds: Tensor | int | None, batch: int) -> Tensor:

@@ -37,6 +37,7 @@ class Target:
         vocab_size: of its input embeddings.
         padding_idx: where the model numbers positions from `padding_idx + 1` and leaves padding out, as
             RoBERTa does; None: positions count from 0.
+        grows: whether the rotary embedding goes on changing beyond `switch`.
         plain_cache: whether the cache that the model makes for itself fails, so that it is given one that
             grows as it is used.
 
@@ -72,6 +73,7 @@ class Target:
         self.takes_use_cache = "use_cache" in names
         self.padding_idx = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
+        self.grows = False
         self.attention = getattr(self.config, "_attn_implementation", None) or "eager"
 
     def __call__(
@@ -115,7 +117,7 @@ class Target:
         return DynamicCache()
 
     def windows(self) -> dict[str, tuple[str, int]]:
-        """Of each type of layer that sees less than the whole text: the attribute that says so, its number."""
+        """Of each type of layer that sees a part of the text: the attribute that says how much, its value."""
         types = getattr(self.config, "layer_types", None)
         found = {}
         for kind, attribute in WINDOWS.items():
@@ -136,17 +138,30 @@ class Target:
         """The length at which the rotary embedding changes for all positions at once, so that a cache does
         not survive it; None where there is none."""
         rope = getattr(self.config, "rope_parameters", None) or getattr(self.config, "rope_scaling", None)
-        ropes = [rope] if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values()) else (
-            [v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else []
+        ropes = (
+            [rope]
+            if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
+            else ([v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else [])
         )
         lengths = []
         for each in ropes:
-            if each.get("rope_type", each.get("type")) in ("dynamic", "longrope", "yarn_dynamic"):
+            if each.get("rope_type", each.get("type")) in ("dynamic", "longrope"):
                 length = each.get("original_max_position_embeddings") or getattr(
                     self.config, "original_max_position_embeddings", None
                 )
                 lengths.append(length or getattr(self.config, "max_position_embeddings", 0))
+                self.grows |= each.get("rope_type", each.get("type")) == "dynamic"
         return min(lengths) if lengths else None
+
+    def other_window(self) -> int | None:
+        """The least number that the configuration calls a window and that `windows` does not know."""
+        known = set(WINDOWS.values()) | {"max_window_layers"}
+        sizes = [
+            value
+            for name, value in vars(self.config).items()
+            if "window" in name and name not in known and type(value) is int and value > 0
+        ]
+        return min(sizes, default=None)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

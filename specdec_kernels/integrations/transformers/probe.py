@@ -164,19 +164,19 @@ class _Probe:
         if self.target.model.dtype not in (torch.float16, torch.bfloat16):
             return None
         alone = self._read(self.path[None], use_cache=False).logits.float()[0]
-        noise = float(max((alone - self.plain[0]).abs().max(), (whole.logits[0, -4:].float() - alone[:4]).abs().max()))
+        noise = float(
+            max((alone - self.plain[0]).abs().max(), (whole.logits[0, -4:].float() - alone[:4]).abs().max())
+        )
         self.limit = max(self.limit, 4 * noise, torch.finfo(self.target.model.dtype).eps * self.spread / 2)
         if noise > COARSE * self.spread:
-            return (
-                f"unproved: two plain readings differ by {noise / self.spread:.3f} of the spread of the logits"
-            )
+            return f"unproved: two plain readings differ by {noise / self.spread:.3f} of their spread"
         return None
 
     def _together(self, trees: bool) -> str | None:
         """Ragged trees or chains, a rollback, and once more."""
         reader = Together(self._counting(), trees=trees)
         text = torch.stack([self.path, self.path])
-        a, b, p = self.other, self.path, self.path.tolist()
+        a, p = self.other, self.path.tolist()
         if self.prefilled is None:
             reader.read(text[:, :6], [6, 3])
             self.prefilled = snapshot(reader.cache)
@@ -216,7 +216,9 @@ class _Probe:
         reader = Alone(self._counting())
         reader.caches, reader.cached = [cache], [4]
         text, p = self.path[None], self.path.tolist()
-        tree = _tree([[p[4], p[5], int(self.other[7]), int(self.other[8])]], [[-1, 0, 1, 2]], self.target.device)
+        tree = _tree(
+            [[p[4], p[5], int(self.other[7]), int(self.other[8])]], [[-1, 0, 1, 2]], self.target.device
+        )
         lengths = torch.tensor([5], device=self.target.device)
         logits = reader.forward(tree, text, lengths, [5]).float()
         if off := self._off(logits[:2], self.plain[0, 4:6]):
