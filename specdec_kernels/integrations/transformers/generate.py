@@ -125,7 +125,7 @@ def generate(
         stop_tokens=_each(stop_tokens, times),
         stop_strings=_each(stop_strings, times),
         tokenizer=tokenizer,
-        max_new_tokens=_each(max_new_tokens, times),
+        max_new_tokens=_each(max_new_tokens, times, shared=False),
     )
     unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
     if isinstance(outputs, str) or unknown:
@@ -476,8 +476,8 @@ def _times(num_return_sequences: int | None, config: Any) -> int:
     return times or 1
 
 
-def _each(option: Any, times: int) -> Any:
-    """An option given for each prompt, for each text."""
+def _each(option: Any, times: int, shared: bool = True) -> Any:
+    """An option given for each prompt, for each text. A plain collection is `shared` by all, or not."""
     if times == 1 or option is None or isinstance(option, (str, int)):
         return option
     if isinstance(option, SamplingParams):
@@ -487,7 +487,7 @@ def _each(option: Any, times: int) -> Any:
     if isinstance(option, Tensor):
         return option.repeat_interleave(times, 0) if option.dim() else option
     option = list(option)
-    if option and all(isinstance(each, (int, str)) for each in option):
+    if shared and all(isinstance(each, (int, str)) for each in option):
         return option
     return [each for each in option for _ in range(times)]
 
