@@ -411,7 +411,7 @@ def test_trace_speaks_of_rows_of_the_batch():
     module.verify(
         torch.zeros(4, 2), tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, None, None,
         torch.tensor([[0.8, 0.2], [0.0, 0.0], [0.75, 0.25], [0.0, 0.0]]).log(), None, None, None,
-        [1.0, 0.0, 1.0, 0.0], [], [1.0, 0.0, 1.0, 0.0], [], True, "token", [], torch.zeros(2).long(),
+        [1.0, 0.0, 1.0, 0.0, 0.0], [], [1.0, 0.0, 1.0, 0.0, 0.0], [], True, "token", [], torch.zeros(2).long(),
         torch.zeros(2).long(), None, grid[0], line[0], line[1], grid[1], None, line[2], trace=trace,
     )  # fmt: skip
     np.testing.assert_allclose(trace.thresholds.numpy(), [NAN, 1.0, NAN, 2 / 3], rtol=1e-7)
