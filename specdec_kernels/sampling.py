@@ -109,14 +109,13 @@ def unpack(
 def _number(operation: str, argument: str, value: object, low: float, high: float) -> int | float:
     if isinstance(value, bool) or not isinstance(value, Real):
         bad_type(operation, argument, "must be a number or a [B] tensor", type(value).__name__)
-    if not low <= value <= high:
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not low <= number <= high:
         wanted = f"must be finite and >= {low}" if high == _LARGEST else f"must be in [{low}, {high}]"
         bad_value(operation, argument, wanted, value)
-    if argument.endswith("top_k") and value != int(value):
-        bad_value(
-            operation, argument, "must be an integer (keywords keep top_k and top_p apart)", float(value)
-        )
-    return int(value) if isinstance(value, Integral) else float(value)
+    if argument.endswith("top_k") and number != int(number):
+        bad_value(operation, argument, "must be an integer (keywords keep top_k and top_p apart)", value)
+    return number
 
 
 def _order(operation: str, argument: str, order: object) -> str:

@@ -154,7 +154,7 @@ def verify(
     if debug.enabled():
         debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
-    ops.verify(
+    arguments = (
         target_logits,
         tree.tokens.contiguous(),
         tree.parents.contiguous(),
@@ -184,6 +184,9 @@ def verify(
         out.status,
         backend,
     )
+    ops.verify(*arguments)
+    if debug.enabled():
+        debug.check_drawn(tree, arguments, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 

@@ -4,8 +4,8 @@
         row_ptr, size, bitmask_ptr, bins_ptr, slope, max, mass, top_k, top_p, min_p, min_p_last, TILE
     )
 
-Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept or dropped together. Min-p comes
-first, or with `min_p_last` > 0 last.
+Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept or dropped together. Min-p
+comes first, or with `min_p_last` > 0 last.
 
 - One pass lists the three largest scores of each of TILE groups (tokens equal modulo TILE); the largest of
   the groups' fourth ones is the floor. No score above the floor is missing from the list, so a threshold

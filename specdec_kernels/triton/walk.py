@@ -560,9 +560,7 @@ def _lossy(
                 # At temperature 0 the law at temperature 1 is tested.
                 params = load_params(request.params)
                 temperature = tl.where(params.temperature > 0, params.temperature, 1.0)
-                testing = Params(
-                    temperature, params.top_k, params.top_p, params.min_p, params.min_p_last
-                )
+                testing = Params(temperature, params.top_k, params.top_p, params.min_p, params.min_p_last)
                 law, found = target_law(
                     target, scratch, row, testing, request.bins, CUTS, SPLIT, SPLITS, TILE
                 )
