@@ -19,9 +19,7 @@ struct Sampling {
 struct SamplingArgs {
   PerRequest temperature{nullptr, 1}, top_k{nullptr, 0}, top_p{nullptr, 1}, min_p{nullptr, 0};
   bool min_p_last = false;
-  Sampling operator[](int64_t b) const {
-    return {temperature[b], top_k[b], top_p[b], min_p[b], min_p_last};
-  }
+  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b], min_p_last}; }
 };
 
 // Scores that a list of the largest ones may hold.
