@@ -54,6 +54,29 @@ def check_verify(
     _check_rows("draft_logits", bad & owned, request, node, "NaN")
 
 
+def check_drawn(tree: DraftTree, arguments: tuple, impossible: Tensor) -> None:
+    """No request [B] bool in which a drafted token was tested that cannot have been drawn as declared.
+
+    `arguments` are those of the operator. To name the node the reference walks again.
+    """
+    if not bool(impossible.any()):
+        return
+    from .reference import verify
+    from .reference.request import Trace
+
+    request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
+    *given, backend = arguments
+    outputs = [None if out is None else torch.empty_like(out) for out in given[-6:]]
+    trace = Trace(tree.tokens.numel())
+    verify(*given[:-6], *outputs, trace=trace)
+    found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()
+    got = f"another at request {request}"  # another backend may round where the reference does not
+    if found.numel():
+        row = int(found[0])
+        got = f"{int(tree.tokens[row])} at request {request} node {int(node[row])}"
+    bad_value("verify", "draft_tokens", "must have probability under the laws of their proposals", got)
+
+
 def _check_rows(argument: str, bad: Tensor, request: Tensor, node: Tensor, what: str) -> None:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

@@ -23,6 +23,9 @@ class Status(enum.IntFlag):
     """A target row had a NaN, which counted as `-inf`."""
     EMPTY = 2
     """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
+    IMPOSSIBLE = 4
+    """A drafted token in [0, V) was tested that the law of its proposal gives no probability. It was not drawn
+    as declared, so a lossless rule need not be lossless here. The answer does not depend on it."""
 
 
 class Verified(NamedTuple):
@@ -109,9 +112,10 @@ def verify(
         Never synchronises with the device. Every random number is a function of (seed, position, purpose,
         index): with seeds the result of a request does not depend on the batch, its place there, or the
         number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
-        temperature and cuts. NaN and empty rows do not raise but set `Verified.status`; `SPECDEC_DEBUG=1` in
-        the environment adds checks of values that do raise, and synchronise. Float64 rows are served by the
-        reference.
+        temperature and cuts. NaN and empty rows do not raise but set `Verified.status`, and so does a child
+        that was tested under `"token"`, `"traversal"` or `Lenient` and has Q(x) = 0 (`Status.IMPOSSIBLE`).
+        `SPECDEC_DEBUG=1` in the environment adds checks of values that do raise, and synchronise. Float64
+        rows are served by the reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
         1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
@@ -138,7 +142,7 @@ def verify(
             bad_value(
                 "verify", "draft_sampling", "must be a SamplingParams or 'logprobs'", repr(draft_sampling)
             )
-        draft_numbers, draft_tensors = [1.0, 0.0, 1.0, 0.0], []
+        draft_numbers, draft_tensors = unpack("verify", "draft_sampling", PLAIN, batch, device)
     elif draft_sampling is None:
         draft_numbers, draft_tensors = numbers, tensors
     else:
@@ -150,7 +154,7 @@ def verify(
     if debug.enabled():
         debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
-    ops.verify(
+    arguments = (
         target_logits,
         tree.tokens.contiguous(),
         tree.parents.contiguous(),
@@ -180,6 +184,9 @@ def verify(
         out.status,
         backend,
     )
+    ops.verify(*arguments)
+    if debug.enabled():
+        debug.check_drawn(tree, arguments, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 
