@@ -61,7 +61,22 @@ VALUES = {
     "no vocabulary": (dict(target_logits=torch.zeros(R, 0)), "target_logits must have V >= 1, got [8, 0]"),
     "draft rows": (
         dict(draft_logits=torch.zeros(3, V)),
-        "draft_logits must have shape [R, Vd] = [8, 5], got [3, 5]",
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
+    ),
+    "draft rows of a flat chain": (
+        dict(draft_logits=torch.zeros(B * K, V)),
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [6, 5]",
+    ),
+    "draft rows of uneven requests": (
+        dict(
+            target_logits=torch.zeros(5, V),
+            tree=sdk.DraftTree.chain(torch.ones(5, dtype=torch.int64), cu_nodes=torch.tensor([0, 2, 5])),
+            draft_logits=torch.zeros(3, V),
+        ),
+        "draft_logits must have shape [R, Vd] = [5, 5], [B, K, Vd] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
     ),
     "draft chain": (
         dict(draft_logits=torch.zeros(B, K + 1, V)),
@@ -97,7 +112,11 @@ VALUES = {
     ),
     "seeds alone": (dict(seeds=long(B)), "positions must be given with seeds, got None"),
     "seeds": (dict(seeds=long(3), positions=long(B)), "seeds must have shape [B] = [2], got [3]"),
-    "positions": (dict(positions=long(1)), "positions must have shape [B] = [2], got [1]"),
+    "positions": (
+        dict(seeds=long(B), positions=long(1)),
+        "positions must have shape [B] = [2], got [1]",
+    ),
+    "positions alone": (dict(positions=long(B)), "positions must be None without seeds, got [2]"),
     "bitmask": (
         dict(token_bitmask=long(R, 2).int()),
         "token_bitmask must have shape [R, ceil(V / 32)] = [8, 1], got [8, 2]",
@@ -200,6 +219,7 @@ def test_verify_refuses_types(case):
             "logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
         ),
         (dict(seeds=long(2)), ValueError, "positions must be given with seeds, got None"),
+        (dict(positions=long(2)), ValueError, "positions must be None without seeds, got [2]"),
         (
             dict(token_bitmask=long(2, 2).int()),
             ValueError,
