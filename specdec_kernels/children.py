@@ -68,8 +68,9 @@ def sample_children(
         Never synchronises. Noise is keyed by (seed, position, parent) for the purpose of drafting, which no
         rule of `verify` draws on, so a drafter may share its seeds. A drafter's noise has to be new in every
         step: with `positions` that advance by the depth and a constant node, the next step draws a rejected
-        depth again with the same noise, and rule `traversal` emits another law than the target's. NaN counts as -inf, a row with nothing
-        left has no children, and at temperature 0 one token has all the probability.
+        depth again with the same noise, and rule `traversal` emits another law than the target's. NaN counts
+        as -inf, a row with nothing left has no children, and at temperature 0 one token has all the
+        probability.
 
     Source: Kool et al. 2019, Stochastic Beams and Where to Find Them: the Gumbel-top-k trick.
 
@@ -163,9 +164,9 @@ def draft_token(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises. It is `sample_children(logits, 1, method="independent")` with the node as parent of
-        every row: with seeds the token depends on (seed, position, node, row) only. A chain may be ended after
-        looking at its tokens, as long as no token that was drawn is dropped.
+        Never synchronises. It is `sample_children(logits, 1, method="independent")` with the node as parent
+        of every row: with seeds the token depends on (seed, position, node, row) only. A chain may end after
+        a look at its tokens, as long as none that was drawn is dropped.
 
     Example:
         >>> logits, seeds, positions = torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([9, 30])

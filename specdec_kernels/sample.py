@@ -28,8 +28,8 @@ def sample(
     It is for the target's own tokens: plain decoding, one position after the other, each sampled once. It is
     not for drafting with seeds: a position that a step drafted and rejected is drafted again in the next
     step, and gets the same noise again, whatever the seeds are. Rule `traversal` then emits another law than
-    the target's. Draft chains with `draft_token` and trees with `sample_children`, whose noise is new in every
-    step.
+    the target's. Draft chains with `draft_token` and trees with `sample_children`, whose noise is new in
+    every step.
 
     Args:
         logits: [B, V] float32 | bfloat16 | float16, last stride 1.

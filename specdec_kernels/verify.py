@@ -112,9 +112,9 @@ def verify(
         number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
         temperature and cuts, with noise that is new in every step and that `verify` does not use: as by
         `draft_token` and `sample_children` with this call's `seeds` and `positions`, and not by `sample` with
-        the seeds and positions of the drafted tokens. NaN and empty rows do not raise but set `Verified.status`; `SPECDEC_DEBUG=1` in
-        the environment adds checks of values that do raise, and synchronise. Float64 rows are served by the
-        reference.
+        the positions of the drafted tokens. NaN and empty rows do not raise but set `Verified.status`;
+        `SPECDEC_DEBUG=1` in the environment adds checks of values that do raise, and synchronise. Float64
+        rows are served by the reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
         1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal

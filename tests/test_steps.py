@@ -171,20 +171,14 @@ def grown(method, step, coupled=False):
 
 def whole(method, step):
     """Two children of the root and two of each, all kept: `sample_children` alone."""
-    keys = dict(method=method, sampling=LAW, backend="cpu")
-    logits = [MODEL.draft[step.last]]
-    first, kinds, _ = sdk.sample_children(
-        logits[0], 2, seeds=step.seeds, positions=step.lengths, nodes=torch.zeros(N).long(), **keys
-    )
-    tokens = [step.last[:, None], first]
-    for node in (1, 2):
-        logits.append(MODEL.draft[first[:, node - 1]])
-        nodes = torch.full((N,), node)
-        tokens.append(
-            sdk.sample_children(
-                logits[-1], 2, seeds=step.seeds, positions=step.lengths, nodes=nodes, **keys
-            )[0]
+    tokens, logits = [step.last[:, None]], []
+    for node in range(3):
+        parent = torch.cat(tokens, 1)[:, node]
+        logits.append(MODEL.draft[parent])
+        children, kinds, _ = sdk.sample_children(
+            logits[-1], 2, method=method, sampling=LAW, nodes=torch.full((N,), node), **step.keys
         )
+        tokens.append(children)
     tree = sdk.DraftTree.from_parents(
         torch.cat(tokens, 1),
         torch.tensor([-1, 0, 0, 1, 1, 2, 2], dtype=torch.int32).expand(N, 7),
