@@ -93,7 +93,8 @@ def verify(
         rule: `"auto"` (traversal where `draft_logits` is given, else match), `"match"`, `"token"`,
             `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
         seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, index in its sequence of the first new token; required with `seeds`.
+        positions: [B] int64, index in its sequence of the first new token; given with `seeds` and not
+            without.
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
             applies to the target's law only.
         return_logprobs: fill `Verified.logprobs`.
@@ -104,7 +105,7 @@ def verify(
         `Verified`. Every emitted token is in [0, V), for every input.
 
     Raises:
-        ValueError: wrong shapes, numbers out of range, seeds without positions.
+        ValueError: wrong shapes, numbers out of range, seeds without positions or positions without seeds.
         TypeError: wrong dtypes or devices.
         BackendUnavailable: the named backend cannot serve the call.
 
@@ -112,8 +113,11 @@ def verify(
         Never synchronises with the device. Every random number is a function of (seed, position, purpose,
         index): with seeds the result of a request does not depend on the batch, its place there, or the
         number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
-        temperature and cuts. NaN and empty rows do not raise but set `Verified.status`, and so does a child
-        that was tested under `"token"`, `"traversal"` or `Lenient` and has Q(x) = 0 (`Status.IMPOSSIBLE`).
+        temperature and cuts, with noise that is new in every step and that `verify` does not use: as by
+        `draft_token` and `sample_children` with this call's `seeds` and `positions`, and not by `sample` with
+        the positions of the drafted tokens. NaN and empty rows do not raise but set `Verified.status`, and so
+        does a child that was tested under `"token"`, `"traversal"` or `Lenient` and has Q(x) = 0
+        (`Status.IMPOSSIBLE`).
         `SPECDEC_DEBUG=1` in the environment adds checks of values that do raise, and synchronise. Float64
         rows are served by the reference.
 
@@ -236,7 +240,9 @@ def _check_draft(
             "verify", "draft_logits", "must have shape [Rq, Vd] or [B, K, Vd]", list(draft_logits.shape)
         )
     elif draft_rows is None:
-        check_shape("verify", "draft_logits", draft_logits, "[R, Vd]", (rows, draft_logits.shape[1]))
+        if draft_logits.shape[0] != rows:
+            rule = f"must have shape {_draft_shapes(rows, batch, draft_logits.shape[1])}"
+            bad_value("verify", "draft_logits", rule, list(draft_logits.shape))
     else:
         check_tensor("verify", "draft_rows", draft_rows, "[R]", (rows,), (torch.int32,), device)
     check_last_stride("verify", "draft_logits", draft_logits)
@@ -248,6 +254,14 @@ def _check_draft(
         width = draft_vocab.ids.shape[0]
         shape = (*draft_logits.shape[:-1], width)
         check_shape("verify", "draft_logits", draft_logits, f"[..., Vd], Vd = {width} of draft_vocab,", shape)
+
+
+def _draft_shapes(rows: int, batch: int, width: int) -> str:
+    """The shapes that draft logits may have."""
+    chain = "[B, K, Vd] for chains of one length"
+    if batch and rows > batch and rows % batch == 0:
+        chain = f"[B, K, Vd] = {[batch, rows // batch - 1, width]} for chains of one length"
+    return f"[R, Vd] = {[rows, width]}, {chain}, or [Rq, Vd] with draft_rows"
 
 
 def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:

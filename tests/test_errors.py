@@ -66,7 +66,22 @@ VALUES = {
     "no vocabulary": (dict(target_logits=torch.zeros(R, 0)), "target_logits must have V >= 1, got [8, 0]"),
     "draft rows": (
         dict(draft_logits=torch.zeros(3, V)),
-        "draft_logits must have shape [R, Vd] = [8, 5], got [3, 5]",
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
+    ),
+    "draft rows of a flat chain": (
+        dict(draft_logits=torch.zeros(B * K, V)),
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [6, 5]",
+    ),
+    "draft rows of uneven requests": (
+        dict(
+            target_logits=torch.zeros(5, V),
+            tree=sdk.DraftTree.chain(torch.ones(5, dtype=torch.int64), cu_nodes=torch.tensor([0, 2, 5])),
+            draft_logits=torch.zeros(3, V),
+        ),
+        "draft_logits must have shape [R, Vd] = [5, 5], [B, K, Vd] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
     ),
     "draft chain": (
         dict(draft_logits=torch.zeros(B, K + 1, V)),
@@ -102,7 +117,11 @@ VALUES = {
     ),
     "seeds alone": (dict(seeds=long(B)), "positions must be given with seeds, got None"),
     "seeds": (dict(seeds=long(3), positions=long(B)), "seeds must have shape [B] = [2], got [3]"),
-    "positions": (dict(positions=long(1)), "positions must have shape [B] = [2], got [1]"),
+    "positions": (
+        dict(seeds=long(B), positions=long(1)),
+        "positions must have shape [B] = [2], got [1]",
+    ),
+    "positions alone": (dict(positions=long(B)), "positions must be None without seeds, got [2]"),
     "bitmask": (
         dict(token_bitmask=long(R, 2).int()),
         "token_bitmask must have shape [R, ceil(V / 32)] = [8, 1], got [8, 2]",
@@ -191,6 +210,7 @@ def test_verify_refuses_types(case):
             "logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
         ),
         (dict(seeds=long(2)), ValueError, "positions must be given with seeds, got None"),
+        (dict(positions=long(2)), ValueError, "positions must be None without seeds, got [2]"),
         (
             dict(token_bitmask=long(2, 2).int()),
             ValueError,
@@ -406,6 +426,121 @@ def test_debug_tells_of_impossible_drafts(monkeypatch, backend):
     monkeypatch.setattr(debug, "ENABLED", False)
     status = sdk.verify(**given, draft_logits=draft, rule="token").status
     assert status.tolist() == [0, sdk.Status.IMPOSSIBLE]
+
+
+def test_debug_checks_draft_rows(monkeypatch):
+    monkeypatch.setattr(debug, "ENABLED", True)
+    rows = torch.full((R,), -1, dtype=torch.int32)
+    rows[5] = 3
+    rule = r"verify: draft_rows must be -1 or in \[0, Rq\) = \[0, 3\), got 3 at request 1 node 1"
+    with pytest.raises(ValueError, match=rule):
+        sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows))
+    rows[5] = 2
+    assert sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows)).num_tokens.min() >= 1
+
+
+def attend(*, prefix=(5, 12), table=((2, 0), (1, 3)), new=False, **options):
+    """Two requests, a root and two children each and one unused node, on four pages of eight slots."""
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 5, 6, -1]] * 2), torch.tensor([[-1, 0, 0, 0]] * 2, dtype=torch.int32)
+    )
+    cache, fresh = torch.zeros(4, 8, 1, 2), torch.zeros(8, 1, 2)
+    lengths, pages = torch.tensor(prefix).int(), torch.tensor(table).int()
+    options |= dict(new_key=fresh, new_value=fresh) if new else {}
+    return sdk.tree_attention(torch.zeros(8, 1, 2), cache, cache, tree, pages, lengths, **options)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(prefix=(5, 14)),
+            "block_table must have slots for the prefix and the tree, at most P * page_size = 2 * 8, got 17",
+        ),
+        (
+            dict(prefix=(17, 3), new=True),
+            "block_table must have slots for the prefix, at most P * page_size = 2 * 8, got 17 at request 0",
+        ),
+        (dict(prefix=(5, -1)), "prefix_lens must be >= 0, got -1 at request 1"),
+        (dict(max_prefix_len=8), "prefix_lens must be <= max_prefix_len = 8, got 12 at request 1"),
+        (
+            dict(table=((2, 0), (1, 4))),
+            "block_table must hold pages in [0, 4) where slots are used, got 4 at request 1 column 1",
+        ),
+        (
+            dict(table=((2, 0), (-1, 3)), window=6),
+            "block_table must hold pages in [0, 4) where slots are used, got -1 at request 1 column 0",
+        ),
+    ],
+)
+def test_debug_checks_lengths_and_pages_of_attention(monkeypatch, changes, message):
+    assert attend(**changes).isfinite().all()
+    monkeypatch.setattr(debug, "ENABLED", True)
+    with pytest.raises(ValueError) as error:
+        attend(**changes)
+    assert f"tree_attention: {message}" in str(error.value)
+
+
+def test_debug_lets_attention_leave_out_what_nobody_sees(monkeypatch):
+    monkeypatch.setattr(debug, "ENABLED", True)
+    attend(prefix=(5, 13))  # the unused node has no slot
+    attend(prefix=(5, 16), new=True)
+    attend(table=((2, -1), (-1, 3)), window=5)  # nothing behind the tree; a window of positions 8 to 12
+
+
+def commit(*, prefix=(5, 12), table=((2, 0), (1, 3)), path=((0, 2), (0, -1)), new=False):
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 5, 6]] * 2), torch.tensor([[-1, 0, 0]] * 2, dtype=torch.int32)
+    )
+    pages, lengths, kept = (torch.tensor(value).int() for value in (table, prefix, path))
+    rows = [torch.zeros(6, 1, 2)] if new else None
+    return sdk.commit_kv([torch.zeros(4, 8, 1, 2)], kept, tree, pages, lengths, page_size=8, new=rows)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(prefix=(14, 12)),
+            "block_table must have slots for the kept nodes, at most P * page_size = 2 * 8, got 17",
+        ),
+        (
+            dict(prefix=(15, 12), new=True),
+            "block_table must have slots for the kept nodes, at most P * page_size = 2 * 8, got 17",
+        ),
+        (dict(prefix=(-1, 12)), "prefix_lens must be >= 0, got -1 at request 0"),
+        (
+            dict(table=((2, 9), (1, -1))),
+            "block_table must hold pages in [0, 4) where slots are used, got -1 at request 1 column 1",
+        ),
+    ],
+)
+def test_debug_checks_slots_of_kept_nodes(monkeypatch, changes, message):
+    commit(**changes)
+    monkeypatch.setattr(debug, "ENABLED", True)
+    with pytest.raises(ValueError) as error:
+        commit(**changes)
+    assert f"commit_kv: {message}" in str(error.value)
+    commit()
+    commit(prefix=(14, 12), new=True)
+    commit(prefix=(-1, 12), path=((-1, -1), (0, -1)))
+
+
+@pytest.mark.parametrize("lengths", [(3, 6), (-1, 5)])
+def test_debug_checks_lengths_of_texts(monkeypatch, lengths):
+    texts, lengths = torch.zeros(2, 5, dtype=torch.int64), torch.tensor(lengths)
+    sdk.ngram_draft(texts, lengths, 2)
+    monkeypatch.setattr(debug, "ENABLED", True)
+    rule = r"lengths must be in \[0, L\] = \[0, 5\], got (6 at request 1|-1 at request 0)"
+    for call in (sdk.ngram_draft, sdk.ngram_tree):
+        with pytest.raises(ValueError, match=f"{call.__name__}: {rule}"):
+            call(texts, lengths, 2)
+
+
+def test_only_public_names_are_listed():
+    assert dir(sdk) == sorted(sdk.__all__)
+    for name in ("children", "sampling", "errors"):
+        assert getattr(sdk, name).__name__ == f"specdec_kernels.{name}"
 
 
 def test_checks_read_no_values():
