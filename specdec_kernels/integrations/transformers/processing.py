@@ -37,6 +37,15 @@ _PLACED = {
 # and these remember what they were called with.
 _STATEFUL = {"UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"}
 
+# At most lengths n of a text these change nothing.
+_IDLE: dict[str, Callable[[Any, int], bool]] = {
+    "MinLengthLogitsProcessor": lambda it, n: n >= it.min_length,
+    "MinNewTokensLengthLogitsProcessor": lambda it, n: n - it.prompt_length_to_skip >= it.min_new_tokens,
+    "ForcedBOSTokenLogitsProcessor": lambda it, n: n != 1,
+    "ForcedEOSTokenLogitsProcessor": lambda it, n: n != it.max_length - 1,
+    "SuppressTokensAtBeginLogitsProcessor": lambda it, n: n != it.begin_index,
+}
+
 _WARPERS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
 _FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -199,17 +208,14 @@ class Processing:
             elif kind == "penalty":
                 scores = _penalised(column[0], texts, scores)
             elif kind == "rowwise":
+                idle = _IDLE.get(type(column[0]).__name__)
                 groups: dict[tuple[int, int], list[int]] = {}
                 for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
-                    groups.setdefault((id(column[request]), text.shape[0]), []).append(row)
-                parts = [
-                    column[requests[group[0]]](
-                        torch.stack([texts[row] for row in group]), _rows(scores, group)
-                    )
-                    for group in groups.values()
-                ]
-                order = [row for group in groups.values() for row in group]
-                scores = _rows(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__))
+                    if idle is None or not idle(column[request], text.shape[0]):
+                        groups.setdefault((id(column[request]), text.shape[0]), []).append(row)
+                for group in groups.values():
+                    ids = torch.stack([texts[row] for row in group])
+                    scores[group] = column[requests[group[0]]](ids, scores[group])
             else:
                 parts = [
                     self._placed(place, request, text, scores[row])
@@ -276,6 +282,10 @@ def processing(
     if sampling is not None:
         check_type(operation, "sampling", sampling, SamplingParams, "a SamplingParams")
         _check_warpers(config, operation)
+    if config.exponential_decay_length_penalty is not None and not any(stops):
+        argument = "generation_config.exponential_decay_length_penalty"
+        bad_value(operation, argument, "must be None without stop tokens", "a penalty")
+    reads = _reads_prompt(config)
     lists, ends, built, endings = [], [], {}, {}
     for request, prompt in enumerate(prompts):
         options = copy.copy(config)
@@ -284,20 +294,22 @@ def processing(
         )
         options.max_length = len(prompt) + limits[request]
         if options.min_new_tokens is not None:
-            options.min_length = options.min_new_tokens + len(prompt)
+            options.min_length = None  # the same condition, which transformers tests twice
         if sampling is not None:
             options.do_sample = False
         if strings[request] is not None and tokenizer is None:
             bad_value(operation, "tokenizer", "must be given with stop_strings", None)
         # requests with equal options share their processors, which then take them in one call
         key = (len(prompt), limits[request], tuple(stops[request]))
-        key += tuple(prompt) if _reads_prompt(config) else ()
+        key += tuple(prompt) if reads else ()
         try:
             if key not in built:
                 built[key] = own._get_logits_processor(
                     options,
                     input_ids_seq_length=len(prompt),
-                    encoder_input_ids=torch.tensor([prompt] * batch, device=device),
+                    encoder_input_ids=torch.tensor(prompt, device=device).expand(batch, -1)
+                    if reads
+                    else None,
                     logits_processor=processors,
                     device=device,
                 )
@@ -363,13 +375,6 @@ def _kind(processor: Callable) -> str:
 
 def _reads_text(column: list[Callable]) -> bool:
     return _kind(column[0]) != "free"
-
-
-def _rows(scores: Tensor, group: list[int]) -> Tensor:
-    """Some rows of scores, for a callee that may write into them."""
-    if group == list(range(group[0], group[0] + len(group))):
-        return scores[group[0] : group[0] + len(group)]
-    return scores[torch.tensor(group, device=scores.device)]
 
 
 def _penalised(processor: Callable, texts: list[Tensor], scores: Tensor) -> Tensor:
