@@ -193,9 +193,8 @@ def decode(
             options={"draft_vocab": draft_vocab, "rule": rule, "backend": backend},
             outputs=outputs,
         )
-        drafting.reset(
-            len(texts), sampling=process.sampling, seeds=None if seeds is None else keys, rule=rule
-        )
+        drawn = process.sampling if draft_sampling is None else draft_sampling
+        drafting.reset(len(texts), sampling=drawn, seeds=keys, rule=rule)
         if cache is not None:
             reader.load(cache, texts)
         for text, stream in zip(texts, streamers, strict=False):
