@@ -16,8 +16,8 @@ from .budget import Budget, Calibration
 from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
-from .generate import Generated, generate
 from .grow import Frontier, GrownTree, grow_tree
+from .integrations.transformers import Drafts, Generated, custom_generate, explain_model, generate
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -37,6 +37,7 @@ __all__ = [
     "Calibration",
     "Committed",
     "DraftTree",
+    "Drafts",
     "DraftVocab",
     "Frontier",
     "Generated",
@@ -52,7 +53,9 @@ __all__ = [
     "Verified",
     "commit_kv",
     "commit_state",
+    "custom_generate",
     "explain",
+    "explain_model",
     "generate",
     "grow_tree",
     "ngram_draft",
