@@ -246,8 +246,7 @@ def test_processors_and_criteria_of_the_caller():
 @pytest.mark.parametrize("given, text", [
     (dict(num_beams=2), "generation_config.num_beams must be None . 1, got 2"),
     (dict(output_attentions=True), "generation_config.output_attentions must be"),
-    (dict(use_cache=False), "generation_config.use_cache must be"),
-    (dict(cache_implementation="static"), "generation_config.cache_implementation must be"),
+    (dict(cache_implementation="offloaded"), "generation_config.cache_implementation must be"),
     (dict(guidance_scale=2.0), "generation_config.guidance_scale must be"),
     (dict(inputs_embeds=torch.zeros(3, 6, 48)), "inputs_embeds must be None"),
     (dict(position_ids=torch.zeros(3, 6, dtype=torch.int64)), "position_ids must number the tokens"),

@@ -54,7 +54,7 @@ class Together:
             self._read_on(text, sizes)
             return
         end = max(sizes) - 1
-        numbers = self._numbers(text[:, :end])
+        numbers = self.target.numbers(text[:, :end])
         for start in range(self.longest, end, chunk or max(end, 1)):
             stop = min(end, start + chunk) if chunk else end
             out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
@@ -196,18 +196,10 @@ class Together:
             if _filled(getattr(layer, "indexer_keys", None)):
                 layer.indexer_keys = layer.indexer_keys[:, : self.longest]
 
-    def _numbers(self, text: Tensor) -> Tensor:
-        """The positions of the texts' tokens, as the model numbers them."""
-        padding = self.target.padding_idx
-        if padding is None:
-            return torch.arange(text.shape[1], device=text.device).expand(text.shape)
-        read = text != padding
-        return read.cumsum(1) * read + padding
-
     def _root_numbers(self, text: Tensor, lengths: Tensor) -> Tensor:
         if self.target.padding_idx is None:
             return lengths[:, None] - 1
-        return self._numbers(text).gather(1, lengths[:, None] - 1)
+        return self.target.numbers(text).gather(1, lengths[:, None] - 1)
 
     def _skipping(self, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
         """The positions of the nodes where padding tokens are left out of the count."""
@@ -297,12 +289,21 @@ class Alone:
             if size - self.cached[place] > MOST_PENDING and not self.rereads and len(drafts):
                 self._read(place, text[place], size - 1, None)
             start, nodes = self.cached[place], len(drafts) + 1
-            ids = torch.cat([text[place, start:size], drafts])[None]
+            whole = torch.cat([text[place, :size], drafts])[None]
+            ids, positions = whole[:, start:], self.target.numbers(whole)[:, start:]
             before = None
             if len(drafts) and not self.rereads and not croppable(self.caches[place]):
                 before = snapshot(self.caches[place])
             self._before.append((start, before))
-            out = self.target(ids, cache=self.caches[place], keep=nodes, use_cache=not self.rereads)
+            if self.rereads:
+                positions = None  # as the model numbers a whole text itself
+            out = self.target(
+                ids,
+                cache=self.caches[place],
+                positions=positions,
+                keep=nodes,
+                use_cache=not self.rereads,
+            )
             if not self.rereads:
                 self.caches[place], self.cached[place] = out.cache, size + len(drafts)
             logits.append(out.logits[0, -nodes:])
@@ -355,7 +356,8 @@ class Alone:
         while self.cached[place] < end:
             start = self.cached[place]
             stop = min(end, start + chunk) if chunk else end
-            out = self.target(text[None, start:stop], cache=self.caches[place], keep=1)
+            positions = self.target.numbers(text[None, :stop])[:, start:]
+            out = self.target(text[None, start:stop], cache=self.caches[place], positions=positions, keep=1)
             self.caches[place], self.cached[place] = out.cache, stop
 
 

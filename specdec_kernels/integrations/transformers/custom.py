@@ -92,14 +92,19 @@ def custom_generate(
             operation=operation,
         )
         whole = bool(generation_config.return_dict_in_generate)
-        asked = {"scores": generation_config.output_scores, "logits": generation_config.output_logits}
+        asked = {
+            "scores": generation_config.output_scores,
+            "logits": generation_config.output_logits,
+            "cache": generation_config.use_cache,
+        }
         given = {"prefill_chunk": generation_config.prefill_chunk_size} | options
+        kept = [name for name, wanted in asked.items() if whole and wanted]
         generated = decode(
             aim,
             texts,
             rules,
             lookup(drafter, generation_config),
-            outputs=[name for name, wanted in asked.items() if whole and wanted] + ["cache"] * whole,
+            outputs=kept,
             streamers=streamers_of(streamer, len(texts)),
             operation=operation,
             **given,

@@ -259,7 +259,8 @@ class Drafting:
             _usable(*request, depth, self.vocab_size, laws is not None, self.chains)
             for request, depth in zip(read, depths, strict=True)
         ]
-        if not self.width and self.budget is not None and any(each.drawn for each in nodes):
+        unasked = not (self.told or self.width) and self.budget is not None
+        if unasked and any(each.drawn for each in nodes):
             # The first that were drawn from laws, whose depth nobody was asked for before.
             nodes = [
                 _usable(*request, min(depth, 1), self.vocab_size, True, self.chains)
@@ -541,6 +542,7 @@ def _usable(
     """The nodes down to `limit` that carry a token, and whose ancestors do; of a chain, without siblings."""
     kept = Nodes([], [], [], [], [], [])
     place: dict[int, int] = {}
+    pointed = {above for above, kind in zip(parents, proposals, strict=True) if chains and kind == 0}
     rest: list[float] = []  # of each kept node: what its children so far have left of its chance
     for node in order:
         token = tokens[node]
@@ -562,11 +564,17 @@ def _usable(
         kept.tokens.append(token)
         kept.parents.append(parent)
         kept.depths.append(depth)
-        kept.proposals.append(proposals[node])
+        kept.proposals.append(_proposal(proposals[node], parents[node] in pointed))
         kept.rows.append(rows[node] if laws else -1)
         kept.chances.append(chance)
         rest.append(chance)
     return kept if kept.tokens else ROOT
+
+
+def _proposal(proposal: int, alone: bool) -> int:
+    """Of a node that is left `alone` by siblings of `POINT`. Without these its law is another, which no
+    verifier knows: it counts as chosen."""
+    return int(Proposal.POINT) if alone and proposal == Proposal.WITHOUT_REPLACEMENT else proposal
 
 
 def _drafts(nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:

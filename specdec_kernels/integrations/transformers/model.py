@@ -108,6 +108,13 @@ class Target:
                 return Output(logits, kept)
         return Output(logits, None)
 
+    def numbers(self, text: Tensor) -> Tensor:
+        """The positions [B, L] of the tokens of whole texts [B, L], as the model numbers them."""
+        if self.padding_idx is None:
+            return torch.arange(text.shape[1], device=text.device).expand(text.shape)
+        read = text != self.padding_idx
+        return read.cumsum(1) * read + self.padding_idx
+
     def fresh_cache(self) -> Any:
         """What to hand to the first forward of a text; None: the model makes its own."""
         if not self.plain_cache:
@@ -159,7 +166,11 @@ class Target:
         sizes = [
             value
             for name, value in vars(self.config).items()
-            if "window" in name and name not in known and type(value) is int and value > 0
+            if "window" in name
+            and "pattern" not in name
+            and name not in known
+            and type(value) is int
+            and value > 0
         ]
         return min(sizes, default=None)
 

@@ -24,6 +24,7 @@ HONOURED = {
 MEANINGLESS = {
     "early_stopping": "only beam search reads it",
     "length_penalty": "only beam search reads it",
+    "use_cache": "the text is the same, and a cache is used where the model has one that can be trusted",
     "low_memory": "only beam and contrastive search read it",
     "bos_token_id": "only an empty prompt is started by it",
     "decoder_start_token_id": "only encoder-decoder models read it",
@@ -58,8 +59,14 @@ REFUSED: dict[str, tuple] = {
     "speculation_type": (),
     "output_attentions": (False,),
     "output_hidden_states": (False,),
-    "use_cache": (True,),
-    "cache_implementation": ("dynamic",),
+    "cache_implementation": (
+        "dynamic",
+        "dynamic_full",
+        "static",
+        "hybrid",
+        "hybrid_chunked",
+        "sliding_window",
+    ),  # the same text
     "cache_config": (),
     "continuous_batching_config": (),
 }

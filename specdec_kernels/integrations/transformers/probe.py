@@ -121,12 +121,10 @@ class _Probe:
         if whole.cache is None or self.target.cache_name is None:
             return self._verdict("whole text", "it keeps no cache")
         unproved = self._noise(whole)
-        strange = unknown(whole.cache)
-        if strange is None:
-            try:
-                strange = unknown(Together(self.target).cache)
-            except Exception as error:
-                strange = f"no cache of full layers: {_words(error)}"
+        try:
+            strange = unknown(Together(self.target).cache)
+        except Exception as error:
+            strange = f"layers of its own: {_words(error)}"
         if strange is not None:
             reasons.append(f"its cache keeps {strange}")
         elif unproved:
@@ -179,6 +177,8 @@ class _Probe:
         a, p = self.other, self.path.tolist()
         if self.prefilled is None:
             reader.read(text[:, :6], [6, 3])
+            if strange := unknown(reader.cache):
+                return f"its cache keeps {strange}"
             self.prefilled = snapshot(reader.cache)
         else:
             reader.cache, reader.shortest, reader.longest = restored(reader.cache, self.prefilled), 2, 5

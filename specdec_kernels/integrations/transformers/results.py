@@ -54,8 +54,8 @@ def model_output(model: Any, input_ids: Tensor, mask: Tensor, generated: Generat
 
     Scores and logits are tuples of one [B, V] for every new column of the sequences. Behind the end of a
     request its rows are those of a certain pad token: 0 there and `-inf` elsewhere. The cache is a
-    `DynamicCache` whose slots are the columns of the sequences but the last, or None where a layer keeps more
-    than keys and values.
+    `DynamicCache` whose slots are the columns of the sequences but the last, or None: without
+    `use_cache`, and where a layer keeps more than keys and values.
     """
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -70,7 +70,7 @@ def model_output(model: Any, input_ids: Tensor, mask: Tensor, generated: Generat
 def _cache(model: Any, mask: Tensor, generated: Generated) -> Any:
     from transformers import DynamicCache
 
-    states = [cached and cached.state for cached in generated.cache]
+    states = [cached and cached.state for cached in generated.cache or [None]]
     if not all(
         isinstance(state, list) and all(set(layer[2]) == _KEPT for layer in state) for state in states
     ):
