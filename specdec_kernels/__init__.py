@@ -17,7 +17,7 @@ from .children import draft_token, sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .grow import Frontier, GrownTree, grow_tree
-from .integrations.transformers import Drafts, Generated, explain_model, generate
+from .integrations.transformers import Drafts, Generated, custom_generate, explain_model, generate
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -53,6 +53,7 @@ __all__ = [
     "Verified",
     "commit_kv",
     "commit_state",
+    "custom_generate",
     "draft_token",
     "explain",
     "explain_model",
