@@ -16,8 +16,8 @@ from .budget import Budget, Calibration
 from .children import sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
-from .generate import Generated, generate
 from .grow import Frontier, GrownTree, grow_tree
+from .integrations.transformers import Drafts, Generated, explain_model, generate
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -37,6 +37,7 @@ __all__ = [
     "Calibration",
     "Committed",
     "DraftTree",
+    "Drafts",
     "DraftVocab",
     "Frontier",
     "Generated",
@@ -53,6 +54,7 @@ __all__ = [
     "commit_kv",
     "commit_state",
     "explain",
+    "explain_model",
     "generate",
     "grow_tree",
     "ngram_draft",

@@ -1,6 +1,7 @@
 """The loop over transformers models: its text is the model's own, whatever is drafted."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import specdec_kernels as sdk
 
 GREEDY = sdk.SamplingParams(temperature=0.0)
+generate = partial(sdk.generate, budget=None)
 
 
 def model(vocab=31, layers=2, **options):
@@ -17,6 +19,7 @@ def model(vocab=31, layers=2, **options):
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=48, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=None,
         **options,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -90,7 +93,7 @@ def trees(text, lengths):
 @pytest.mark.parametrize("drafter", [nothing, noise, chains, trees])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS[1:2], PROMPTS], ids=["one", "short", "batch"])
 def test_greedy_text_is_the_models_own(drafter, prompts):
-    generated = sdk.generate(TARGET, drafter, prompts, max_new_tokens=20, sampling=GREEDY)
+    generated = generate(TARGET, drafter, prompts, max_new_tokens=20, sampling=GREEDY)
     assert generated.tokens == [plainly(TARGET, prompt, 20) for prompt in prompts]
     if drafter in (chains, trees):
         assert generated.statistics.mean_accepted_length > 0.5
@@ -99,7 +102,7 @@ def test_greedy_text_is_the_models_own(drafter, prompts):
 def test_greedy_text_equals_that_of_transformers():
     prompt = torch.tensor([PROMPTS[2]])
     own = TARGET.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=None)
-    text = sdk.generate(TARGET, chains, prompt, max_new_tokens=24, sampling=GREEDY).tokens[0]
+    text = generate(TARGET, chains, prompt, max_new_tokens=24, sampling=GREEDY).tokens[0]
     assert text == own[0, prompt.shape[1] :].tolist()
 
 
@@ -107,7 +110,7 @@ def test_greedy_text_equals_that_of_transformers():
 def test_under_match_the_draft_changes_nothing(drafter):
     law = sdk.SamplingParams(torch.tensor([0.8, 1.0, 0.0]), top_k=12, top_p=0.95, min_p=0.01)
     seeds = torch.tensor([5, 6, 7])
-    got = sdk.generate(TARGET, drafter, PROMPTS, max_new_tokens=15, sampling=law, seeds=seeds, rule="match")
+    got = generate(TARGET, drafter, PROMPTS, max_new_tokens=15, sampling=law, seeds=seeds, rule="match")
     for row, prompt in enumerate(PROMPTS):
         alone = sdk.SamplingParams(float(law.temperature[row]), 12, 0.95, 0.01)
         assert got.tokens[row] == plainly(TARGET, prompt, 15, alone, int(seeds[row]))
@@ -117,7 +120,7 @@ def test_padding_on_either_side_is_left_out():
     ids, mask = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.int64)
     ids[0, 4:], mask[0, 4:] = torch.tensor(PROMPTS[0]), 1
     ids[1, :8], mask[1, :8] = torch.tensor(PROMPTS[2]), 1
-    got = sdk.generate(TARGET, noise, ids, attention_mask=mask, max_new_tokens=6, sampling=GREEDY)
+    got = generate(TARGET, noise, ids, attention_mask=mask, max_new_tokens=6, sampling=GREEDY)
     assert got.tokens == [plainly(TARGET, prompt, 6) for prompt in (PROMPTS[0], PROMPTS[2])]
 
 
@@ -125,7 +128,7 @@ def test_a_stop_token_inside_an_accepted_path_ends_the_text_there():
     full = plainly(TARGET, PROMPTS[0], 20)
     stop = full[9]
     steps = []
-    got = sdk.generate(
+    got = generate(
         TARGET, chains, PROMPTS, max_new_tokens=20, sampling=GREEDY, stop_tokens=[stop],
         on_tokens=lambda request, tokens: steps.append((request, tokens)),
     )  # fmt: skip
@@ -158,7 +161,9 @@ def sampled_chain(draft_model, depth=2):
 def counted(target, drafter, rule, rounds, batch=2000):
     counts = Counter()
     for _ in range(rounds):
-        got = sdk.generate(target, drafter, [[1, 2]] * batch, max_new_tokens=3, rule=rule)
+        got = generate(
+            target, drafter, [[1, 2]] * batch, max_new_tokens=3, rule=rule, sampling=sdk.SamplingParams()
+        )
         counts.update(tuple(text) for text in got.tokens)
     return counts
 
@@ -199,16 +204,5 @@ def test_sampled_text_has_the_models_law(rule):
 def test_refusals(change, kind, text):
     given = dict(target=TARGET, drafter=nothing, input_ids=[[1, 2]]) | change
     with pytest.raises(kind) as error:
-        sdk.generate(**given)
+        generate(**given)
     assert text in str(error.value)
-
-
-def test_a_sliding_cache_is_refused():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="generate: target must keep keys .* of every position"):
-        sdk.generate(MistralForCausalLM(config), nothing, [[1, 2, 3]])

@@ -1,0 +1,1 @@
+"""Decoding loops around other libraries' models."""

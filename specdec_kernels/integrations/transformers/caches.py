@@ -1,0 +1,478 @@
+"""What a model remembers of the texts, kept true to what was accepted.
+
+`Together` holds all requests in one cache of every position, whose rows move as `commit_kv` says. `Alone`
+gives each request a cache of its own, and puts it back as it was before a draft that was rejected.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...commit import commit_kv
+from ...tree import DraftTree
+from .model import Target
+
+MOST_PENDING = (
+    16  # accepted tokens that the next forward reads again; more are read by a forward of their own
+)
+
+
+class CachedText(NamedTuple):
+    """What a model remembers of one text, for a later call that goes on from there."""
+
+    tokens: list[int]
+    """What was read."""
+    state: Any
+    """Of each layer the tensors by name, [1, ...]; or a cache of the model's own."""
+
+
+class Together:
+    """All requests in one forward: a layer keeps [B, heads, L, D], of which request b has filled its first
+    slots.
+
+    Args:
+        target: the model.
+        trees: whether nodes see their ancestors by a mask of our own; otherwise drafts are chains, and a mask
+            [B, L + N] leaves out what lies between a request's text and its drafts.
+    """
+
+    def __init__(self, target: Target, *, trees: bool = True) -> None:
+        self.target = target
+        self.trees = trees
+        self.cache = full_cache(target)
+        self.shortest = self.longest = 0  # of the cached prefixes
+        self.ends: list[int] = []  # of those that `load` brought
+
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
+        """Read all texts but their last tokens. What stands behind a short text is never seen."""
+        if self.longest:
+            self._read_on(text, sizes)
+            return
+        end = max(sizes) - 1
+        numbers = self.target.numbers(text[:, :end])
+        for start in range(self.longest, end, chunk or max(end, 1)):
+            stop = min(end, start + chunk) if chunk else end
+            out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
+            self.cache = out.cache
+        self.shortest, self.longest = min(sizes) - 1, end
+
+    def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
+        """Begin with what was read in an earlier call, as far as the texts still begin with it."""
+        ends = [_common(each, text) for each, text in zip(cached, texts, strict=True)]
+        if not any(ends):
+            return
+        self.ends, self.shortest, self.longest = ends, min(ends), max(ends)
+        states = [each.state if end else None for each, end in zip(cached, ends, strict=True)]
+        first = next(state for state in states if state)
+        self.cache = restored(self.cache, ({}, [(kind, dict(rest)) for kind, rest, _ in first]))
+        for number, layer in enumerate(self.cache.layers):
+            for name, like in first[number][2].items():
+                shape = list(like.shape)
+                dim = len(shape) - 2
+                shape[0], shape[dim] = len(ends), self.longest
+                whole = like.new_zeros(shape)
+                for row, state, end in zip(whole, states, ends, strict=True):
+                    if end:
+                        row.narrow(dim - 1, 0, end).copy_(state[number][2][name][0].narrow(dim - 1, 0, end))
+                setattr(layer, name, whole)
+
+    def export(self, place: int, tokens: list[int]) -> CachedText:
+        """What was read of one text, whose read tokens are `tokens`."""
+        layers = []
+        for layer in self.cache.layers:
+            rows = {
+                name: value[place : place + 1].narrow(value.dim() - 2, 0, len(tokens)).clone()
+                for name in KEPT
+                if _filled(value := getattr(layer, name, None))
+            }
+            rest = {name: value for name, value in vars(layer).items() if name not in rows}
+            layers.append((type(layer), rest, rows))
+        return CachedText(tokens, layers)
+
+    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> None:
+        """Read what `load` has left, as chains behind prefixes of different lengths."""
+        ends = self.ends
+        rest = [size - 1 - end for size, end in zip(sizes, ends, strict=True)]
+        if not any(rest):
+            return
+        nodes = [max(count, 1) for count in rest]
+        tokens = torch.cat(
+            [row[end : end + count] for row, end, count in zip(text, ends, nodes, strict=True)]
+        )
+        cu_nodes = torch.tensor([0, *nodes], device=text.device).cumsum(0).int()
+        tree = DraftTree.chain(tokens, cu_nodes=cu_nodes, max_nodes=max(nodes), check=False)
+        lengths = torch.tensor(ends, device=text.device) + 1
+        self.forward(tree, text, lengths, sizes)
+        index = torch.arange(max(nodes), device=text.device)
+        path = torch.where(index < torch.tensor(rest, device=text.device)[:, None], index, -1).int()
+        self.commit(path, tree, lengths, [list(range(count)) for count in rest])
+
+    def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The logits [R, V] at the nodes of the trees."""
+        if tree.max_nodes == 1:
+            ids, there, rows = text.gather(1, lengths[:, None] - 1), None, None
+            positions = self._root_numbers(text, lengths)
+            bits = torch.ones(1, 1, 1, dtype=torch.bool, device=text.device)
+            depths = torch.zeros_like(ids)
+            chains = True
+        else:
+            index = torch.arange(tree.max_nodes, device=text.device)
+            rows = tree.cu_nodes[:-1, None].long() + index
+            there = rows < tree.cu_nodes[1:, None]
+            rows = rows.clamp_max(tree.tokens.numel() - 1)
+            ids = torch.where(there, tree.tokens[rows], 0).clamp(0, self.target.vocab_size - 1)
+            ids[:, :1] = text.gather(1, lengths[:, None] - 1)
+            depths = torch.where(there, tree.depths[rows].long(), 0)
+            chains = bool(((tree.parents[rows] == index - 1) | ~there).all())
+            bits = None
+            if not chains or self.target.padding_idx is not None:
+                words = tree.ancestor_bits[rows][..., index // 64] >> (index % 64) & 1
+                own = index[:, None] == index  # a row that is no node sees itself
+                bits = torch.where(there[..., None], words.bool(), own)
+            positions = self._root_numbers(text, lengths) + depths
+            if self.target.padding_idx is not None:
+                positions = self._skipping(ids, text, lengths, bits)
+            if bits is None:
+                bits = (index[:, None] >= index)[None]
+        mask = self._mask(bits, chains, depths, lengths)
+        out = self.target(ids, cache=self.cache, positions=positions, mask=mask)
+        self.cache = out.cache
+        if tree.tokens.numel() == ids.numel():
+            return out.logits.reshape(ids.numel(), -1)
+        return out.logits[_places(tree, len(sizes))]
+
+    def commit(self, path: Tensor, tree: DraftTree, lengths: Tensor, kept: Sequence[Sequence[int]]) -> None:
+        """Accepted rows follow their prefixes.
+
+        Args:
+            path: [B, max_depth + 1] int32, as of `Verified`.
+            tree: what was verified.
+            lengths: [B] int64, of the texts before this step.
+            kept: the same paths on the host, without -1.
+        """
+        ragged = self.shortest != self.longest
+        if ragged or any(nodes != list(range(len(nodes))) for nodes in kept):
+            batch = torch.arange(len(kept), dtype=torch.int32, device=path.device)[:, None]
+            prefix = (lengths - 1).int()
+            for tensors, layout in self._tensors():
+                new = None
+                if ragged:
+                    request, node = _places(tree, len(kept))
+                    slots = self.longest + node
+                    new = [t[request, :, slots] if layout == "HND" else t[request, slots] for t in tensors]
+                slots = tensors[0].shape[2 if layout == "HND" else 1]
+                commit_kv(tensors, path, tree, batch, prefix, page_size=slots, layout=layout, new=new)
+        ends = [before - 1 + len(nodes) for before, nodes in zip(lengths.tolist(), kept, strict=True)]
+        self._cut(ends)
+
+    def keep(self, places: Sequence[int], sizes: Sequence[int]) -> None:
+        """Let all other requests go; `sizes` are the lengths of those that stay."""
+        index = torch.tensor(places, device=self.target.device)
+        for layer in self._layers():
+            for name in KEPT:
+                value = getattr(layer, name, None)
+                if isinstance(value, Tensor) and value.dim() > 1:
+                    setattr(layer, name, value[index.to(value.device)])
+        self._cut([size - 1 for size in sizes])
+
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self.cache.layers if _filled(getattr(layer, "keys", None))]
+
+    def _tensors(self) -> list[tuple[list[Tensor], str]]:
+        heads = [t for layer in self._layers() for t in (layer.keys, layer.values)]
+        flat = [t for layer in self._layers() if _filled(t := getattr(layer, "indexer_keys", None))]
+        return [(heads, "HND"), *([(flat, "NHD")] if flat else [])]
+
+    def _cut(self, ends: Sequence[int]) -> None:
+        self.shortest, self.longest = min(ends), max(ends)
+        for layer in self._layers():
+            layer.keys = layer.keys[:, :, : self.longest]
+            layer.values = layer.values[:, :, : self.longest]
+            if _filled(getattr(layer, "indexer_keys", None)):
+                layer.indexer_keys = layer.indexer_keys[:, : self.longest]
+
+    def _root_numbers(self, text: Tensor, lengths: Tensor) -> Tensor:
+        if self.target.padding_idx is None:
+            return lengths[:, None] - 1
+        return self.target.numbers(text).gather(1, lengths[:, None] - 1)
+
+    def _skipping(self, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
+        """The positions of the nodes where padding tokens are left out of the count."""
+        padding = self.target.padding_idx
+        before = (
+            (text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])
+        ).sum(1)
+        read = ids != padding
+        below = (bits[..., 1:] & read[:, None, 1:]).sum(-1)
+        return torch.where(read, padding + before[:, None] + below, padding)
+
+    def _mask(self, bits: Tensor, chains: bool, depths: Tensor, lengths: Tensor) -> Any:
+        """What each node sees of [prefix slots, nodes]; None where the model's own mask says the same."""
+        nodes, device = depths.shape[1], depths.device
+        ragged = self.shortest != self.longest
+        windows = {
+            kind: size for kind, (_, size) in self.target.windows().items() if self.longest + nodes >= size
+        }
+        if chains and not ragged and not windows:
+            return None
+        slots = torch.arange(self.longest, device=device)
+        prefix = (slots < lengths[:, None] - 1)[:, None]
+        if not self.trees:
+            mask = torch.cat([prefix[:, 0], torch.ones_like(depths, dtype=torch.bool)], 1)
+            return mask.long()
+        batch = depths.shape[0]
+        seen = torch.cat([prefix.expand(-1, nodes, -1), bits.expand(batch, nodes, nodes)], -1)
+        types = getattr(self.target.config, "layer_types", None) or ()
+        if not windows:
+            return self._additive(seen)
+        query = (lengths[:, None] - 1 + depths)[..., None]
+        key = torch.cat([slots.expand(batch, -1), lengths[:, None] - 1 + depths], 1)[:, None]
+        masks = {}
+        for kind in set(types) or set(windows):
+            size = windows.get(kind)
+            if size is None:
+                near = None
+            elif kind == "chunked_attention":
+                near = query // size == key // size
+            else:
+                near = query - key < size
+            masks[kind] = self._additive(seen if near is None else seen & near)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        dtype = self.target.model.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+class Alone:
+    """Each request with the model's own cache, read in turn; drafts are chains.
+
+    After a rejection a cache of keys and values alone is cut. Any other is put back as it was before the
+    draft, and the next forward reads again what was accepted.
+
+    Args:
+        target: the model.
+        rereads: the model keeps no cache: every forward reads the whole text.
+    """
+
+    def __init__(self, target: Target, *, rereads: bool = False) -> None:
+        self.target = target
+        self.rereads = rereads
+        self.caches: list[Any] = []
+        self.cached: list[int] = []  # tokens that each cache holds
+        self._before: list[tuple[int, Any]] = []  # what they were before the draft
+
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
+        """Read all texts but their last tokens."""
+        if not self.caches:
+            self.caches, self.cached = [self.target.fresh_cache() for _ in sizes], [0] * len(sizes)
+        if self.rereads:
+            return
+        for place, size in enumerate(sizes):
+            self._read(place, text[place], size - 1, chunk)
+
+    def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The logits [R, V] at the nodes of the chains."""
+        ends, logits = tree.cu_nodes.tolist(), []
+        self._before = []
+        for place, size in enumerate(sizes):
+            if ends[place] == ends[place + 1]:
+                self._before.append((self.cached[place], None))
+                continue
+            drafts = tree.tokens[ends[place] + 1 : ends[place + 1]].clamp(0, self.target.vocab_size - 1)
+            if size - self.cached[place] > MOST_PENDING and not self.rereads and len(drafts):
+                self._read(place, text[place], size - 1, None)
+            start, nodes = self.cached[place], len(drafts) + 1
+            whole = torch.cat([text[place, :size], drafts])[None]
+            ids, positions = whole[:, start:], self.target.numbers(whole)[:, start:]
+            before = None
+            if len(drafts) and not self.rereads and not croppable(self.caches[place]):
+                before = snapshot(self.caches[place])
+            self._before.append((start, before))
+            if self.rereads:
+                positions = None  # as the model numbers a whole text itself
+            out = self.target(
+                ids,
+                cache=self.caches[place],
+                positions=positions,
+                keep=nodes,
+                use_cache=not self.rereads,
+            )
+            if not self.rereads:
+                self.caches[place], self.cached[place] = out.cache, size + len(drafts)
+            logits.append(out.logits[0, -nodes:])
+        rows = torch.cat(logits)
+        if len(rows) < tree.tokens.numel():  # rows of no request
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, tree.tokens.numel() - len(rows)))
+        return rows
+
+    def commit(self, path: Tensor, tree: DraftTree, lengths: Tensor, kept: Sequence[Sequence[int]]) -> None:
+        """What was rejected is forgotten."""
+        if self.rereads:
+            return
+        for place, (size, nodes) in enumerate(zip(lengths.tolist(), kept, strict=True)):
+            end = size - 1 + len(nodes)
+            if not nodes or end == self.cached[place]:
+                continue
+            start, before = self._before[place]
+            if croppable(self.caches[place]):
+                crop(self.caches[place], end)
+                self.cached[place] = end
+            else:
+                self.caches[place], self.cached[place] = restored(self.caches[place], before), start
+
+    def keep(self, places: Sequence[int], sizes: Sequence[int]) -> None:
+        """Let all other requests go."""
+        self.caches = [self.caches[place] for place in places]
+        self.cached = [self.cached[place] for place in places]
+
+    def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
+        """Begin with what was read in an earlier call, where the texts still begin with all of it."""
+        self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
+        for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
+            end = _common(each, text)
+            if end and end == len(each.tokens) and not self.rereads:
+                cache = copy.copy(each.state)
+                self.caches[place] = restored(cache, snapshot(each.state))
+                self.cached[place] = end
+
+    def export(self, place: int, tokens: list[int]) -> CachedText | None:
+        """What was read of one text."""
+        if self.rereads:
+            return None
+        if self.cached[place] > len(tokens):  # what was accepted beyond the end of the text
+            if not croppable(self.caches[place]):
+                return None
+            crop(self.caches[place], len(tokens))
+        return CachedText(tokens[: self.cached[place]], self.caches[place])
+
+    def _read(self, place: int, text: Tensor, end: int, chunk: int | None) -> None:
+        while self.cached[place] < end:
+            start = self.cached[place]
+            stop = min(end, start + chunk) if chunk else end
+            positions = self.target.numbers(text[None, :stop])[:, start:]
+            out = self.target(text[None, start:stop], cache=self.caches[place], positions=positions, keep=1)
+            self.caches[place], self.cached[place] = out.cache, stop
+
+
+KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions
+NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
+FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+
+
+def _common(cached: CachedText | None, text: Sequence[int]) -> int:
+    """How many tokens of a text need not be read again; its last one always is."""
+    if cached is None:
+        return 0
+    most = min(len(cached.tokens), len(text) - 1)
+    return next((place for place in range(most) if cached.tokens[place] != text[place]), most)
+
+
+def full_cache(target: Target) -> Any:
+    """An empty cache that keeps every position in every layer, sliding ones too."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if target.plain_cache:
+        return DynamicCache()
+    cache = DynamicCache(config=target.model.config)
+    for place, layer in enumerate(cache.layers):
+        if type(layer).__name__ == "DynamicSlidingWindowLayer":
+            cache.layers[place] = DynamicLayer()
+    return cache
+
+
+def unknown(cache: Any) -> str | None:
+    """What `Together` cannot put right in such a cache; None where there is nothing."""
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return f"{type(cache).__name__}, whose layers are not known"
+    for number, layer in enumerate(layers):
+        if type(layer).__name__ not in FULL or not type(layer).__module__.endswith("cache_utils"):
+            return f"{type(layer).__name__} in layer {number}"
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor) and value.dim() and name not in KEPT + NUMBERS:
+                return f"{name} of {type(layer).__name__} in layer {number}"
+    return None
+
+
+def croppable(cache: Any) -> bool:
+    """Whether all that it keeps are keys and values of every position."""
+    layers = getattr(cache, "layers", None)
+    return layers is not None and all(
+        type(layer).__name__ in ("DynamicLayer", "DummyLayer")
+        and type(layer).__module__.endswith("cache_utils")
+        for layer in layers
+    )
+
+
+def crop(cache: Any, end: int) -> None:
+    """Keep the first `end` positions."""
+    for layer in cache.layers:
+        if _filled(getattr(layer, "keys", None)):
+            layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+
+
+def snapshot(cache: Any) -> Any:
+    """All that a cache keeps, for `restored`. Keys and values that grow by concatenation are not copied."""
+    if cache is None:
+        return None
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return copy.deepcopy(cache)
+    own = {name: _copied(value) for name, value in vars(cache).items() if name != "layers"}
+    return own, [(type(layer), _saved(layer)) for layer in layers]
+
+
+def restored(cache: Any, saved: Any) -> Any:
+    """The cache as it was; the snapshot is used up."""
+    if saved is None or not isinstance(saved, tuple) or not hasattr(cache, "layers"):
+        return saved
+    own, layers = saved
+    vars(cache).update(own)
+    cache.layers = []
+    for kind, state in layers:
+        layer = object.__new__(kind)
+        vars(layer).update(state)
+        cache.layers.append(layer)
+    return cache
+
+
+def _saved(layer: Any) -> dict[str, Any]:
+    from transformers.cache_utils import DynamicLayer
+
+    grows = isinstance(layer, DynamicLayer)
+    return {
+        name: value if grows and name in ("keys", "values") else _copied(value)
+        for name, value in vars(layer).items()
+    }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(each) for each in value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
+        return value
+    if callable(value):
+        return value
+    return copy.deepcopy(value)
+
+
+def _filled(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 0
+
+
+def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:
+    """Request and node of every row of the trees; rows of no request share the last one's."""
+    request, node = tree._owners
+    return request.clamp_max(batch - 1), node.clamp(0, tree.max_nodes - 1)

@@ -1,0 +1,143 @@
+"""Speculative decoding under `model.generate(...)` of the transformers library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import bad_value
+from .options import check_options
+from .processing import prepared, stop_string_criterion
+from .prompts import prompts
+from .results import model_output, sequences
+
+_CACHES = ("cache", "past_key_values", "cache_params")
+
+
+def custom_generate(
+    drafter: Any = None,
+    *,
+    tokenizer: Any = None,
+    stop_strings: str | Collection[str] | None = None,
+    streamer: Any = None,
+    **options: Any,
+) -> Callable:
+    """What `model.generate(..., custom_generate=custom_generate(drafter))` calls to write its texts.
+
+    Batches and trees are served. Processors and criteria are those that transformers has built, and see the
+    padded rows as they would under transformers.
+
+    Args:
+        drafter: as for `generate`; None drafts by `prompt_lookup_num_tokens` of the configuration.
+        tokenizer, stop_strings, streamer: transformers hands none of them on, so they are given here.
+        options: `draft_sampling`, `draft_vocab`, `rule`, `seeds`, `budget`, `prefill_chunk`, `on_tokens` and
+            `backend` of `generate`.
+
+    Returns:
+        A callable for the argument `custom_generate`. It returns ids [B, L + T], or a
+        `GenerateDecoderOnlyOutput` under `return_dict_in_generate=True`, with `scores` and `logits` where
+        they are asked for. Rows that end early are padded; their scores behind the end are those of a certain
+        pad token.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: when called, for anything that cannot be honoured.
+
+    Notes:
+        `do_sample=True` draws seeds from torch's default generator: `torch.manual_seed` repeats a text.
+
+    Example:
+        `model.generate(ids, custom_generate=custom_generate(partial(ngram_draft, num_draft=8)))` writes what
+        `model.generate(ids)` writes.
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise TypeError(f"custom_generate: unknown options {unknown}; there are {sorted(OPTIONS)}")
+
+    @torch.no_grad()
+    def write(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        check_options(generation_config, "custom_generate")
+        mask = _mask(input_ids, model_kwargs)
+        texts = prompts(
+            input_ids,
+            mask,
+            target=model,
+            config=generation_config,
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            operation="custom_generate",
+        )
+        criteria = list(stopping_criteria)
+        if stop_strings is not None:
+            criteria.append(stop_string_criterion(tokenizer, stop_strings, "custom_generate"))
+        rules = prepared(
+            input_ids,
+            logits_processor,
+            criteria,
+            do_sample=bool(generation_config.do_sample),
+            device=model.get_input_embeddings().weight.device,
+            operation="custom_generate",
+        )
+        whole = bool(generation_config.return_dict_in_generate)
+        generated = run(
+            model,
+            drafter,
+            texts,
+            rules,
+            config=generation_config,
+            cache=_cache(model_kwargs),
+            return_cache=whole,
+            output_scores=whole and bool(generation_config.output_scores),
+            output_logits=whole and bool(generation_config.output_logits),
+            streamer=streamer,
+            **options,
+        )
+        pad = generation_config._pad_token_tensor
+        pad = None if pad is None else int(pad)
+        return (model_output if whole else sequences)(input_ids, generated, pad)
+
+    return write
+
+
+OPTIONS = (
+    "draft_sampling",
+    "draft_vocab",
+    "rule",
+    "seeds",
+    "budget",
+    "prefill_chunk",
+    "on_tokens",
+    "backend",
+)
+
+
+def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    """The mask of the call; what else transformers would hand to the model must ask for nothing."""
+    mask = model_kwargs.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    served = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", *_CACHES}
+    for name, value in model_kwargs.items():
+        if name not in served and value is not None and value is not False:
+            bad_value("custom_generate", name, "must be None", type(value).__name__)
+    places = model_kwargs.get("position_ids")
+    if places is not None and mask.shape == input_ids.shape:
+        usual = mask.long().cumsum(-1) - 1
+        if places.shape[-1] != usual.shape[-1] or bool(((places != usual) & (mask != 0)).any()):
+            rule = "must number the tokens that attention_mask keeps from 0"
+            bad_value("custom_generate", "position_ids", rule, "others")
+    return mask
+
+
+def _cache(model_kwargs: dict[str, Any]) -> Any:
+    """The caller's own cache; one that transformers has made for the call is empty and not needed."""
+    found = next((model_kwargs[name] for name in _CACHES if model_kwargs.get(name) is not None), None)
+    return found if getattr(found, "_is_user_defined", False) else None

@@ -1,0 +1,601 @@
+"""What a drafter returned, made ready for the target: checked, cut, and no more of it than pays.
+
+Nodes are handled as numbers on the host; laws stay where they are, and rows point into them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...budget import Budget, Calibration
+from ...errors import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, name_of
+from ...grow import GrownTree
+from ...tree import DraftTree, Proposal
+
+PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says nothing about
+PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows again add to it
+WINDOW = 5  # measurements of a size that are remembered
+PLAIN_STEPS = 2  # measured before the first trial; the very first step is often slow
+CREDIT = 0.5  # plain steps that may be lost to begin with
+
+
+class Drafts(NamedTuple):
+    """What a drafter may return in full.
+
+    Example:
+        >>> tree = DraftTree.chain(torch.tensor([[3, 4]]))
+        >>> Drafts(tree, torch.zeros(1, 2, 8)).scores is None
+        True
+    """
+
+    tree: DraftTree
+    """Over the last tokens of the texts, one tree for each."""
+    draft_logits: Tensor | None = None
+    """[R, Vd], [Rq, Vd] with `draft_rows`, or [B, K, Vd] of a uniform chain, as for `verify`: the laws that
+    sampled nodes were drawn from."""
+    draft_rows: Tensor | None = None
+    """[R] int32, row of `draft_logits` per node, -1 = none."""
+    scores: Tensor | None = None
+    """[B, max_nodes] floats: the logarithm of each node's chance, as of `ngram_tree` and `grow_tree`."""
+
+
+class Nodes(NamedTuple):
+    """The nodes of one request on the host, parents first, the root included."""
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int]
+    proposals: list[int]
+    rows: list[int]  # of the laws of their children, -1 = none
+    chances: list[float]  # of their paths, as the drafter sees it
+
+    @property
+    def drawn(self) -> bool:
+        """Whether some were drawn from a law that the verifier will be told."""
+        return any(
+            kind and self.rows[parent] >= 0
+            for kind, parent in zip(self.proposals, self.parents, strict=True)
+            if parent >= 0
+        )
+
+    def keep(self, nodes: Sequence[int]) -> Nodes:
+        """These nodes alone, ascending; every one's parent is among them."""
+        if len(nodes) == len(self.tokens):
+            return self
+        place = {node: index for index, node in enumerate(nodes)}
+        tokens, parents, *rest = ([column[node] for node in nodes] for column in self)
+        return Nodes(tokens, [place.get(parent, -1) for parent in parents], *rest)
+
+
+ROOT = Nodes([-1], [-1], [0], [0], [-1], [1.0])
+KINDS = (
+    "tokens [B, K], a DraftTree, or Drafts, GrownTree or a tuple of drafts and their draft_logits or scores"
+)
+
+
+class Drafting:
+    """Asks a drafter and gives the target no more than it can use and, with a budget, than pays.
+
+    A draft is cut at its request's own limit, by depth. With a budget, what is left is weighed:
+
+    - Drafts of `POINT` may be pruned by anything, and are: the likeliest nodes of all requests are kept.
+    - A request with nodes that were drawn from a law keeps all of them down to a depth that was chosen before
+      they were drawn. To look at what was drawn and keep the most promising would change the law of the text.
+    - A drafter is not called while its time alone is more than what speculation has earned.
+
+    Args:
+        drafter: called with copies of the texts [B, L] int64 and their lengths [B] int64. Returns tokens
+            [B, K], -1 = none (chains of `POINT`); tokens and their laws [B, K, Vd] (chains of `INDEPENDENT`);
+            a `DraftTree`, alone, with `draft_logits` or with scores [B, max_nodes] as `ngram_tree`; a
+            `GrownTree`, alone (its nodes are then verified as `POINT`) or with its `draft_logits`; or
+            `Drafts`. None: plain decoding. Optional:
+            a parameter `max_draft`: a list of B depths, beyond which drafts are not used (0: none at all);
+            a method `keep(places)`: told which requests stay, by their places, when others leave;
+            a method `reset(batch_size)`: told of a new batch. It is given those of `sampling` (what drafts
+            are to be drawn with), `seeds` ([B] or None) and `rule` that it has parameters for.
+        vocab_size: of the target. A chosen token beyond it is no draft.
+        budget: True: one whose costs are measured as the text is written; a `Budget`: this one with its own
+            costs, no clock is read; False or None: none. With seeds and a rule that looks at laws True is
+            None, since the same call is to write the same text.
+        rule: as for `verify`.
+        seeded: whether the caller gave seeds.
+        clock: seconds.
+
+    Attributes:
+        chains: of every node only the child that is verified first is kept, since the target reads chains.
+        seconds: that the last `draft` took.
+    """
+
+    def __init__(
+        self,
+        drafter: Callable[..., Any] | None,
+        *,
+        vocab_size: int,
+        budget: Budget | bool | None = True,
+        rule: Any = "auto",
+        seeded: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if drafter is not None and not callable(drafter):
+            bad_type("generate", "drafter", "must be callable or None", type(drafter).__name__)
+        if not (budget is None or isinstance(budget, (bool, Budget))):
+            bad_type("generate", "budget", "must be a Budget, True, False or None", type(budget).__name__)
+        self.drafter = drafter
+        self.vocab_size = vocab_size
+        self.rule = rule
+        self.clock = clock
+        self.chains = False
+        self.told = accepts(drafter, "max_draft")
+        self.budget = budget if isinstance(budget, Budget) else None
+        self.costs = StepCosts() if budget is True else None
+        # Until the first drafts are seen nobody knows whether they bring laws, which "auto" would look at.
+        self.unsure = self.costs is not None and seeded and rule == "auto"
+        if self.costs is not None and seeded and rule not in ("auto", "match"):
+            self.costs = None
+        self.chosen_only = False
+        self.width = 0  # nodes of a level of the last drafts that were drawn from a law
+        self.seconds = self._since = self._debt = 0.0
+        self.reset(0)
+
+    def reset(self, batch_size: int, **given: Any) -> None:
+        """Before the first step of a batch. `given`: sampling, seeds and rule, for a drafter that asks."""
+        self._calibrations = [(Calibration(), Calibration()) for _ in range(batch_size)]
+        self._last: list[Nodes] = []
+        self._roots: Drafts | None = None
+        if batch_size and hasattr(self.drafter, "reset"):
+            taken = {name: value for name, value in given.items() if accepts(self.drafter.reset, name)}
+            self.drafter.reset(batch_size, **taken)
+
+    def draft(self, text: Tensor, lengths: Tensor, limits: Sequence[int]) -> Drafts:
+        """Drafts for the texts [B, L] of these lengths [B]; request b has no use for any deeper than
+        `limits[b]`.
+
+        Returns:
+            `Drafts` whose rows are all of use: no node without a token, none beyond its limit, and requests
+            of one row where there is nothing. Siblings keep their order, and every node its proposal. With
+            laws, `draft_logits` is [Rq, Vd] and comes with `draft_rows`.
+
+        Raises:
+            ValueError, TypeError: the drafter returned something else than it may.
+        """
+        start = self.clock()
+        depths = self._depths(limits)
+        called = self.drafter is not None and any(depths)
+        if called:
+            nodes, laws = self._ask(text, lengths, depths)
+            nodes = self._pruned(nodes)
+        else:
+            nodes, laws = [ROOT] * len(limits), None
+        self._last = nodes
+        drafts = self._built(nodes, laws, text.device)
+        self._since = self.clock()
+        self.seconds = self._since - start
+        if called and self.costs is not None:
+            self.costs.drafted(self.seconds, max(depths) if self.told else 1)
+        return drafts
+
+    def after(self, path: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
+        """After a step: the accepted nodes of every request, the root included, and how many tokens were
+        written."""
+        batch, rows = len(self._last), sum(len(nodes.tokens) for nodes in self._last)
+        extra = 0.0
+        if self.costs is not None:
+            spent = self.costs.stepped(batch, rows, self.clock() - self._since)
+            if self.budget is None:
+                return
+            extra = self.costs.charge(batch, self.seconds)
+            if rows > batch:
+                extra += spent - float(self.budget.cost(rows))
+        if self.budget is None:
+            return
+        # A trial may cost more than was believed; what the credit did not cover is paid back first.
+        paid, self._debt = self._debt, max(self._debt - self._balance(batch, rows, tokens, extra), 0.0)
+        self.budget = self.budget.after(rows, list(tokens), extra + paid)
+        for place, (nodes, accepted) in enumerate(zip(self._last, path, strict=True)):
+            single, levels = self._calibrations[place]
+            accepted = [node for node in accepted if node >= 0]
+            single = single.after(nodes.chances, nodes.parents, accepted)
+            deepest = max(nodes.depths)
+            levels = levels.after(*_levels(deepest), range(len(accepted)))
+            self._calibrations[place] = single, levels
+
+    def keep(self, places: Sequence[int]) -> None:
+        """The requests at these places stay, in this order."""
+        self._calibrations = [self._calibrations[place] for place in places]
+        self._roots = None
+        if hasattr(self.drafter, "keep"):
+            self.drafter.keep(list(places))
+
+    def _balance(self, batch: int, rows: int, tokens: Sequence[int], extra: float) -> float:
+        """The credit after a step, were it allowed below 0."""
+        budget = self.budget
+        plain = float(budget.cost(batch)) * sum(tokens) / batch
+        return budget.credit + (1.0 + budget.allowance) * plain - float(budget.cost(rows)) - extra
+
+    def _depths(self, limits: Sequence[int]) -> list[int]:
+        """How deep to draft, by what is known before anything is drawn."""
+        batch, limits = len(limits), list(limits)
+        if self.drafter is None or self.unsure or (self.costs is None and self.budget is None):
+            return limits
+        if self.costs is not None:
+            table = self.costs.table(batch)
+            if table is None:
+                return [0] * batch
+            self.budget = replace(self.budget, costs=table) if self.budget else Budget(table, CREDIT)
+        level = self.costs.level(batch) if self.costs is not None else 0.0
+        if level > self.budget.credit:
+            return [0] * batch
+        if not (self.told or self.width):
+            return limits
+        scaled = replace(self.budget, costs=_per_request(self.budget, batch))
+        width = max(self.width, 1)
+        most = max((self._most_rows(batch) // batch - 1) // width, 1)
+        depths = []
+        for limit, (_, levels) in zip(limits, self._calibrations, strict=True):
+            believed = levels.believe(*_levels(min(limit, most)))
+            depths.append(scaled.depth(believed[1:], level if self.told else 0.0, width))
+        return depths
+
+    def _most_rows(self, batch: int) -> int:
+        """Of a step: twice the most that was ever measured, so that a trial cannot cost much."""
+        return 10**9 if self.costs is None else 2 * max(batch, *self.costs.times)
+
+    def _ask(self, text: Tensor, lengths: Tensor, depths: list[int]) -> tuple[list[Nodes], Tensor | None]:
+        told = {"max_draft": list(depths)} if self.told else {}
+        answer = self.drafter(text.clone(), lengths.clone(), **told)
+        read, laws = _answer(answer, len(depths))
+        if self.chosen_only or self.rule == "match":
+            laws = None
+        nodes = [
+            _usable(*request, depth, self.vocab_size, laws is not None, self.chains)
+            for request, depth in zip(read, depths, strict=True)
+        ]
+        unasked = not (self.told or self.width) and self.budget is not None
+        if unasked and any(each.drawn for each in nodes):
+            # The first that were drawn from laws, whose depth nobody was asked for before.
+            nodes = [
+                _usable(*request, min(depth, 1), self.vocab_size, True, self.chains)
+                for request, depth in zip(read, depths, strict=True)
+            ]
+        if self.unsure and any(len(each.tokens) > 1 for each in nodes):
+            # Without laws "auto" is "match": what is drafted does not matter for the text, nor does a clock.
+            self.unsure, self.chosen_only = False, laws is None
+            self.costs = self.costs if laws is None else None
+        return nodes, None if laws is None else laws.to(text.device)
+
+    def _pruned(self, nodes: list[Nodes]) -> list[Nodes]:
+        """Less of chosen drafts, where less pays more."""
+        drawn = [each.drawn for each in nodes]
+        if any(drawn):
+            each = max(
+                (each for each, yes in zip(nodes, drawn, strict=True) if yes), key=lambda n: len(n.tokens)
+            )
+            self.width = math.ceil((len(each.tokens) - 1) / max(each.depths))
+        if self.costs is not None and (self.budget is None or self.unsure):
+            chosen = [[0]] * len(nodes)  # the first steps are plain, to know what these cost
+        elif self.budget is None or all(drawn):
+            return nodes
+        else:
+            believed = [
+                [1.0] if yes else calibration.believe(each.chances, each.parents)
+                for each, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
+            ]
+            _only_best(believed, self._most_rows(len(nodes)))
+            level = self.costs.level(len(nodes)) if self.costs is not None else 0.0
+            chosen = replace(self.budget, credit=max(self.budget.credit - level, 0.0)).choose(believed)
+        return [
+            each if yes else each.keep(some) for each, yes, some in zip(nodes, drawn, chosen, strict=True)
+        ]
+
+    def _built(self, nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
+        if laws is None and all(len(each.tokens) == 1 for each in nodes):
+            if self._roots is None:
+                self._roots = _drafts(nodes, None, device)
+            return self._roots
+        return _drafts(nodes, laws, device)
+
+
+class StepCosts:
+    """What steps take, by the rows they feed to the target, and what drafting takes, as it is measured."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, deque[float]] = {}
+        self.levels: deque[float] = deque(maxlen=WINDOW)
+        self.calls = 0
+
+    def stepped(self, batch: int, rows: int, seconds: float) -> float:
+        """Remember a step; returns its time in plain steps, no more than `rows` steps of one row take."""
+        plain = self.plain(batch)
+        if plain is not None and rows > batch:
+            most = plain * rows / batch
+            if seconds > most:  # disturbed, such as by the compilation of a kernel
+                return rows / batch
+        self.times.setdefault(rows, deque(maxlen=WINDOW)).append(seconds)
+        return seconds / plain if plain else 1.0
+
+    def drafted(self, seconds: float, levels: int) -> None:
+        """Remember a call of the drafter. The first one, which may read a whole prompt, says nothing."""
+        self.calls += 1
+        if self.calls > 1:
+            self.levels.append(seconds / max(levels, 1))
+
+    def level(self, batch: int) -> float:
+        """Time of a level, or of a call, in plain steps."""
+        return min(self.levels) / self.plain(batch) if self.levels else 0.0
+
+    def charge(self, batch: int, seconds: float) -> float:
+        """Time of this step's drafting in plain steps."""
+        spent = seconds / self.plain(batch)
+        return min(spent, 1.0) if self.calls == 1 else spent
+
+    def plain(self, batch: int) -> float | None:
+        """Seconds of a step that drafts nothing, None = not known."""
+        if batch in self.times:
+            larger = [min(times) for rows, times in self.times.items() if rows >= batch]
+            return min(larger)
+        larger = [rows for rows in self.times if rows > batch]
+        if not larger:
+            return None
+        rows = min(larger)
+        return min(self.times[rows]) / (1.0 + PER_ROW * (rows / batch - 1.0))
+
+    def table(self, batch: int) -> dict[int, float] | None:
+        """Costs for `Budget` in plain steps; None until plain steps were measured."""
+        plain = self.plain(batch)
+        if plain is None or sum(map(len, self.times.values())) < PLAIN_STEPS:
+            return None
+        costs, least = {}, math.inf
+        for rows in sorted((rows for rows in self.times if rows > batch), reverse=True):
+            least = min(least, min(self.times[rows]))  # no step takes longer than one over more rows
+            costs[rows] = max(least / plain, 1.0)
+        if not costs:
+            costs[2 * batch] = 1.0 + PER_ROW
+        return {1: 1.0, batch: 1.0, **costs}
+
+
+def accepts(function: Any, name: str) -> bool:
+    """Whether a callable has a parameter of this name."""
+    function = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _levels(depth: int) -> tuple[list[float], list[int]]:
+    """Chances and parents of the levels down to `depth`, known before anything is drafted."""
+    return [PROMISE**d for d in range(depth + 1)], list(range(-1, depth))
+
+
+def _per_request(budget: Budget, batch: int) -> dict[int, float]:
+    """Costs by the rows of each request, all having as many."""
+    beyond = {rows / batch: cost for rows, cost in budget.costs.items() if rows > batch}
+    if not beyond:
+        beyond = {2: float(budget.cost(2 * batch))}
+    return {1: float(budget.cost(batch)), **beyond}
+
+
+def _only_best(believed: list[list[float]], most_rows: int) -> None:
+    """Disbelieve all but the likeliest nodes, so that these and the roots are `most_rows` at most."""
+    most = most_rows - len(believed)
+    if sum(map(len, believed)) - len(believed) <= most:
+        return
+    places = [(b, node) for b, chances in enumerate(believed) for node in range(1, len(chances))]
+    places.sort(key=lambda place: -believed[place[0]][place[1]])
+    for b, node in places[max(most, 0) :]:
+        believed[b][node] = 0.0
+
+
+# The order of the nodes, then columns as in `Nodes`, before anything is cut. Chances may be None.
+Request = tuple[
+    Iterable[int], Sequence[int], Sequence[int], Sequence[int], Sequence[int], "Sequence[float] | None"
+]
+
+
+def _answer(answer: Any, batch: int) -> tuple[list[Request], Tensor | None]:
+    """What a drafter returned, by requests, and the laws [Rq, Vd]."""
+    rows = scores = laws = None
+    if isinstance(answer, Drafts):
+        answer, laws, rows, scores = answer
+    elif isinstance(answer, GrownTree):
+        answer, _, scores = answer
+    elif isinstance(answer, tuple):
+        if len(answer) != 2:
+            bad_type("generate", "drafter", f"must return {KINDS}", _described(answer))
+        answer, laws = answer
+        if isinstance(answer, GrownTree):
+            answer, rows, scores = answer
+        elif isinstance(answer, DraftTree) and _are_scores(laws, answer, batch):
+            laws, scores = None, laws
+    if isinstance(answer, Tensor):
+        return _chains(answer, laws, batch)
+    if not isinstance(answer, DraftTree):
+        bad_type("generate", "drafter", f"must return {KINDS}", _described(answer))
+    return _trees(Drafts(answer, laws, rows, scores), batch)
+
+
+def _are_scores(second: Any, tree: DraftTree, batch: int) -> bool:
+    rows = tree.tokens.shape[0]
+    return isinstance(second, Tensor) and second.dim() == 2 and second.shape[0] == batch != rows
+
+
+def _chains(tokens: Tensor, laws: Any, batch: int) -> tuple[list[Request], Tensor | None]:
+    if tokens.dim() != 2 or tokens.shape[0] != batch:
+        bad_value("generate", "drafter", f"must return tokens [B, K], B = {batch}", list(tokens.shape))
+    if tokens.dtype not in INTEGERS:
+        bad_type("generate", "drafter", "must return integer tokens", name_of(tokens.dtype))
+    depth = tokens.shape[1]
+    parents, order = range(-1, depth), range(depth + 1)
+    kinds = [0 if laws is None else int(Proposal.INDEPENDENT)] * (depth + 1)
+    if laws is not None:
+        check_dtype("generate", "the drafter's draft_logits", laws, FLOATS)
+        if laws.dim() != 3 or laws.shape[:2] != tokens.shape:
+            rule = f"must have shape [B, K, Vd] = [{batch}, {depth}, Vd]"
+            bad_value("generate", "the drafter's draft_logits", rule, list(laws.shape))
+        laws = laws.flatten(0, 1)
+    requests = []
+    for b, row in enumerate(tokens.tolist()):
+        rows = [-1] * (depth + 1) if laws is None else [*range(b * depth, (b + 1) * depth), -1]
+        requests.append((order, [-1, *row], parents, kinds, rows, None))
+    return requests, laws
+
+
+def _trees(drafts: Drafts, batch: int) -> tuple[list[Request], Tensor | None]:
+    tree, laws, draft_rows, scores = drafts
+    if tree.batch_size != batch:
+        bad_value("generate", "drafter", f"must return trees of B = {batch} requests", tree.batch_size)
+    total, ends = tree.tokens.shape[0], tree.cu_nodes.tolist()
+    if ends[0] != 0 or ends[-1] > total or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+        rule = f"must return cu_nodes that ascend from 0 to R = {total} at most"
+        bad_value("generate", "drafter", rule, ends)
+    laws, rows = _rows(laws, draft_rows, batch, total)
+    tokens, parents, kinds = tree.tokens.tolist(), tree.parents.tolist(), tree.proposals.tolist()
+    links = None if tree.links is None else [link.tolist() for link in tree.links]
+    chances = None
+    if scores is not None:
+        check_dtype("generate", "the drafter's scores", scores, FLOATS)
+        largest = max((b - a for a, b in zip(ends, ends[1:], strict=False)), default=0)
+        if scores.dim() != 2 or scores.shape[0] != batch or scores.shape[1] < largest:
+            rule = f"must have shape [B, max_nodes] = [{batch}, {largest}]"
+            bad_value("generate", "the drafter's scores", rule, list(scores.shape))
+        chances = scores.float().exp().nan_to_num(0.0).clamp(0.0, 1.0).tolist()
+    requests = []
+    for b in range(batch):
+        own = slice(ends[b], ends[b + 1])
+        order: Iterable[int] = range(ends[b + 1] - ends[b])
+        if links is not None:
+            order = _by_links(links[0][own], links[1][own])
+        else:
+            _check_parents(parents[own], b)
+        each = None if chances is None else chances[b]
+        requests.append((order, tokens[own], parents[own], kinds[own], rows[own], each))
+    return requests, laws
+
+
+def _rows(laws: Any, draft_rows: Any, batch: int, total: int) -> tuple[Tensor | None, list[int]]:
+    """Laws as [Rq, Vd], and every node's row."""
+    if laws is None:
+        return None, [-1] * total
+    check_dtype("generate", "the drafter's draft_logits", laws, FLOATS)
+    if draft_rows is not None:
+        check_dtype("generate", "the drafter's draft_rows", draft_rows, INTEGERS)
+        if laws.dim() != 2 or draft_rows.shape != (total,):
+            rule = f"and draft_rows must have shapes [Rq, Vd] and [R] = [{total}]"
+            got = f"{list(laws.shape)} and {list(draft_rows.shape)}"
+            bad_value("generate", "the drafter's draft_logits", rule, got)
+        rows = draft_rows.tolist()
+        if any(row >= laws.shape[0] for row in rows):
+            rule = f"must be below Rq = {laws.shape[0]}"
+            bad_value("generate", "the drafter's draft_rows", rule, max(rows))
+        return laws, rows
+    if laws.dim() == 3 and laws.shape[0] == batch and batch * (laws.shape[1] + 1) == total:
+        depth = laws.shape[1]
+        rows = [row for b in range(batch) for row in (*range(b * depth, (b + 1) * depth), -1)]
+        return laws.flatten(0, 1), rows
+    if laws.dim() != 2 or laws.shape[0] != total:
+        rule = f"must have shape [R, Vd] = [{total}, Vd], or come with draft_rows"
+        bad_value("generate", "the drafter's draft_logits", rule, list(laws.shape))
+    return laws, list(range(total))
+
+
+def _check_parents(parents: list[int], request: int) -> None:
+    for node, parent in enumerate(parents):
+        if node and not 0 <= parent < node:
+            rule = "must return trees whose nodes follow their parents"
+            bad_value("generate", "drafter", rule, f"parent {parent} at request {request} node {node}")
+
+
+def _by_links(first_child: list[int], next_sibling: list[int]) -> list[int]:
+    """The nodes in an order in which siblings ascend as they are linked."""
+    order, stack, seen = [], [0] if first_child else [], set()
+    while stack:
+        node = stack.pop()
+        if node < 0 or node in seen or node >= len(first_child):
+            continue
+        seen.add(node)
+        order.append(node)
+        stack += [next_sibling[node], first_child[node]]
+    return order
+
+
+def _usable(
+    order: Iterable[int],
+    tokens: Sequence[int],
+    parents: Sequence[int],
+    proposals: Sequence[int],
+    rows: Sequence[int],
+    chances: Sequence[float] | None,
+    limit: int,
+    vocab_size: int,
+    laws: bool,
+    chains: bool,
+) -> Nodes:
+    """The nodes down to `limit` that carry a token, and whose ancestors do; of a chain, without siblings."""
+    kept = Nodes([], [], [], [], [], [])
+    place: dict[int, int] = {}
+    pointed = {above for above, kind in zip(parents, proposals, strict=True) if chains and kind == 0}
+    rest: list[float] = []  # of each kept node: what its children so far have left of its chance
+    for node in order:
+        token = tokens[node]
+        if not kept.tokens:
+            token, parent, depth, chance = -1, -1, 0, 1.0
+        else:
+            parent = place.get(parents[node], -1)
+            if parent < 0 or token < 0 or kept.depths[parent] >= limit:
+                continue
+            if chains and parent in kept.parents:
+                continue
+            depth = kept.depths[parent] + 1
+            chance = PROMISE * rest[parent] if chances is None else chances[node]
+            rest[parent] -= chance
+        if token < vocab_size:
+            place[node] = len(kept.tokens)
+        elif not laws:
+            continue  # one drawn from a law has to be rejected by the verifier, which then looks at the rest
+        kept.tokens.append(token)
+        kept.parents.append(parent)
+        kept.depths.append(depth)
+        kept.proposals.append(_proposal(proposals[node], parents[node] in pointed))
+        kept.rows.append(rows[node] if laws else -1)
+        kept.chances.append(chance)
+        rest.append(chance)
+    return kept if kept.tokens else ROOT
+
+
+def _proposal(proposal: int, alone: bool) -> int:
+    """Of a node that is left `alone` by siblings of `POINT`. Without these its law is another, which no
+    verifier knows: it counts as chosen."""
+    return int(Proposal.POINT) if alone and proposal == Proposal.WITHOUT_REPLACEMENT else proposal
+
+
+def _drafts(nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
+    """Flat tensors, whose every row is a node."""
+    columns = [[value for each in nodes for value in each[column]] for column in (0, 1, 3, 4)]
+    ends = [0]
+    for each in nodes:
+        ends.append(ends[-1] + len(each.tokens))
+    tokens, parents, proposals, rows = torch.tensor(columns, device=device).unbind()
+    tree = DraftTree(
+        tokens,
+        parents.int(),
+        torch.tensor(ends, dtype=torch.int32, device=device),
+        proposals.to(torch.uint8),
+        max(len(each.tokens) for each in nodes),
+        max(max(each.depths) for each in nodes),
+    )
+    return Drafts(tree, laws, None if laws is None else rows.int())
+
+
+def _described(answer: Any) -> str:
+    if isinstance(answer, tuple):
+        return f"a tuple ({', '.join(type(each).__name__ for each in answer)})"
+    return type(answer).__name__

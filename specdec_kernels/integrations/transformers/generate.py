@@ -1,0 +1,524 @@
+"""A whole speculative decoding loop for causal language models of the transformers library."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...acceptance import AcceptanceStats
+from ...budget import Budget
+from ...errors import bad_value, check_dtype, check_shape
+from ...rules import Rule
+from ...sampling import DraftVocab, SamplingParams
+from ...verify import Status, verify
+from .caches import Alone, CachedText, Together
+from .drafts import Drafting
+from .model import Target
+from .options import configuration
+from .probe import verdict
+from .processing import Processing, processing
+from .prompts import prompts
+from .results import Generated
+
+
+@torch.inference_mode()
+def generate(
+    target: Any,
+    drafter: Any,
+    input_ids: Any,
+    *,
+    attention_mask: Tensor | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
+    stop_tokens: Collection[int] | Sequence[Collection[int]] | None = None,
+    stop_strings: Any = None,
+    tokenizer: Any = None,
+    generation_config: Any = None,
+    sampling: SamplingParams | None = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    draft_sampling: SamplingParams | str | None = None,
+    draft_vocab: DraftVocab | None = None,
+    rule: Rule = "auto",
+    seeds: Tensor | int | None = None,
+    num_return_sequences: int | None = None,
+    budget: Budget | bool | None = True,
+    cache: Sequence[CachedText | None] | None = None,
+    prefill_chunk: int | None = None,
+    outputs: Collection[str] = (),
+    on_tokens: Callable[[int, list[int]], object] | None = None,
+    streamer: Any = None,
+    backend: str = "auto",
+) -> Generated:
+    """Write text by drafting, one forward of the target over all drafts, verification and committing.
+
+    A step gives one token or more to every request that runs; a request leaves at its end. What the model's
+    `generation_config` says holds, unless an argument says otherwise; what cannot be honoured is refused by
+    name. `explain_model(target)` tells how the model is served.
+
+    Args:
+        target: a causal language model of the transformers library.
+        drafter: called with copies of the texts so far, [B, L] int64, and their lengths [B]; entries from a
+            text's length on are undefined. Returns tokens [B, K] with -1 for none (chains of
+            `Proposal.POINT`), a `DraftTree` over the texts' last tokens, what `ngram_tree` or `grow_tree`
+            return, or `Drafts`. None: plain decoding.
+        input_ids: the prompts: [B, L], lists of ints, or what a tokenizer returns.
+        attention_mask: [B, L], 0 where `input_ids` is padding, on either side. Without one, padding is
+            inferred as transformers does.
+        max_new_tokens: of each request, >= 1; an int, or one for each.
+        stop_tokens: each ends a request; it is the last token of its text. One collection, or one for each
+            request. Default: the model's own end-of-sequence tokens.
+        stop_strings, tokenizer: a request ends with the token that completes one of the strings.
+        generation_config: in place of the model's own.
+        sampling: the law; default: as `generation_config` says, which is greedy unless `do_sample` is set.
+        logits_processor, stopping_criteria: further ones of transformers, called with a request's prompt,
+            without padding, and the text or the path of the draft behind it.
+        draft_sampling, draft_vocab, rule, backend: as for `verify`.
+        seeds: [B] int64, or an int, from which those of all requests are mixed; the first request has the
+            number itself. Default: fresh ones. Under `rule="match"` the text is a function of prompt and
+            seed, whatever is drafted.
+        num_return_sequences: texts for each prompt, side by side; options of each request are then given for
+            each prompt, seeds for each text.
+        budget: how much of a draft is verified. True: as much as pays, by the time that steps take. A
+            `Budget`: the same with given costs and without a clock. False or None: all.
+        cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
+            is not read again.
+        prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
+        outputs: of "scores", "logits", "logprobs" and "cache", what to return beside the texts.
+        on_tokens: called with a request's index and its new tokens after every step; a return of False ends
+            the request.
+        streamer: of transformers, for one text, or one for each.
+
+    Returns:
+        `Generated`.
+
+    Raises:
+        ValueError: wrong shapes or numbers; a model or an option that cannot be served.
+        TypeError: wrong types.
+
+    Notes:
+        Synchronises with the device once a step, to know which requests go on. The model is read in
+        evaluation mode, and put back.
+
+    Source: Leviathan et al. 2023, Chen et al. 2023 (the loop); Miao et al. 2024 (trees).
+
+    Example:
+        `generate(model, partial(ngram_draft, num_draft=8), ids)` writes what the model's own greedy decoding
+        writes.
+    """
+    aim = Target(target)
+    config = configuration(target, generation_config)
+    texts = prompts(input_ids, attention_mask, target=target, config=config, vocab_size=aim.vocab_size)
+    times = _times(num_return_sequences, config)
+    texts = [text for text in texts for _ in range(times)]
+    process = processing(
+        target,
+        texts,
+        config,
+        device=aim.device,
+        sampling=_each(sampling, times),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        stop_tokens=_each(stop_tokens, times),
+        stop_strings=_each(stop_strings, times),
+        tokenizer=tokenizer,
+        max_new_tokens=_each(max_new_tokens, times),
+    )
+    unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
+    if isinstance(outputs, str) or unknown:
+        rule_of = "must hold 'scores', 'logits', 'logprobs' or 'cache'"
+        bad_value(
+            "generate", "outputs", rule_of, repr(outputs) if isinstance(outputs, str) else sorted(unknown)
+        )
+    return decode(
+        aim,
+        texts,
+        process,
+        drafter,
+        draft_sampling=_each(draft_sampling, times),
+        draft_vocab=draft_vocab,
+        rule=rule,
+        seeds=seeds,
+        budget=budget,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        outputs=outputs,
+        on_tokens=on_tokens,
+        streamers=_streamers(streamer, len(texts)),
+        backend=backend,
+    )
+
+
+def decode(
+    aim: Target,
+    texts: list[list[int]],
+    process: Processing,
+    drafter: Any,
+    *,
+    draft_sampling: SamplingParams | str | None = None,
+    draft_vocab: DraftVocab | None = None,
+    rule: Rule = "auto",
+    seeds: Tensor | int | None = None,
+    budget: Budget | bool | None = True,
+    cache: Sequence[CachedText | None] | None = None,
+    prefill_chunk: int | None = None,
+    outputs: Collection[str] = (),
+    on_tokens: Callable[[int, list[int]], object] | None = None,
+    streamers: Sequence[Any] = (),
+    backend: str = "auto",
+    operation: str = "generate",
+) -> Generated:
+    """`generate`, after its arguments about texts and laws were read; the rest are as there."""
+    keys = seeds_of(seeds, len(texts)).to(aim.device)
+    if prefill_chunk is not None and (not isinstance(prefill_chunk, int) or prefill_chunk < 1):
+        bad_value(operation, "prefill_chunk", "must be an int >= 1 or None", prefill_chunk)
+    if cache is not None and len(cache) != len(texts):
+        bad_value(operation, "cache", f"must have one entry for each of {len(texts)} texts", len(cache))
+    drafting = Drafting(
+        drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
+    )
+    with aim.reading():
+        reader = _reader(aim, texts, process.limits, prefill_chunk, operation)
+        drafting.chains = not (isinstance(reader, Together) and reader.trees)
+        loop = Loop(
+            aim,
+            texts,
+            drafting,
+            process,
+            keys,
+            draft_sampling=draft_sampling,
+            options={"draft_vocab": draft_vocab, "rule": rule, "backend": backend},
+            outputs=outputs,
+        )
+        drafting.reset(
+            len(texts), sampling=process.sampling, seeds=None if seeds is None else keys, rule=rule
+        )
+        if cache is not None:
+            reader.load(cache, texts)
+        for text, stream in zip(texts, streamers, strict=False):
+            stream.put(torch.tensor([text]))
+        reader.read(loop.text, loop.sizes, prefill_chunk)
+        while loop.requests:
+            loop.step(reader, on_tokens, streamers)
+    return Generated(
+        loop.written,
+        loop.counts.statistics(),
+        loop.reasons,
+        *(loop.joined(name) for name in ("scores", "logits", "logprobs")),
+        loop.caches if "cache" in outputs else None,
+    )
+
+
+def _reader(
+    aim: Target, texts: list[list[int]], limits: list[int], chunk: int | None, operation: str
+) -> Together | Alone:
+    """What reads these texts, or a refusal."""
+    longest = max(len(text) + limit - 1 for text, limit in zip(texts, limits, strict=True))
+    most = aim.most_positions()
+    if most is not None and longest > most:
+        rule = f"must fit with its new tokens into the {most} positions of {aim.name}"
+        bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
+    switch = aim.switch()
+    if switch and longest > switch and (aim.grows or chunk or min(map(len, texts)) <= switch):
+        rule = f"must not reach {switch} tokens, where all rotary embeddings of {aim.name} change"
+        bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
+    found = verdict(aim)
+    if found.serves == "refused":
+        bad_value(
+            operation, "target", "must be read alike plainly and by steps", f"{aim.name}: {found.reason}"
+        )
+    if found.serves == "whole text":
+        if aim.cache_name is not None and "keeps no cache" not in found.reason:
+            warnings.warn(
+                f"{operation}: every step reads the whole text, since the cache of {aim.name} cannot be "
+                f"trusted ({found.reason})",
+                stacklevel=4,
+            )
+        return Alone(aim, rereads=True)
+    beyond = aim.other_window()
+    if found.serves == "one by one" or (beyond is not None and longest >= beyond):
+        return Alone(aim)
+    return Together(aim, trees=found.serves == "trees")
+
+
+class Loop:
+    """The requests that run, their texts, and the step that brings each of them a token or more.
+
+    Args:
+        target: the model, in evaluation mode.
+        prompts: of the requests, one token or more each.
+        drafting, processing: what drafts, and what makes laws of logits and ends texts.
+        seeds: [B] int64 on the target's device.
+        draft_sampling, options: for `verify`.
+        outputs: as for `generate`.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: list[list[int]],
+        drafting: Any,
+        processing: Any,
+        seeds: Tensor,
+        *,
+        draft_sampling: SamplingParams | str | None,
+        options: dict[str, Any],
+        outputs: Collection[str],
+    ) -> None:
+        self.target = target
+        self.prompts = prompts
+        self.drafting = drafting
+        self.processing = processing
+        self.seeds = seeds
+        self.sampling = processing.sampling
+        self.draft_sampling = draft_sampling
+        self.options = options
+        self.keeps_caches = "cache" in outputs
+        self.outputs = {name: [[] for _ in prompts] for name in outputs if name != "cache"}
+        self.requests = list(range(len(prompts)))
+        self.written: list[list[int]] = [[] for _ in prompts]
+        self.reasons: list[str | None] = [None for _ in prompts]
+        self.caches: list[Any] = [None for _ in prompts]
+        self.sizes = [len(prompt) for prompt in prompts]
+        self.text = torch.zeros(len(prompts), max(self.sizes), dtype=torch.int64)
+        for row, prompt in zip(self.text, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        self.text = self.text.to(target.device)
+        self.lengths = torch.tensor(self.sizes, device=target.device)
+        self.counts = Counts()
+        self.warned = Status(0)
+
+    def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any]) -> None:
+        """One step of all running requests; those that are done leave."""
+        limits = self.processing.limits
+        room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
+        drafts = self.drafting.draft(self.text, self.lengths, room)
+        tree = drafts.tree
+        raw = reader.forward(tree, self.text, self.lengths, self.sizes)
+        logits = self.processing.apply(raw, self._rows(tree)) if self.processing.processors else raw
+        verified = verify(
+            logits,
+            tree,
+            drafts.draft_logits,
+            draft_rows=drafts.draft_rows,
+            sampling=self.sampling,
+            draft_sampling=self.draft_sampling,
+            seeds=self.seeds,
+            positions=self.lengths,
+            return_logprobs="logprobs" in self.outputs,
+            **self.options,
+        )
+        width = verified.tokens.shape[1]
+        table = [verified.tokens, verified.path, verified.num_tokens[:, None], verified.status[:, None]]
+        rows = torch.cat(table, 1).tolist()
+        new = [row[: row[-2]] for row in rows]
+        paths = [row[width : width + row[-2]] for row in rows]
+        self._warn([row[-1] for row in rows])
+        stay, kept = [], []
+        for place, request in enumerate(self.requests):
+            count, reason = self.processing.finish(request, self.written[request], new[place])
+            tokens = new[place][:count]
+            self.written[request] += tokens
+            kept.append(count)
+            if on_tokens is not None and on_tokens(request, tokens) is False and reason is None:
+                reason = "cancelled"
+            if streamers:
+                streamers[request].put(torch.tensor(tokens))
+            self.reasons[request] = reason
+            if reason is None:
+                stay.append(place)
+            elif streamers:
+                streamers[request].end()
+        self._keep_outputs(raw, logits, verified, tree, paths, kept)
+        if stay or self.keeps_caches:
+            reader.commit(verified.path, tree, self.lengths, paths)
+        self.counts.add(tree, paths, kept)
+        self.drafting.after(paths, kept)
+        if self.keeps_caches and len(stay) < len(self.requests):
+            for place in set(range(len(self.requests))) - set(stay):
+                request = self.requests[place]
+                text = self.prompts[request] + self.written[request]
+                self.caches[request] = reader.export(place, text[:-1])
+        self._append(verified.tokens, new)
+        if len(stay) < len(self.requests):
+            self._leave(stay, reader)
+
+    def _append(self, tokens: Tensor, new: list[list[int]]) -> None:
+        """Put new tokens behind the texts."""
+        counts = [len(each) for each in new]
+        room = max(self.sizes) + tokens.shape[1] - self.text.shape[1]
+        if room > 0:
+            self.text = torch.nn.functional.pad(self.text, (0, 2 * room + self.text.shape[1] // 2))
+        added = torch.tensor(counts, device=tokens.device)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        places = self.lengths[:, None] + index
+        old = self.text.gather(1, places)
+        self.text.scatter_(1, places, torch.where(index < added[:, None], tokens, old))
+        self.lengths = self.lengths + added
+        self.sizes = [size + count for size, count in zip(self.sizes, counts, strict=True)]
+
+    def _leave(self, stay: list[int], reader: Together | Alone) -> None:
+        """Let all other requests go."""
+        self.requests = [self.requests[place] for place in stay]
+        self.drafting.keep(stay)
+        if not stay:
+            return
+        index = torch.tensor(stay, device=self.text.device)
+        self.text, self.lengths, self.seeds = self.text[index], self.lengths[index], self.seeds[index]
+        self.sizes = [self.sizes[place] for place in stay]
+        self.sampling = _of(self.sampling, index)
+        self.draft_sampling = _of(self.draft_sampling, index)
+        reader.keep(stay, self.sizes)
+
+    def _rows(self, tree: Any) -> list[tuple[int, list[int]] | None]:
+        """Of every row: its request, and the tokens written before and on its path."""
+        tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
+        rows: list[tuple[int, list[int]] | None] = [None] * len(tokens)
+        for place, request in enumerate(self.requests):
+            start = ends[place]
+            for row in range(start, ends[place + 1]):
+                if parents[row] < 0:
+                    rows[row] = (request, self.written[request])
+                elif tokens[row] >= 0 and (above := rows[start + parents[row]]) is not None:
+                    rows[row] = (request, [*above[1], tokens[row]])
+        return rows
+
+    def _keep_outputs(self, raw: Any, logits: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
+        """Scores, logits and log-probabilities of what was written."""
+        if not self.outputs:
+            return
+        starts = tree.cu_nodes.tolist()
+        for place, request in enumerate(self.requests):
+            rows = [starts[place] + node for node in paths[place][: kept[place]]]
+            if "logits" in self.outputs:
+                self.outputs["logits"][request].append(raw[rows].float())
+            if "scores" in self.outputs:
+                self.outputs["scores"][request].append(self.processing.scores(logits[rows].float(), request))
+            if "logprobs" in self.outputs:
+                self.outputs["logprobs"][request].append(verified.logprobs[place, : kept[place]].clone())
+
+    def joined(self, name: str) -> list[Tensor] | None:
+        """One tensor for each request, over its tokens."""
+        parts = self.outputs.get(name)
+        return None if parts is None else [torch.cat(each) for each in parts]
+
+    def _warn(self, statuses: list[int]) -> None:
+        """Say once what verification met."""
+        met = Status(0)
+        for status in statuses:
+            met |= Status(status)
+        for bit in met & ~self.warned:
+            warnings.warn(f"generate: {WARNINGS.get(bit.name, bit.name)}", stacklevel=4)
+        self.warned |= met
+
+
+WARNINGS = {
+    "NAN": "the target's logits had a NaN, which counted as -inf",
+    "EMPTY": "a row of the target's logits allowed no token; its lowest allowed token was written",
+    "IMPOSSIBLE": "a drafted token has no probability under the law that its drafter declared, so the text"
+    " does not have the target's law",
+}
+
+
+class Counts:
+    """What was accepted, of the tokens that were written."""
+
+    def __init__(self) -> None:
+        self.steps = self.drafted = self.passes = self.rows = 0
+        self.tested: list[int] = []
+        self.accepted: list[int] = []
+
+    def add(self, tree: Any, paths: list[list[int]], kept: list[int]) -> None:
+        """A step: the paths accepted, and how many tokens of each were written."""
+        tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
+        self.rows += len(tokens)
+        for place, (path, count) in enumerate(zip(paths, kept, strict=True)):
+            start, end = ends[place], ends[place + 1]
+            if start == end:
+                continue
+            drafts = [row for row in range(start + 1, end) if tokens[row] >= 0]
+            further = count == len(path) and any(parents[row] == path[-1] for row in drafts)
+            self.steps += 1
+            self.drafted += len(drafts)
+            self.passes += tree.max_depth
+            for depth in range(count - 1 + further):
+                while len(self.tested) <= depth:
+                    self.tested.append(0)
+                    self.accepted.append(0)
+                self.tested[depth] += 1
+                self.accepted[depth] += depth < count - 1
+
+    def statistics(self) -> AcceptanceStats:
+        return AcceptanceStats(
+            self.steps, self.drafted, self.passes, tuple(self.tested), tuple(self.accepted)
+        )
+
+
+def _of(params: Any, index: Tensor) -> Any:
+    """Values per request follow their requests."""
+    if not isinstance(params, SamplingParams):
+        return params
+    return SamplingParams(
+        *(
+            value[index.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
+            for value in params
+        )
+    )
+
+
+def _times(num_return_sequences: int | None, config: Any) -> int:
+    times = config.num_return_sequences if num_return_sequences is None else num_return_sequences
+    if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
+        bad_value("generate", "num_return_sequences", "must be an int >= 1", times)
+    return times or 1
+
+
+def _each(option: Any, times: int) -> Any:
+    """An option given for each prompt, for each text."""
+    if times == 1 or option is None or isinstance(option, (str, int)):
+        return option
+    if isinstance(option, SamplingParams):
+        return SamplingParams(
+            *(_each(value, times) if isinstance(value, Tensor) else value for value in option)
+        )
+    if isinstance(option, Tensor):
+        return option.repeat_interleave(times, 0) if option.dim() else option
+    option = list(option)
+    if option and all(isinstance(each, (int, str)) for each in option):
+        return option
+    return [each for each in option for _ in range(times)]
+
+
+def _streamers(streamer: Any, texts: int) -> Sequence[Any]:
+    if streamer is None:
+        return ()
+    each = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
+    if len(each) != texts:
+        bad_value("generate", "streamer", f"must be one for each of {texts} texts", len(each))
+    return each
+
+
+def seeds_of(seeds: Tensor | int | None, batch: int) -> Tensor:
+    """[B] int64. A number is the first request's seed; the others' are mixed from it and their place, so that
+    calls with seeds side by side share none."""
+    if seeds is None:
+        return torch.randint(-(2**63), 2**63 - 1, (batch,))
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        return torch.tensor([_mixed(seeds, place) for place in range(batch)])
+    check_dtype("generate", "seeds", seeds, (torch.int64,))
+    check_shape("generate", "seeds", seeds, "[B]", (batch,))
+    return seeds
+
+
+def _mixed(seed: int, place: int) -> int:
+    """The splitmix64 sequence from `seed`, whose start is the seed itself."""
+    word = seed % 2**64
+    if place:
+        word = (word + place * 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        word ^= word >> 31
+    return word - 2**64 if word >= 2**63 else word

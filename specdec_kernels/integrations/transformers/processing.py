@@ -1,0 +1,580 @@
+"""What stands between raw logits and the law of the next token, and what ends a request."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import bad_type, bad_value, check_type
+from ...sampling import SamplingParams
+from .options import mixin
+from .stateless import check_stateless
+
+# transformers' own processors. These read no text at all,
+_FREE = {
+    "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper",
+    "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "SuppressTokensLogitsProcessor",
+    "InfNanRemoveLogitsProcessor", "LogitNormalization",
+}  # fmt: skip
+# these read every row's own text, whatever the row's place,
+_ROWWISE = {
+    "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor", "RepetitionPenaltyLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor", "SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor",
+    "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor", "ExponentialDecayLengthPenalty",
+    "SuppressTokensAtBeginLogitsProcessor", "WatermarkLogitsProcessor",
+}  # fmt: skip
+# these know a row by its place in the batch,
+_PLACED = {
+    "EncoderRepetitionPenaltyLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+}  # fmt: skip
+# and these remember what they were called with.
+_STATEFUL = {"UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"}
+
+# At most lengths n of a text these change nothing.
+_IDLE: dict[str, Callable[[Any, int], bool]] = {
+    "MinLengthLogitsProcessor": lambda it, n: n >= it.min_length,
+    "MinNewTokensLengthLogitsProcessor": lambda it, n: n - it.prompt_length_to_skip >= it.min_new_tokens,
+    "ForcedBOSTokenLogitsProcessor": lambda it, n: n != 1,
+    "ForcedEOSTokenLogitsProcessor": lambda it, n: n != it.max_length - 1,
+    "SuppressTokensAtBeginLogitsProcessor": lambda it, n: n != it.begin_index,
+}
+
+_WARPERS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
+_FIELDS = ("temperature", "top_k", "top_p", "min_p")
+
+
+class Ends(NamedTuple):
+    """What ends one request.
+
+    Attributes:
+        limit: most new tokens, >= 1.
+        stops: tokens that end it.
+        criteria: transformers' stopping criteria beyond length and stop tokens.
+    """
+
+    limit: int
+    stops: frozenset[int]
+    criteria: list
+
+
+class Processing:
+    """Processors, sampling and ends of every request of a call.
+
+    Args:
+        contexts: of B requests, the tokens that processors and criteria see before what is written.
+        processors: of every request, its logits processors; all B lists have the same classes in order.
+        warpers: of every request, those behind them, which `sampling` stands for.
+        sampling: the law that remains to be applied, numbers or [B] tensors; temperature 0 is greedy.
+        ends: of every request.
+        device: of the logits.
+        operation: that messages name.
+
+    Attributes:
+        sampling: as given.
+        limits: of every request, the most new tokens.
+        processors: empty where logits pass untouched.
+
+    A processor of another origin than transformers is called with B rows, all equal, of which row b is that
+    of request b, so that it may know requests by their rows; every request has a shallow copy of its own.
+    """
+
+    def __init__(
+        self,
+        contexts: Sequence[Sequence[int]],
+        processors: Sequence[Sequence[Callable]],
+        warpers: Sequence[Sequence[Callable]],
+        sampling: SamplingParams,
+        ends: Sequence[Ends],
+        device: torch.device,
+        operation: str = "generate",
+    ) -> None:
+        self.sampling = sampling
+        self.limits = [end.limit for end in ends]
+        self._ends = ends
+        self._warpers = warpers
+        self._operation = operation
+        self._contexts = [torch.tensor(context, dtype=torch.int64, device=device) for context in contexts]
+        self._history: list[list[Tensor]] = [[] for _ in contexts]
+        self._probed: set[tuple[int, int]] = set()
+        self.processors = [list(column) for column in zip(*processors, strict=True)]
+        for column in self.processors:
+            if _kind(column[0]) == "stateful":
+                rule = "must answer equal calls equally: stateful processors cannot see drafts"
+                bad_value(operation, "logits_processor", rule, type(column[0]).__name__)
+            if _kind(column[0]) == "other":
+                column[:] = [copy.copy(processor) for processor in column]
+
+    def apply(self, logits: Tensor, rows: Sequence[tuple[int, Sequence[int]] | None]) -> Tensor:
+        """Apply the processors at the nodes of the drafts.
+
+        Args:
+            logits: [R, V], raw.
+            rows: of every row the request, in 0 .. B - 1, and the tokens behind its context: those written
+                and those of the node's path. None for a row that is no node, which passes.
+
+        Returns:
+            [R, V] float32, new.
+
+        Raises:
+            ValueError: a processor that does not answer equal calls equally.
+        """
+        out = logits.to(torch.float32, copy=True)
+        there = [place for place, row in enumerate(rows) if row is not None]
+        if not there or not self.processors:
+            return out
+        whole = len(there) == len(rows)
+        scores = out if whole else out[there]
+        scores = self._processed(scores, [rows[place] for place in there])
+        if whole:
+            return scores
+        out[there] = scores
+        return out
+
+    def scores(self, logits: Tensor, request: int) -> Tensor:
+        """The scores [n, V] that transformers reports for processed logits [n, V] of one request.
+
+        Cut tokens are `-inf`; a softmax gives the law that the tokens were sampled from. Greedy requests have
+        the processed logits.
+        """
+        scores = logits
+        ids = torch.zeros(logits.shape[0], 1, dtype=torch.int64, device=logits.device)
+        for warper in self._warpers[request]:
+            scores = warper(ids, scores)
+        return scores
+
+    def finish(
+        self, request: int, written: Sequence[int], new: Sequence[int], scores: Tensor | None = None
+    ) -> tuple[int, str | None]:
+        """How many new tokens are kept, and why the request ends there.
+
+        Args:
+            request: in 0 .. B - 1.
+            written: its tokens so far.
+            new: at least one token behind them.
+            scores: [n, V], those of the new tokens, for criteria that read scores.
+
+        Returns:
+            The number in 1 .. n, and "stop" (a stop token) | "stop_string" | "criteria" | "length", in this
+            order where several hold at once; None where the request goes on.
+        """
+        limit, stops, criteria = self._ends[request]
+        text = self._text(request, [*written, *new]) if criteria else None
+        for count, token in enumerate(new, 1):
+            if scores is not None and criteria:
+                self._history[request].append(scores[count - 1])
+            reason = "stop" if token in stops else None
+            if criteria:
+                length = text.shape[0] - len(new) + count
+                reason = self._criterion(request, text[:length]) if reason is None else reason
+            if reason is None and len(written) + count >= limit:
+                reason = "length"
+            if reason is not None:
+                return count, reason
+        return len(new), None
+
+    def _criterion(self, request: int, text: Tensor) -> str | None:
+        """Every criterion sees every token, as under transformers."""
+        batch, reasons = len(self._contexts), []
+        ids = text.expand(batch, -1)
+        scores = tuple(row.expand(batch, -1) for row in self._history[request]) or None
+        for criterion in self._ends[request].criteria:
+            done = criterion(ids, scores)
+            if isinstance(done, Tensor):
+                done = done.flatten()[request if done.numel() == batch else 0]
+            if done:
+                reasons.append(
+                    "stop_string" if type(criterion).__name__ == "StopStringCriteria" else "criteria"
+                )
+        return max(reasons, default=None)  # a stop string before any other
+
+    def _text(self, request: int, tokens: Sequence[int]) -> Tensor:
+        context = self._contexts[request]
+        return torch.cat([context, torch.tensor(tokens, dtype=torch.int64, device=context.device)])
+
+    def _processed(self, scores: Tensor, rows: list[tuple[int, Sequence[int]]]) -> Tensor:
+        requests = [request for request, _ in rows]
+        texts = [self._text(*row) for row in rows] if any(map(_reads_text, self.processors)) else []
+        for place, column in enumerate(self.processors):
+            kind = _kind(column[0])
+            if kind == "free":
+                scores = column[0](scores.new_zeros(len(rows), 1, dtype=torch.int64), scores)
+            elif kind == "penalty":
+                scores = _penalised(column[0], texts, scores)
+            elif kind == "rowwise":
+                idle = _IDLE.get(type(column[0]).__name__)
+                groups: dict[tuple[int, int], list[int]] = {}
+                for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
+                    if idle is None or not idle(column[request], text.shape[0]):
+                        groups.setdefault((id(column[request]), text.shape[0]), []).append(row)
+                for group in groups.values():
+                    ids = torch.stack([texts[row] for row in group])
+                    scores[group] = column[requests[group[0]]](ids, scores[group])
+            else:
+                parts = [
+                    self._placed(place, request, text, scores[row])
+                    for row, (request, text) in enumerate(zip(requests, texts, strict=True))
+                ]
+                scores = torch.stack(parts)
+        return scores
+
+    def _placed(self, place: int, request: int, text: Tensor, scores: Tensor) -> Tensor:
+        """One row through a processor that may know requests by their rows."""
+        processor, batch = self.processors[place][request], len(self._contexts)
+
+        def call() -> Tensor:
+            return processor(text.repeat(batch, 1), scores.repeat(batch, 1))
+
+        if _kind(processor) == "other" and (place, request) not in self._probed:
+            self._probed.add((place, request))
+            return check_stateless(self._operation, "logits_processor", processor, call)[request]
+        return call()[request]
+
+
+def processing(
+    target: Any,
+    prompts: Sequence[Sequence[int]],
+    config: Any,
+    *,
+    device: torch.device,
+    sampling: SamplingParams | None = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    stop_tokens: Any = None,
+    stop_strings: Any = None,
+    tokenizer: Any = None,
+    max_new_tokens: Any = None,
+    operation: str = "generate",
+) -> Processing:
+    """All that transformers would do to the logits of these prompts, each by itself.
+
+    Args:
+        target: the model; its own methods build processors and criteria.
+        prompts: of B requests, the tokens without padding.
+        config: from `configuration`.
+        device: of the logits.
+        sampling: the law, numbers or [B] tensors, in place of the configuration's `do_sample`, `temperature`,
+            `top_k`, `top_p` and `min_p`.
+        logits_processor, stopping_criteria: one or a list, after the configuration's own, of which they
+            replace those of the same class.
+        stop_tokens: ints, or B collections of ints, in place of the configuration's `eos_token_id`; empty for
+            none.
+        stop_strings: a string, strings, or B collections of strings; they need `tokenizer`.
+        max_new_tokens: an int or B ints >= 1. None: those of the configuration, or up to its `max_length`, or
+            20 as far as the model's positions go.
+        operation: that messages name.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range or of another kind.
+    """
+    batch, own = len(prompts), mixin(target)
+    stops = _stops(stop_tokens, config, batch, operation)
+    strings = _strings(stop_strings, config, batch, operation)
+    limits = _limits(max_new_tokens, config, own, prompts, operation)
+    processors = _callables(logits_processor, "logits_processor", operation)
+    criteria = _callables(stopping_criteria, "stopping_criteria", operation)
+    if sampling is not None:
+        check_type(operation, "sampling", sampling, SamplingParams, "a SamplingParams")
+        _check_warpers(config, operation)
+    if config.exponential_decay_length_penalty is not None and not any(stops):
+        argument = "generation_config.exponential_decay_length_penalty"
+        bad_value(operation, argument, "must be None without stop tokens", "a penalty")
+    reads = _reads_prompt(config)
+    lists, ends, built, endings = [], [], {}, {}
+    for request, prompt in enumerate(prompts):
+        options = copy.copy(config)
+        options._eos_token_tensor = (
+            torch.tensor(stops[request], dtype=torch.int64, device=device) if any(stops) else None
+        )
+        options.max_length = len(prompt) + limits[request]
+        if options.min_new_tokens is not None:
+            options.min_length = None  # the same condition, which transformers tests twice
+        if sampling is not None:
+            options.do_sample = False
+        if strings[request] is not None and tokenizer is None:
+            bad_value(operation, "tokenizer", "must be given with stop_strings", None)
+        # requests with equal options share their processors, which then take them in one call
+        key = (len(prompt), limits[request], tuple(stops[request]))
+        key += tuple(prompt) if reads else ()
+        try:
+            if key not in built:
+                built[key] = own._get_logits_processor(
+                    options,
+                    input_ids_seq_length=len(prompt),
+                    encoder_input_ids=torch.tensor(prompt, device=device).expand(batch, -1)
+                    if reads
+                    else None,
+                    logits_processor=processors,
+                    device=device,
+                )
+            if strings[request] not in endings:
+                unending = copy.copy(options)
+                unending.max_length = unending._eos_token_tensor = None
+                unending.stop_strings = strings[request] and list(strings[request])
+                endings[strings[request]] = own._get_stopping_criteria(unending, criteria, tokenizer)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{operation}: generation_config: {error}") from error
+        lists.append(built[key])
+        default = Ends(limits[request], frozenset(stops[request]), [])
+        ends.append(_ends(endings[strings[request]], len(prompt), default))
+    if sampling is None:
+        lists, warpers, sampling = _peeled(lists, bool(config.do_sample))
+    else:
+        lists, warpers, _ = _peeled(lists, False)
+        tails = [_of_sampling(sampling, request) for request in range(batch)]
+        warpers = [[*tail, *rest] for tail, rest in zip(tails, warpers, strict=True)]
+    return Processing(prompts, lists, warpers, sampling, ends, device, operation)
+
+
+def prepared(
+    contexts: Tensor,
+    logits_processor: Sequence[Callable],
+    stopping_criteria: Sequence[Callable],
+    *,
+    do_sample: bool,
+    device: torch.device,
+    operation: str,
+) -> Processing:
+    """The same of lists that transformers has built for a padded batch [B, L], which processors see."""
+    lists = [list(logits_processor) for _ in contexts]
+    lists, warpers, sampling = _peeled(lists, do_sample)
+    ends = [_ends(stopping_criteria, contexts.shape[1], Ends(sys.maxsize, frozenset(), []))] * len(contexts)
+    return Processing(contexts.tolist(), lists, warpers, sampling, ends, device, operation)
+
+
+def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> Callable:
+    """transformers' criterion for strings at the end of a text."""
+    from transformers import StopStringCriteria
+
+    strings = _strings(stop_strings, None, 1, operation)[0]
+    if strings is None or tokenizer is None:
+        given = (
+            ("stop_strings", "must not be empty", stop_strings),
+            ("tokenizer", "must be given with stop_strings", None),
+        )
+        bad_value(operation, *given[strings is not None])
+    return StopStringCriteria(tokenizer, list(strings))
+
+
+def _kind(processor: Callable) -> str:
+    """How a processor may be called: "free", "penalty", "rowwise", "placed", "stateful" or "other"."""
+    cls = type(processor)
+    name = cls.__name__ if cls.__module__ == "transformers.generation.logits_process" else ""
+    if name == "RepetitionPenaltyLogitsProcessor":
+        ignored = processor.prompt_ignore_length
+        return "penalty" if ignored is None else "rowwise" if isinstance(ignored, int) else "placed"
+    kinds = {"free": _FREE, "rowwise": _ROWWISE, "placed": _PLACED, "stateful": _STATEFUL}
+    return next((kind for kind, names in kinds.items() if name in names), "other")
+
+
+def _reads_text(column: list[Callable]) -> bool:
+    return _kind(column[0]) != "free"
+
+
+def _penalised(processor: Callable, texts: list[Tensor], scores: Tensor) -> Tensor:
+    """Texts of all lengths in one call: what is ignored of a prompt may differ from row to row."""
+    longest = max(text.shape[0] for text in texts)
+    pads = [longest - text.shape[0] for text in texts]
+    ids = torch.stack(
+        [torch.nn.functional.pad(text, (pad, 0)) for text, pad in zip(texts, pads, strict=True)]
+    )
+    ignored = torch.tensor(pads, device=ids.device)
+    return type(processor)(processor.penalty, prompt_ignore_length=ignored)(ids, scores)
+
+
+def _peeled(lists: list[list[Callable]], do_sample: bool) -> tuple[list, list, SamplingParams]:
+    """Split the last processors off where `SamplingParams` says the same: temperature, top-k, top-p, min-p.
+
+    Normalisation at the very end changes no law.
+    """
+    if not lists or not do_sample:
+        ends = [len(one) - bool(one and type(one[-1]).__name__ == "LogitNormalization") for one in lists]
+        split = list(zip(lists, ends, strict=True))
+        greedy = SamplingParams(temperature=0.0)
+        return [one[:end] for one, end in split], [one[end:] for one, end in split], greedy
+    names = [type(processor).__name__ for processor in lists[0]]
+    end = len(names) - (names[-1:] == ["LogitNormalization"])
+    values: dict[str, float] = {}
+    for name, field in zip(reversed(_WARPERS), reversed(_FIELDS), strict=True):
+        warper = lists[0][end - 1] if end else None
+        if type(warper).__name__ == name and _kind(warper) == "free" and _plain(warper):
+            values[field], end = getattr(warper, field), end - 1
+    if "min_p" in values and ("top_k" in values or "top_p" in values):
+        if "order" not in SamplingParams._fields:
+            end, values = len(names), {}
+        else:
+            values["order"] = "min_p_last"
+    return [one[:end] for one in lists], [one[end:] for one in lists], SamplingParams(**values)
+
+
+def _plain(warper: Any) -> bool:
+    return (
+        getattr(warper, "filter_value", -torch.inf) == -torch.inf
+        and getattr(warper, "min_tokens_to_keep", 1) == 1
+    )
+
+
+def _of_sampling(sampling: SamplingParams, request: int) -> list[Callable]:
+    """transformers' warpers that do to a row what `sampling` does for one request."""
+    from transformers.generation import logits_process
+
+    values = sampling._asdict()
+    order = ["temperature", "min_p", "top_k", "top_p"]
+    if values.pop("order", None) == "min_p_last":
+        order = list(_FIELDS)
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            values[name] = value[request].item() if value.dim() else value.item()
+    if values["temperature"] <= 0:
+        return []
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    made = []
+    for name in order:
+        value = int(values[name]) if name == "top_k" else float(values[name])
+        if value != off[name] and value >= 0:
+            made.append(getattr(logits_process, _WARPERS[_FIELDS.index(name)])(value))
+    return made
+
+
+def _ends(criteria: Sequence[Callable], length: int, default: Ends) -> Ends:
+    """Lengths and stop tokens among the criteria replace the default; they need no calls."""
+    limits, stops, rest = [], [], []
+    for criterion in criteria:
+        cls = type(criterion)
+        name = cls.__name__ if cls.__module__ == "transformers.generation.stopping_criteria" else ""
+        if name == "MaxLengthCriteria":
+            limits.append(max(criterion.max_length - length, 1))
+        elif name == "EosTokenCriteria":
+            stops += criterion.eos_token_id.flatten().tolist()
+        else:
+            rest.append(criterion)
+    return Ends(min(limits, default=default.limit), frozenset(stops or default.stops), rest)
+
+
+def _reads_prompt(config: Any) -> bool:
+    """Whether processors are built from the prompt's tokens."""
+    return config.encoder_repetition_penalty not in (None, 1.0) or bool(config.encoder_no_repeat_ngram_size)
+
+
+def _check_warpers(config: Any, operation: str) -> None:
+    """Refuse cuts that a `SamplingParams` of the caller's would have to be mixed with."""
+    if not config.do_sample:
+        return
+    off = {"top_h": (), "typical_p": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,)}
+    for name, neutral in off.items():
+        value = getattr(config, name)
+        if value is not None and value not in neutral:
+            bad_value(operation, f"generation_config.{name}", "must be off beside sampling", value)
+
+
+def _callables(given: Any, argument: str, operation: str) -> list:
+    if given is None:
+        return []
+    found = (
+        [given]
+        if callable(given) and not isinstance(given, list)
+        else list(_iterable(given, argument, operation))
+    )
+    for one in found:
+        if not callable(one):
+            bad_type(operation, argument, "must be a callable or a list of callables", type(one).__name__)
+    return found
+
+
+def _iterable(given: Any, argument: str, operation: str) -> Iterable:
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        bad_type(operation, argument, "must be a callable or a list of callables", type(given).__name__)
+    return given
+
+
+def _stops(given: Any, config: Any, batch: int, operation: str) -> list[list[int]]:
+    """Stop tokens of every request."""
+    if given is None:
+        eos = config._eos_token_tensor
+        return [[] if eos is None else eos.tolist()] * batch
+    rule = "must be a collection of ints, or one such collection per request"
+    return _collections(given, batch, _token, "stop_tokens", rule, operation)
+
+
+def _strings(given: Any, config: Any, batch: int, operation: str) -> list[tuple[str, ...] | None]:
+    """Stop strings of every request, None where it has none."""
+    given = config.stop_strings if given is None else given
+    if given is None:
+        return [None] * batch
+    rule = "must be a string, a collection of strings, or one such collection per request"
+    given = [given] if isinstance(given, str) else given
+    return [
+        tuple(one) or None for one in _collections(given, batch, _string, "stop_strings", rule, operation)
+    ]
+
+
+def _collections(
+    given: Any, batch: int, read: Callable, argument: str, rule: str, operation: str
+) -> list[list]:
+    """One list per request, of a collection for all of them or one collection for each."""
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__iter__"):
+        bad_type(operation, argument, rule, type(given).__name__)
+    given = [one.tolist() if isinstance(one, Tensor) else one for one in given]
+    nested = [not isinstance(one, (str, bytes, dict)) and hasattr(one, "__iter__") for one in given]
+    if not any(nested):
+        found = [read(one) for one in given]
+        if None in found:
+            bad_type(operation, argument, rule, f"a {type(given[found.index(None)]).__name__} in it")
+        return [found] * batch
+    if not all(nested):
+        bad_type(operation, argument, rule, "a mixture of both")
+    if len(given) != batch:
+        bad_value(operation, argument, f"per request must be B = {batch} collections", len(given))
+    return [_collections(one, 1, read, argument, rule, operation)[0] for one in given]
+
+
+def _token(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else index(value)
+    except TypeError:
+        return None
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _limits(given: Any, config: Any, own: Any, prompts: Sequence[Sequence[int]], operation: str) -> list[int]:
+    """Most new tokens of every request."""
+    given = config.max_new_tokens if given is None else given
+    if given is not None:
+        rule = "must be an int, or one int per request"
+        limits = given.tolist() if isinstance(given, Tensor) else given
+        if hasattr(limits, "__iter__") and not isinstance(limits, (str, bytes, dict, set, frozenset)):
+            limits = list(limits)
+            if len(limits) != len(prompts):
+                bad_value(operation, "max_new_tokens", f"must have length B = {len(prompts)}", len(limits))
+        else:
+            limits = [limits] * len(prompts)
+        found = [_token(limit) for limit in limits]
+        if None in found:
+            bad_type(operation, "max_new_tokens", rule, limits[found.index(None)])
+        if min(found) < 1:
+            bad_value(operation, "max_new_tokens", "must be >= 1", min(found))
+        return found
+    longest = max(map(len, prompts))
+    if config.max_length is not None:
+        if longest >= config.max_length:
+            rule = f"must be shorter than generation_config.max_length = {config.max_length}"
+            bad_value(operation, "input_ids", rule, f"a prompt of {longest}")
+        return [config.max_length - len(prompt) for prompt in prompts]
+    most = own.generation_config._get_default_generation_params()["max_length"]
+    positions = getattr(own.config, "max_position_embeddings", None)
+    if positions is None:
+        return [most] * len(prompts)
+    if longest >= positions:
+        bad_value(operation, "input_ids", f"must be shorter than the model's {positions} positions", longest)
+    return [min(most, positions - len(prompt)) for prompt in prompts]
