@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -116,7 +117,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "longcat_flash": dict(head_dim=4),
     "musicgen_decoder": dict(num_codebooks=1), "musicgen_melody_decoder": dict(num_codebooks=1),
     "qwen4_exp_text": dict(
-        indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4,
+        indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8,
+        indexer_compress_ratio=4,
     ),
     "xlm": PAD,
     "xlstm": dict(hidden_size=64, embedding_dim=64, qk_dim_factor=1.0),
@@ -185,7 +187,7 @@ def class_of(model_type: str) -> type:
 
 @torch.no_grad()
 def enliven(model: nn.Module, scale: float = 0.3) -> None:
-    """Weights large enough that every token shows in the logits, whatever the class's own initialisation does."""
+    """Weights large enough that every token shows in the logits, however the class initialises itself."""
     for parameter in model.parameters():
         if parameter.dim() >= 2 and parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 1.0
@@ -195,7 +197,7 @@ def enliven(model: nn.Module, scale: float = 0.3) -> None:
 
 @torch.no_grad()
 def silence_padding(model: nn.Module) -> None:
-    """The padding token is never written, as it is not by a trained model; some classes number positions by it."""
+    """Padding is never written, as it is not by a trained model; some classes number positions by it."""
     head, pad = model.get_output_embeddings(), getattr(model.config, "pad_token_id", None)
     if pad is not None and isinstance(getattr(head, "bias", None), torch.Tensor):
         head.bias[pad] = -1e4
@@ -207,6 +209,7 @@ def build(model_type: str, window: int = WINDOW) -> nn.Module:
     model = class_of(model_type)(config(model_type, window))
     enliven(model)
     silence_padding(model)
+    model.generation_config = GenerationConfig(pad_token_id=getattr(model.config, "pad_token_id", None))
     return model.float().eval()
 
 
