@@ -158,16 +158,16 @@ def test_the_law_is_that_of_transformers(options):
 
 def test_what_the_kernels_can_cut_is_left_to_them():
     made = rules([PROMPT], config(do_sample=True, temperature=0.5, top_k=4, top_p=0.9))
-    assert made.sampling == sdk.SamplingParams(0.5, 4, 0.9) and not made.processors
+    assert made.sampling == sdk.SamplingParams(0.5, 4, 0.9, order="min_p_last") and not made.processors
     made = rules([PROMPT], config(do_sample=True, top_k=4, typical_p=0.9))
-    assert made.sampling == sdk.SamplingParams() and len(made.processors) == 2
+    assert made.sampling == sdk.SamplingParams(order="min_p_last") and len(made.processors) == 2
     assert rules([PROMPT], config(top_k=4)).sampling.temperature == 0.0
 
 
 def test_sampling_of_the_callers_replaces_that_of_the_configuration():
     params = sdk.SamplingParams(torch.tensor([0.5, 0.0]), top_k=torch.tensor([4, 0]), min_p=0.1)
     made = rules([PROMPT, [7]], config(do_sample=True, top_k=3, repetition_penalty=1.3), sampling=params)
-    assert made.sampling is params and len(made.processors) == 1
+    assert made.sampling.top_k is params.top_k and len(made.processors) == 1
     logits = torch.randn(2, 31)
     single = sdk.SamplingParams(0.5, 4, 1.0, 0.1)
     torch.testing.assert_close(
@@ -272,6 +272,22 @@ def test_a_table_made_at_the_first_call_is_no_state():
 
     got = rules(logits_processor=Lazy()).apply(torch.zeros(1, 31), [(0, [])])
     assert torch.equal(got[0], torch.arange(31.0))
+
+
+@pytest.mark.parametrize("answer, got", [(None, "NoneType"), (torch.zeros(1, 5), r"\[1, 5\]")])
+def test_processors_must_return_scores(answer, got):
+    made = rules(logits_processor=lambda input_ids, scores: answer)
+    with pytest.raises(
+        ValueError, match=rf"logits_processor must return scores \[B, V\] = \[1, 31\], got {got}"
+    ):
+        made.apply(torch.zeros(1, 31), [(0, [])])
+
+
+@pytest.mark.parametrize("answer, got", [(None, "NoneType"), (torch.zeros(2).bool(), r"\[2\]")])
+def test_criteria_must_return_bools(answer, got):
+    made = rules(BATCH, stopping_criteria=lambda input_ids, scores: answer)
+    with pytest.raises(ValueError, match=rf"stopping_criteria must return a bool or bools .* got {got} from"):
+        made.finish(0, [], [1])
 
 
 def test_watermarks_with_memory_are_refused():
@@ -432,6 +448,9 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(option):
     (dict(stop_strings="a"), ValueError, "tokenizer must be given with stop_strings"),
     (dict(stop_strings=[5]), TypeError, "stop_strings must be a string"),
     (dict(logits_processor=5), TypeError, "logits_processor must be a callable or .*, got int"),
+    (dict(logits_processor=[Random]), TypeError, "logits_processor must be .*, got the class Random"),
+    (dict(generation_config=config(repetion_penalty=5.0)), ValueError, "must hold options that exist"),
+    (dict(sampling=sdk.SamplingParams(torch.ones(2))), ValueError, "sampling.temperature must have shape"),
     (dict(stopping_criteria=["x"]), TypeError, "stopping_criteria must be a callable"),
     (dict(sampling=0.5), TypeError, "sampling must be a SamplingParams, got float"),
     (dict(sampling=sdk.SamplingParams(), generation_config=config(do_sample=True, typical_p=0.5)), ValueError,
@@ -530,10 +549,70 @@ def test_lists_of_transformers_see_the_padded_rows():
         PADDED, caught["logits_processor"], caught["stopping_criteria"], do_sample=True, device=CPU,
         operation="custom_generate",
     )  # fmt: skip
-    assert made.limits == [6, 6] and made.sampling == sdk.SamplingParams(top_k=50, top_p=0.9)
+    assert made.limits == [6, 6] and made.sampling == sdk.SamplingParams(
+        top_k=50, top_p=0.9, order="min_p_last"
+    )
     texts = theirs.sequences[:, 4:]
     for place, (raw, scores) in enumerate(zip(theirs.logits, theirs.scores, strict=True)):
         logits = made.apply(raw, [(row, texts[row, :place].tolist()) for row in range(2)])
         for row in range(2):
             torch.testing.assert_close(made.scores(logits[row : row + 1], row), scores[row : row + 1])
     assert made.finish(1, [1], [2, 8, 3]) == (2, "stop")
+
+
+def trees(text, lengths):
+    """Five drafted nodes for every text, some of them likely."""
+    last = [int(row[length - 1]) for row, length in zip(text, lengths, strict=True)]
+    tokens = []
+    for token, (a, b, c) in zip(last, sdk.ngram_draft(text, lengths, num_draft=3).tolist(), strict=True):
+        tokens += [token, (a + 1) % 31, max(a, 0), max(b, 0), (c + 2) % 31, max(c, 0)]
+    ends = torch.arange(len(last) + 1, dtype=torch.int32) * 6
+    parents = torch.tensor([-1, 0, 0, 2, 3, 3] * len(last))
+    return sdk.DraftTree.from_parents(torch.tensor(tokens), parents, ends)
+
+
+@pytest.mark.parametrize("options", GREEDY, ids=lambda options: "-".join(options) or "default")
+def test_generate_writes_what_transformers_writes(options):
+    texts = BATCH if "encoder_no_repeat_ngram_size" not in options else BATCH[:1]
+    got = sdk.generate(TARGET, trees, texts, generation_config=config(**options), budget=None)
+    assert got.tokens == [own(prompt, config(**options)) for prompt in texts]
+
+
+def test_generate_takes_options_per_prompt():
+    def write(**options):
+        return sdk.generate(TARGET, trees, BATCH, num_return_sequences=2, **options)
+
+    assert [len(text) for text in write(max_new_tokens=[2, 3, 4]).tokens] == [2, 2, 3, 3, 4, 4]
+    got = write(max_new_tokens=9, stop_tokens=[[], range(31), [5]])
+    assert [len(text) for text in got.tokens][:4] == [9, 9, 1, 1] and got.finish_reasons[2] == "stop"
+    sampling = sdk.SamplingParams(torch.tensor([0.0, 5.0, 0.0]))
+    got = write(max_new_tokens=9, sampling=sampling, stop_tokens=iter([40]), seeds=0).tokens
+    assert got[0] == got[1] and got[2] != got[3] and got[4] == got[5]
+
+
+def test_scores_and_log_probabilities_are_those_of_transformers():
+    options = dict(do_sample=True, top_k=5, temperature=0.9, repetition_penalty=1.2, max_new_tokens=8)
+    got = sdk.generate(
+        TARGET, trees, BATCH, generation_config=config(**options), outputs=["scores", "logits", "logprobs"]
+    )
+    for request, prompt in enumerate(BATCH):
+        made, text = rules(BATCH, config(**options)), got.tokens[request]
+        with torch.no_grad():
+            raw = TARGET(torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(got.logits[request], raw, atol=2e-4, rtol=1e-4)
+        logits = made.apply(raw, [(request, text[:place]) for place in range(len(text))])
+        torch.testing.assert_close(got.scores[request], made.scores(logits, request), atol=2e-4, rtol=1e-4)
+        chances = got.scores[request].log_softmax(-1).gather(1, torch.tensor(text)[:, None])[:, 0]
+        torch.testing.assert_close(got.logprobs[request], chances, atol=1e-4, rtol=1e-4)
+
+
+def test_criteria_read_scores_in_generate():
+    seen = []
+
+    class Note(StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            seen.append(len(scores))
+            return False
+
+    sdk.generate(TARGET, trees, [PROMPT], max_new_tokens=6, stopping_criteria=[Note()], outputs=["scores"])
+    assert seen == [1, 2, 3, 4, 5, 6]

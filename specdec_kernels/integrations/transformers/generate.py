@@ -122,10 +122,11 @@ def generate(
         sampling=_each(sampling, times),
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
-        stop_tokens=_each(stop_tokens, times),
-        stop_strings=_each(stop_strings, times),
+        stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
         tokenizer=tokenizer,
-        max_new_tokens=_each(max_new_tokens, times, shared=False),
+        max_new_tokens=max_new_tokens,
+        times=times,
     )
     unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
     if isinstance(outputs, str) or unknown:
@@ -489,20 +490,15 @@ def _times(num_return_sequences: int | None, config: Any) -> int:
     return times or 1
 
 
-def _each(option: Any, times: int, shared: bool = True) -> Any:
-    """An option given for each prompt, for each text. A plain collection is `shared` by all, or not."""
-    if times == 1 or option is None or isinstance(option, (str, int)):
-        return option
-    if isinstance(option, SamplingParams):
-        return SamplingParams(
-            *(_each(value, times) if isinstance(value, Tensor) else value for value in option)
-        )
-    if isinstance(option, Tensor):
-        return option.repeat_interleave(times, 0) if option.dim() else option
-    option = list(option)
-    if shared and all(isinstance(each, (int, str)) for each in option):
-        return option
-    return [each for each in option for _ in range(times)]
+def _each(params: Any, times: int) -> Any:
+    """Sampling parameters given for each prompt, for each text."""
+    if times == 1 or not isinstance(params, SamplingParams):
+        return params
+    repeated = (
+        value.repeat_interleave(times, 0) if isinstance(value, Tensor) and value.dim() else value
+        for value in params
+    )
+    return SamplingParams(*repeated)
 
 
 def streamers_of(streamer: Any, texts: int) -> Sequence[Any]:

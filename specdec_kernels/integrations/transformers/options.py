@@ -94,6 +94,11 @@ def configuration(target: Any, generation_config: Any = None, *, operation: str 
         rule = "must be a GenerationConfig or None"
         bad_type(operation, "generation_config", rule, type(generation_config).__name__)
     own = mixin(target)
+    if generation_config is not None:
+        known = {*GenerationConfig().__dict__, *own.generation_config.__dict__}
+        unknown = [name for name in generation_config.__dict__ if name not in known and name[0] != "_"]
+        if unknown:
+            bad_value(operation, "generation_config", "must hold options that exist", unknown)
     given = (generation_config, own.generation_config)
     config, _ = own._prepare_generation_config(generation_config)
     if all(options is None or options.max_length is None for options in given):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import bad_type, bad_value, check_type
-from ...sampling import SamplingParams
+from ...sampling import SamplingParams, unpack
 from .options import mixin
 from .stateless import check_stateless
 
@@ -186,8 +186,13 @@ class Processing:
         scores = tuple(row.expand(batch, -1) for row in self._history[request]) or None
         for criterion in self._ends[request].criteria:
             done = criterion(ids, scores)
-            if isinstance(done, Tensor):
-                done = done.flatten()[request if done.numel() == batch else 0]
+            if isinstance(done, Tensor) and done.numel() in (1, batch):
+                done = bool(done.flatten()[request if done.numel() == batch else 0])
+            if not isinstance(done, bool):
+                rule = f"must return a bool or bools [B] = [{batch}]"
+                got = list(done.shape) if isinstance(done, Tensor) else type(done).__name__
+                name = getattr(criterion, "__name__", type(criterion).__name__)
+                bad_value(self._operation, "stopping_criteria", rule, f"{got} from {name}")
             if done:
                 reasons.append(
                     "stop_string" if type(criterion).__name__ == "StopStringCriteria" else "criteria"
@@ -233,7 +238,8 @@ class Processing:
 
         if _kind(processor) == "other" and (place, request) not in self._probed:
             self._probed.add((place, request))
-            return check_stateless(self._operation, "logits_processor", processor, call)[request]
+            shape = (batch, scores.shape[0])
+            return check_stateless(self._operation, "logits_processor", processor, call, shape)[request]
         return call()[request]
 
 
@@ -250,6 +256,7 @@ def processing(
     stop_strings: Any = None,
     tokenizer: Any = None,
     max_new_tokens: Any = None,
+    times: int = 1,
     operation: str = "generate",
 ) -> Processing:
     """All that transformers would do to the logits of these prompts, each by itself.
@@ -268,19 +275,22 @@ def processing(
         stop_strings: a string, strings, or B collections of strings; they need `tokenizer`.
         max_new_tokens: an int or B ints >= 1. None: those of the configuration, or up to its `max_length`, or
             20 as far as the model's positions go.
+        times: B / times values are given where one for each request is, each for so many side by side.
         operation: that messages name.
 
     Raises:
         ValueError, TypeError: an argument out of its range or of another kind.
     """
     batch, own = len(prompts), mixin(target)
-    stops = _stops(stop_tokens, config, batch, operation)
-    strings = _strings(stop_strings, config, batch, operation)
-    limits = _limits(max_new_tokens, config, own, prompts, operation)
+    stops = _repeated(_stops(stop_tokens, config, batch // times, operation), times)
+    strings = _repeated(_strings(stop_strings, config, batch // times, operation), times)
+    limits = _repeated(_limits(max_new_tokens, config, own, prompts[::times], operation), times)
     processors = _callables(logits_processor, "logits_processor", operation)
     criteria = _callables(stopping_criteria, "stopping_criteria", operation)
     if sampling is not None:
         check_type(operation, "sampling", sampling, SamplingParams, "a SamplingParams")
+        sampling = SamplingParams(*(one.to(device) if isinstance(one, Tensor) else one for one in sampling))
+        unpack(operation, "sampling", sampling, batch, device)  # which checks it
         _check_warpers(config, operation)
     if config.exponential_decay_length_penalty is not None and not any(stops):
         argument = "generation_config.exponential_decay_length_penalty"
@@ -405,12 +415,11 @@ def _peeled(lists: list[list[Callable]], do_sample: bool) -> tuple[list, list, S
         warper = lists[0][end - 1] if end else None
         if type(warper).__name__ == name and _kind(warper) == "free" and _plain(warper):
             values[field], end = getattr(warper, field), end - 1
-    if "min_p" in values and ("top_k" in values or "top_p" in values):
-        if "order" not in SamplingParams._fields:
-            end, values = len(names), {}
-        else:
-            values["order"] = "min_p_last"
-    return [one[:end] for one in lists], [one[end:] for one in lists], SamplingParams(**values)
+    return (
+        [one[:end] for one in lists],
+        [one[end:] for one in lists],
+        SamplingParams(**values, order="min_p_last"),
+    )
 
 
 def _plain(warper: Any) -> bool:
@@ -425,9 +434,8 @@ def _of_sampling(sampling: SamplingParams, request: int) -> list[Callable]:
     from transformers.generation import logits_process
 
     values = sampling._asdict()
-    order = ["temperature", "min_p", "top_k", "top_p"]
-    if values.pop("order", None) == "min_p_last":
-        order = list(_FIELDS)
+    last = values.pop("order") == "min_p_last"
+    order = _FIELDS if last else ("temperature", "min_p", "top_k", "top_p")
     for name, value in values.items():
         if isinstance(value, Tensor):
             values[name] = value[request].item() if value.dim() else value.item()
@@ -473,6 +481,10 @@ def _check_warpers(config: Any, operation: str) -> None:
             bad_value(operation, f"generation_config.{name}", "must be off beside sampling", value)
 
 
+def _repeated(each: list, times: int) -> list:
+    return [one for one in each for _ in range(times)]
+
+
 def _callables(given: Any, argument: str, operation: str) -> list:
     if given is None:
         return []
@@ -482,8 +494,9 @@ def _callables(given: Any, argument: str, operation: str) -> list:
         else list(_iterable(given, argument, operation))
     )
     for one in found:
-        if not callable(one):
-            bad_type(operation, argument, "must be a callable or a list of callables", type(one).__name__)
+        if not callable(one) or isinstance(one, type):
+            what = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
+            bad_type(operation, argument, "must be a callable or a list of callables", what)
     return found
 
 

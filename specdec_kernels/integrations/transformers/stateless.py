@@ -11,7 +11,9 @@ from torch import Tensor
 from ...errors import bad_value
 
 
-def check_stateless(operation: str, argument: str, processor: Any, call: Callable[[], Tensor]) -> Tensor:
+def check_stateless(
+    operation: str, argument: str, processor: Any, call: Callable[[], Tensor], shape: tuple[int, int]
+) -> Tensor:
     """Call a processor twice with equal arguments; refuse it where answers or attributes differ.
 
     Attributes are compared after the first call, since a table that it prepares changes nothing later.
@@ -25,8 +27,9 @@ def check_stateless(operation: str, argument: str, processor: Any, call: Callabl
     rule = "must be a function of its arguments"
     name = getattr(processor, "__name__", type(processor).__name__)
     answer = call()
-    if not isinstance(answer, Tensor):
-        bad_value(operation, argument, "must return scores [B, V]", f"{type(answer).__name__} from {name}")
+    if not isinstance(answer, Tensor) or answer.shape != shape:
+        got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        bad_value(operation, argument, f"must return scores [B, V] = {list(shape)}", f"{got} from {name}")
     kept, before = answer.clone(), attributes(processor)
     again = call()
     if not torch.equal(kept.nan_to_num(1.5), again.nan_to_num(1.5)):
