@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench gpu-report lint format clean
+.PHONY: demo test test-models bench gpu-report lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -11,6 +11,10 @@ demo: $(VENV)/demo
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
 test: $(VENV)/package
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
+test-models: $(VENV)/package
+	PYTHONPATH=tests $(BIN)/python -m sweep.run --table docs/models.md $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)

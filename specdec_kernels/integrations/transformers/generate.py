@@ -18,7 +18,7 @@ from ...verify import Status, verify
 from .caches import Alone, CachedText, Together
 from .drafts import Drafting
 from .model import Target
-from .options import configuration
+from .options import configuration, lookup
 from .probe import verdict
 from .processing import Processing, processing
 from .prompts import prompts
@@ -125,7 +125,7 @@ def generate(
         stop_tokens=_each(stop_tokens, times),
         stop_strings=_each(stop_strings, times),
         tokenizer=tokenizer,
-        max_new_tokens=_each(max_new_tokens, times),
+        max_new_tokens=_each(max_new_tokens, times, shared=False),
     )
     unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
     if isinstance(outputs, str) or unknown:
@@ -133,21 +133,22 @@ def generate(
         bad_value(
             "generate", "outputs", rule_of, repr(outputs) if isinstance(outputs, str) else sorted(unknown)
         )
+    asked = {"scores": config.output_scores, "logits": config.output_logits}
     return decode(
         aim,
         texts,
         process,
-        drafter,
+        lookup(drafter, config),
         draft_sampling=_each(draft_sampling, times),
         draft_vocab=draft_vocab,
         rule=rule,
         seeds=seeds,
         budget=budget,
         cache=cache,
-        prefill_chunk=prefill_chunk,
-        outputs=outputs,
+        prefill_chunk=config.prefill_chunk_size if prefill_chunk is None else prefill_chunk,
+        outputs={*outputs, *(name for name, wanted in asked.items() if wanted)},
         on_tokens=on_tokens,
-        streamers=_streamers(streamer, len(texts)),
+        streamers=streamers_of(streamer, len(texts)),
         backend=backend,
     )
 
@@ -316,9 +317,12 @@ class Loop:
         new = [row[: row[-2]] for row in rows]
         paths = [row[width : width + row[-2]] for row in rows]
         self._warn([row[-1] for row in rows])
+        scores = self._scores(logits, tree, paths)
         stay, kept = [], []
         for place, request in enumerate(self.requests):
-            count, reason = self.processing.finish(request, self.written[request], new[place])
+            count, reason = self.processing.finish(
+                request, self.written[request], new[place], scores[place] if scores else None
+            )
             tokens = new[place][:count]
             self.written[request] += tokens
             kept.append(count)
@@ -331,7 +335,7 @@ class Loop:
                 stay.append(place)
             elif streamers:
                 streamers[request].end()
-        self._keep_outputs(raw, logits, verified, tree, paths, kept)
+        self._keep_outputs(raw, scores, verified, tree, paths, kept)
         if stay or self.keeps_caches:
             reader.commit(verified.path, tree, self.lengths, paths)
         self.counts.add(tree, paths, kept)
@@ -385,7 +389,17 @@ class Loop:
                     rows[row] = (request, [*above[1], tokens[row]])
         return rows
 
-    def _keep_outputs(self, raw: Any, logits: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
+    def _scores(self, logits: Tensor, tree: Any, paths: list[list[int]]) -> list[Tensor] | None:
+        """Of each request the scores [n, V] of its new tokens, where they are asked for."""
+        if "scores" not in self.outputs:
+            return None
+        starts = tree.cu_nodes.tolist()
+        return [
+            self.processing.scores(logits[[starts[place] + node for node in path]].float(), request)
+            for place, (request, path) in enumerate(zip(self.requests, paths, strict=True))
+        ]
+
+    def _keep_outputs(self, raw: Any, scores: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
         """Scores, logits and log-probabilities of what was written."""
         if not self.outputs:
             return
@@ -395,7 +409,7 @@ class Loop:
             if "logits" in self.outputs:
                 self.outputs["logits"][request].append(raw[rows].float())
             if "scores" in self.outputs:
-                self.outputs["scores"][request].append(self.processing.scores(logits[rows].float(), request))
+                self.outputs["scores"][request].append(scores[place][: kept[place]])
             if "logprobs" in self.outputs:
                 self.outputs["logprobs"][request].append(verified.logprobs[place, : kept[place]].clone())
 
@@ -475,8 +489,8 @@ def _times(num_return_sequences: int | None, config: Any) -> int:
     return times or 1
 
 
-def _each(option: Any, times: int) -> Any:
-    """An option given for each prompt, for each text."""
+def _each(option: Any, times: int, shared: bool = True) -> Any:
+    """An option given for each prompt, for each text. A plain collection is `shared` by all, or not."""
     if times == 1 or option is None or isinstance(option, (str, int)):
         return option
     if isinstance(option, SamplingParams):
@@ -486,12 +500,12 @@ def _each(option: Any, times: int) -> Any:
     if isinstance(option, Tensor):
         return option.repeat_interleave(times, 0) if option.dim() else option
     option = list(option)
-    if option and all(isinstance(each, (int, str)) for each in option):
+    if shared and all(isinstance(each, (int, str)) for each in option):
         return option
     return [each for each in option for _ in range(times)]
 
 
-def _streamers(streamer: Any, texts: int) -> Sequence[Any]:
+def streamers_of(streamer: Any, texts: int) -> Sequence[Any]:
     if streamer is None:
         return ()
     each = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
