@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -56,11 +57,32 @@ def written(target, drafter, prompts=PROMPTS, **options):
 PLAIN = written(TARGET, None).tokens
 
 
-def whole_texts(model):
-    """The same model as one that keeps no cache."""
+def reading(model, serves):
+    """An assistant that reads as for another verdict about its model."""
     drafter = AssistantDrafter(model, num_draft=4)
-    drafter._reader.verdict = drafter._reader.verdict._replace(serves="whole text")
+    drafter._reader.verdict = drafter._reader.verdict._replace(serves=serves)
     return drafter
+
+
+class Kept:
+    """A drafter that calls another one and tells it what it is told."""
+
+    def __init__(self, draft, other):
+        self.draft, self.keep, self.reset = draft, other.keep, other.reset
+
+    def __call__(self, text, lengths):
+        return self.draft(text, lengths)
+
+
+def sliding():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=6, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
 
 
 @pytest.mark.parametrize("budget", [None, True])
@@ -84,17 +106,39 @@ def test_a_target_that_drafts_for_itself_is_always_right(make, prompts):
     assert got.statistics.steps == len(prompts) * 4
 
 
-@pytest.mark.parametrize("make", [llama, mamba], ids=["llama", "mamba"])
-def test_what_is_remembered_changes_no_draft(make):
-    """After rejections, too: the same steps as with an assistant that reads whole texts."""
-    model = make() if make is mamba else SMALL
-    steps = []
-    for drafter in (AssistantDrafter(model, num_draft=4), whole_texts(model)):
+@pytest.mark.parametrize("make, serves", [
+    *((partial(llama, layers=1), serves) for serves in ("trees", "chains", "one by one")),
+    *((sliding, serves) for serves in ("trees", "one by one")),
+])  # fmt: skip
+def test_what_is_remembered_changes_no_draft(make, serves):
+    """After rejections, too: an assistant that reads whole texts drafts the same."""
+    target, assistant = make(), make()
+    weight = assistant.get_output_embeddings().weight
+    weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    drafted = []
+    for drafter in (reading(assistant, serves), reading(assistant, "whole text")):
         said = []
-        written(TARGET, drafter, on_tokens=lambda *step, said=said: said.append(step))
-        steps.append(said)
-    assert steps[0] == steps[1]
-    assert len(steps[0]) < sum(map(len, PLAIN))
+
+        def draft(text, lengths, drafter=drafter, said=said):
+            drafts = drafter(text, lengths)
+            said.append(drafts.tree.tokens.tolist())
+            return drafts
+
+        draft = Kept(draft, drafter)
+        statistics = written(target, draft).statistics
+        assert 0.2 < statistics.acceptance_rate < 0.95
+        drafted.append(said)
+    assert drafted[0] == drafted[1]
+
+
+def test_a_row_of_nothing_ends_a_chain():
+    model = llama(layers=1)
+    drafter = AssistantDrafter(model, num_draft=4)
+    model.lm_head.weight.data.fill_(float("nan"))
+    for law, rule in ((GREEDY, "auto"), (sdk.SamplingParams(), "token"), (sdk.SamplingParams(), "match")):
+        got = written(TARGET, drafter, sampling=law, rule=rule, seeds=5)
+        assert got.statistics.mean_depth <= 1
+        assert got.tokens == written(TARGET, None, sampling=law, rule=rule, seeds=5).tokens
 
 
 LAWS = {
