@@ -136,7 +136,8 @@ class _Probe:
             if seen is None:
                 return self._verdict("trees", "")
             reasons.append(f"as trees, {seen}")
-        if strange is None and self.forwards <= 4 and not self.target.windows() and self.target.takes_mask:
+        fits = self.forwards <= 4 and not self.target.windows() and self.target.takes_mask
+        if fits and strange is None and unproved is None:
             seen = self._try(self._together, False)
             if seen is None:
                 return self._verdict("chains", "; ".join(reasons))
