@@ -26,7 +26,7 @@ namespace {
 
 using Address = std::uintptr_t;
 using RowsTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-using SamplingTuple = std::tuple<std::array<double, 4>, std::array<Address, 4>>;
+using SamplingTuple = std::tuple<std::array<double, 5>, std::array<Address, 4>>;
 using BitmaskTuple = std::tuple<Address, int64_t>;
 
 template <class T>
@@ -42,7 +42,7 @@ Rows rows_of(const RowsTuple& t) {
 SamplingArgs sampling_of(const SamplingTuple& t) {
   const auto& [numbers, arrays] = t;
   const auto value = [&](int i) { return PerRequest{pointer<const double>(arrays[i]), numbers[i]}; };
-  return {value(0), value(1), value(2), value(3)};
+  return {value(0), value(1), value(2), value(3), numbers[4] != 0};
 }
 
 Bitmask bitmask_of(const BitmaskTuple& t) {

@@ -157,7 +157,8 @@ float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut) {
 }
 
 double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, double whole, Weight& weight) {
-  weight.cut = min_p_cut(sampling, weight);
+  const float likely = min_p_cut(sampling, weight);
+  weight.cut = sampling.min_p_last ? -kInf : likely;
   if (sampling.top_k >= 1 && sampling.top_k < reader.row.vocab)
     weight.cut =
         std::max(weight.cut, kth_largest(worker, reader, static_cast<int64_t>(sampling.top_k), weight.cut));
@@ -176,18 +177,19 @@ double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, d
     }
     weight.cut = std::max(weight.cut, cut);
   }
+  weight.cut = std::max(weight.cut, likely);
   return mass_of(worker, reader, weight.slope, weight.cut).sum;
 }
 
 double cut_scores(const std::vector<float>& scores, const Sampling& sampling, Weight& weight) {
-  weight.cut = std::max(scores.back(), std::min(min_p_cut(sampling, weight), weight.max));
-  std::vector<float> weights = weights_of(scores, weight);
-  double mass = total(weights);
+  const float likely = std::min(min_p_cut(sampling, weight), weight.max);
+  weight.cut = sampling.min_p_last ? scores.back() : std::max(scores.back(), likely);
   if (sampling.top_p < 1) {
-    weight.cut = nucleus(scores, weights, sampling.top_p, mass);
-    mass = total(weights_of(scores, weight));
+    const std::vector<float> weights = weights_of(scores, weight);
+    weight.cut = nucleus(scores, weights, sampling.top_p, total(weights));
   }
-  return mass;
+  weight.cut = std::max(weight.cut, likely);
+  return total(weights_of(scores, weight));
 }
 
 }  // namespace specdec

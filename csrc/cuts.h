@@ -10,6 +10,7 @@ namespace specdec {
 
 struct Sampling {
   double temperature = 1, top_k = 0, top_p = 1, min_p = 0;
+  bool min_p_last = false;  // after top-k and top-p, which then act as if it were not there
 
   bool greedy() const { return !(temperature > 0); }
   bool cuts(int64_t vocab) const { return (top_k >= 1 && top_k < vocab) || top_p < 1 || min_p > 0; }
@@ -17,7 +18,8 @@ struct Sampling {
 
 struct SamplingArgs {
   PerRequest temperature{nullptr, 1}, top_k{nullptr, 0}, top_p{nullptr, 1}, min_p{nullptr, 0};
-  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b]}; }
+  bool min_p_last = false;
+  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b], min_p_last}; }
 };
 
 // Scores that a list of the largest ones may hold.

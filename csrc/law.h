@@ -10,7 +10,7 @@
 
 namespace specdec {
 
-enum Status : int32_t { kNaN = 1, kEmpty = 2 };
+enum Status : int32_t { kNaN = 1, kEmpty = 2, kImpossible = 4 };
 
 struct Law {
   Reader reader;

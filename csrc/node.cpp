@@ -152,15 +152,19 @@ double Node::proposal_q(int64_t child) {
   factor_ = 0;
   if (is_point(child)) return 1;
   const int64_t token = tree.tokens[child];
+  const auto known = [&](double q) {
+    if (!(q > 0) && token < request_->args.target.size) request_->status |= kImpossible;
+    return q;
+  };
   if (tree.proposal(child) == Proposal::kIndependent) {
     factor_ = 1;
-    return q_.p(token);
+    return known(q_.p(token));
   }
   double remaining = q_rest_;
   for (const Special& s : specials_)
     if (!s.removed) remaining += s.q;
   Special* s = special(token);
-  const double q = s->removed ? 0 : s->q;
+  const double q = known(s->removed ? 0 : s->q);
   s->removed = true;
   if (!(remaining > 0)) return 1;  // nothing it could have been drawn from
   factor_ = 1 / remaining;

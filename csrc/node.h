@@ -44,7 +44,8 @@ class Node {
   void load();
   // P(token) of the present residual.
   double residual_p(int64_t token);
-  // Q(token of the child), to be asked of the children in their order.
+  // Q(token of the child), to be asked of the children in their order, and of those that are tested only: a
+  // token of the vocabulary that could not have been drawn sets kImpossible.
   double proposal_q(int64_t child);
   // Rejects the child whose Q was asked for last, after a test with P scaled by w: returns the mass S of [w P
   // - Q]+, which, normalised, is the new P. A mass of 0 leaves P = p. `last`: no sibling follows, so the next

@@ -189,7 +189,7 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child))
-        if (r_.tree.tokens[child] < args_.target.size && test.passes(child))
+        if (test.passes(child) && r_.tree.tokens[child] < args_.target.size)
           open.push_back({child, v.depth + 1});
     }
     std::vector<int64_t> path(best.depth + 1, 0);

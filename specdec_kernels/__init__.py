@@ -13,11 +13,18 @@ from .acceptance import AcceptanceStats
 from .attention import tree_attention
 from .backends import explain
 from .budget import Budget, Calibration
-from .children import sample_children
+from .children import draft_token, sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .grow import Frontier, GrownTree, grow_tree
-from .integrations.transformers import Drafts, Generated, explain_model, generate
+from .integrations.transformers import (
+    AssistantDrafter,
+    Drafts,
+    Generated,
+    custom_generate,
+    explain_model,
+    generate,
+)
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -31,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceptanceStats",
+    "AssistantDrafter",
     "BackendUnavailable",
     "Budget",
     "CachePlan",
@@ -53,6 +61,8 @@ __all__ = [
     "Verified",
     "commit_kv",
     "commit_state",
+    "custom_generate",
+    "draft_token",
     "explain",
     "explain_model",
     "generate",
@@ -67,3 +77,8 @@ __all__ = [
     "tree_attention",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names; modules are found by their own names all the same."""
+    return sorted(__all__)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from .errors import bad_value
 
+DEPTHS_SHOWN = 8  # in a repr
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class AcceptanceStats:
     """Counts over the steps of a run; one request verified once is one step.
 
@@ -17,6 +19,10 @@ class AcceptanceStats:
         passes: sum over steps of the depth drafted, so of passes of the drafter.
         tested: at index d - 1, steps in which depth d was reached and had a draft.
         accepted: at index d - 1, steps in which a draft was accepted at depth d.
+        seconds: measured time of all the steps, drafting included; 0 = not measured.
+        plain_seconds: measured time that plain decoding takes for a token of one request: of a step that
+            drafts nothing, over the requests it serves; the median of several. 0 = not measured.
+        rows: rows of logits that the target computed in these steps, roots included; 0 = not counted.
 
     Example:
         >>> stats = AcceptanceStats(steps=10, drafted=20, passes=20, tested=(10, 8), accepted=(8, 4))
@@ -24,6 +30,8 @@ class AcceptanceStats:
         (1.2, 2.2, [0.8, 0.5])
         >>> round(stats.measured_speedup(0.1), 3), round(stats.expected_speedup(0.1), 3)
         (1.833, 1.759)
+        >>> stats
+        AcceptanceStats(steps=10, tokens_per_step=2.20, drafted_per_step=2.0, acceptance=0.67 (0.80, 0.50))
     """
 
     steps: int
@@ -31,6 +39,45 @@ class AcceptanceStats:
     passes: int
     tested: tuple[int, ...]
     accepted: tuple[int, ...]
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+    rows: int = 0
+
+    def __repr__(self) -> str:
+        depths = [f"{rate:.2f}" for rate in self.acceptance_by_depth]
+        shown = depths if len(depths) <= DEPTHS_SHOWN else [*depths[:DEPTHS_SHOWN], "..."]
+        parts = [
+            f"steps={self.steps}",
+            f"tokens_per_step={self.tokens_per_step if self.steps else 0:.2f}",
+            f"drafted_per_step={_ratio(self.drafted, self.steps):.1f}",
+            f"acceptance={self.acceptance_rate:.2f} ({', '.join(shown)})",
+        ]
+        if self.rows:
+            parts.append(f"rows_per_step={_ratio(self.rows, self.steps):.1f}")
+        if self.seconds:
+            parts.append(f"seconds={self.seconds:.3g}")
+        if self.speedup is not None:
+            parts.append(f"speedup={self.speedup:.2f}")
+        return f"AcceptanceStats({', '.join(parts)})"
+
+    @property
+    def tokens(self) -> int:
+        """Emitted tokens: the accepted drafts, and one next token a step."""
+        return self.steps + sum(self.accepted)
+
+    @property
+    def speedup(self) -> float | None:
+        """Time that plain decoding would have taken for the same tokens over the time that was taken, both
+        as measured: `tokens * plain_seconds / seconds`. None where one of the two was not measured.
+
+        Example:
+            >>> counts = dict(steps=10, drafted=40, passes=40, tested=(10, 1), accepted=(1, 0))
+            >>> AcceptanceStats(**counts, seconds=0.6, plain_seconds=0.05).speedup
+            0.9166666666666667
+        """
+        if not (self.seconds > 0 and self.plain_seconds > 0):
+            return None
+        return self.tokens * self.plain_seconds / self.seconds
 
     @property
     def mean_accepted_length(self) -> float:
@@ -71,18 +118,41 @@ class AcceptanceStats:
         return tokens / self._cost("expected_speedup", cost_ratio, k)
 
     def measured_speedup(self, cost_ratio: float) -> float:
-        """Tokens per step over the cost of a step, both as counted: `tokens_per_step / (k c + 1)`."""
+        """Tokens per step over the cost of a step: `tokens_per_step / (k c + 1)`.
+
+        The tokens are counted, the cost is a model: that the target takes as long for a draft as for one
+        token. Where it does not, `speedup` tells what came of it.
+        """
         return self.tokens_per_step / self._cost("measured_speedup", cost_ratio, self.mean_depth)
 
-    def warning(self, cost_ratio: float) -> str | None:
+    def warning(self, cost_ratio: float | None = None) -> str | None:
         """In words, where speculation costs more than it gives; else None.
+
+        Judged by `speedup` where that was measured, else by `measured_speedup(cost_ratio)`, which leaves out
+        what drafts cost the target. Steps that were timed, without a plain one to compare them with and
+        without a cost ratio, give None.
+
+        Raises:
+            ValueError: no cost ratio and no time was measured; a negative cost ratio.
 
         Example:
             >>> stats = AcceptanceStats(steps=10, drafted=40, passes=40, tested=(10, 1), accepted=(1, 0))
             >>> stats.warning(0.2)[:36], stats.warning(0.2)[-33:]
             ('speculation costs more than it gives', '0.61x the speed of plain decoding')
             >>> stats.warning(0.01)
+            >>> from dataclasses import replace
+            >>> text = replace(stats, seconds=0.6, plain_seconds=0.05, rows=50).warning()
+            >>> text[:36], text[-33:]
+            ('speculation costs more than it gives', '0.92x the speed of plain decoding')
         """
+        if cost_ratio is None and not self.seconds > 0:
+            bad_value("warning", "cost_ratio", "must be given where no time was measured", "None")
+        if cost_ratio is not None:
+            self._cost("warning", cost_ratio, self.mean_depth)
+        if (speedup := self.speedup) is not None:
+            return self._slower(speedup) if self.steps and speedup < 1 else None
+        if cost_ratio is None:
+            return None
         speedup = self.measured_speedup(cost_ratio)
         if not self.steps or speedup >= 1:
             return None
@@ -90,6 +160,15 @@ class AcceptanceStats:
             f"speculation costs more than it gives: {self.tokens_per_step:.2f} tokens per step, while "
             f"{self.mean_depth:.1f} passes of the drafter at {cost_ratio:.2f} of a target pass make a step "
             f"cost {1 + self.mean_depth * cost_ratio:.2f}; {speedup:.2f}x the speed of plain decoding"
+        )
+
+    def _slower(self, speedup: float) -> str:
+        plain = self.tokens * self.plain_seconds
+        rows = f", while the target read {self.rows / self.steps:.1f} rows" if self.rows else ""
+        return (
+            f"speculation costs more than it gives: {self.tokens} tokens took {self.seconds:.3g} s, "
+            f"{plain:.3g} s by plain decoding at {self.plain_seconds * 1e3:.3g} ms a token; "
+            f"{self.tokens_per_step:.2f} tokens per step{rows}; {speedup:.2f}x the speed of plain decoding"
         )
 
     def _cost(self, operation: str, cost_ratio: float, depth: float) -> float:

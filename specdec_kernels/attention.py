@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import ops
+from . import debug, ops
 from .errors import (
     FLOATS,
     bad_type,
@@ -99,7 +99,8 @@ def tree_attention(
     Notes:
         Never synchronises. Slots outside the prefix and the tree may hold anything, NaN included. Values that
         make no sense are never followed: `prefix_lens` is clamped to the block table, a position without a
-        valid page is not seen, a node without a valid parent is a root. On the cpu backend a row is bitwise
+        valid page is not seen, a node without a valid parent is a root. `SPECDEC_DEBUG=1` in the environment
+        makes such lengths and pages raise `ValueError`, and synchronises. On the cpu backend a row is bitwise
         the same in any batch and on any number of threads, with and without the flag; the prefix is read once
         for all nodes and all query heads of one head of the cache (per 256 such rows), in float32 and a few
         MB. Float64 is served by the reference.
@@ -149,6 +150,11 @@ def tree_attention(
     elif max_prefix_len < 0:
         bad_value(OPERATION, "max_prefix_len", "must be >= 0", max_prefix_len)
     out = _output(out, query, value_size)
+    if debug.enabled():
+        debug.check_pages(
+            OPERATION, tree, block_table, prefix_lens, page_size, key_cache.shape[0],
+            in_cache=new_key is None, window=window, max_prefix_len=max_prefix_len,
+        )  # fmt: skip
     lse = torch.empty((rows, query_heads), dtype=torch.float32, device=device) if return_lse else None
     ops.tree_attention(
         query,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
-from .errors import FLOATS, bad_type, bad_value, check_device, check_dtype, check_shape
+from .errors import FLOATS, bad_type, bad_value, check_device, check_dtype, check_shape, check_type
 from .random import Purpose
 from .sample import check_last_stride, noise_keys
-from .sampling import PLAIN, SamplingParams, unpack
+from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
 from .tree import Proposal
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
@@ -46,9 +46,10 @@ def sample_children(
         method: see the table.
         sampling: what turns a row into q; pass the same to `verify` as `draft_sampling`. Its tensors are [N].
         seeds: [N] int64; default: fresh ones from the default generator of the device.
-        positions: [N] int64, of the step, as for `verify`; required with `seeds`.
+        positions: [N] int64, those that this step passes to `verify`, the same at every depth; given with
+            `seeds` and not without.
         nodes: [N] int32 | int64, what tells a parent from the others of its request in this step, such as its
-            index; required with `seeds`.
+            index; given with `seeds` and not without.
         coupled: draw with the noise that the target itself will use for the children's own position, which
             `positions` then has to be. Where q is near p the target draws the same token. For rule `match`
             only; all proposals are POINT, since this noise was not made for the draft alone.
@@ -59,14 +60,17 @@ def sample_children(
         [N, k] float32, the log-probability of each token under q, -inf for -1.
 
     Raises:
-        ValueError: wrong shapes, k or method, seeds without positions and nodes.
+        ValueError: wrong shapes, k or method; some of seeds, positions and nodes without the others.
         TypeError: wrong dtypes or devices.
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
         Never synchronises. Noise is keyed by (seed, position, parent) for the purpose of drafting, which no
-        rule of `verify` draws on, so a drafter may share its seeds. NaN counts as -inf, a row with nothing
-        left has no children, and at temperature 0 one token has all the probability.
+        rule of `verify` draws on, so a drafter may share its seeds. A drafter's noise has to be new in every
+        step: with `positions` that advance by the depth and a constant node, the next step draws a rejected
+        depth again with the same noise, and rule `traversal` emits another law than the target's. NaN counts
+        as -inf, a row with nothing left has no children, and at temperature 0 one token has all the
+        probability.
 
     Source: Kool et al. 2019, Stochastic Beams and Where to Find Them: the Gumbel-top-k trick.
 
@@ -94,8 +98,10 @@ def sample_children(
     numbers, tensors = unpack("sample_children", "sampling", sampling, rows, device)
     if seeds is not None and nodes is None:
         bad_value("sample_children", "nodes", "must be given with seeds", "None")
+    parents = _parents(nodes, rows, device)
+    if seeds is None and nodes is not None:
+        bad_value("sample_children", "nodes", "must be None without seeds", list(nodes.shape))
     seeds, positions = noise_keys("sample_children", seeds, positions, rows, device, symbols="[N]")
-    nodes = _parents(nodes, rows, device)
     if debug.enabled():
         debug.check_logits("sample_children", "logits", logits)
     tokens = torch.empty((rows, k), dtype=torch.int64, device=device)
@@ -107,13 +113,102 @@ def sample_children(
         tensors,
         seeds,
         positions,
-        torch.zeros_like(nodes) if coupled else nodes,
+        torch.zeros_like(parents) if coupled else parents,
         int(Purpose.NEXT if coupled else Purpose.DRAFT),
         tokens,
         scores,
         backend,
     )
     return tokens, _proposals(method, k, coupled, device), scores
+
+
+def draft_token(
+    logits: Tensor,
+    node: int,
+    *,
+    sampling: SamplingParams = PLAIN,
+    draft_vocab: DraftVocab | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Proposal]:
+    """The next drafted token of every request's chain, and how to declare it.
+
+    A drafter that samples calls it for node 0, 1, ..., K - 1, each time with its logits after that node. The
+    noise is keyed by (seed, position of the step, node): new in every step, and none that `verify` uses. What
+    `verify` then has to be given is
+
+    - the tokens [B, K], as `DraftTree.chain(tokens, proposal=proposal)`;
+    - the K rows of logits as they were here, stacked to `draft_logits` [B, K, Vd];
+    - `sampling` as `draft_sampling`, and `draft_vocab`;
+    - the same `seeds` and `positions`.
+
+    Args:
+        logits: [B, Vd] float32 | bfloat16 | float16, last stride 1; the drafter's after the node.
+        node: >= 0, index of the node in its chain: 0 after the last committed token, i after the i-th drafted
+            one.
+        sampling: what turns a row into the law q that is drawn from.
+        draft_vocab: what the columns of `logits` stand for; default: column i is token i.
+        seeds: [B] int64; default: fresh ones from the default generator of the device.
+        positions: [B] int64, those that this step passes to `verify`, the same for every node; given with
+            `seeds` and not without.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        tokens [B] int64, of the target's vocabulary where `draft_vocab` is given, -1 where no token has any
+        probability; `Proposal.INDEPENDENT`.
+
+    Raises:
+        ValueError: wrong shapes or node; positions without seeds or seeds without positions.
+        TypeError: wrong dtypes or devices.
+        BackendUnavailable: the named backend cannot serve the call.
+
+    Notes:
+        Never synchronises. It is `sample_children(logits, 1, method="independent")` with the node as parent
+        of every row: with seeds the token depends on (seed, position, node, row) only. A chain may end after
+        a look at its tokens, as long as none that was drawn is dropped.
+
+    Example:
+        >>> logits, seeds, positions = torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([9, 30])
+        >>> drafted = []
+        >>> for node in range(3):
+        ...     tokens, proposal = draft_token(logits, node, seeds=seeds, positions=positions)
+        ...     drafted.append(tokens)
+        >>> torch.stack(drafted, 1).shape, proposal.name
+        (torch.Size([2, 3]), 'INDEPENDENT')
+    """
+    check_dtype("draft_token", "logits", logits, FLOATS)
+    if logits.dim() != 2:
+        bad_value("draft_token", "logits", "must have shape [B, Vd]", list(logits.shape))
+    check_last_stride("draft_token", "logits", logits)
+    if isinstance(node, bool) or not isinstance(node, int):
+        bad_type("draft_token", "node", "must be an int", type(node).__name__)
+    if node < 0:
+        bad_value("draft_token", "node", "must be >= 0", node)
+    batch, device = logits.shape[0], logits.device
+    unpack("draft_token", "sampling", sampling, batch, device)
+    if draft_vocab is not None:
+        check_type("draft_token", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
+        check_device("draft_token", "draft_vocab", draft_vocab.ids, device)
+        width = draft_vocab.ids.shape[0]
+        check_shape("draft_token", "logits", logits, "[B, Vd], Vd of draft_vocab,", (batch, width))
+    seeds, positions = noise_keys("draft_token", seeds, positions, batch, device)
+    if debug.enabled():
+        debug.check_logits("draft_token", "logits", logits)
+    tokens, _, _ = sample_children(
+        logits,
+        1,
+        method="independent",
+        sampling=sampling,
+        seeds=seeds,
+        positions=positions,
+        nodes=torch.full((batch,), node, dtype=torch.int64, device=device),
+        backend=backend,
+    )
+    tokens = tokens.squeeze(1)
+    if draft_vocab is not None:
+        tokens = torch.where(tokens < 0, tokens, draft_vocab.ids[tokens.clamp_min(0)])
+    return tokens, Proposal.INDEPENDENT
 
 
 def _parents(nodes: Tensor | None, rows: int, device: torch.device) -> Tensor:

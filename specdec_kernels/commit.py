@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import backends, ops
+from . import backends, debug, ops
 from .cache_table import SLOT_DIM, cache_table, row_dims
 from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
 from .memory import check_distinct, check_no_overlap, check_row
@@ -108,7 +108,7 @@ def commit_kv(
         has yet to leave. Slots of other requests, and rows beyond the kept ones, keep their bytes. A path
         ends at the first entry that is no node or not above its predecessor; rows whose slot lies outside the
         block table or whose page lies outside the cache are left out; a request with a negative prefix keeps
-        nothing.
+        nothing. `SPECDEC_DEBUG=1` in the environment makes all three raise `ValueError`, and synchronises.
 
     Example:
         >>> cache = torch.arange(8.0).view(2, 4, 1)  # two pages of four slots, one number each
@@ -143,6 +143,12 @@ def commit_kv(
     new = None if new is None else list(new)
     if new is not None:
         _check_new(new, caches, layout, tree.tokens.shape[0])
+    if debug.enabled():
+        pages = min(cache.shape[0] for cache in caches)
+        in_cache = new is None
+        debug.check_kept(
+            "commit_kv", path, block_table, prefix_lens, page_size, pages, in_cache=in_cache
+        )  # fmt: skip
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
     arguments = (
         new or [],

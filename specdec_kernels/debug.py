@@ -29,7 +29,8 @@ def check_logits(operation: str, argument: str, logits: Tensor) -> None:
 def check_verify(
     target_logits: Tensor, tree: DraftTree, draft_logits: Tensor | None, draft_rows: Tensor | None
 ) -> None:
-    """No NaN in rows that belong to nodes, and no drafted token outside [0, V) but -1."""
+    """No NaN in rows that belong to nodes, no drafted token outside [0, V) and no draft row outside [0, Rq)
+    but -1."""
     request, node = tree._owners
     owned = request < tree.batch_size
     vocab = target_logits.shape[-1]
@@ -47,6 +48,12 @@ def check_verify(
     if bad.dim() == 2:  # a uniform chain: its last node has no row
         bad = torch.nn.functional.pad(bad, (0, 1)).flatten()
     if draft_rows is not None:
+        outside = ((draft_rows < -1) | (draft_rows >= bad.shape[0])) & owned
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            rule = f"must be -1 or in [0, Rq) = [0, {bad.shape[0]})"
+            got = f"{int(draft_rows[row])} at request {int(request[row])} node {int(node[row])}"
+            bad_value("verify", "draft_rows", rule, got)
         used = (draft_rows >= 0) & (draft_rows < bad.shape[0])
         bad = (
             bad[draft_rows.long().clamp(0, max(bad.shape[0] - 1, 0))] & used if bad.shape[0] else used & False
@@ -54,8 +61,116 @@ def check_verify(
     _check_rows("draft_logits", bad & owned, request, node, "NaN")
 
 
+def check_drawn(tree: DraftTree, arguments: tuple, impossible: Tensor) -> None:
+    """No request [B] bool in which a drafted token was tested that cannot have been drawn as declared.
+
+    `arguments` are those of the operator. To name the node the reference walks again.
+    """
+    if not bool(impossible.any()):
+        return
+    from .reference import verify
+    from .reference.request import Trace
+
+    request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
+    *given, backend = arguments
+    outputs = [None if out is None else torch.empty_like(out) for out in given[-6:]]
+    trace = Trace(tree.tokens.numel())
+    verify(*given[:-6], *outputs, trace=trace)
+    found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()
+    got = f"another at request {request}"  # another backend may round where the reference does not
+    if found.numel():
+        row = int(found[0])
+        got = f"{int(tree.tokens[row])} at request {request} node {int(node[row])}"
+    bad_value("verify", "draft_tokens", "must have probability under the laws of their proposals", got)
+
+
 def _check_rows(argument: str, bad: Tensor, request: Tensor, node: Tensor, what: str) -> None:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         got = f"{what} at request {int(request[row])} node {int(node[row])}"
         bad_value("verify", argument, f"must not hold {what}", got)
+
+
+def check_pages(
+    operation: str,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    page_size: int,
+    pages: int,
+    *,
+    in_cache: bool,
+    window: int | None,
+    max_prefix_len: int,
+) -> None:
+    """Every position that a tree's nodes see in the cache has a slot: the prefix, as far as the window goes
+    back, and with `in_cache` the nodes up to the last that holds a token."""
+    request, node = tree._owners
+    batch, owned = tree.batch_size, request < tree.batch_size
+    there = owned & ((node == 0) | (tree.tokens >= 0))
+    nodes = torch.zeros(batch + 1, dtype=torch.int64, device=request.device)
+    nodes = nodes.scatter_reduce(0, request, torch.where(there, node + 1, 0), "amax")[:batch]
+    prefix = prefix_lens.long()
+    used = nodes > 0
+    _check_requests(operation, "prefix_lens", "must be >= 0", used & (prefix < 0), prefix)
+    end = torch.where(used, prefix + (nodes if in_cache else 0), 0)
+    what = "the prefix and the tree" if in_cache else "the prefix"
+    _check_slots(operation, what, end, block_table, page_size)
+    rule = f"must be <= max_prefix_len = {max_prefix_len}"
+    _check_requests(operation, "prefix_lens", rule, used & (prefix > max_prefix_len), prefix)
+    first = (prefix - window + 1).clamp_min(0) if window else torch.zeros_like(prefix)
+    start = torch.arange(block_table.shape[1], device=prefix.device) * page_size
+    seen = (start < end.unsqueeze(1)) & (start + page_size > first.unsqueeze(1))
+    _check_table(operation, block_table, seen, pages)
+
+
+def check_kept(
+    operation: str,
+    path: Tensor,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    page_size: int,
+    pages: int,
+    *,
+    in_cache: bool,
+) -> None:
+    """Kept nodes have slots: those they move to, and with `in_cache` those they come from."""
+    prefix, kept = prefix_lens.long().unsqueeze(1), path >= 0
+    used = kept.any(1)
+    _check_requests(operation, "prefix_lens", "must be >= 0", used & (prefix_lens < 0), prefix_lens)
+    place = torch.arange(path.shape[1], device=path.device).expand_as(path)
+    slots = torch.where(kept, prefix + (torch.maximum(path.long(), place) if in_cache else place), -1)
+    _check_slots(operation, "the kept nodes", slots.amax(1) + 1, block_table, page_size)
+    if block_table.shape[1] == 0:
+        return
+    seen = torch.zeros(block_table.shape, dtype=torch.int64, device=path.device)
+    for where in (place, path) if in_cache else (place,):
+        column = torch.where(kept, (prefix + where) // page_size, 0)
+        seen.scatter_add_(1, column, kept.long())
+    _check_table(operation, block_table, seen > 0, pages)
+
+
+def check_lengths(operation: str, lengths: Tensor, longest: int) -> None:
+    """Lengths of texts [B] in [0, L]."""
+    bad = (lengths < 0) | (lengths > longest)
+    _check_requests(operation, "lengths", f"must be in [0, L] = [0, {longest}]", bad, lengths)
+
+
+def _check_slots(operation: str, what: str, end: Tensor, block_table: Tensor, page_size: int) -> None:
+    columns = block_table.shape[1]
+    rule = f"must have slots for {what}, at most P * page_size = {columns} * {page_size}"
+    _check_requests(operation, "block_table", rule, end > columns * page_size, end)
+
+
+def _check_table(operation: str, block_table: Tensor, seen: Tensor, pages: int) -> None:
+    bad = seen & ((block_table < 0) | (block_table >= pages))
+    if bool(bad.any()):
+        request, column = bad.nonzero()[0].tolist()
+        got = f"{int(block_table[request, column])} at request {request} column {column}"
+        bad_value(operation, "block_table", f"must hold pages in [0, {pages}) where slots are used", got)
+
+
+def _check_requests(operation: str, argument: str, rule: str, bad: Tensor, values: Tensor) -> None:
+    if bool(bad.any()):
+        request = int(bad.nonzero()[0])
+        bad_value(operation, argument, rule, f"{int(values[request])} at request {request}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import ops
+from . import debug, ops
 from .errors import INTEGERS, bad_type, bad_value, check_device, check_dtype, check_shape
 from .tree import DraftTree
 
@@ -36,7 +36,7 @@ def ngram_draft(
 
     Args:
         tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
-        lengths: [B] integers, clamped to [0, L].
+        lengths: [B] integers, clamped to [0, L]; `SPECDEC_DEBUG=1` in the environment raises instead.
         num_draft: tokens to draft, >= 1.
         min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
         match: "latest" or "frequent".
@@ -95,7 +95,7 @@ def ngram_tree(
 
     Args:
         tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
-        lengths: [B] integers, clamped to [0, L].
+        lengths: [B] integers, clamped to [0, L]; `SPECDEC_DEBUG=1` in the environment raises instead.
         max_nodes: nodes of a tree, the root included, >= 1.
         max_depth: of a tree, default `max_nodes - 1`.
         branches: occurrences that are followed, >= 1.
@@ -163,6 +163,8 @@ def _check(operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_
     check_shape(operation, "lengths", lengths, "[B]", tokens.shape[:1])
     _check_count(operation, "min_ngram", min_ngram, 1)
     _check_count(operation, "max_ngram", max_ngram, min_ngram)
+    if debug.enabled():
+        debug.check_lengths(operation, lengths, tokens.shape[1])
     return lengths.long().contiguous()
 
 

@@ -11,8 +11,9 @@ Conventions of the arguments:
   request b is `draft_logits[b, i]`, the last node having none.
 - `first_child` and `next_sibling` come together, and only where the sibling order may differ from index
   order.
-- `sampling` is (temperature, top_k, top_p, min_p), and `sampling_rows` the same four as [B] tensors where
-  they are given per request; an empty list if none is. The same for the draft.
+- `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first), and `sampling_rows`
+  the first four as [B] tensors where they are given per request; an empty list if none is. The same for the
+  draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]; without a
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where

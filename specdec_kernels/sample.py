@@ -25,11 +25,17 @@ def sample(
     The token of row b is `argmax_x p(x) / E(x)`, p being the processed law and E standard exponential keys
     that are a function of (`seeds[b]`, `positions[b]`, x) alone.
 
+    It is for the target's own tokens: plain decoding, one position after the other, each sampled once. It is
+    not for drafting with seeds: a position that a step drafted and rejected is drafted again in the next
+    step, and gets the same noise again, whatever the seeds are. Rule `traversal` then emits another law than
+    the target's. Draft chains with `draft_token` and trees with `sample_children`, whose noise is new in
+    every step.
+
     Args:
         logits: [B, V] float32 | bfloat16 | float16, last stride 1.
         sampling: what turns a row into a law.
         seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, index in its sequence of the token to draw; required with `seeds`.
+        positions: [B] int64, index in its sequence of the token to draw; given with `seeds` and not without.
         token_bitmask: [B, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed.
         return_logprobs: also return the log-probability of each token under the processed law.
         backend: "auto", "reference", "cpu" or "triton".
@@ -38,7 +44,7 @@ def sample(
         tokens [B] int64 in [0, V), and with `return_logprobs` their log-probabilities [B] float32.
 
     Raises:
-        ValueError: wrong shapes, numbers out of range, seeds without positions.
+        ValueError: wrong shapes, numbers out of range, seeds without positions or positions without seeds.
         TypeError: wrong dtypes or devices.
         BackendUnavailable: the named backend cannot serve the call.
 
@@ -101,9 +107,11 @@ def noise_keys(
     device: torch.device,
     symbols: str = "[B]",
 ) -> tuple[Tensor, Tensor]:
-    """Seeds and positions [B] int64, fresh seeds and positions 0 where not given."""
+    """Seeds and positions [B] int64, given together, or fresh seeds and positions 0."""
     if seeds is not None and positions is None:
         bad_value(operation, "positions", "must be given with seeds", "None")
+    if seeds is None and positions is not None:
+        bad_value(operation, "positions", "must be None without seeds", _came(positions))
     if seeds is None:
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64, device=device)
     else:
@@ -113,3 +121,8 @@ def noise_keys(
     else:
         check_tensor(operation, "positions", positions, symbols, (batch,), (torch.int64,), device)
     return seeds.contiguous(), positions.contiguous()
+
+
+def _came(value: object) -> object:
+    """A tensor's shape; of anything else its type."""
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import wraps
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,34 @@ from .errors import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, check_te
 
 Numbers = tuple[list[float], list[Tensor | None]]
 
+ORDERS = ("min_p_first", "min_p_last")
+_LARGEST = sys.float_info.max
+_RANGES = {"temperature": (0.0, _LARGEST), "top_k": (-1, _LARGEST), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
 
+
+def _checked(cls: type) -> type:
+    """Lets a NamedTuple of sampling parameters check what it is made of, `_replace` and unpickling included.
+
+    The class stays the one that `NamedTuple` made: a subclass with a `__new__` of its own is no named tuple
+    to `torch.compile`, nor to older pytrees. Compiled code makes it without the check, so `unpack` checks
+    there.
+    """
+    plain = cls.__new__
+
+    @wraps(plain)
+    def new(cls, *args: object, **kwargs: object):
+        *values, order = plain(cls, *args, **kwargs)
+        for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
+            if not isinstance(value, Tensor):
+                values[place] = _number("SamplingParams", name, value, *_RANGES[name])
+        return plain(cls, *values, _order("SamplingParams", "order", order))
+
+    cls.__new__ = new
+    cls._make = classmethod(lambda cls, values: cls(*values))
+    return cls
+
+
+@_checked
 class SamplingParams(NamedTuple):
     """How logits become a law: temperature, then min-p, top-k, and top-p on the renormalised rest.
 
@@ -21,68 +49,84 @@ class SamplingParams(NamedTuple):
     top-p keeps a token iff the mass of strictly greater kept ones is below `top_p` of the kept mass. Cuts are
     made by value, every token tied with the last one kept is kept, and at least one always is.
 
+    With `order="min_p_last"` top-k and top-p act as if `min_p` were 0, and min-p then acts on what they kept.
+    That is the order of transformers.
+
     Args:
         temperature: >= 0; 0 is greedy, the lowest index winning a tie.
-        top_k: 0 or -1 = off.
+        top_k: an integer >= -1; 0 or -1 = off. A float has to be whole.
         top_p: in [0, 1]; 1 = off.
         min_p: in [0, 1]; 0 = off.
+        order: "min_p_first" or "min_p_last", the same for all requests.
 
-    Each is a number or a [B] tensor (integer or floating) of values per request. Values in tensors are not
-    checked: out of range they act as the nearest value in range.
+    Each but `order` is a number or a [B] tensor (integer or floating) of values per request. Numbers are
+    checked here, numpy's scalars being converted. Tensors are checked by the operation that takes them, for
+    shape, dtype and device; their values are not checked: out of range they act as the nearest value in
+    range.
+
+    Raises:
+        ValueError: a number out of range, a fractional `top_k`, another `order`.
+        TypeError: neither a number nor a tensor, or an `order` that is no string.
 
     Example:
         >>> SamplingParams(temperature=0.8, top_p=torch.tensor([0.9, 1.0])).top_k
         0
+        >>> SamplingParams(0.8, 0.95)
+        Traceback (most recent call last):
+        ValueError: SamplingParams: top_k must be an integer (keywords keep top_k and top_p apart), got 0.95
     """
 
     temperature: float | Tensor = 1.0
     top_k: int | Tensor = 0
     top_p: float | Tensor = 1.0
     min_p: float | Tensor = 0.0
-
-
-PLAIN = SamplingParams()
-
-_LARGEST = sys.float_info.max
-_RANGES = {"temperature": (0.0, _LARGEST), "top_k": (-1, _LARGEST), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+    order: str = "min_p_first"
 
 
 def unpack(
     operation: str, argument: str, params: SamplingParams, batch: int, device: torch.device
 ) -> Numbers:
-    """The four numbers (the default where given per request), and the four tensors, or none at all."""
+    """The four numbers (the default where given per request) and 1 for min-p last, else 0; and the four
+    tensors, or none at all."""
     if not isinstance(params, SamplingParams):
         bad_type(operation, argument, "must be a SamplingParams", type(params).__name__)
-    if all(type(value) in (int, float) for value in params) and not torch.compiler.is_compiling():
-        return list(_numbers(operation, argument, *params)), []
     numbers, rows = [], []
-    for name, value in zip(SamplingParams._fields, params, strict=True):
+    for name, value in zip(_RANGES, params, strict=False):
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
             numbers.append(float(SamplingParams._field_defaults[name]))
             rows.append(value.contiguous())
         else:
-            numbers.append(_number(operation, f"{argument}.{name}", value, *_RANGES[name]))
+            if torch.compiler.is_compiling():
+                value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
+            numbers.append(float(value))
             rows.append(None)
-    return numbers, rows if any(row is not None for row in rows) else []
+    last = _order(operation, f"{argument}.order", params.order) == "min_p_last"
+    return [*numbers, float(last)], rows if any(row is not None for row in rows) else []
 
 
-@lru_cache(maxsize=64, typed=True)
-def _numbers(operation: str, argument: str, *values: float) -> tuple[float, ...]:
-    return tuple(
-        _number(operation, f"{argument}.{name}", value, *_RANGES[name])
-        for name, value in zip(SamplingParams._fields, values, strict=True)
-    )
-
-
-def _number(operation: str, argument: str, value: float, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(operation: str, argument: str, value: object, low: float, high: float) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         bad_type(operation, argument, "must be a number or a [B] tensor", type(value).__name__)
-    if not low <= value <= high:
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not low <= number <= high:
         wanted = f"must be finite and >= {low}" if high == _LARGEST else f"must be in [{low}, {high}]"
         bad_value(operation, argument, wanted, value)
-    return float(value)
+    if argument.endswith("top_k") and number != int(number):
+        bad_value(operation, argument, "must be an integer (keywords keep top_k and top_p apart)", value)
+    return number
+
+
+def _order(operation: str, argument: str, order: object) -> str:
+    if not isinstance(order, str):
+        bad_type(operation, argument, f"must be one of {', '.join(ORDERS)}", type(order).__name__)
+    if order not in ORDERS:
+        bad_value(operation, argument, f"must be one of {', '.join(ORDERS)}", repr(order))
+    return order
+
+
+PLAIN = SamplingParams()
 
 
 class DraftVocab:

@@ -207,7 +207,8 @@ class DraftTree:
             tokens: [B, len(paths) + 1] int64 with the root in column 0; column i + 1 is the node of
                 `paths[i]`.
             paths: child ranks from the root, e.g. `[(0,), (1,), (0, 0)]`, every path after the path it
-                extends.
+                extends; the ranks of a node's children are 0, 1, 2, ... without a gap. Siblings are verified
+                in the order in which they are listed.
             proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
             max_nodes, max_depth: host bounds, default what the paths say.
             check: whether values of tensors are read and checked; the paths always are.

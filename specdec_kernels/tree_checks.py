@@ -81,10 +81,15 @@ def parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
     """The parent of every node of a topology of paths."""
     index = {(): 0}
     parents = [-1]
+    listed = set(paths)
     for node, path in enumerate(paths, start=1):
         if not path or path[:-1] not in index or path in index:
             rule = "must be distinct, not empty, and each after the path it extends"
             bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request")
+        if path[-1] != 0 and (*path[:-1], path[-1] - 1) not in listed:
+            rule = "must rank the children of a node 0, 1, 2, ... without a gap"
+            missing = (*path[:-1], path[-1] - 1)
+            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request, no {missing}")
         parents.append(index[path[:-1]])
         index[path] = node
     return parents

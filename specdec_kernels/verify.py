@@ -23,6 +23,9 @@ class Status(enum.IntFlag):
     """A target row had a NaN, which counted as `-inf`."""
     EMPTY = 2
     """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
+    IMPOSSIBLE = 4
+    """A drafted token in [0, V) was tested to which the law of its proposal gives no probability. It was not
+    drawn as declared, so a lossless rule need not be lossless here. The answer does not depend on it."""
 
 
 class Verified(NamedTuple):
@@ -90,7 +93,8 @@ def verify(
         rule: `"auto"` (traversal where `draft_logits` is given, else match), `"match"`, `"token"`,
             `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
         seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, index in its sequence of the first new token; required with `seeds`.
+        positions: [B] int64, index in its sequence of the first new token; given with `seeds` and not
+            without.
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
             applies to the target's law only.
         return_logprobs: fill `Verified.logprobs`.
@@ -101,7 +105,7 @@ def verify(
         `Verified`. Every emitted token is in [0, V), for every input.
 
     Raises:
-        ValueError: wrong shapes, numbers out of range, seeds without positions.
+        ValueError: wrong shapes, numbers out of range, seeds without positions or positions without seeds.
         TypeError: wrong dtypes or devices.
         BackendUnavailable: the named backend cannot serve the call.
 
@@ -109,9 +113,13 @@ def verify(
         Never synchronises with the device. Every random number is a function of (seed, position, purpose,
         index): with seeds the result of a request does not depend on the batch, its place there, or the
         number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
-        temperature and cuts. NaN and empty rows do not raise but set `Verified.status`; `SPECDEC_DEBUG=1` in
-        the environment adds checks of values that do raise, and synchronise. Float64 rows are served by the
-        reference.
+        temperature and cuts, with noise that is new in every step and that `verify` does not use: as by
+        `draft_token` and `sample_children` with this call's `seeds` and `positions`, and not by `sample` with
+        the positions of the drafted tokens. NaN and empty rows do not raise but set `Verified.status`, and so
+        does a child that was tested under `"token"`, `"traversal"` or `Lenient` and has Q(x) = 0
+        (`Status.IMPOSSIBLE`).
+        `SPECDEC_DEBUG=1` in the environment adds checks of values that do raise, and synchronise. Float64
+        rows are served by the reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
         1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
@@ -138,7 +146,7 @@ def verify(
             bad_value(
                 "verify", "draft_sampling", "must be a SamplingParams or 'logprobs'", repr(draft_sampling)
             )
-        draft_numbers, draft_tensors = [1.0, 0.0, 1.0, 0.0], []
+        draft_numbers, draft_tensors = unpack("verify", "draft_sampling", PLAIN, batch, device)
     elif draft_sampling is None:
         draft_numbers, draft_tensors = numbers, tensors
     else:
@@ -150,7 +158,7 @@ def verify(
     if debug.enabled():
         debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
-    ops.verify(
+    arguments = (
         target_logits,
         tree.tokens.contiguous(),
         tree.parents.contiguous(),
@@ -180,6 +188,9 @@ def verify(
         out.status,
         backend,
     )
+    ops.verify(*arguments)
+    if debug.enabled():
+        debug.check_drawn(tree, arguments, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 
@@ -229,7 +240,9 @@ def _check_draft(
             "verify", "draft_logits", "must have shape [Rq, Vd] or [B, K, Vd]", list(draft_logits.shape)
         )
     elif draft_rows is None:
-        check_shape("verify", "draft_logits", draft_logits, "[R, Vd]", (rows, draft_logits.shape[1]))
+        if draft_logits.shape[0] != rows:
+            rule = f"must have shape {_draft_shapes(rows, batch, draft_logits.shape[1])}"
+            bad_value("verify", "draft_logits", rule, list(draft_logits.shape))
     else:
         check_tensor("verify", "draft_rows", draft_rows, "[R]", (rows,), (torch.int32,), device)
     check_last_stride("verify", "draft_logits", draft_logits)
@@ -241,6 +254,14 @@ def _check_draft(
         width = draft_vocab.ids.shape[0]
         shape = (*draft_logits.shape[:-1], width)
         check_shape("verify", "draft_logits", draft_logits, f"[..., Vd], Vd = {width} of draft_vocab,", shape)
+
+
+def _draft_shapes(rows: int, batch: int, width: int) -> str:
+    """The shapes that draft logits may have."""
+    chain = "[B, K, Vd] for chains of one length"
+    if batch and rows > batch and rows % batch == 0:
+        chain = f"[B, K, Vd] = {[batch, rows // batch - 1, width]} for chains of one length"
+    return f"[R, Vd] = {[rows, width]}, {chain}, or [Rq, Vd] with draft_rows"
 
 
 def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:

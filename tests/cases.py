@@ -9,6 +9,7 @@ import torch
 import specdec_kernels as sdk
 from specdec_kernels import ops
 from specdec_kernels.reference.request import Trace
+from specdec_kernels.sampling import ORDERS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES = (
@@ -63,6 +64,7 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
         top_k=pick(g, (0, 0, 3, 40, integers(-1, 6, (batch,)))),
         top_p=pick(g, (1.0, 1.0, 0.9, per_request(0.3, 1.1))),
         min_p=pick(g, (0.0, 0.0, 0.05, per_request(0.0, 0.2))),
+        order=ORDERS[seed // 2 % 2],
     )
     arguments = dict(
         target_logits=target,
@@ -95,7 +97,7 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
         arguments["draft_sampling"] = "logprobs"
     if form == "other_law":
         arguments["draft_sampling"] = sdk.SamplingParams(
-            temperature=pick(g, (0.9, 0.0)), top_k=pick(g, (0, 4))
+            temperature=pick(g, (0.9, 0.0)), top_k=pick(g, (0, 4)), min_p=0.02, order=ORDERS[seed // 4 % 2]
         )
     if pick(g, (False, False, True)):
         allowed = integers(0, 3, (rows, (vocab + 31) // 32 * 32)) > 0
@@ -137,8 +139,9 @@ def shared_form(arguments: dict) -> dict:
         return torch.stack([logits.float()] * 2, 1)[:, 0]
 
     def per_request(params):
-        values = (v if isinstance(v, torch.Tensor) else torch.full((tree.batch_size,), v) for v in params)
-        return sdk.SamplingParams(*(value.float() for value in values))
+        *values, order = params
+        values = (v if isinstance(v, torch.Tensor) else torch.full((tree.batch_size,), v) for v in values)
+        return sdk.SamplingParams(*(value.float() for value in values), order)
 
     shared = dict(arguments, target_logits=strided(target), sampling=per_request(arguments["sampling"]))
     shared.setdefault("token_bitmask", torch.full((rows, (vocab + 31) // 32), -1, dtype=torch.int32))

@@ -21,6 +21,7 @@ def main() -> None:
         for sampling in (
             sdk.SamplingParams(torch.tensor([0.0, 0.7, 0.9, 0.0, 1.2])),
             sdk.SamplingParams(0.8, top_k=7, top_p=0.9, min_p=0.01),
+            sdk.SamplingParams(0.8, top_k=7, top_p=0.9, min_p=0.2, order="min_p_last"),
             sdk.SamplingParams(2.0, top_k=300, top_p=0.99),
         ):
             for mask in (None, words):

@@ -7,6 +7,7 @@ import torch
 from cases import RULES, both_with_traces, random_case
 
 import specdec_kernels as sdk
+from specdec_kernels.sampling import ORDERS
 
 # Thresholds and masses are ratios and sums of float32 weights: a score x of up to 40 powers of two below its
 # row's largest is off by 40 roundings of 2^-24 in its exponent, and a mass may be a small difference of two.
@@ -62,6 +63,7 @@ def test_cuts_agree_where_values_tie(dtype):
             top_k=(0, 1, 5, 100, 2000, vocab - 1)[trial % 6],
             top_p=(1.0, 0.77, 0.0, 0.31)[trial % 4],
             min_p=(0.0, 0.013, 1.0)[trial % 3],
+            order=ORDERS[trial // 12 % 2],
         )
         keys = dict(seeds=torch.arange(4), positions=torch.full((4,), trial), return_logprobs=True)
         native, reference = (sdk.sample(logits, sampling, backend=b, **keys) for b in ("cpu", "reference"))
@@ -74,11 +76,12 @@ def test_cuts_agree_where_values_tie(dtype):
 def test_wide_cuts_agree(top_k, top_p):
     """Cuts wider than the candidate list, which fall to the histogram."""
     logits = torch.randn(3, 30_000, generator=torch.Generator().manual_seed(top_k)) * 1.3
-    sampling = sdk.SamplingParams(temperature=1.2, top_k=top_k, top_p=top_p)
     keys = dict(seeds=torch.arange(3), positions=torch.arange(3), return_logprobs=True)
-    native, reference = (sdk.sample(logits, sampling, backend=b, **keys) for b in ("cpu", "reference"))
-    assert torch.equal(native[0], reference[0])
-    torch.testing.assert_close(native[1], reference[1], rtol=1e-5, atol=5e-6)
+    for min_p, order in ((0.0, ORDERS[0]), (2e-3, ORDERS[0]), (2e-3, ORDERS[1])):
+        sampling = sdk.SamplingParams(1.2, top_k, top_p, min_p, order)
+        native, reference = (sdk.sample(logits, sampling, backend=b, **keys) for b in ("cpu", "reference"))
+        assert torch.equal(native[0], reference[0])
+        torch.testing.assert_close(native[1], reference[1], rtol=1e-5, atol=5e-6)
 
 
 def test_a_law_of_one_token_beside_nothing():

@@ -272,6 +272,8 @@ def long(*shape):
         (dict(sampling=None), TypeError, "sampling must be a SamplingParams, got NoneType"),
         (dict(seeds=long(2), nodes=long(2)), ValueError, "positions must be given with seeds, got None"),
         (dict(seeds=long(2), positions=long(2)), ValueError, "nodes must be given with seeds, got None"),
+        (dict(positions=long(2)), ValueError, "positions must be None without seeds, got [2]"),
+        (dict(nodes=long(2)), ValueError, "nodes must be None without seeds, got [2]"),
         (
             dict(seeds=long(2), positions=long(3), nodes=long(2)),
             ValueError,
@@ -290,3 +292,74 @@ def test_it_refuses(changes, kind, message):
     with pytest.raises(kind) as error:
         sdk.sample_children(**(dict(logits=torch.zeros(2, 5), k=2) | changes))
     assert f"sample_children: {message}" in str(error.value)
+
+
+# Chains
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sampling", [sdk.SamplingParams(), CUT, sdk.SamplingParams(temperature=0.0)])
+def test_a_chain_draws_as_an_only_child_of_its_node(sampling, backend):
+    logits, given = torch.randn(5, 30), keys(5)
+    del given["nodes"]
+    for node in (0, 3):
+        tokens, proposal = sdk.draft_token(logits, node, sampling=sampling, backend=backend, **given)
+        parents = torch.full((5,), node)
+        children, proposals, _ = sdk.sample_children(
+            logits, 1, method="independent", sampling=sampling, nodes=parents, backend=backend, **given
+        )
+        assert torch.equal(tokens, children[:, 0]) and proposals.tolist() == [proposal]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chain_of_a_reduced_vocabulary_gets_tokens_of_the_target(backend):
+    ids = torch.tensor([9, 4, 7])
+    vocab = sdk.DraftVocab(ids, 12)
+    logits = torch.randn(400, 3)
+    logits[0] = -torch.inf
+    given = dict(seeds=torch.arange(400), positions=torch.zeros(400).long(), backend=backend)
+    columns, _ = sdk.draft_token(logits, 2, **given)
+    tokens, _ = sdk.draft_token(logits, 2, draft_vocab=vocab, **given)
+    assert tokens[0] == columns[0] == -1 and set(columns[1:].tolist()) == {0, 1, 2}
+    assert torch.equal(tokens[1:], ids[columns[1:]])
+
+
+def test_a_chain_compiles_whole_and_reads_no_values():
+    logits, given = torch.randn(4, 30), keys(4)
+    del given["nodes"]
+
+    def chain(logits, seeds, positions):
+        drafted = [sdk.draft_token(logits, i, seeds=seeds, positions=positions)[0] for i in range(3)]
+        return torch.stack(drafted, 1)
+
+    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(logits, **given), chain(logits, **given))
+    assert sdk.draft_token(torch.zeros(4, 30, device="meta"), 0)[0].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    "changes, kind, message",
+    [
+        (dict(logits=torch.zeros(2, 3, 5)), ValueError, "logits must have shape [B, Vd], got [2, 3, 5]"),
+        (dict(logits=long(2, 5)), TypeError, "logits must have dtype float32 | bfloat16 | float16 | float64"),
+        (dict(logits=torch.zeros(5, 2).T), ValueError, "logits must have last stride 1, got strides [1, 2]"),
+        (dict(node=-1), ValueError, "node must be >= 0, got -1"),
+        (dict(node=True), TypeError, "node must be an int, got bool"),
+        (dict(node=long(2)), TypeError, "node must be an int, got Tensor"),
+        (dict(sampling=None), TypeError, "sampling must be a SamplingParams, got NoneType"),
+        (
+            dict(draft_vocab=sdk.DraftVocab(torch.arange(4), 9)),
+            ValueError,
+            "logits must have shape [B, Vd], Vd of draft_vocab, = [2, 4], got [2, 5]",
+        ),
+        (dict(draft_vocab=long(5)), TypeError, "draft_vocab must be a DraftVocab, got Tensor"),
+        (dict(seeds=long(2)), ValueError, "positions must be given with seeds, got None"),
+        (dict(positions=long(2)), ValueError, "positions must be None without seeds, got [2]"),
+        (dict(seeds=long(3), positions=long(2)), ValueError, "seeds must have shape [B] = [2], got [3]"),
+        (dict(seeds=long(2), positions=long(1)), ValueError, "positions must have shape [B] = [2], got [1]"),
+    ],
+)
+def test_draft_token_refuses(changes, kind, message):
+    with pytest.raises(kind) as error:
+        sdk.draft_token(**(dict(logits=torch.zeros(2, 5), node=0) | changes))
+    assert f"draft_token: {message}" in str(error.value)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import specdec_kernels as sdk
 from specdec_kernels import backends, debug
 
+INF, NAN = float("inf"), float("nan")
 B, K, V = 2, 3, 5
 R = B * (K + 1)
 
@@ -61,7 +66,22 @@ VALUES = {
     "no vocabulary": (dict(target_logits=torch.zeros(R, 0)), "target_logits must have V >= 1, got [8, 0]"),
     "draft rows": (
         dict(draft_logits=torch.zeros(3, V)),
-        "draft_logits must have shape [R, Vd] = [8, 5], got [3, 5]",
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
+    ),
+    "draft rows of a flat chain": (
+        dict(draft_logits=torch.zeros(B * K, V)),
+        "draft_logits must have shape [R, Vd] = [8, 5], [B, K, Vd] = [2, 3, 5] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [6, 5]",
+    ),
+    "draft rows of uneven requests": (
+        dict(
+            target_logits=torch.zeros(5, V),
+            tree=sdk.DraftTree.chain(torch.ones(5, dtype=torch.int64), cu_nodes=torch.tensor([0, 2, 5])),
+            draft_logits=torch.zeros(3, V),
+        ),
+        "draft_logits must have shape [R, Vd] = [5, 5], [B, K, Vd] for chains of one length, or "
+        "[Rq, Vd] with draft_rows, got [3, 5]",
     ),
     "draft chain": (
         dict(draft_logits=torch.zeros(B, K + 1, V)),
@@ -97,20 +117,14 @@ VALUES = {
     ),
     "seeds alone": (dict(seeds=long(B)), "positions must be given with seeds, got None"),
     "seeds": (dict(seeds=long(3), positions=long(B)), "seeds must have shape [B] = [2], got [3]"),
-    "positions": (dict(positions=long(1)), "positions must have shape [B] = [2], got [1]"),
+    "positions": (
+        dict(seeds=long(B), positions=long(1)),
+        "positions must have shape [B] = [2], got [1]",
+    ),
+    "positions alone": (dict(positions=long(B)), "positions must be None without seeds, got [2]"),
     "bitmask": (
         dict(token_bitmask=long(R, 2).int()),
         "token_bitmask must have shape [R, ceil(V / 32)] = [8, 1], got [8, 2]",
-    ),
-    "temperature": (
-        dict(sampling=sdk.SamplingParams(temperature=-1.0)),
-        "sampling.temperature must be finite and >= 0.0, got -1.0",
-    ),
-    "top_k": (dict(sampling=sdk.SamplingParams(top_k=-2)), "sampling.top_k must be finite and >= -1, got -2"),
-    "top_p": (dict(sampling=sdk.SamplingParams(top_p=1.5)), "sampling.top_p must be in [0.0, 1.0], got 1.5"),
-    "min_p": (
-        dict(draft_sampling=sdk.SamplingParams(min_p=float("nan"))),
-        "draft_sampling.min_p must be in [0.0, 1.0], got nan",
     ),
     "per request": (
         dict(sampling=sdk.SamplingParams(top_p=torch.ones(3))),
@@ -164,10 +178,6 @@ TYPES = {
     "positions": (dict(seeds=long(B), positions=[0, 0]), "positions must be a tensor, got list"),
     "bitmask": (dict(token_bitmask=long(R, 1)), "token_bitmask must have dtype int32, got int64"),
     "sampling": (dict(sampling=(1.0, 0, 1.0, 0.0)), "sampling must be a SamplingParams, got tuple"),
-    "temperature": (
-        dict(sampling=sdk.SamplingParams(temperature="hot")),
-        "sampling.temperature must be a number or a [B] tensor, got str",
-    ),
     "rule": (dict(rule=sdk.Typical), "rule must be a name or a rule object, got type"),
     "out": (dict(out=long(B)), "out must be a Verified, got Tensor"),
     "out dtype": (dict(out=outputs(status=long(B))), "out.status must have dtype int32, got int64"),
@@ -200,6 +210,7 @@ def test_verify_refuses_types(case):
             "logits must have dtype float32 | bfloat16 | float16 | float64, got int64",
         ),
         (dict(seeds=long(2)), ValueError, "positions must be given with seeds, got None"),
+        (dict(positions=long(2)), ValueError, "positions must be None without seeds, got [2]"),
         (
             dict(token_bitmask=long(2, 2).int()),
             ValueError,
@@ -251,6 +262,66 @@ def test_objects_refuse(make, kind, message):
     with pytest.raises(kind) as error:
         make()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given, kind, message",
+    [
+        (dict(temperature=-1), ValueError, "temperature must be finite and >= 0.0, got -1"),
+        (dict(temperature=INF), ValueError, "temperature must be finite and >= 0.0, got inf"),
+        (dict(temperature="hot"), TypeError, "temperature must be a number or a [B] tensor, got str"),
+        (dict(temperature=True), TypeError, "temperature must be a number or a [B] tensor, got bool"),
+        (dict(temperature=np.True_), TypeError, "temperature must be a number or a [B] tensor, got bool"),
+        (dict(top_k=-2), ValueError, "top_k must be finite and >= -1, got -2"),
+        (dict(top_k=NAN), ValueError, "top_k must be finite and >= -1, got nan"),
+        (dict(top_k=None), TypeError, "top_k must be a number or a [B] tensor, got NoneType"),
+        (dict(top_k=False), TypeError, "top_k must be a number or a [B] tensor, got bool"),
+        (
+            dict(temperature=0.8, top_k=0.95),
+            ValueError,
+            "top_k must be an integer (keywords keep top_k and top_p apart), got 0.95",
+        ),
+        (dict(top_k=np.float32(0.5)), ValueError, "top_k must be an integer (keywords keep top_k and top"),
+        (dict(top_p=90), ValueError, "top_p must be in [0.0, 1.0], got 90"),
+        (dict(top_p=-0.1), ValueError, "top_p must be in [0.0, 1.0], got -0.1"),
+        (dict(top_p=np.ones(2)), TypeError, "top_p must be a number or a [B] tensor, got ndarray"),
+        (dict(min_p=NAN), ValueError, "min_p must be in [0.0, 1.0], got nan"),
+        (dict(min_p=1.5), ValueError, "min_p must be in [0.0, 1.0], got 1.5"),
+        (dict(order="min_p"), ValueError, "order must be one of min_p_first, min_p_last, got 'min_p'"),
+        (dict(order=1), TypeError, "order must be one of min_p_first, min_p_last, got int"),
+        (dict(order=torch.ones(1)), TypeError, "order must be one of min_p_first, min_p_last, got Tensor"),
+    ],
+)
+def test_sampling_params_refuse(given, kind, message):
+    for make in (
+        lambda: sdk.SamplingParams(**given),
+        lambda: sdk.SamplingParams(*(sdk.SamplingParams()._asdict() | given).values()),
+        lambda: sdk.SamplingParams()._replace(**given),
+        lambda: sdk.SamplingParams._make((sdk.SamplingParams()._asdict() | given).values()),
+    ):
+        with pytest.raises(kind) as error:
+            make()
+        assert f"SamplingParams: {message}" in str(error.value)
+
+
+def test_sampling_params_are_a_named_tuple_of_plain_numbers_and_tensors():
+    law = sdk.SamplingParams(np.float32(0.5), np.int64(7), min_p=np.float64(0.25), order="min_p_last")
+    assert law == (0.5, 7, 1.0, 0.25, "min_p_last") and [type(x) for x in law[:2]] == [float, int]
+    assert repr(law) == (
+        "SamplingParams(temperature=0.5, top_k=7, top_p=1.0, min_p=0.25, order='min_p_last')"
+    )
+    for other in (pickle.loads(pickle.dumps(law)), copy.deepcopy(law), law._replace(), law._make(law)):
+        assert type(other) is sdk.SamplingParams and other == law
+    assert sdk.SamplingParams._fields[-1] == "order" and law._replace(top_k=50.0).top_k == 50
+    wild = torch.tensor([-3.0, NAN])
+    unchecked = sdk.SamplingParams(wild, top_k=wild, top_p=wild, min_p=wild)
+    assert all(value is wild for value in unchecked[:4])
+    leaves, form = tree_flatten(unchecked)
+    assert len(leaves) == 5 and tree_unflatten(leaves, form).top_p is wild
+    with pytest.raises(
+        ValueError, match=r"verify: sampling.temperature must have shape \[B\] = \[2\], got \[\]"
+    ):
+        sdk.verify(**arguments(sampling=sdk.SamplingParams(torch.tensor(0.5))))
 
 
 def test_a_named_backend_never_falls_back(monkeypatch):
@@ -333,6 +404,143 @@ def test_debug_checks_values(monkeypatch):
         sdk.sample(target)
     monkeypatch.setattr(debug, "ENABLED", False)
     assert sdk.sample(target).shape == (R,)
+
+
+@pytest.mark.parametrize("backend", ["reference", *(["cpu"] if backends._native()[0] is not None else [])])
+def test_debug_tells_of_impossible_drafts(monkeypatch, backend):
+    """Of the first that was tested: what lies below node 1 of request 1 is impossible too, and is not."""
+    monkeypatch.setattr(debug, "ENABLED", True)
+    target, draft = torch.zeros(R, V), torch.zeros(R, V)
+    target[4, 1] = draft[:, 4] = -INF
+    tokens, parents = (
+        torch.tensor([[-1, 1, 2, 3], [-1, 1, 4, 4]]),
+        torch.tensor([[-1, 0, 1, 2], [-1, 0, 1, 0]]),
+    )
+    tree = sdk.DraftTree.from_parents(tokens, parents, proposals=sdk.Proposal.INDEPENDENT)
+    given = dict(target_logits=target, tree=tree, backend=backend, seeds=long(B), positions=long(B))
+    assert sdk.verify(**given, draft_logits=draft, rule="match").status.tolist() == [0, 0]
+    got = "must have probability under the laws of their proposals, got 4 at request 1 node 3"
+    for rule in ("token", "traversal", sdk.Lenient(1.5)):
+        with pytest.raises(ValueError, match=f"^verify: draft_tokens {got}$"):
+            sdk.verify(**given, draft_logits=draft, rule=rule)
+    monkeypatch.setattr(debug, "ENABLED", False)
+    status = sdk.verify(**given, draft_logits=draft, rule="token").status
+    assert status.tolist() == [0, sdk.Status.IMPOSSIBLE]
+
+
+def test_debug_checks_draft_rows(monkeypatch):
+    monkeypatch.setattr(debug, "ENABLED", True)
+    rows = torch.full((R,), -1, dtype=torch.int32)
+    rows[5] = 3
+    rule = r"verify: draft_rows must be -1 or in \[0, Rq\) = \[0, 3\), got 3 at request 1 node 1"
+    with pytest.raises(ValueError, match=rule):
+        sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows))
+    rows[5] = 2
+    assert sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows)).num_tokens.min() >= 1
+
+
+def attend(*, prefix=(5, 12), table=((2, 0), (1, 3)), new=False, **options):
+    """Two requests, a root and two children each and one unused node, on four pages of eight slots."""
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 5, 6, -1]] * 2), torch.tensor([[-1, 0, 0, 0]] * 2, dtype=torch.int32)
+    )
+    cache, fresh = torch.zeros(4, 8, 1, 2), torch.zeros(8, 1, 2)
+    lengths, pages = torch.tensor(prefix).int(), torch.tensor(table).int()
+    options |= dict(new_key=fresh, new_value=fresh) if new else {}
+    return sdk.tree_attention(torch.zeros(8, 1, 2), cache, cache, tree, pages, lengths, **options)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(prefix=(5, 14)),
+            "block_table must have slots for the prefix and the tree, at most P * page_size = 2 * 8, got 17",
+        ),
+        (
+            dict(prefix=(17, 3), new=True),
+            "block_table must have slots for the prefix, at most P * page_size = 2 * 8, got 17 at request 0",
+        ),
+        (dict(prefix=(5, -1)), "prefix_lens must be >= 0, got -1 at request 1"),
+        (dict(max_prefix_len=8), "prefix_lens must be <= max_prefix_len = 8, got 12 at request 1"),
+        (
+            dict(table=((2, 0), (1, 4))),
+            "block_table must hold pages in [0, 4) where slots are used, got 4 at request 1 column 1",
+        ),
+        (
+            dict(table=((2, 0), (-1, 3)), window=6),
+            "block_table must hold pages in [0, 4) where slots are used, got -1 at request 1 column 0",
+        ),
+    ],
+)
+def test_debug_checks_lengths_and_pages_of_attention(monkeypatch, changes, message):
+    assert attend(**changes).isfinite().all()
+    monkeypatch.setattr(debug, "ENABLED", True)
+    with pytest.raises(ValueError) as error:
+        attend(**changes)
+    assert f"tree_attention: {message}" in str(error.value)
+
+
+def test_debug_lets_attention_leave_out_what_nobody_sees(monkeypatch):
+    monkeypatch.setattr(debug, "ENABLED", True)
+    attend(prefix=(5, 13))  # the unused node has no slot
+    attend(prefix=(5, 16), new=True)
+    attend(table=((2, -1), (-1, 3)), window=5)  # nothing behind the tree; a window of positions 8 to 12
+
+
+def commit(*, prefix=(5, 12), table=((2, 0), (1, 3)), path=((0, 2), (0, -1)), new=False):
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 5, 6]] * 2), torch.tensor([[-1, 0, 0]] * 2, dtype=torch.int32)
+    )
+    pages, lengths, kept = (torch.tensor(value).int() for value in (table, prefix, path))
+    rows = [torch.zeros(6, 1, 2)] if new else None
+    return sdk.commit_kv([torch.zeros(4, 8, 1, 2)], kept, tree, pages, lengths, page_size=8, new=rows)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(prefix=(14, 12)),
+            "block_table must have slots for the kept nodes, at most P * page_size = 2 * 8, got 17",
+        ),
+        (
+            dict(prefix=(15, 12), new=True),
+            "block_table must have slots for the kept nodes, at most P * page_size = 2 * 8, got 17",
+        ),
+        (dict(prefix=(-1, 12)), "prefix_lens must be >= 0, got -1 at request 0"),
+        (
+            dict(table=((2, 9), (1, -1))),
+            "block_table must hold pages in [0, 4) where slots are used, got -1 at request 1 column 1",
+        ),
+    ],
+)
+def test_debug_checks_slots_of_kept_nodes(monkeypatch, changes, message):
+    commit(**changes)
+    monkeypatch.setattr(debug, "ENABLED", True)
+    with pytest.raises(ValueError) as error:
+        commit(**changes)
+    assert f"commit_kv: {message}" in str(error.value)
+    commit()
+    commit(prefix=(14, 12), new=True)
+    commit(prefix=(-1, 12), path=((-1, -1), (0, -1)))
+
+
+@pytest.mark.parametrize("lengths", [(3, 6), (-1, 5)])
+def test_debug_checks_lengths_of_texts(monkeypatch, lengths):
+    texts, lengths = torch.zeros(2, 5, dtype=torch.int64), torch.tensor(lengths)
+    sdk.ngram_draft(texts, lengths, 2)
+    monkeypatch.setattr(debug, "ENABLED", True)
+    rule = r"lengths must be in \[0, L\] = \[0, 5\], got (6 at request 1|-1 at request 0)"
+    for call in (sdk.ngram_draft, sdk.ngram_tree):
+        with pytest.raises(ValueError, match=f"{call.__name__}: {rule}"):
+            call(texts, lengths, 2)
+
+
+def test_only_public_names_are_listed():
+    assert dir(sdk) == sorted(sdk.__all__)
+    for name in ("children", "sampling", "errors"):
+        assert getattr(sdk, name).__name__ == f"specdec_kernels.{name}"
 
 
 def test_checks_read_no_values():

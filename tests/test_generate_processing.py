@@ -403,8 +403,8 @@ def test_every_field_of_a_configuration_is_classified():
 
 @pytest.mark.parametrize("option", [
     dict(num_beams=2), dict(guidance_scale=1.5), dict(dola_layers="low"), dict(penalty_alpha=0.6),
-    dict(assistant_early_exit=2), dict(constraints=[1]), dict(token_healing=True), dict(use_cache=False),
-    dict(cache_implementation="static"), dict(output_attentions=True), dict(use_mtp=True),
+    dict(assistant_early_exit=2), dict(constraints=[1]), dict(token_healing=True), 
+    dict(cache_implementation="offloaded"), dict(output_attentions=True), dict(use_mtp=True),
 ])  # fmt: skip
 def test_options_that_cannot_be_honoured_are_refused_by_name(option):
     options = config()

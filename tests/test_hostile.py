@@ -7,12 +7,14 @@ import ctypes
 import mmap
 import sys
 
+import impossible
 import pytest
 import torch
 from cases import RULES, both_with_traces, random_case
 from each import BACKENDS
 
 import specdec_kernels as sdk
+from specdec_kernels.children import METHODS
 
 
 def name(rule):
@@ -103,6 +105,42 @@ def test_status_of_visited_rows(rule, backend, temperature):
     assert verified.status.tolist() == [sdk.Status.NAN, sdk.Status.EMPTY, 0, 0, 0, both]
     assert verified.tokens[[1, 2, 5], 0].tolist() == [0, 2, 0]
     assert verified.tokens[0, 0] != 1
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_status_of_drafts_that_cannot_have_been_drawn(rule, backend):
+    assert impossible.told(
+        sdk.verify(**impossible.batch(), rule=rule, backend=backend)
+    ) == impossible.expected(rule)
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rule", impossible.RULES, ids=name)
+def test_honest_drafts_are_never_called_impossible(rule, method, backend):
+    for seed in range(6):
+        arguments = impossible.honest(seed, method, backend)
+        assert not sdk.verify(**arguments, rule=rule, backend=backend).status.any(), seed
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_a_token_without_a_column_cannot_have_been_drawn(rule, backend):
+    vocab = sdk.DraftVocab(torch.tensor([4, 2]), 6)
+    tree = sdk.DraftTree.chain(torch.tensor([[4], [2], [3], [6]]))
+    target, draft = torch.zeros(4, 2, 6), torch.tensor([[1.0, -torch.inf]]).expand(4, 1, 2).contiguous()
+    verified = sdk.verify(target, tree, draft, draft_vocab=vocab, rule=rule, backend=backend)
+    assert verified.status.tolist() == [0, 4, 4, 0]
+    logprobs = sdk.verify(
+        target, tree, draft - 1, draft_vocab=vocab, draft_sampling="logprobs", rule=rule, backend=backend
+    )
+    assert logprobs.status.tolist() == [0, 4, 4, 0]
+    shape = torch.full((4, 2), -1).int()  # without a row nothing was declared
+    points = sdk.verify(
+        target, tree, draft[:, 0], draft_rows=shape.flatten(), draft_vocab=vocab, rule=rule, backend=backend
+    )
+    assert points.status.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

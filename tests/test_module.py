@@ -184,3 +184,40 @@ def test_speedups():
     assert nothing.warning(3.0) is None and nothing.mean_accepted_length == 0
     with pytest.raises(ValueError, match="expected_speedup: cost_ratio must be >= 0, got -1"):
         nothing.expected_speedup(-1)
+
+
+def test_measured_times_decide_whether_it_pays():
+    """Drafts that cost rows: by the counts a gain, by the clock a loss."""
+    counts = dict(steps=100, drafted=400, passes=400, tested=(100, 20), accepted=(20, 5))
+    counted = sdk.AcceptanceStats(**counts)
+    assert counted.speedup is None and counted.warning(0) is None and counted.measured_speedup(0) > 1
+    with pytest.raises(
+        ValueError, match="warning: cost_ratio must be given where no time was measured, got N"
+    ):
+        counted.warning()
+    slow = sdk.AcceptanceStats(**counts, seconds=5.0, plain_seconds=0.0368, rows=500)
+    assert slow.tokens == 125 and slow.speedup == pytest.approx(0.92)
+    for text in (slow.warning(), slow.warning(0), slow.warning(cost_ratio=0.1)):
+        assert "0.92x the speed" in text and "5.0 rows" in text and "125 tokens took 5 s, 4.6 s" in text
+    with pytest.raises(ValueError, match="warning: cost_ratio must be >= 0, got -1"):
+        slow.warning(-1)
+    fast = sdk.AcceptanceStats(**counts, seconds=2.0, plain_seconds=0.0368)
+    assert fast.speedup == pytest.approx(2.3) and fast.warning() is None and fast.warning(5.0) is None
+    alone = sdk.AcceptanceStats(**counts, seconds=2.0)  # no plain step was timed
+    assert alone.speedup is None and alone.warning() is None and "0.42x" in alone.warning(0.5)
+    assert sdk.AcceptanceStats(0, 0, 0, (0,), (0,), 1.0, 0.1).warning() is None
+
+
+def test_statistics_print_in_one_line():
+    counts = dict(
+        steps=38, drafted=152, passes=152, tested=(38, 30) + (0,) * 62, accepted=(30, 11) + (0,) * 62
+    )
+    assert repr(sdk.AcceptanceStats(**counts)) == (
+        "AcceptanceStats(steps=38, tokens_per_step=2.08, drafted_per_step=4.0, acceptance=0.60 (0.79, 0.37))"
+    )
+    timed = sdk.AcceptanceStats(**counts, seconds=3.2, plain_seconds=0.03, rows=190)
+    assert repr(timed).endswith("(0.79, 0.37), rows_per_step=5.0, seconds=3.2, speedup=0.74)")
+    deep = sdk.AcceptanceStats(9, 90, 90, (9,) * 64, (9,) * 64)
+    assert repr(deep).count("1.00") == 9 and "1.00, ...)" in repr(deep) and "\n" not in repr(deep)
+    nothing = "AcceptanceStats(steps=0, tokens_per_step=0.00, drafted_per_step=0.0, acceptance=0.00 ())"
+    assert repr(sdk.AcceptanceStats(0, 0, 0, (0,), (0,))) == nothing

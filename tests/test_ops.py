@@ -84,6 +84,26 @@ def test_verify_compiles_whole(backend, compiler):
     assert torch.equal(plus_one, following)
 
 
+def test_sampling_params_compile_whole():
+    """Made inside, changed inside, and given; the order is a constant of the graph."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(64, 1)
+    keys = torch.arange(64)
+
+    def step(logits, keys, given):
+        last = sdk.SamplingParams(top_k=4, top_p=0.55, min_p=0.6, order="min_p_last")
+        first = last._replace(order="min_p_first", min_p=torch.full((64,), 0.6))
+        laws = (last, first, given)
+        return [sdk.sample(logits, law, seeds=keys, positions=keys) for law in laws]
+
+    given = sdk.SamplingParams(temperature=torch.ones(64), top_p=0.55, min_p=0.6, order="min_p_last")
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for law in (given, given._replace(order="min_p_first")):
+        tokens = compiled(logits, keys, law)
+        assert all(torch.equal(a, b) for a, b in zip(tokens, step(logits, keys, law), strict=True))
+        expected = [{0, 1}, {0}, {0, 1} if law is given else {0}]
+        assert [set(each.tolist()) for each in tokens] == expected
+
+
 def test_sample_and_trees_compile_whole():
     logits, parents = torch.randn(4, V), torch.tensor([[-1, 0, 0, 1]])
 

@@ -16,6 +16,7 @@ from specdec_kernels import Proposal, SamplingParams, Status, backends
 from specdec_kernels.random import Purpose, coin, race_keys
 from specdec_kernels.reference.law import allowed_tokens, draft_law, law, target_law
 from specdec_kernels.reference.request import Trace
+from specdec_kernels.sampling import ORDERS
 
 BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 NAN, INF = math.nan, math.inf
@@ -24,11 +25,12 @@ LOSSLESS = ["match", "token", "traversal"]
 LOSSY = [sdk.Typical(), sdk.Relaxed(), sdk.Lenient(2.0), sdk.Synthetic(0.7)]
 
 
-def plain_law(row, temperature, top_k, top_p, min_p):
+def plain_law(row, temperature, top_k, top_p, min_p, order):
     """The same law in loops, token by token."""
     p = np.exp((np.array(row) - max(row)) / temperature)
     p /= p.sum()
-    kept = [x for x in range(len(row)) if p[x] >= min_p * max(p)]
+    likely = [x for x in range(len(row)) if p[x] >= min_p * max(p)]
+    kept = likely if order == "min_p_first" else list(range(len(row)))
     if top_k >= 1:
         last = sorted((row[x] for x in kept), reverse=True)[: int(top_k)][-1]
         kept = [x for x in kept if row[x] >= last]
@@ -36,6 +38,7 @@ def plain_law(row, temperature, top_k, top_p, min_p):
     mass = {x: sum(p[y] for y in kept if row[y] > row[x]) for x in kept}
     if top_p < 1:
         kept = [x for x in kept if mass[x] < top_p * total or row[x] == best]
+    kept = [x for x in kept if x in likely]
     out = np.zeros(len(row))
     out[kept] = p[kept] / p[kept].sum()
     return out
@@ -47,10 +50,12 @@ def plain_law(row, temperature, top_k, top_p, min_p):
     st.sampled_from([-1, 0, 1, 2, 3, 100]),
     st.sampled_from([0.0, 0.1, 0.55, 0.9, 1.0]),
     st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+    st.sampled_from(ORDERS),
 )
-def test_law_is_what_is_written(row, temperature, top_k, top_p, min_p):
-    p = law(torch.tensor(row, dtype=torch.float64), SamplingParams(temperature, top_k, top_p, min_p))
-    np.testing.assert_allclose(p.numpy(), plain_law(row, temperature, top_k, top_p, min_p), atol=1e-12)
+def test_law_is_what_is_written(row, temperature, top_k, top_p, min_p, order):
+    params = (temperature, top_k, top_p, min_p, order)
+    p = law(torch.tensor(row, dtype=torch.float64), SamplingParams(*params))
+    np.testing.assert_allclose(p.numpy(), plain_law(row, *params), atol=1e-12)
 
 
 def test_min_p_comes_before_top_k_and_top_p():
@@ -59,6 +64,97 @@ def test_min_p_comes_before_top_k_and_top_p():
     np.testing.assert_allclose(cut.numpy(), [0.625, 0.375, 0, 0], atol=1e-12)
     after = law(row, SamplingParams(top_k=3, top_p=0.53))  # 0.5 / 0.95 = 0.526 < 0.53
     np.testing.assert_allclose(after.numpy(), [0.625, 0.375, 0, 0], atol=1e-12)
+
+
+def test_min_p_last_comes_after_top_k_and_top_p():
+    row = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    for top_k, top_p, first, last in (
+        (0, 0.55, [1, 0, 0, 0], [4 / 7, 3 / 7, 0, 0]),  # 0.4 / 0.7 >= 0.55 > 0.4
+        (3, 0.5, [1, 0, 0, 0], [4 / 7, 3 / 7, 0, 0]),  # 0.4 / 0.9 < 0.5
+        (1, 1.0, [1, 0, 0, 0], [1, 0, 0, 0]),
+        (0, 1.0, [4 / 7, 3 / 7, 0, 0], [4 / 7, 3 / 7, 0, 0]),
+    ):
+        for order, expected in zip(ORDERS, (first, last), strict=True):
+            p = law(row, SamplingParams(1.0, top_k, top_p, 0.6, order))
+            np.testing.assert_allclose(p.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_min_p_last_is_the_order_of_transformers(backend):
+    """Rows without ties. Of a backend the log-probabilities of many draws show the law."""
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    g = torch.Generator().manual_seed(4)
+    unlike = 0
+    for trial in range(80):
+        rows = torch.randn(1, 40, generator=g).double()
+        temperature, top_k = (0.5, 0.8, 1.3)[trial % 3], (2, 8, 20, 40)[trial % 4]
+        top_p, min_p = (0.3, 0.7, 0.9, 0.99)[trial // 2 % 4], (0.05, 0.2, 0.4, 0.7)[trial // 3 % 4]
+        scores = rows
+        for warper in (
+            warpers.TemperatureLogitsWarper(temperature),
+            warpers.TopKLogitsWarper(top_k),
+            warpers.TopPLogitsWarper(top_p),
+            warpers.MinPLogitsWarper(min_p),
+        ):
+            scores = warper(None, scores)
+        params = SamplingParams(temperature, top_k, top_p, min_p, "min_p_last")
+        expected = scores[0].softmax(-1)
+        if backend is None:
+            np.testing.assert_allclose(law(rows[0], params).numpy(), expected.numpy(), atol=1e-12)
+            unlike += not torch.allclose(law(rows[0], params._replace(order=ORDERS[0])), expected)
+        else:
+            logits = rows.float().expand(5, -1).contiguous()
+            tokens, logprobs = sdk.sample(logits, params, **keys(5), return_logprobs=True, backend=backend)
+            torch.testing.assert_close(logprobs.double(), expected[tokens].log(), rtol=1e-5, atol=1e-5)
+    assert backend or unlike > 5
+
+
+@on_every_backend
+def test_children_are_drawn_from_the_law_of_either_order(backend):
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    for order, likeliest in zip(ORDERS, ([0, -1, -1], [0, 1, -1]), strict=True):
+        params = SamplingParams(top_p=0.55, min_p=0.6, order=order)
+        for method in ("top_k", "without_replacement"):
+            tokens, _, scores = sdk.sample_children(
+                logits, 3, method=method, sampling=params, backend=backend
+            )
+            assert sorted(tokens[0].tolist()) == sorted(likeliest)
+            kept = len(likeliest) - likeliest.count(-1)
+            assert math.isclose(float(scores[0, :kept].exp().sum()), 1.0, rel_tol=1e-5)
+
+
+@on_every_backend
+@pytest.mark.parametrize("rule", LOSSLESS)
+def test_verify_takes_each_law_in_its_own_order(backend, rule):
+    """Token 1 has probability under one order alone, as a target's and as a draft's."""
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(80, 2, 4).contiguous()
+    tree = sdk.DraftTree.chain(torch.ones(40, 1, dtype=torch.int64))
+    first, last = (SamplingParams(top_p=0.55, min_p=0.6, order=order) for order in ORDERS)
+    for sampling, draft_sampling in ((first, first), (first, last), (last, first), (last, last)):
+        verified = sdk.verify(
+            logits[:40], tree, logits[:40, :1], sampling=sampling, draft_sampling=draft_sampling, rule=rule,
+            **keys(40), backend=backend,
+        )  # fmt: skip
+        assert set(verified.tokens[:, 0].tolist()) == (
+            {0} if sampling is first else {0, 1} if rule == "match" else {1}
+        )
+        told = rule != "match" and draft_sampling is first
+        assert set(verified.status.tolist()) == {int(Status.IMPOSSIBLE) if told else 0}
+
+
+@on_every_backend
+def test_a_padding_token_thins_the_law_of_its_later_siblings_under_lenient(backend):
+    q = torch.tensor([0.1, 0.0, 0.9]).log().expand(400, -1)
+    p = torch.tensor([0.5, 0.5]).log().expand(400, -1)
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 2, 0, -1]] * 100),
+        torch.tensor([[-1, 0, 0, 0]] * 100),
+        proposals=Proposal.WITHOUT_REPLACEMENT,
+    )
+    given = dict(rule=sdk.Lenient(1.0), **keys(100), backend=backend)
+    verified = sdk.verify(p, tree, q, draft_sampling="logprobs", **given)
+    expected = [coin(b, 0, 2) < 0.5 for b in range(100)]  # Q = 0.1 / (1 - 0.9)
+    assert (verified.num_accepted == 1).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -411,7 +507,8 @@ def test_trace_speaks_of_rows_of_the_batch():
     module.verify(
         torch.zeros(4, 2), tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, None, None,
         torch.tensor([[0.8, 0.2], [0.0, 0.0], [0.75, 0.25], [0.0, 0.0]]).log(), None, None, None,
-        [1.0, 0.0, 1.0, 0.0], [], [1.0, 0.0, 1.0, 0.0], [], True, "token", [], torch.zeros(2).long(),
-        torch.zeros(2).long(), None, grid[0], line[0], line[1], grid[1], None, line[2], trace=trace,
+        [1.0, 0.0, 1.0, 0.0, 0.0], [], [1.0, 0.0, 1.0, 0.0, 0.0], [], True, "token", [],
+        torch.zeros(2).long(), torch.zeros(2).long(), None, grid[0], line[0], line[1], grid[1], None, line[2],
+        trace=trace,
     )  # fmt: skip
     np.testing.assert_allclose(trace.thresholds.numpy(), [NAN, 1.0, NAN, 2 / 3], rtol=1e-7)

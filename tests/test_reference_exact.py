@@ -10,6 +10,7 @@ import inspect
 import math
 from functools import partial
 
+import impossible
 import pytest
 import torch
 from exact import Case, Decisions, distance, emitted, outcomes
@@ -17,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+import specdec_kernels as sdk
+from specdec_kernels import Status
 from specdec_kernels.reference.request import Request, Trace, Tree, ratio
 from specdec_kernels.tree import Proposal
 
@@ -281,6 +284,69 @@ REQUESTS = [
 @pytest.mark.parametrize("cls, name", REQUESTS)
 def test_misread_proposal_is_refused(cls, name, rule):
     assert distance(CASES[name], emitted(CASES[name], rule, cls=cls)[0]) > FAR
+
+
+class CountsNoRemoved(Request):
+    """Duplicates of what was removed are taken for possible."""
+
+    def removed(self, child):
+        return []
+
+
+class NotesPoints(Request):
+    """A POINT child's token has to be possible too."""
+
+    def proposal_law(self, child):
+        q = self.draft(self.tree.parents[child])
+        x = self.token(child)
+        if q is not None and x < self.vocab_size and not q[x] > 0:
+            self.status |= Status.IMPOSSIBLE
+        return super().proposal_law(child)
+
+
+class NotesPadding(Request):
+    """A token beyond the vocabulary has to be possible too."""
+
+    def proposal_law(self, child):
+        q = self.draft(self.tree.parents[child])
+        if q is not None and self.token(child) >= self.vocab_size:
+            self.status |= Status.IMPOSSIBLE
+        return super().proposal_law(child)
+
+
+class NotesUntested(Request):
+    """All children of a node that was looked at, tested or not."""
+
+    def target(self, node):
+        for child in self.children(node):
+            self.proposal_law(child)
+        return super().target(node)
+
+
+@pytest.mark.parametrize("cls", [Request, CountsNoRemoved, NotesPoints, NotesPadding, NotesUntested])
+def test_mistaken_notes_of_impossible_drafts_are_refused(monkeypatch, cls):
+    monkeypatch.setattr(rules, "Request", cls)
+    for rule in ("token", "traversal"):
+        told = impossible.told(sdk.verify(**impossible.batch(), rule=rule, backend="reference"))
+        assert (told == impossible.expected(rule)) == (cls is Request)
+
+
+@pytest.mark.parametrize("rule", [rules.token, rules.traversal, partial(rules.lenient, factor=2.0)])
+@pytest.mark.parametrize(
+    "name", ["without_replacement", "bushy_mixed", "zeros", "padded_hybrid", "links_hybrid"]
+)
+def test_no_honest_draft_is_called_impossible(name, rule):
+    """In no outcome of any draft; tokens drawn after nothing was left are left out."""
+    case = CASES[name]
+    for tokens, _ in case.drafts():
+        requests = []
+
+        def make(noise, tokens=tokens, requests=requests):
+            requests.append(case.request(tokens, noise))
+            return requests[-1]
+
+        assert list(outcomes(rule, make))
+        assert not any(request.status for request in requests), tokens
 
 
 def target_only(request):

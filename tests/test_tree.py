@@ -274,6 +274,26 @@ def test_malformed_paths_are_refused(paths):
         DraftTree.from_paths(torch.zeros((1, 3), dtype=torch.int64), paths)
 
 
+@pytest.mark.parametrize(
+    "paths, got",
+    [
+        ([(0,), (2,)], r"got \(2,\) at node 2 of every request, no \(1,\)"),
+        ([(1,), (2,)], r"got \(1,\) at node 1 of every request, no \(0,\)"),
+        ([(0,), (0, 1)], r"got \(0, 1\) at node 2 of every request, no \(0, 0\)"),
+        ([(0,), (-1,)], r"got \(-1,\) at node 2"),
+    ],
+)
+def test_gaps_between_the_ranks_of_siblings_are_refused(paths, got):
+    rule = "from_paths: paths must rank the children of a node 0, 1, 2, ... without a gap"
+    with pytest.raises(ValueError, match=f"{rule}, {got}"):
+        DraftTree.from_paths(torch.zeros((1, 3), dtype=torch.int64), paths)
+
+
+def test_siblings_are_verified_in_the_order_of_their_paths():
+    tree = DraftTree.from_paths(torch.tensor([[-1, 5, 6]]), [(1,), (0,)])
+    assert tree.first_child.tolist()[0] == 1 and tree.next_sibling.tolist() == [-1, 2, -1]
+
+
 def test_unknown_proposals_are_refused():
     tokens, parents = torch.zeros((1, 3), dtype=torch.int64), torch.tensor([[-1, 0, 0]])
     with pytest.raises(

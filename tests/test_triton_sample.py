@@ -7,6 +7,7 @@ import torch
 
 import ptx_emulator
 import specdec_kernels as sdk
+from specdec_kernels.sampling import ORDERS
 
 # No multiples of 16, which would compile anew, to wider loads.
 VOCABS = (2, 31, 200, 1500, 5000)
@@ -44,13 +45,14 @@ def random_sampling(g, form):
         return sdk.SamplingParams(temperature)
     if form == "numbers":
         return sdk.SamplingParams(
-            pick(0.8, 1.3), pick(0, 3, 40), pick(1.0, 0.9, 0.5), pick(0.0, 0.05, 0.001, 1.0)
+            pick(0.8, 1.3), pick(0, 3, 40), pick(1.0, 0.9, 0.5), pick(0.0, 0.05, 0.001, 1.0), pick(*ORDERS)
         )
     return sdk.SamplingParams(
         temperature,
         torch.randint(-1, 60, (BATCH,), generator=g) * some(),
         torch.where(some(), rand(0.1, 1.1), 1.0),
         torch.where(some(), 0.0, rand(0.0, 0.2)),
+        pick(*ORDERS),
     )
 
 
@@ -102,11 +104,13 @@ def test_cuts_agree_where_values_tie(dtype):
             top_k=(0, 1, 5, 100, 2000, vocab - 1)[trial % 6],
             top_p=(1.0, 0.77, 0.0, 0.31)[trial // 2 % 4],
             min_p=(0.0, 0.013, 1.0)[trial % 3],
+            order=ORDERS[trial // 12],
         )
         per_request = sdk.SamplingParams(
             *(torch.full((BATCH,), float(value)) for value in sampling[:1]),
             torch.full((BATCH,), int(sampling.top_k)),
-            *(torch.full((BATCH,), float(value)) for value in sampling[2:]),
+            *(torch.full((BATCH,), float(value)) for value in sampling[2:4]),
+            sampling.order,
         )
         check_agreement(logits, per_request, seed=trial)
 
@@ -131,6 +135,7 @@ def test_wide_cuts_agree(dtype):
     )
     for seed in range(3):
         check_agreement(logits, rows, seed=seed)
+    check_agreement(logits, rows._replace(min_p=torch.tensor([2e-3] * 8), order="min_p_last"))
 
 
 @pytest.mark.parametrize(

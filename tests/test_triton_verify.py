@@ -6,6 +6,7 @@ would compile anew, to wider loads.
 
 from __future__ import annotations
 
+import impossible
 import pytest
 import torch
 from cases import RULES, both_with_traces, random_case, shared_form
@@ -15,6 +16,7 @@ from test_invariance import same, uniform_case
 
 import ptx_emulator
 import specdec_kernels as sdk
+from specdec_kernels.children import METHODS
 
 VOCABS = (69, 203, 1501)
 
@@ -61,6 +63,20 @@ def test_results_thresholds_and_masses_agree(rule):
 @pytest.mark.parametrize("rule, form", [("token", "vocab"), ("traversal", "logprobs")])
 def test_forms_of_the_draft_agree(rule, form):
     assert sum(check_agreement(arguments, rule, seed) for seed, arguments in cases(form, 8, 100)) > 10
+
+
+@pytest.mark.parametrize("rule", impossible.RULES, ids=name)
+def test_status_of_drafts_that_cannot_have_been_drawn(rule):
+    (ours, _), (reference, _) = both_with_traces(shared_form(impossible.batch()), rule, "triton")
+    assert impossible.told(ours) == impossible.expected(rule)
+    assert torch.equal(ours.tokens, reference.tokens) and torch.equal(ours.path, reference.path)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_honest_drafts_are_never_called_impossible(rule):
+    for seed, method in enumerate(METHODS):
+        (ours, _), _ = both_with_traces(shared_form(impossible.honest(seed, method)), rule, "triton")
+        assert not ours.status.any(), method
 
 
 @pytest.mark.parametrize("rule", ["match", "traversal"])

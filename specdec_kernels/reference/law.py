@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..sampling import SamplingParams
+from ..sampling import ORDERS, SamplingParams
 
-NAN, EMPTY = 1, 2
+NAN, EMPTY, IMPOSSIBLE = 1, 2, 4
 
 
-def target_law(row: Tensor, params: SamplingParams, allowed: Tensor | None) -> tuple[Tensor, int]:
+class Params(NamedTuple):
+    """The fields of `SamplingParams` as they hold for one request, out of range or not."""
+
+    temperature: float
+    top_k: float
+    top_p: float
+    min_p: float
+    order: str
+
+
+def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | None) -> tuple[Tensor, int]:
     """The target's law [V] and the bits of `Status` that its row [V] sets.
 
     NaN counts as `-inf`. A row with nothing left is the point mass at the lowest allowed token, 0 if none is.
@@ -29,7 +40,7 @@ def target_law(row: Tensor, params: SamplingParams, allowed: Tensor | None) -> t
 
 
 def draft_law(
-    row: Tensor, params: SamplingParams, is_logprobs: bool, ids: Tensor | None, vocab_size: int
+    row: Tensor, params: Params | SamplingParams, is_logprobs: bool, ids: Tensor | None, vocab_size: int
 ) -> Tensor | None:
     """The draft's law over tokens, or None where the row [Vd] counts as no row: a NaN, or nothing left.
 
@@ -47,12 +58,13 @@ def draft_law(
     return torch.nn.functional.pad(q, (0, max(vocab_size - q.numel(), 0)))
 
 
-def law(row: Tensor, params: SamplingParams) -> Tensor:
-    """Temperature, min-p, top-k, top-p on a float64 row without NaN that has an entry above `-inf`.
+def law(row: Tensor, params: Params | SamplingParams) -> Tensor:
+    """Temperature, min-p, top-k, top-p on a float64 row without NaN that has an entry above `-inf`; with
+    `min_p_last`, min-p on what the others kept.
 
     Cuts compare values, so tied tokens are kept or dropped together.
     """
-    temperature, top_k, top_p, min_p = params
+    temperature, top_k, top_p, min_p, order = params
     best = row.max()
     if not temperature > 0:
         return point(first(row == best), row.numel())
@@ -61,8 +73,9 @@ def law(row: Tensor, params: SamplingParams) -> Tensor:
         return weight / weight.sum()
     weight = torch.where(row > -math.inf, (row - best) / temperature, -math.inf).exp()
     keep = row > -math.inf
-    if min_p > 0:
-        keep &= weight >= min(min_p, 1.0)  # the largest weight is 1
+    likely = weight >= min(min_p, 1.0) if min_p > 0 else keep.clone()  # the largest weight is 1
+    if order == "min_p_first":
+        keep &= likely
     if 1 <= top_k < int(keep.sum()):
         keep &= row >= row[keep].topk(int(top_k)).values[-1]
     if top_p < 1:
@@ -72,6 +85,8 @@ def law(row: Tensor, params: SamplingParams) -> Tensor:
         greater[-1] = 0.0
         kept = (greater < top_p * mass.sum()) | (value == value[-1])
         keep[keep.clone()] = kept[index]
+    if order == "min_p_last":
+        keep &= likely
     weight = torch.where(keep, weight, 0.0)
     return weight / weight.sum()
 
@@ -94,8 +109,9 @@ def point(token: int, vocab_size: int) -> Tensor:
     return p
 
 
-def params_of(numbers: list[float], rows: list[Tensor | None], request: int) -> SamplingParams:
-    """The numbers that hold for one request."""
+def params_of(numbers: list[float], rows: list[Tensor | None], request: int) -> Params:
+    """What holds for one request."""
+    *numbers, last = numbers
     per_request = rows or [None] * len(numbers)
     values = (n if row is None else float(row[request]) for n, row in zip(numbers, per_request, strict=True))
-    return SamplingParams(*values)
+    return Params(*values, ORDERS[int(last)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..random import Purpose
 from ..tree import Proposal
-from .law import point
+from .law import IMPOSSIBLE, point
 from .random import Noise
 
 
@@ -32,11 +32,14 @@ class Trace:
             drawn: `min(1, P(x) / Q(x))` under token, the final weight under traversal.
         masses: [R] float64, what was left after the node was rejected: the sum of `[P - Q]+` under token and
             of `[w P - Q]+` under traversal.
+        impossible: [R] bool, nodes that were tested and whose token has no probability under the law of their
+            proposal.
     """
 
     def __init__(self, rows: int) -> None:
         self.thresholds = torch.full((rows,), torch.nan, dtype=torch.float64)
         self.masses = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.impossible = torch.zeros(rows, dtype=torch.bool)
 
 
 class Request:
@@ -131,16 +134,27 @@ class Request:
         return Proposal(kind)
 
     def proposal_law(self, child: int) -> Tensor:
-        """Q of a child on [0, V): the declared law of its token given its earlier siblings."""
+        """Q of a child on [0, V): the declared law of its token given its earlier siblings.
+
+        A rule asks for it once, to test the child. A token of the vocabulary to which the law gives nothing
+        cannot have been drawn as declared, and is noted.
+        """
         parent = self.tree.parents[child]
-        if self.proposal(child) == Proposal.INDEPENDENT:
-            return self.draft(parent)[: self.vocab_size]
+        if self.proposal(child) == Proposal.POINT:
+            return point(self.token(child), self.vocab_size)
+        q = self.draft(parent)
         if self.proposal(child) == Proposal.WITHOUT_REPLACEMENT:
-            rest = self.draft(parent).clone()
-            rest[[token for token in self.removed(child) if token < rest.numel()]] = 0.0
-            if rest.sum() > 0:
-                return (rest / rest.sum())[: self.vocab_size]
-        return point(self.token(child), self.vocab_size)
+            q = q.clone()
+            q[[token for token in self.removed(child) if token < q.numel()]] = 0.0
+        if self.token(child) < self.vocab_size and not q[self.token(child)] > 0:
+            self.status |= IMPOSSIBLE
+            if self._trace is not None:
+                self._trace.impossible[self._start + child] = True
+        if self.proposal(child) == Proposal.INDEPENDENT:
+            return q[: self.vocab_size]
+        if q.sum() > 0:
+            return (q / q.sum())[: self.vocab_size]
+        return point(self.token(child), self.vocab_size)  # nothing it could have been drawn from
 
     def removed(self, child: int) -> list[int]:
         """What a child drawn without replacement could not be: all its POINT siblings and its earlier kin."""

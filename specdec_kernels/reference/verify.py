@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..random import Purpose
 from ..rules import LOSSLESS
-from ..sampling import SamplingParams
-from .law import allowed_tokens, draft_law, params_of, target_law
+from .law import Params, allowed_tokens, draft_law, params_of, target_law
 from .random import Noise
 from .request import Request, Trace, Tree, ratio
 
@@ -213,7 +212,7 @@ def verify(
 
 
 def _target(
-    logits: Tensor, bitmask: Tensor | None, params: SamplingParams, start: int, node: int
+    logits: Tensor, bitmask: Tensor | None, params: Params, start: int, node: int
 ) -> tuple[Tensor, int]:
     row, vocab_size = start + node, logits.shape[-1]
     allowed = None if bitmask is None else allowed_tokens(bitmask[row].cpu(), vocab_size)
@@ -225,7 +224,7 @@ def _draft(
     logits: Tensor | None,
     rows: Tensor | None,
     ids: Tensor | None,
-    params: SamplingParams,
+    params: Params,
     is_logprobs: bool,
     vocab_size: int,
     request: int,

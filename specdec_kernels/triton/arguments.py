@@ -51,6 +51,7 @@ class Sampling(NamedTuple):
     top_k: tl.tensor
     top_p: tl.tensor
     min_p: tl.tensor
+    min_p_last: tl.tensor  # 1 = after top-k and top-p, 0 = before
     temperatures: tl.tensor
     top_ks: tl.tensor
     top_ps: tl.tensor
@@ -64,6 +65,10 @@ class Params(NamedTuple):
     top_k: tl.tensor
     top_p: tl.tensor
     min_p: tl.tensor
+    min_p_last: tl.tensor
+
+
+PARAMS = len(Params._fields)
 
 
 class Request(NamedTuple):
@@ -121,7 +126,7 @@ def compiler_options(cuts: bool) -> dict[str, int]:
 
 def may_cut(sampling: Sampling) -> bool:
     numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
-    return numbers or any(values is not None for values in sampling[5:])
+    return numbers or any(values is not None for values in sampling[PARAMS + 1 :])
 
 
 def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
@@ -140,6 +145,7 @@ def params_of(sampling, request):
         number_of(sampling.top_ks, sampling.top_k, request),
         number_of(sampling.top_ps, sampling.top_p, request),
         number_of(sampling.min_ps, sampling.min_p, request),
+        tl.cast(sampling.min_p_last, tl.float32),
     )
 
 
@@ -151,7 +157,9 @@ def save_params(words, params):
 
 @triton.jit
 def load_params(words):
-    return Params(tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3))
+    return Params(
+        tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3), tl.load(words + 4)
+    )
 
 
 @triton.jit

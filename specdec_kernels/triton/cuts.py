@@ -1,8 +1,11 @@
 """Min-p, top-k and top-p of a row as one threshold on the score, found by one program.
 
-    cut, mass = row_cut(row_ptr, size, bitmask_ptr, bins_ptr, slope, max, mass, top_k, top_p, min_p, TILE)
+    cut, mass = row_cut(
+        row_ptr, size, bitmask_ptr, bins_ptr, slope, max, mass, top_k, top_p, min_p, min_p_last, TILE
+    )
 
-Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept or dropped together.
+Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept or dropped together. Min-p
+comes first, or with `min_p_last` > 0 last.
 
 - One pass lists the three largest scores of each of TILE groups (tokens equal modulo TILE); the largest of
   the groups' fourth ones is the floor. No score above the floor is missing from the list, so a threshold
@@ -11,7 +14,7 @@ Kept are the scores x >= cut, of that mass. Cuts go by value, so ties are kept o
   Their bins are integers in global memory, so no order of adding matters.
 
 Reads of the row: 1 for min-p alone and for thresholds above the floor; for others see `_narrow`, and 1 before
-it where a list was made.
+it where a list was made. Where min-p comes last and drops some of what the others kept, 1 more.
 """
 
 from __future__ import annotations
@@ -37,16 +40,17 @@ def row_cut(
     row_ptr, size, bitmask_ptr,
     bins_ptr,  # [BINS] int64, this program's own
     slope, max, mass,  # of the row; max is finite
-    top_k, top_p, min_p,
+    top_k, top_p, min_p, min_p_last,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    cut = tl.full([], float("-inf"), tl.float32)
+    likely = tl.full([], float("-inf"), tl.float32)
     if min_p > 0:
-        cut = max + tl.where(min_p < 1, log(tl.clamp(min_p, 1e-37, 1.0)) * LOG2E / slope, 0.0)
+        likely = max + tl.where(min_p < 1, log(tl.clamp(min_p, 1e-37, 1.0)) * LOG2E / slope, 0.0)
+    cut = tl.where(min_p_last > 0, float("-inf"), likely)
     # What is still to be done, and whether `mass` is that of the scores >= cut.
     counting = (top_k >= 1) & (top_k < size)
     summing = top_p < 1
-    known = (min_p > 0) == 0
+    known = cut == float("-inf")
     fewest = tl.where(counting, top_k, top_p * mass)  # scores that are kept: the largest has the weight 1
     if (counting | summing) & (fewest <= _MOST_LISTED):
         a, b, c, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
@@ -75,7 +79,11 @@ def row_cut(
         cut, mass = _narrow(
             row_ptr, size, bitmask_ptr, bins_ptr, cut, slope, max, top_k, top_p, counting, summing
         )
-    elif known == 0:
+        known = known | True
+    if likely > cut:  # only where min-p comes last
+        cut = likely
+        known = known & False
+    if known == 0:
         mass = _mass(row_ptr, size, bitmask_ptr, slope, max, cut, TILE)
     return cut, mass
 

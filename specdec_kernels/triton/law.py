@@ -20,6 +20,7 @@ from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slop
 
 NAN = tl.constexpr(1)  # bits of Status
 EMPTY = tl.constexpr(2)
+IMPOSSIBLE = tl.constexpr(4)
 
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -161,7 +162,7 @@ def _merge(maxima, masses, slope):
 def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.constexpr):
     cut, kept = row_cut(
         row_ptr, size, bitmask, bins, slope, top, mass.to(tl.float32),
-        params.top_k, params.top_p, params.min_p, TILE,
+        params.top_k, params.top_p, params.min_p, params.min_p_last, TILE,
     )  # fmt: skip
     return cut, kept.to(tl.float64)
 

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .arguments import bitmask_row, draft_row, drawn_from, load_params, target_row
 from .law import (
+    IMPOSSIBLE,
     Law,
     draft_law,
     draft_scores,
@@ -180,8 +181,8 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
 
 @triton.jit
 def tested(target, draft, tree, parent, node, state, key, token, proposal):
-    """P(token) and Q(token) of a child, to be asked in sibling order; and the state with the child under
-    test."""
+    """P(token) and Q(token) of a child, to be asked in sibling order; the state with the child under test;
+    and the status bits that it sets."""
     tokens = tl.full([1], 0, tl.int64) + token
     p = tl.sum(target_p(target, node, tokens, tokens >= 0))
     q = tl.sum(draft_q(draft, target.vocab, node, tokens, tokens >= 0))
@@ -205,6 +206,7 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
     left = tl.where(rejected > 0, 0.0, left)
     factor = tl.full([], 0.0, tl.float64)
     dry = state.dry
+    status = tl.full([], 0, tl.int32)
     if not is_point(node, proposal):
         if proposal == INDEPENDENT:
             factor += 1.0
@@ -214,8 +216,9 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
                 factor = 1.0 / remaining
             else:  # nothing it could have been drawn from
                 dry = tl.minimum(dry, key)
+        status = tl.where((q > 0) | (token >= target.vocab), 0, IMPOSSIBLE)
     state = Residual(state.a, state.b, state.b_point, state.since, state.last, dry, factor)
-    return left, tl.where(factor > 0, factor * q, 1.0), state
+    return left, tl.where(factor > 0, factor * q, 1.0), state, status
 
 
 @triton.jit

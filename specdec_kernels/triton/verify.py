@@ -9,7 +9,17 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
-from .arguments import NO_DRAFT, Draft, compiler_options, layout, may_cut, sampling_of, scratch_of, target_of
+from .arguments import (
+    NO_DRAFT,
+    PARAMS,
+    Draft,
+    compiler_options,
+    layout,
+    may_cut,
+    sampling_of,
+    scratch_of,
+    target_of,
+)
 from .cuts import BINS
 from .draw import GOAL, draw_kernel
 from .launch import verify_launch
@@ -56,7 +66,7 @@ def verify(
         target_logits.device,
         rows * sides * launch.padded_splits * RESULT,
         sides,
-        params=requests * 4,
+        params=requests * PARAMS,
         visits=rows * VISIT,
         nodes=rows,
         ranks=rows if first_child is not None else 0,

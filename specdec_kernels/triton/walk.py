@@ -10,7 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import Params, Request, bitmask_row, has_cuts, load_params, params_of, save_params, target_row
+from .arguments import (
+    PARAMS,
+    Params,
+    Request,
+    bitmask_row,
+    has_cuts,
+    load_params,
+    params_of,
+    save_params,
+    target_row,
+)
 from .cuts import BINS, row_cut
 from .draw import GOAL as _GOAL_WORDS
 from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
@@ -36,6 +46,7 @@ from .tree import (
 
 VISIT = 32  # float64 words of a node on the way
 _VISIT = tl.constexpr(VISIT)
+_PARAMS = tl.constexpr(PARAMS)
 _GOAL = tl.constexpr(_GOAL_WORDS)
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -88,11 +99,11 @@ def walk_kernel(
         out_logprobs = out_logprobs_ptr + b * width
     depth = tl.full([], -1, tl.int32)
     if count > 0:
-        params = (scratch.words + scratch.params).to(tl.pointer_type(tl.float32)) + b * 8
+        params = (scratch.words + scratch.params).to(tl.pointer_type(tl.float32)) + b * (2 * _PARAMS)
         save_params(params, params_of(sampling, b))
-        save_params(params + 4, params_of(draft_sampling, b))
+        save_params(params + _PARAMS, params_of(draft_sampling, b))
         request = Request(
-            b, first.to(tl.int64), params, params + 4, draft_count,
+            b, first.to(tl.int64), params, params + _PARAMS, draft_count,
             seeds_ptr + b, positions_ptr + b,
             (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS,
         )  # fmt: skip
@@ -276,7 +287,8 @@ def _token(
             word = tl.load(tree.nodes + child)
             token = token_of(word)
             proposal = proposal_of(word)
-            left, q, state = tested(target, draft, tree, index, node, state, key, token, proposal)
+            left, q, state, found = tested(target, draft, tree, index, node, state, key, token, proposal)
+            status |= found
             if trace_thresholds is not None:
                 tl.store(trace_thresholds + child, _ratio(left, q))
             if _coin(request, child).to(tl.float64) * q < left:
@@ -475,9 +487,10 @@ def _traversal(
                 child = tl.minimum(node_of(key), tree.count - 1)
                 following = next_child(tree, index, key)
                 word = tl.load(tree.nodes + child)
-                left, q, state = tested(
+                left, q, state, found = tested(
                     target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
                 )
+                status |= found
                 down = _ratio(w * left, q)
                 _save_visit(visit, w, left, key, following, loaded)
                 _save_node(visit, node, state)
@@ -547,7 +560,7 @@ def _lossy(
                 # At temperature 0 the law at temperature 1 is tested.
                 params = load_params(request.params)
                 temperature = tl.where(params.temperature > 0, params.temperature, 1.0)
-                testing = Params(temperature, params.top_k, params.top_p, params.min_p)
+                testing = Params(temperature, params.top_k, params.top_p, params.min_p, params.min_p_last)
                 law, found = target_law(
                     target, scratch, row, testing, request.bins, CUTS, SPLIT, SPLITS, TILE
                 )
@@ -566,7 +579,7 @@ def _lossy(
                         score_bar, _ = row_cut(
                             target_row(target, row), target.vocab, bitmask_row(target, row), request.bins,
                             law.slope, law.top, law.mass.to(tl.float32),
-                            value0.to(tl.float32), one, 0.0 * one, TILE,
+                            value0.to(tl.float32), one, 0.0 * one, 0.0 * one, TILE,
                         )  # fmt: skip
             while key >= 0:
                 child = node_of(key)
@@ -580,7 +593,10 @@ def _lossy(
                         rate = tl.where(depth == i, RATES[i], rate)
                     passes = passes & (u < rate)
                 elif RULE == "lenient":
-                    p, q, _ = tested(target, draft, tree, index, node, whole(), key, token, proposal_of(word))
+                    p, q, _, found = tested(
+                        target, draft, tree, index, node, whole(), key, token, proposal_of(word)
+                    )
+                    status |= found
                     passes = passes & (u.to(tl.float64) * q / value0 < p)
                 else:
                     x = target_scores(target, row, token, passes)

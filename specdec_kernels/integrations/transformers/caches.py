@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...commit import commit_kv
+from ...errors import bad_value
 from ...tree import DraftTree
 from .model import Target
 
@@ -364,6 +365,56 @@ class Alone:
 KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions
 NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
 FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+
+
+def taken(
+    cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], operation: str
+) -> list[CachedText | None]:
+    """What a cache of transformers has read of texts that are padded on the left."""
+    length = int(cache.get_seq_length()) if len(cache.layers) else 0
+    if not length:
+        return [None] * len(texts)
+    if not croppable(cache):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
+        bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
+    found = []
+    for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
+        layers = []
+        for layer in cache.layers:
+            rows = {}
+            for name in KEPT:
+                if _filled(value := getattr(layer, name, None)):
+                    if value.shape[0] != len(texts):
+                        bad_value(operation, "cache", f"must hold B = {len(texts)} texts", value.shape[0])
+                    rows[name] = value[row : row + 1].narrow(value.dim() - 2, pad, max(length - pad, 0))
+            rest = {name: value for name, value in vars(layer).items() if name not in rows}
+            layers.append((type(layer), rest, rows))
+        found.append(CachedText(list(text[: max(length - pad, 0)]), layers))
+    return found
+
+
+def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
+    """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
+    if any(each is None for each in cached):
+        return None
+    if not isinstance(cached[0].state, list):
+        return cached[0].state if len(cached) == 1 else None
+    if cache is None:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+    longest = max(pad + len(each.tokens) for each, pad in zip(cached, pads, strict=True))
+    restored(cache, ({}, [(kind, dict(rest)) for kind, rest, _ in cached[0].state]))
+    for number, layer in enumerate(cache.layers):
+        for name, like in cached[0].state[number][2].items():
+            shape = list(like.shape)
+            dim = len(shape) - 2
+            shape[0], shape[dim] = len(cached), longest
+            whole = like.new_zeros(shape)
+            for row, each, pad in zip(whole, cached, pads, strict=True):
+                row.narrow(dim - 1, pad, len(each.tokens)).copy_(each.state[number][2][name][0])
+            setattr(layer, name, whole)
+    return cache
 
 
 def _common(cached: CachedText | None, text: Sequence[int]) -> int:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ...errors import bad_value
-from .options import check_options
+from .generate import decode, streamers_of
+from .model import Target
+from .options import check_options, lookup
 from .processing import prepared, stop_string_criterion
 from .prompts import prompts
 from .results import model_output, sequences
@@ -53,6 +55,7 @@ def custom_generate(
         `model.generate(ids, custom_generate=custom_generate(partial(ngram_draft, num_draft=8)))` writes what
         `model.generate(ids)` writes.
     """
+    operation = "custom_generate"
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TypeError(f"custom_generate: unknown options {unknown}; there are {sorted(OPTIONS)}")
@@ -66,44 +69,51 @@ def custom_generate(
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        check_options(generation_config, "custom_generate")
+        check_options(generation_config, operation)
+        aim = Target(model)
         mask = _mask(input_ids, model_kwargs)
         texts = prompts(
             input_ids,
             mask,
             target=model,
             config=generation_config,
-            vocab_size=model.get_input_embeddings().num_embeddings,
-            operation="custom_generate",
+            vocab_size=aim.vocab_size,
+            operation=operation,
         )
         criteria = list(stopping_criteria)
         if stop_strings is not None:
-            criteria.append(stop_string_criterion(tokenizer, stop_strings, "custom_generate"))
+            criteria.append(stop_string_criterion(tokenizer, stop_strings, operation))
         rules = prepared(
             input_ids,
             logits_processor,
             criteria,
             do_sample=bool(generation_config.do_sample),
-            device=model.get_input_embeddings().weight.device,
-            operation="custom_generate",
+            device=aim.device,
+            operation=operation,
         )
         whole = bool(generation_config.return_dict_in_generate)
-        generated = run(
-            model,
-            drafter,
+        asked = {
+            "scores": generation_config.output_scores,
+            "logits": generation_config.output_logits,
+            "cache": generation_config.use_cache,
+        }
+        given = {"prefill_chunk": generation_config.prefill_chunk_size} | options
+        kept = [name for name, wanted in asked.items() if whole and wanted]
+        generated = decode(
+            aim,
             texts,
             rules,
-            config=generation_config,
-            cache=_cache(model_kwargs),
-            return_cache=whole,
-            output_scores=whole and bool(generation_config.output_scores),
-            output_logits=whole and bool(generation_config.output_logits),
-            streamer=streamer,
-            **options,
+            lookup(drafter, generation_config),
+            outputs=kept,
+            streamers=streamers_of(streamer, len(texts)),
+            operation=operation,
+            **given,
         )
         pad = generation_config._pad_token_tensor
         pad = None if pad is None else int(pad)
-        return (model_output if whole else sequences)(input_ids, generated, pad)
+        if whole:
+            return model_output(model, input_ids, mask, generated, pad)
+        return sequences(input_ids, generated, pad)
 
     return write
 
@@ -124,8 +134,10 @@ def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     """The mask of the call; what else transformers would hand to the model must ask for nothing."""
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
-    served = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", *_CACHES}
+    served = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
     for name, value in model_kwargs.items():
+        if name in _CACHES and not getattr(value, "_is_user_defined", False):
+            continue  # made by transformers for this call, and empty
         if name not in served and value is not None and value is not False:
             bad_value("custom_generate", name, "must be None", type(value).__name__)
     places = model_kwargs.get("position_ids")
@@ -135,9 +147,3 @@ def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
             rule = "must number the tokens that attention_mask keeps from 0"
             bad_value("custom_generate", "position_ids", rule, "others")
     return mask
-
-
-def _cache(model_kwargs: dict[str, Any]) -> Any:
-    """The caller's own cache; one that transformers has made for the call is empty and not needed."""
-    found = next((model_kwargs[name] for name in _CACHES if model_kwargs.get(name) is not None), None)
-    return found if getattr(found, "_is_user_defined", False) else None

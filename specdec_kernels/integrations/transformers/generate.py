@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -18,7 +20,7 @@ from ...verify import Status, verify
 from .caches import Alone, CachedText, Together
 from .drafts import Drafting
 from .model import Target
-from .options import configuration
+from .options import configuration, lookup
 from .probe import verdict
 from .processing import Processing, processing
 from .prompts import prompts
@@ -46,6 +48,7 @@ def generate(
     seeds: Tensor | int | None = None,
     num_return_sequences: int | None = None,
     budget: Budget | bool | None = True,
+    serve: str | None = None,
     cache: Sequence[CachedText | None] | None = None,
     prefill_chunk: int | None = None,
     outputs: Collection[str] = (),
@@ -84,6 +87,8 @@ def generate(
             each prompt, seeds for each text.
         budget: how much of a draft is verified. True: as much as pays, by the time that steps take. A
             `Budget`: the same with given costs and without a clock. False or None: all.
+        serve: "trees", "chains", "one by one" or "whole text", in place of what `explain_model` found; no
+            more than that, unless it is unproved.
         cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
             is not read again.
         prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
@@ -125,7 +130,7 @@ def generate(
         stop_tokens=_each(stop_tokens, times),
         stop_strings=_each(stop_strings, times),
         tokenizer=tokenizer,
-        max_new_tokens=_each(max_new_tokens, times),
+        max_new_tokens=_each(max_new_tokens, times, shared=False),
     )
     unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
     if isinstance(outputs, str) or unknown:
@@ -133,21 +138,23 @@ def generate(
         bad_value(
             "generate", "outputs", rule_of, repr(outputs) if isinstance(outputs, str) else sorted(unknown)
         )
+    asked = {"scores": config.output_scores, "logits": config.output_logits}
     return decode(
         aim,
         texts,
         process,
-        drafter,
+        lookup(drafter, config),
         draft_sampling=_each(draft_sampling, times),
         draft_vocab=draft_vocab,
         rule=rule,
         seeds=seeds,
         budget=budget,
+        serve=serve,
         cache=cache,
-        prefill_chunk=prefill_chunk,
-        outputs=outputs,
+        prefill_chunk=config.prefill_chunk_size if prefill_chunk is None else prefill_chunk,
+        outputs={*outputs, *(name for name, wanted in asked.items() if wanted)},
         on_tokens=on_tokens,
-        streamers=_streamers(streamer, len(texts)),
+        streamers=streamers_of(streamer, len(texts)),
         backend=backend,
     )
 
@@ -163,6 +170,7 @@ def decode(
     rule: Rule = "auto",
     seeds: Tensor | int | None = None,
     budget: Budget | bool | None = True,
+    serve: str | None = None,
     cache: Sequence[CachedText | None] | None = None,
     prefill_chunk: int | None = None,
     outputs: Collection[str] = (),
@@ -181,7 +189,7 @@ def decode(
         drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
     )
     with aim.reading():
-        reader = _reader(aim, texts, process.limits, prefill_chunk, operation)
+        reader = _reader(aim, texts, process.limits, prefill_chunk, serve, operation)
         drafting.chains = not (isinstance(reader, Together) and reader.trees)
         loop = Loop(
             aim,
@@ -193,9 +201,8 @@ def decode(
             options={"draft_vocab": draft_vocab, "rule": rule, "backend": backend},
             outputs=outputs,
         )
-        drafting.reset(
-            len(texts), sampling=process.sampling, seeds=None if seeds is None else keys, rule=rule
-        )
+        drawn = process.sampling if draft_sampling is None else draft_sampling
+        drafting.reset(len(texts), sampling=drawn, seeds=keys, rule=rule)
         if cache is not None:
             reader.load(cache, texts)
         for text, stream in zip(texts, streamers, strict=False):
@@ -213,7 +220,12 @@ def decode(
 
 
 def _reader(
-    aim: Target, texts: list[list[int]], limits: list[int], chunk: int | None, operation: str
+    aim: Target,
+    texts: list[list[int]],
+    limits: list[int],
+    chunk: int | None,
+    serve: str | None,
+    operation: str,
 ) -> Together | Alone:
     """What reads these texts, or a refusal."""
     longest = max(len(text) + limit - 1 for text, limit in zip(texts, limits, strict=True))
@@ -227,11 +239,15 @@ def _reader(
         bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
     found = verdict(aim)
     if found.serves == "refused":
-        bad_value(
-            operation, "target", "must be read alike plainly and by steps", f"{aim.name}: {found.reason}"
-        )
-    if found.serves == "whole text":
-        if aim.cache_name is not None and "keeps no cache" not in found.reason:
+        rule = "must be read alike plainly and by steps"
+        bad_value(operation, "target", rule, f"{aim.name}: {found.reason}")
+    serves = found.serves if serve is None else serve
+    if serves not in SERVES:
+        bad_value(operation, "serve", f"must be {' | '.join(map(repr, SERVES))} or None", repr(serve))
+    if SERVES.index(serves) < SERVES.index(found.serves) and "unproved" not in found.reason:
+        bad_value(operation, "serve", f"must be no more than {aim.name} allows ({found})", repr(serve))
+    if serves == "whole text":
+        if serve is None and aim.cache_name is not None and "keeps no cache" not in found.reason:
             warnings.warn(
                 f"{operation}: every step reads the whole text, since the cache of {aim.name} cannot be "
                 f"trusted ({found.reason})",
@@ -239,9 +255,12 @@ def _reader(
             )
         return Alone(aim, rereads=True)
     beyond = aim.other_window()
-    if found.serves == "one by one" or (beyond is not None and longest >= beyond):
+    if serves == "one by one" or (beyond is not None and longest >= beyond):
         return Alone(aim)
-    return Together(aim, trees=found.serves == "trees")
+    return Together(aim, trees=serves == "trees")
+
+
+SERVES = ("trees", "chains", "one by one", "whole text")  # each does without something that those before have
 
 
 class Loop:
@@ -293,6 +312,7 @@ class Loop:
 
     def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any]) -> None:
         """One step of all running requests; those that are done leave."""
+        started = time.perf_counter()
         limits = self.processing.limits
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
         drafts = self.drafting.draft(self.text, self.lengths, room)
@@ -317,9 +337,12 @@ class Loop:
         new = [row[: row[-2]] for row in rows]
         paths = [row[width : width + row[-2]] for row in rows]
         self._warn([row[-1] for row in rows])
+        scores = self._scores(logits, tree, paths)
         stay, kept = [], []
         for place, request in enumerate(self.requests):
-            count, reason = self.processing.finish(request, self.written[request], new[place])
+            count, reason = self.processing.finish(
+                request, self.written[request], new[place], scores[place] if scores else None
+            )
             tokens = new[place][:count]
             self.written[request] += tokens
             kept.append(count)
@@ -332,10 +355,10 @@ class Loop:
                 stay.append(place)
             elif streamers:
                 streamers[request].end()
-        self._keep_outputs(raw, logits, verified, tree, paths, kept)
+        self._keep_outputs(raw, scores, verified, tree, paths, kept)
         if stay or self.keeps_caches:
             reader.commit(verified.path, tree, self.lengths, paths)
-        self.counts.add(tree, paths, kept)
+        self.counts.add(tree, paths, kept, time.perf_counter() - started)
         self.drafting.after(paths, kept)
         if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
@@ -386,7 +409,17 @@ class Loop:
                     rows[row] = (request, [*above[1], tokens[row]])
         return rows
 
-    def _keep_outputs(self, raw: Any, logits: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
+    def _scores(self, logits: Tensor, tree: Any, paths: list[list[int]]) -> list[Tensor] | None:
+        """Of each request the scores [n, V] of its new tokens, where they are asked for."""
+        if "scores" not in self.outputs:
+            return None
+        starts = tree.cu_nodes.tolist()
+        return [
+            self.processing.scores(logits[[starts[place] + node for node in path]].float(), request)
+            for place, (request, path) in enumerate(zip(self.requests, paths, strict=True))
+        ]
+
+    def _keep_outputs(self, raw: Any, scores: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
         """Scores, logits and log-probabilities of what was written."""
         if not self.outputs:
             return
@@ -396,7 +429,7 @@ class Loop:
             if "logits" in self.outputs:
                 self.outputs["logits"][request].append(raw[rows].float())
             if "scores" in self.outputs:
-                self.outputs["scores"][request].append(self.processing.scores(logits[rows].float(), request))
+                self.outputs["scores"][request].append(scores[place][: kept[place]])
             if "logprobs" in self.outputs:
                 self.outputs["logprobs"][request].append(verified.logprobs[place, : kept[place]].clone())
 
@@ -428,13 +461,18 @@ class Counts:
 
     def __init__(self) -> None:
         self.steps = self.drafted = self.passes = self.rows = 0
+        self.seconds = 0.0
+        self.plain: list[float] = []  # of steps that drafted nothing, for a token
         self.tested: list[int] = []
         self.accepted: list[int] = []
 
-    def add(self, tree: Any, paths: list[list[int]], kept: list[int]) -> None:
-        """A step: the paths accepted, and how many tokens of each were written."""
+    def add(self, tree: Any, paths: list[list[int]], kept: list[int], seconds: float) -> None:
+        """A step: the paths accepted, how many tokens of each were written, and the time that it took."""
         tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
         self.rows += len(tokens)
+        self.seconds += seconds
+        if len(tokens) == len(kept):
+            self.plain.append(seconds / len(kept))
         for place, (path, count) in enumerate(zip(paths, kept, strict=True)):
             start, end = ends[place], ends[place + 1]
             if start == end:
@@ -452,8 +490,16 @@ class Counts:
                 self.accepted[depth] += depth < count - 1
 
     def statistics(self) -> AcceptanceStats:
+        """Of all steps."""
         return AcceptanceStats(
-            self.steps, self.drafted, self.passes, tuple(self.tested), tuple(self.accepted)
+            self.steps,
+            self.drafted,
+            self.passes,
+            tuple(self.tested),
+            tuple(self.accepted),
+            self.seconds,
+            statistics.median(self.plain) if self.plain else 0.0,
+            self.rows,
         )
 
 
@@ -476,8 +522,8 @@ def _times(num_return_sequences: int | None, config: Any) -> int:
     return times or 1
 
 
-def _each(option: Any, times: int) -> Any:
-    """An option given for each prompt, for each text."""
+def _each(option: Any, times: int, shared: bool = True) -> Any:
+    """An option given for each prompt, for each text. A plain collection is `shared` by all, or not."""
     if times == 1 or option is None or isinstance(option, (str, int)):
         return option
     if isinstance(option, SamplingParams):
@@ -487,12 +533,12 @@ def _each(option: Any, times: int) -> Any:
     if isinstance(option, Tensor):
         return option.repeat_interleave(times, 0) if option.dim() else option
     option = list(option)
-    if option and all(isinstance(each, (int, str)) for each in option):
+    if shared and all(isinstance(each, (int, str)) for each in option):
         return option
     return [each for each in option for _ in range(times)]
 
 
-def _streamers(streamer: Any, texts: int) -> Sequence[Any]:
+def streamers_of(streamer: Any, texts: int) -> Sequence[Any]:
     if streamer is None:
         return ()
     each = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...errors import bad_type, bad_value
+from ...ngram import ngram_draft
 
 HONOURED = {
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample",
@@ -99,6 +101,14 @@ def configuration(target: Any, generation_config: Any = None, *, operation: str 
     check_options(config, operation)
     own._prepare_special_tokens(config, device=torch.device("cpu"))
     return config
+
+
+def lookup(drafter: Any, config: Any) -> Any:
+    """The drafter of a call: without one, prompt lookup where the configuration asks for it."""
+    if drafter is not None or config.prompt_lookup_num_tokens is None:
+        return drafter
+    longest = config.max_matching_ngram_size or 2
+    return partial(ngram_draft, num_draft=config.prompt_lookup_num_tokens, max_ngram=longest)
 
 
 def check_options(config: Any, operation: str) -> None:

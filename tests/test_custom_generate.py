@@ -1,0 +1,272 @@
+"""`model.generate(custom_generate=...)`: what transformers returns, whatever is drafted."""
+
+from collections import Counter
+
+import pytest
+import torch
+from gtest import g_test
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+import specdec_kernels as sdk
+
+
+def model(vocab=31, cls=LlamaForCausalLM):
+    torch.manual_seed(0)
+    if cls is GPT2LMHeadModel:
+        config = GPT2Config(vocab_size=vocab, n_embd=48, n_layer=2, n_head=4, n_positions=64)
+    else:
+        config = LlamaConfig(
+            vocab_size=vocab, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256,
+        )  # fmt: skip
+    config.initializer_range = 0.3
+    config.eos_token_id = config.bos_token_id = None
+    return cls(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+TARGET = model()
+PADDED = torch.tensor([[0, 0, 0, 5, 6, 5], [1, 2, 3, 1, 2, 3], [0, 0, 0, 0, 0, 9]])
+MASK = (PADDED != 0).long()
+
+
+def noise(text, lengths):
+    return torch.randint(0, 31, (len(lengths), 3))
+
+
+def ngrams(text, lengths):
+    return sdk.ngram_draft(text, lengths, num_draft=4)
+
+
+def trees(text, lengths):
+    """Likely continuations, since texts of small models repeat, beside others."""
+    last = [int(row[length - 1]) for row, length in zip(text, lengths, strict=True)]
+    guess = sdk.ngram_draft(text, lengths, num_draft=3).clamp_min(1).tolist()
+    tokens = [
+        t for x, (a, b, c) in zip(last, guess, strict=True) for t in (x, (a + 1) % 31, a, b, (c + 2) % 31, c)
+    ]
+    parents = [-1, 0, 0, 2, 3, 3] * len(last)
+    ends = torch.arange(len(last) + 1, dtype=torch.int32) * 6
+    return sdk.DraftTree.from_parents(torch.tensor(tokens), torch.tensor(parents), ends)
+
+
+DRAFTERS = [None, noise, ngrams, trees]
+OPTIONS = [
+    dict(),
+    dict(eos_token_id=list(range(8)), min_new_tokens=4),
+    dict(repetition_penalty=1.7, no_repeat_ngram_size=2),
+    dict(bad_words_ids=[[4]], suppress_tokens=[9], eos_token_id=3, forced_eos_token_id=3),
+    dict(
+        prefix_allowed_tokens_fn=lambda request, ids: list(range(request + 1, request + 25)), eos_token_id=2
+    ),
+    dict(encoder_repetition_penalty=2.0, exponential_decay_length_penalty=(3, 1.4), eos_token_id=7),
+    dict(num_return_sequences=2, do_sample=True, top_k=1, eos_token_id=[5, 6, 7]),
+]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_ids_are_those_of_transformers(options, drafter):
+    given = dict(attention_mask=MASK, max_new_tokens=14, pad_token_id=0) | options
+    theirs = TARGET.generate(PADDED, **given)
+    got = TARGET.generate(PADDED, custom_generate=sdk.custom_generate(drafter, budget=None), **given)
+    assert got.tolist() == theirs.tolist() and got.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("cls", [LlamaForCausalLM, GPT2LMHeadModel])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_outputs_are_those_of_transformers(cls, drafter):
+    target = model(cls=cls)
+    given = dict(
+        attention_mask=MASK, max_new_tokens=12, pad_token_id=0, eos_token_id=[3, 4, 5, 6],
+        repetition_penalty=1.3, return_dict_in_generate=True, output_scores=True, output_logits=True,
+    )  # fmt: skip
+    theirs = target.generate(PADDED, **given)
+    got = target.generate(PADDED, custom_generate=sdk.custom_generate(drafter), **given)
+    assert type(got) is type(theirs) and got.sequences.tolist() == theirs.sequences.tolist()
+    written = theirs.sequences[:, PADDED.shape[1] :]
+    kept = torch.stack([before(row, [3, 4, 5, 6]) for row in written])
+    for name in ("scores", "logits"):
+        ours, other = getattr(got, name), getattr(theirs, name)
+        assert len(ours) == len(other)
+        for step, (mine, their) in enumerate(zip(ours, other, strict=True)):
+            assert mine.shape == their.shape and mine.dtype == their.dtype
+            torch.testing.assert_close(mine[kept[:, step]], their[kept[:, step]], atol=2e-4, rtol=1e-4)
+            assert bool((mine[~kept[:, step]].argmax(-1) == 0).all())
+    transitions = target.compute_transition_scores(got.sequences, got.scores, normalize_logits=True)
+    assert bool((transitions[~kept] == 0).all()) and bool(transitions.isfinite().all())
+
+
+def before(row, stops):
+    """Which tokens a request has written itself, up to its stop token."""
+    ended = torch.isin(row, torch.tensor(stops)).cumsum(0)
+    return (ended == 0) | ((ended == 1) & torch.isin(row, torch.tensor(stops)))
+
+
+def test_the_cache_goes_on_with_the_text():
+    """Slots are columns, as in the cache of transformers."""
+    given = dict(attention_mask=MASK, max_new_tokens=9, pad_token_id=0, return_dict_in_generate=True)
+    theirs = TARGET.generate(PADDED, **given)
+    got = TARGET.generate(PADDED, custom_generate=sdk.custom_generate(ngrams), **given)
+    assert got.cache.get_seq_length() == theirs.cache.get_seq_length()
+    seen = torch.cat([MASK, torch.ones(3, 8, dtype=torch.int64)], 1) != 0
+    for mine, their in zip(got.cache.layers, theirs.cache.layers, strict=True):
+        for name in ("keys", "values"):
+            ours, other = (getattr(layer, name).transpose(1, 2)[seen] for layer in (mine, their))
+            torch.testing.assert_close(ours, other, atol=1e-4, rtol=1e-4)
+    longer = torch.cat([MASK, torch.ones(3, 9, dtype=torch.int64)], 1)
+    more = [
+        TARGET.generate(
+            out.sequences, attention_mask=longer, cache=out.cache, max_new_tokens=4, pad_token_id=0
+        )
+        for out in (theirs, got)
+    ]
+    assert more[0].tolist() == more[1].tolist()
+
+
+@pytest.mark.parametrize("rule", ["auto", "match"])
+def test_sampled_text_has_the_law_of_transformers(rule):
+    """All texts of three tokens under a penalty and cuts, with drafts and by enumeration."""
+    target = model(vocab=5)
+    prompt = torch.tensor([[1, 2, 1]])
+    given = dict(
+        max_new_tokens=3, do_sample=True, temperature=1.2, top_k=4, top_p=0.95, min_p=0.02,
+        repetition_penalty=1.3, pad_token_id=0, attention_mask=torch.ones_like(prompt),
+    )  # fmt: skip
+    texts = torch.cartesian_prod(*[torch.arange(5)] * 3)
+    forced = iter(texts.T)
+    chance = torch.ones(len(texts), dtype=torch.float64)
+
+    def follow(input_ids, scores):  # as the last processor: every row writes its own text
+        nonlocal chance
+        token = next(forced)
+        chance = chance * scores.double().softmax(-1).gather(1, token[:, None])[:, 0]
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
+
+    def enumerate_texts(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        return type(model)._sample(
+            model, input_ids, LogitsProcessorList([*logits_processor, follow]), stopping_criteria,
+            generation_config, **kwargs,
+        )  # fmt: skip
+
+    whole = dict(given, attention_mask=torch.ones(len(texts), 3, dtype=torch.int64))
+    target.generate(prompt.expand(len(texts), -1), custom_generate=enumerate_texts, **whole)
+    assert abs(float(chance.sum()) - 1) < 1e-5
+
+    def drafts(text, lengths):
+        return torch.randint(0, 5, (len(lengths), 2))
+
+    torch.manual_seed(3)
+    counts = Counter()
+    batch = dict(given, attention_mask=torch.ones(1500, 3, dtype=torch.int64))
+    for _ in range(2):
+        custom = sdk.custom_generate(drafts, rule=rule, budget=None)
+        ids = target.generate(prompt.expand(1500, -1), custom_generate=custom, **batch)
+        counts.update(map(tuple, ids[:, 3:].tolist()))
+    observed = torch.tensor([counts[tuple(text)] for text in texts.tolist()])
+    possible = chance > 0
+    assert int(observed[~possible].sum()) == 0
+    assert g_test(observed[possible].numpy(), chance[possible].numpy()) > 1e-4
+
+
+def test_torch_seeds_repeat_a_text():
+    custom = sdk.custom_generate(ngrams, rule="match")
+    given = dict(
+        attention_mask=MASK, max_new_tokens=8, do_sample=True, pad_token_id=0, custom_generate=custom
+    )
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(TARGET.generate(PADDED, **given).tolist())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_prompt_lookup_of_the_configuration():
+    given = dict(max_new_tokens=12, pad_token_id=0, prompt_lookup_num_tokens=3)
+    theirs = TARGET.generate(PADDED[1:2], max_new_tokens=12, pad_token_id=0)
+    assert (
+        TARGET.generate(PADDED[1:2], custom_generate=sdk.custom_generate(), **given).tolist()
+        == theirs.tolist()
+    )
+
+
+class Text:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self):
+        self.got, self.ended = [], False
+
+    def put(self, value):
+        self.got += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True
+
+
+def test_what_transformers_does_not_hand_on():
+    streamer = Text()
+    custom = sdk.custom_generate(ngrams, streamer=streamer)
+    ids = TARGET.generate(PADDED[1:2], max_new_tokens=9, pad_token_id=0, custom_generate=custom)
+    assert streamer.got == ids[0].tolist() and streamer.ended
+
+
+def test_processors_and_criteria_of_the_caller():
+    class Row(StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            assert scores is None and input_ids.shape[0] == 3
+            return (torch.arange(3) + 9 <= input_ids.shape[1]) & (input_ids[:, 0] >= 0)
+
+    given = dict(
+        attention_mask=MASK, max_new_tokens=9, pad_token_id=0, eos_token_id=30,
+        logits_processor=LogitsProcessorList([NoRepeatNGramLogitsProcessor(1)]),
+        stopping_criteria=StoppingCriteriaList([Row()]),
+    )  # fmt: skip
+    theirs = TARGET.generate(PADDED, **given)
+    got = TARGET.generate(PADDED, custom_generate=sdk.custom_generate(trees), **given)
+    assert got.tolist() == theirs.tolist() and got.shape[1] == 11
+
+
+@pytest.mark.parametrize("given, text", [
+    (dict(num_beams=2), "generation_config.num_beams must be None . 1, got 2"),
+    (dict(output_attentions=True), "generation_config.output_attentions must be"),
+    (dict(cache_implementation="offloaded"), "generation_config.cache_implementation must be"),
+    (dict(guidance_scale=2.0), "generation_config.guidance_scale must be"),
+    (dict(inputs_embeds=torch.zeros(3, 6, 48)), "inputs_embeds must be None"),
+    (dict(position_ids=torch.zeros(3, 6, dtype=torch.int64)), "position_ids must number the tokens"),
+    (dict(attention_mask=torch.tensor([[1, 1, 0, 1, 1, 1]] * 3)), "attention_mask must be 0 at the ends"),
+])  # fmt: skip
+def test_refusals(given, text):
+    given = dict(attention_mask=MASK, max_new_tokens=3, pad_token_id=0) | given
+    with pytest.raises(ValueError, match=f"custom_generate: {text}"):
+        TARGET.generate(PADDED, custom_generate=sdk.custom_generate(ngrams), **given)
+
+
+def test_a_cache_of_the_callers_is_refused():
+    from transformers import DynamicCache
+
+    with pytest.raises(ValueError, match="custom_generate: cache must be None, got DynamicCache"):
+        TARGET.generate(
+            PADDED, attention_mask=MASK, cache=DynamicCache(), custom_generate=sdk.custom_generate(ngrams)
+        )
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="custom_generate: unknown options .'temperature'."):
+        sdk.custom_generate(ngrams, temperature=1.0)
