@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-models bench gpu-report lint format clean
+.PHONY: demo test test-models bench bench-generate gpu-report lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -18,6 +18,9 @@ test-models: $(VENV)/package
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
+
+bench-generate: $(VENV)/demo
+	$(BIN)/python -m bench generate $(ARGS)
 
 gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu

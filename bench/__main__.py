@@ -23,6 +23,10 @@ REFERENCE_SETS = 3  # draft sets on which every token must equal the float64 ref
 def main() -> int:
     if sys.argv[1:2] == ["attention"]:
         return attention.main(sys.argv[2:])
+    if sys.argv[1:2] == ["generate"]:
+        from . import generate  # needs transformers and the demo's model
+
+        return generate.main(sys.argv[2:])
     if sys.argv[1:2] == ["gpu"]:
         from .gpu import report as gpu  # needs Triton, and takes over its driver
 

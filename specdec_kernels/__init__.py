@@ -17,7 +17,14 @@ from .children import draft_token, sample_children
 from .commit import CachePlan, Committed, commit_kv
 from .errors import BackendUnavailable
 from .grow import Frontier, GrownTree, grow_tree
-from .integrations.transformers import Drafts, Generated, custom_generate, explain_model, generate
+from .integrations.transformers import (
+    AssistantDrafter,
+    Drafts,
+    Generated,
+    custom_generate,
+    explain_model,
+    generate,
+)
 from .module import SpeculativeVerifier
 from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
@@ -31,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceptanceStats",
+    "AssistantDrafter",
     "BackendUnavailable",
     "Budget",
     "CachePlan",

@@ -50,6 +50,8 @@ class CachePlan:
         >>> plan = CachePlan([torch.zeros(4, 16, 2, 8), torch.zeros(4, 16, 2, 8)], page_size=16)
         >>> plan.table.shape, plan.page_size, plan.layout
         (torch.Size([2, 7]), 16, 'NHD')
+        >>> plan
+        CachePlan(2 caches, page_size=16, layout='NHD', device=cpu)
     """
 
     def __init__(self, caches: Sequence[Tensor], *, page_size: int, layout: str = "NHD") -> None:
@@ -59,6 +61,11 @@ class CachePlan:
         check_caches("CachePlan", self.caches, page_size, layout)
         self.table = cache_table(self.caches, layout)
         """[len(caches), 7] int64 on the caches' device, see `cache_table.FIELDS`."""
+
+    def __repr__(self) -> str:
+        count = f"{len(self.caches)} cache{'' if len(self.caches) == 1 else 's'}"
+        device = self.caches[0].device
+        return f"CachePlan({count}, page_size={self.page_size}, layout={self.layout!r}, device={device})"
 
 
 def commit_kv(

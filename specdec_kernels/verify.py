@@ -24,8 +24,8 @@ class Status(enum.IntFlag):
     EMPTY = 2
     """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
     IMPOSSIBLE = 4
-    """A drafted token in [0, V) was tested that the law of its proposal gives no probability. It was not drawn
-    as declared, so a lossless rule need not be lossless here. The answer does not depend on it."""
+    """A drafted token in [0, V) was tested to which the law of its proposal gives no probability. It was not
+    drawn as declared, so a lossless rule need not be lossless here. The answer does not depend on it."""
 
 
 class Verified(NamedTuple):

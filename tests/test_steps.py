@@ -91,14 +91,15 @@ def target_law():
 # Drafters of chains
 
 
-def chain(draw, step, columns=slice(None), vocab=None):
+def chain(draw, step, columns=slice(None), vocab=None, proposal=INDEPENDENT):
     """A chain of draws from the drafter's logits after the token before; `draw` says with what noise."""
     token, tokens, logits = step.last, [], []
     for i in range(K):
         logits.append(MODEL.draft[token][:, columns].contiguous())
         token = draw(step, logits[-1], i)
         tokens.append(token)
-    return Draft(sdk.DraftTree.chain(torch.stack(tokens, 1)), torch.stack(logits, 1), vocab=vocab)
+    tree = sdk.DraftTree.chain(torch.stack(tokens, 1), proposal=proposal)
+    return Draft(tree, torch.stack(logits, 1), vocab=vocab)
 
 
 def with_draft_token(step, logits, i):
@@ -238,6 +239,9 @@ WRONG = {
     "sample, other seeds, positions + i": partial(chain, wrong_sample_of_other_seeds),
     "sample_children, positions + i, nodes = 0": partial(chain, wrong_children),
 }
+
+# The same tokens are right where no law is declared: the rule then asks nothing of how they were drawn.
+RIGHT["sample, positions + i, declared POINT"] = partial(chain, wrong_sample, proposal=sdk.Proposal.POINT)
 
 
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])

@@ -165,7 +165,8 @@ class AssistantDrafter:
                 drafted.scores[place].append(drafted.scores[place][-1] + score)
                 drafted.tokens[place].append(token)
                 row += 1
-                if len(drafted.tokens[place]) < depths[place] and math.exp(score) >= self.confidence:
+                deep = len(drafted.tokens[place]) == depths[place]
+                if token >= 0 and not deep and math.exp(score) >= self.confidence:
                     going.append(place)
             reader.write(running, tokens)
             running = going

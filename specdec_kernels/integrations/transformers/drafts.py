@@ -127,6 +127,9 @@ class Drafting:
     ) -> None:
         if drafter is not None and not callable(drafter):
             bad_type("generate", "drafter", "must be callable or None", type(drafter).__name__)
+        if hasattr(drafter, "get_input_embeddings"):
+            rule = "must be no model by itself, but AssistantDrafter(model)"
+            bad_type("generate", "drafter", rule, type(drafter).__name__)
         if not (budget is None or isinstance(budget, (bool, Budget))):
             bad_type("generate", "budget", "must be a Budget, True, False or None", type(budget).__name__)
         self.drafter = drafter

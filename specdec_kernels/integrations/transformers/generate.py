@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -46,6 +48,7 @@ def generate(
     seeds: Tensor | int | None = None,
     num_return_sequences: int | None = None,
     budget: Budget | bool | None = True,
+    serve: str | None = None,
     cache: Sequence[CachedText | None] | None = None,
     prefill_chunk: int | None = None,
     outputs: Collection[str] = (),
@@ -84,6 +87,8 @@ def generate(
             each prompt, seeds for each text.
         budget: how much of a draft is verified. True: as much as pays, by the time that steps take. A
             `Budget`: the same with given costs and without a clock. False or None: all.
+        serve: "trees", "chains", "one by one" or "whole text", in place of what `explain_model` found; no
+            more than that, unless it is unproved.
         cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
             is not read again.
         prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
@@ -145,6 +150,7 @@ def generate(
         rule=rule,
         seeds=seeds,
         budget=budget,
+        serve=serve,
         cache=cache,
         prefill_chunk=config.prefill_chunk_size if prefill_chunk is None else prefill_chunk,
         outputs={*outputs, *(name for name, wanted in asked.items() if wanted)},
@@ -165,6 +171,7 @@ def decode(
     rule: Rule = "auto",
     seeds: Tensor | int | None = None,
     budget: Budget | bool | None = True,
+    serve: str | None = None,
     cache: Sequence[CachedText | None] | None = None,
     prefill_chunk: int | None = None,
     outputs: Collection[str] = (),
@@ -183,7 +190,7 @@ def decode(
         drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
     )
     with aim.reading():
-        reader = _reader(aim, texts, process.limits, prefill_chunk, operation)
+        reader = _reader(aim, texts, process.limits, prefill_chunk, serve, operation)
         drafting.chains = not (isinstance(reader, Together) and reader.trees)
         loop = Loop(
             aim,
@@ -214,7 +221,12 @@ def decode(
 
 
 def _reader(
-    aim: Target, texts: list[list[int]], limits: list[int], chunk: int | None, operation: str
+    aim: Target,
+    texts: list[list[int]],
+    limits: list[int],
+    chunk: int | None,
+    serve: str | None,
+    operation: str,
 ) -> Together | Alone:
     """What reads these texts, or a refusal."""
     longest = max(len(text) + limit - 1 for text, limit in zip(texts, limits, strict=True))
@@ -228,11 +240,15 @@ def _reader(
         bad_value(operation, "input_ids", rule, f"a text that may take {longest}")
     found = verdict(aim)
     if found.serves == "refused":
-        bad_value(
-            operation, "target", "must be read alike plainly and by steps", f"{aim.name}: {found.reason}"
-        )
-    if found.serves == "whole text":
-        if aim.cache_name is not None and "keeps no cache" not in found.reason:
+        rule = "must be read alike plainly and by steps"
+        bad_value(operation, "target", rule, f"{aim.name}: {found.reason}")
+    serves = found.serves if serve is None else serve
+    if serves not in SERVES:
+        bad_value(operation, "serve", f"must be {' | '.join(map(repr, SERVES))} or None", repr(serve))
+    if SERVES.index(serves) < SERVES.index(found.serves) and "unproved" not in found.reason:
+        bad_value(operation, "serve", f"must be no more than {aim.name} allows ({found})", repr(serve))
+    if serves == "whole text":
+        if serve is None and aim.cache_name is not None and "keeps no cache" not in found.reason:
             warnings.warn(
                 f"{operation}: every step reads the whole text, since the cache of {aim.name} cannot be "
                 f"trusted ({found.reason})",
@@ -240,9 +256,12 @@ def _reader(
             )
         return Alone(aim, rereads=True)
     beyond = aim.other_window()
-    if found.serves == "one by one" or (beyond is not None and longest >= beyond):
+    if serves == "one by one" or (beyond is not None and longest >= beyond):
         return Alone(aim)
-    return Together(aim, trees=found.serves == "trees")
+    return Together(aim, trees=serves == "trees")
+
+
+SERVES = ("trees", "chains", "one by one", "whole text")  # each does without something that those before have
 
 
 class Loop:
@@ -294,6 +313,7 @@ class Loop:
 
     def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any]) -> None:
         """One step of all running requests; those that are done leave."""
+        started = time.perf_counter()
         limits = self.processing.limits
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
         drafts = self.drafting.draft(self.text, self.lengths, room)
@@ -339,7 +359,7 @@ class Loop:
         self._keep_outputs(raw, scores, verified, tree, paths, kept)
         if stay or self.keeps_caches:
             reader.commit(verified.path, tree, self.lengths, paths)
-        self.counts.add(tree, paths, kept)
+        self.counts.add(tree, paths, kept, time.perf_counter() - started)
         self.drafting.after(paths, kept)
         if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
@@ -442,13 +462,18 @@ class Counts:
 
     def __init__(self) -> None:
         self.steps = self.drafted = self.passes = self.rows = 0
+        self.seconds = 0.0
+        self.plain: list[float] = []  # of steps that drafted nothing, for a token
         self.tested: list[int] = []
         self.accepted: list[int] = []
 
-    def add(self, tree: Any, paths: list[list[int]], kept: list[int]) -> None:
-        """A step: the paths accepted, and how many tokens of each were written."""
+    def add(self, tree: Any, paths: list[list[int]], kept: list[int], seconds: float) -> None:
+        """A step: the paths accepted, how many tokens of each were written, and the time that it took."""
         tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
         self.rows += len(tokens)
+        self.seconds += seconds
+        if len(tokens) == len(kept):
+            self.plain.append(seconds / len(kept))
         for place, (path, count) in enumerate(zip(paths, kept, strict=True)):
             start, end = ends[place], ends[place + 1]
             if start == end:
@@ -466,8 +491,16 @@ class Counts:
                 self.accepted[depth] += depth < count - 1
 
     def statistics(self) -> AcceptanceStats:
+        """Of all steps."""
         return AcceptanceStats(
-            self.steps, self.drafted, self.passes, tuple(self.tested), tuple(self.accepted)
+            self.steps,
+            self.drafted,
+            self.passes,
+            tuple(self.tested),
+            tuple(self.accepted),
+            self.seconds,
+            statistics.median(self.plain) if self.plain else 0.0,
+            self.rows,
         )
 
 

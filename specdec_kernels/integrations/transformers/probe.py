@@ -136,7 +136,8 @@ class _Probe:
             if seen is None:
                 return self._verdict("trees", "")
             reasons.append(f"as trees, {seen}")
-        if strange is None and self.forwards <= 4 and not self.target.windows() and self.target.takes_mask:
+        fits = self.forwards <= 4 and not self.target.windows() and self.target.takes_mask
+        if fits and strange is None and unproved is None:
             seen = self._try(self._together, False)
             if seen is None:
                 return self._verdict("chains", "; ".join(reasons))
@@ -285,9 +286,10 @@ def _narrowed(target: Target) -> Iterator[None]:
 
 def _tokens(target: Target) -> Tensor:
     """Fourteen tokens, spread over the vocabulary, none of them special."""
-    config = target.model.config
-    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    special |= {target.padding_idx}
+    special = {target.padding_idx}
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = getattr(target.model.config, name, None)
+        special |= set(value) if isinstance(value, (list, tuple)) else {value}
     usable = [token for token in range(min(target.vocab_size, 4096)) if token not in special] or [0]
     picks = [usable[(7 + 37 * i * (i + 3)) % len(usable)] for i in range(14)]
     return torch.tensor(picks, device=target.device)

@@ -1,0 +1,77 @@
+"""One class of the transformers library for each way in which `generate` serves or refuses a model."""
+
+import pytest
+import torch
+from sweep import cases, configs
+from transformers import T5Config, T5ForConditionalGeneration
+
+import specdec_kernels as sdk
+
+# Model type, and how it is served.
+SERVED = [
+    ("llama", "trees"),
+    ("mistral", "trees"),  # windows in every layer
+    ("gemma3_text", "trees"),  # in some layers, with rotary embeddings of their own
+    ("gpt_oss", "trees"),  # with attention sinks
+    ("roberta", "trees"),  # positions count from the padding token's index
+    ("deepseek_v2", "trees"),  # keys from a latent
+    ("deepseek_v32", "trees"),  # index keys beside them
+    ("bloom", "chains"),  # ALiBi by the attention mask
+    ("mpt", "one by one"),  # ALiBi by slot
+    ("bart", "one by one"),  # positions by the length of the cache
+    ("falcon_h1", "one by one"),  # keys and a recurrent state in one layer
+    ("bamba", "one by one"),  # in different layers; positions count from 0 in every forward
+    ("lfm2", "one by one"),  # states of convolutions
+    ("mamba", "whole text"),  # several tokens at once do not go on from the state
+    ("rwkv", "whole text"),  # a state that is no cache
+    ("openai-gpt", "whole text"),  # no cache at all
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:generate. every step reads the whole text")
+@pytest.mark.parametrize("model_type, serves", SERVED)
+def test_text_is_the_models_own(model_type, serves):
+    model = configs.build(model_type)
+    oracle = cases.Oracle(model)
+    oracle.check_causal()
+    assert sdk.explain_model(model).serves == serves
+    for law, shape in [("greedy", "tree"), ("greedy", "ragged chains"), ("sampled", "ragged trees")]:
+        outcome = cases.run_case(model, oracle, law, shape)
+        assert outcome.kind in ("right", "tie"), (law, shape, outcome)
+
+
+@pytest.mark.parametrize("model_type", ["xlnet", "cpmant"])
+def test_a_model_whose_text_is_not_causal_is_refused(model_type):
+    model = configs.build(model_type)
+    with pytest.raises(cases.NotCausal):
+        cases.Oracle(model).check_causal()
+    assert sdk.explain_model(model).serves == "refused"
+    with pytest.raises(ValueError, match="^generate: target .*not causal"):
+        sdk.generate(model, lambda text, lengths: torch.full((1, 2), -1), [[3, 4, 5]], max_new_tokens=4)
+
+
+def test_an_encoder_decoder_is_refused():
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(TypeError, match="^generate: target must be a decoder"):
+        sdk.explain_model(T5ForConditionalGeneration(config))
+
+
+def test_the_sweep_notices_wrong_text():
+    """An outcome is wrong where a clear choice differs, and a tie where the last digits decide."""
+    model = configs.build("llama")
+    oracle = cases.Oracle(model)
+    text = list(oracle.text("greedy", 0))
+    assert oracle.compare("greedy", 0, text, 0).kind == "right"
+    other = text[:7] + [(text[7] + 1) % configs.VOCABULARY] + text[8:]
+    outcome = oracle.compare("greedy", 0, other, 0)
+    assert outcome.kind == "wrong" and "token 7" in outcome.detail
+    assert oracle.compare("greedy", 0, text[:-1], 0).kind == "wrong"
