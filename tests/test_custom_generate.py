@@ -6,12 +6,14 @@ import pytest
 import torch
 from gtest import g_test
 from transformers import (
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -258,13 +260,33 @@ def test_refusals(given, text):
         TARGET.generate(PADDED, custom_generate=sdk.custom_generate(ngrams), **given)
 
 
-def test_a_cache_of_the_callers_is_refused():
-    from transformers import DynamicCache
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_cache_of_the_callers_is_read_and_filled(padded):
+    """Turn by turn, as under transformers, whose cache is the other column."""
+    ids, mask = (PADDED, MASK) if padded else (PADDED[:1], MASK[:1])
+    caches, texts = [DynamicCache(), DynamicCache()], [ids, ids]
+    options = dict(max_new_tokens=5, pad_token_id=0, eos_token_id=None, do_sample=False)
+    for turn in range(3):
+        seen = [cache.get_seq_length() for cache in caches]
+        assert seen[0] == seen[1] == (texts[0].shape[1] - 3 if turn else 0)
+        for column, extra in enumerate((dict(custom_generate=sdk.custom_generate(ngrams)), {})):
+            texts[column] = TARGET.generate(
+                texts[column], attention_mask=mask, cache=caches[column], **options, **extra
+            )
+        assert texts[0].tolist() == texts[1].tolist()
+        new = torch.tensor([[3, 4]]).expand(len(ids), 2)
+        texts = [torch.cat([text, new], 1) for text in texts]
+        mask = torch.cat([mask, mask.new_ones(len(ids), 7)], 1)
 
-    with pytest.raises(ValueError, match="custom_generate: cache must be None, got DynamicCache"):
-        TARGET.generate(
-            PADDED, attention_mask=MASK, cache=DynamicCache(), custom_generate=sdk.custom_generate(ngrams)
-        )
+
+def test_a_cache_whose_layers_cannot_be_taken_is_refused():
+    cache = StaticCache(config=TARGET.config, max_cache_len=64)
+    with torch.inference_mode():
+        TARGET(PADDED[:1, -3:], cache=cache)
+    with pytest.raises(
+        ValueError, match="custom_generate: cache must have layers of keys and values .*Static"
+    ):
+        TARGET.generate(PADDED[:1], cache=cache, custom_generate=sdk.custom_generate(ngrams))
 
 
 def test_unknown_options_are_refused():

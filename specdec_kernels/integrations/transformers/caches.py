@@ -371,13 +371,12 @@ def taken(
     cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], operation: str
 ) -> list[CachedText | None]:
     """What a cache of transformers has read of texts that are padded on the left."""
-    length = int(cache.get_seq_length()) if len(cache.layers) else 0
-    if not length:
+    if not filled(cache):
         return [None] * len(texts)
     if not croppable(cache):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
         bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
-    found = []
+    length, found = cache.get_seq_length(), []
     for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
         layers = []
         for layer in cache.layers:
@@ -393,12 +392,23 @@ def taken(
     return found
 
 
+def filled(cache: Any) -> bool:
+    """Whether a cache of transformers has read anything."""
+    return any(_filled(getattr(layer, "keys", None)) for layer in cache.layers) and bool(
+        cache.get_seq_length()
+    )
+
+
 def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
     """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
     if any(each is None for each in cached):
         return None
     if not isinstance(cached[0].state, list):
-        return cached[0].state if len(cached) == 1 else None
+        if len(cached) > 1:
+            return None
+        if cache is not None and cache is not cached[0].state:
+            vars(cache).update(vars(cached[0].state))
+        return cached[0].state if cache is None else cache
     if cache is None:
         from transformers import DynamicCache
 

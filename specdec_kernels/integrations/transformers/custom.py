@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ...errors import bad_value
+from .caches import filled, handed_back, taken
 from .generate import decode, streamers_of
 from .model import Target
 from .options import check_options, lookup
+from .probe import explain_model
 from .processing import prepared, stop_string_criterion
 from .prompts import prompts
 from .results import model_output, sequences
@@ -35,8 +37,8 @@ def custom_generate(
     Args:
         drafter: as for `generate`; None drafts by `prompt_lookup_num_tokens` of the configuration.
         tokenizer, stop_strings, streamer: transformers hands none of them on, so they are given here.
-        options: `draft_sampling`, `draft_vocab`, `rule`, `seeds`, `budget`, `prefill_chunk`, `on_tokens` and
-            `backend` of `generate`.
+        options: `draft_sampling`, `draft_vocab`, `rule`, `seeds`, `budget`, `serve`, `prefill_chunk`,
+            `on_tokens` and `backend` of `generate`.
 
     Returns:
         A callable for the argument `custom_generate`. It returns ids [B, L + T], or a
@@ -98,7 +100,16 @@ def custom_generate(
             "cache": generation_config.use_cache,
         }
         given = {"prefill_chunk": generation_config.prefill_chunk_size} | options
-        kept = [name for name, wanted in asked.items() if whole and wanted]
+        kept = {name for name, wanted in asked.items() if whole and wanted}
+        own, pads = _own_cache(model_kwargs), (mask.cumsum(1) == 0).sum(1).tolist()
+        if own is not None:
+            served = explain_model(model)
+            if len(texts) > 1 and served.serves not in ("trees", "chains"):
+                bad_value(
+                    operation, "cache", "must be None for several texts that are read one by one", served
+                )
+            kept.add("cache")
+            given["cache"] = taken(own, texts, pads, operation)
         generated = decode(
             aim,
             texts,
@@ -111,8 +122,9 @@ def custom_generate(
         )
         pad = generation_config._pad_token_tensor
         pad = None if pad is None else int(pad)
+        cache = handed_back(generated.cache, pads, own) if "cache" in kept else None
         if whole:
-            return model_output(model, input_ids, mask, generated, pad)
+            return model_output(input_ids, generated, pad, cache if asked["cache"] else None)
         return sequences(input_ids, generated, pad)
 
     return write
@@ -124,6 +136,7 @@ OPTIONS = (
     "rule",
     "seeds",
     "budget",
+    "serve",
     "prefill_chunk",
     "on_tokens",
     "backend",
@@ -134,10 +147,8 @@ def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     """The mask of the call; what else transformers would hand to the model must ask for nothing."""
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
-    served = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}
+    served = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", *_CACHES}
     for name, value in model_kwargs.items():
-        if name in _CACHES and not getattr(value, "_is_user_defined", False):
-            continue  # made by transformers for this call, and empty
         if name not in served and value is not None and value is not False:
             bad_value("custom_generate", name, "must be None", type(value).__name__)
     places = model_kwargs.get("position_ids")
@@ -147,3 +158,14 @@ def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
             rule = "must number the tokens that attention_mask keeps from 0"
             bad_value("custom_generate", "position_ids", rule, "others")
     return mask
+
+
+def _own_cache(model_kwargs: dict[str, Any]) -> Any:
+    """The caller's cache. One that transformers has made for the call is empty, and not needed.
+
+    Older versions of transformers do not mark the caller's: one that is empty is then not filled.
+    """
+    found = next((model_kwargs[name] for name in _CACHES if model_kwargs.get(name) is not None), None)
+    if found is None or getattr(found, "_is_user_defined", False):
+        return found
+    return found if found.layers and filled(found) else None

@@ -49,13 +49,11 @@ def sequences(input_ids: Tensor, generated: Generated, pad: int | None) -> Tenso
     return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], 1)
 
 
-def model_output(model: Any, input_ids: Tensor, mask: Tensor, generated: Generated, pad: int | None) -> Any:
-    """A `GenerateDecoderOnlyOutput` of prompts [B, L] of which the mask keeps some.
+def model_output(input_ids: Tensor, generated: Generated, pad: int | None, cache: Any) -> Any:
+    """A `GenerateDecoderOnlyOutput` of prompts [B, L].
 
     Scores and logits are tuples of one [B, V] for every new column of the sequences. Behind the end of a
-    request its rows are those of a certain pad token: 0 there and `-inf` elsewhere. The cache is a
-    `DynamicCache` whose slots are the columns of the sequences but the last, or None: without
-    `use_cache`, and where a layer keeps more than keys and values.
+    request its rows are those of a certain pad token: 0 there and `-inf` elsewhere.
     """
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -63,37 +61,8 @@ def model_output(model: Any, input_ids: Tensor, mask: Tensor, generated: Generat
         sequences=sequences(input_ids, generated, pad),
         scores=_steps(generated.scores, pad),
         logits=_steps(generated.logits, pad),
-        cache=_cache(model, mask, generated),
+        cache=cache,
     )
-
-
-def _cache(model: Any, mask: Tensor, generated: Generated) -> Any:
-    from transformers import DynamicCache
-
-    states = [cached and cached.state for cached in generated.cache or [None]]
-    if not all(
-        isinstance(state, list) and all(set(layer[2]) == _KEPT for layer in state) for state in states
-    ):
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    slots = mask.shape[1] + max(map(len, generated.tokens)) - 1
-    columns = [
-        row.nonzero()[:, 0].tolist() + list(range(len(row), len(row) + len(tokens) - 1))
-        for row, tokens in zip(mask, generated.tokens, strict=True)
-    ]
-    for number, layer in enumerate(states[0]):
-        whole = {
-            name: one.new_zeros(len(states), one.shape[1], slots, one.shape[3])
-            for name, one in layer[2].items()
-        }
-        for request, (state, places) in enumerate(zip(states, columns, strict=True)):
-            for name, one in state[number][2].items():
-                whole[name][request, :, places] = one[0]
-        cache.update(whole["keys"], whole["values"], number)
-    return cache
-
-
-_KEPT = {"keys", "values"}
 
 
 def _steps(rows: list[Tensor] | None, pad: int | None) -> tuple[Tensor, ...] | None:
