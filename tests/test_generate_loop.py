@@ -316,7 +316,7 @@ def test_16_bits_are_judged_by_what_plain_readings_differ_by(monkeypatch):
 
 
 def test_a_cache_of_transformers_comes_in_and_goes_out():
-    from specdec_kernels.integrations.transformers.caches import handed_back, taken
+    from specdec_kernels.integrations.transformers.layers import handed_back, taken
 
     prompts = [[3, 4, 5, 3, 4], [9, 2, 1]]
     padded = torch.tensor([[3, 4, 5, 3, 4], [0, 0, 9, 2, 1]])

@@ -17,8 +17,9 @@ from ...errors import bad_value, check_dtype, check_shape
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams
 from ...verify import Status, verify
-from .caches import Alone, CachedText, Together
+from .caches import Alone, Together
 from .drafts import Drafting
+from .layers import CachedText
 from .model import Target
 from .options import configuration, lookup
 from .probe import verdict

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...tree import DraftTree, Proposal
-from .caches import Alone, Together, restored, snapshot, unknown
+from .caches import Alone, Together
+from .layers import restored, snapshot, unknown
 from .model import Target
 
 NARROW = 3  # what windows are set to for a probe, so that its short texts cross them
