@@ -51,11 +51,14 @@ class Together:
         self.shortest = self.longest = 0  # of the cached prefixes
         self.ends: list[int] = []  # of those that `load` brought
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
-        """Read all texts but their last tokens. What stands behind a short text is never seen."""
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
+        """Read all texts but their last tokens. What stands behind a short text is never seen.
+
+        Returns:
+            The rows of the forward; 0 where there was none, or more than one.
+        """
         if self.longest:
-            self._read_on(text, sizes)
-            return
+            return self._read_on(text, sizes)
         end = max(sizes) - 1
         numbers = self.target.numbers(text[:, :end])
         for start in range(self.longest, end, chunk or max(end, 1)):
@@ -63,6 +66,7 @@ class Together:
             out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
             self.cache = out.cache
         self.shortest, self.longest = min(sizes) - 1, end
+        return len(sizes) * end if chunk is None or end <= chunk else 0
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
@@ -76,12 +80,12 @@ class Together:
         """What was read of one text, whose read tokens are `tokens`."""
         return CachedText(tokens, [part(layer, place, 0, len(tokens)) for layer in self.cache.layers])
 
-    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> None:
+    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> int:
         """Read what `load` has left, as chains behind prefixes of different lengths."""
         ends = self.ends
         rest = [size - 1 - end for size, end in zip(sizes, ends, strict=True)]
         if not any(rest):
-            return
+            return 0
         nodes = [max(count, 1) for count in rest]
         tokens = torch.cat(
             [row[end : end + count] for row, end, count in zip(text, ends, nodes, strict=True)]
@@ -93,6 +97,7 @@ class Together:
         index = torch.arange(max(nodes), device=text.device)
         path = torch.where(index < torch.tensor(rest, device=text.device)[:, None], index, -1).int()
         self.commit(path, tree, lengths, [list(range(count)) for count in rest])
+        return tree.tokens.numel()
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the trees."""
@@ -250,14 +255,16 @@ class Alone:
         self.cached: list[int] = []  # tokens that each cache holds
         self._before: list[tuple[int, Any]] = []  # what they were before the draft
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
-        """Read all texts but their last tokens."""
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
+        """Read all texts but their last tokens; returns their number, where each was read in one forward."""
         if not self.caches:
             self.caches, self.cached = [self.target.fresh_cache() for _ in sizes], [0] * len(sizes)
         if self.rereads:
-            return
+            return 0
+        rows = sum(size - 1 - cached for size, cached in zip(sizes, self.cached, strict=True))
         for place, size in enumerate(sizes):
             self._read(place, text[place], size - 1, chunk)
+        return rows if chunk is None else 0
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the chains."""

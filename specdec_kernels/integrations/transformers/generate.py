@@ -209,7 +209,10 @@ def decode(
             reader.load(cache, texts)
         for text, stream in zip(texts, streamers, strict=False):
             stream.put(torch.tensor([text]))
-        reader.read(loop.text, loop.sizes, prefill_chunk)
+        started = time.perf_counter()
+        rows = reader.read(loop.text, loop.sizes, prefill_chunk)
+        if rows:
+            drafting.read(rows, time.perf_counter() - started)
         while loop.requests:
             loop.step(reader, on_tokens, streamers)
     return Generated(
