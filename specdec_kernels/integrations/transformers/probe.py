@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ class Verdict(NamedTuple):
 
 
 _VERDICTS: dict[tuple, tuple[Verdict, bool]] = {}
+_PROBING = threading.RLock()  # a probe narrows the windows of a configuration that threads may share
 
 
 def explain_model(model: Any) -> Verdict:
@@ -77,13 +79,14 @@ def explain_model(model: Any) -> Verdict:
 
 def verdict(target: Target) -> Verdict:
     """`explain_model` of a target that reads in evaluation mode already."""
-    model = target.model
-    whole = hashlib.sha256(repr(sorted(model.config.to_dict().items(), key=str)).encode()).hexdigest()
-    key = (type(model), whole, target.attention, model.dtype, target.device)
-    if key not in _VERDICTS:
-        _VERDICTS[key] = (_Probe(target).run(), target.plain_cache)
-    found, target.plain_cache = _VERDICTS[key]
-    return found
+    with _PROBING:
+        model = target.model
+        whole = hashlib.sha256(repr(sorted(model.config.to_dict().items(), key=str)).encode()).hexdigest()
+        key = (type(model), whole, target.attention, model.dtype, target.device)
+        if key not in _VERDICTS:
+            _VERDICTS[key] = (_Probe(target).run(), target.plain_cache)
+        found, target.plain_cache = _VERDICTS[key]
+        return found
 
 
 class _Probe:
