@@ -22,8 +22,9 @@ T = TypeVar("T")
 class Proposal(enum.IntEnum):
     """How a drafted token came to be, given its earlier siblings.
 
-    A rule is lossless only where this is true. No verifier can notice a wrong declaration: where drafts were
-    pruned, sorted or cut off after looking at the sampled tokens, declare `POINT`.
+    A rule is lossless only where this is true. A verifier notices a wrong declaration only where a token has
+    no probability under its law (`Status.IMPOSSIBLE`). Where drafts were pruned, sorted or cut off after
+    looking at the sampled tokens, declare `POINT`.
     """
 
     POINT = 0

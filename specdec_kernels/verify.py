@@ -25,7 +25,8 @@ class Status(enum.IntFlag):
     """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
     IMPOSSIBLE = 4
     """A drafted token in [0, V) was tested to which the law of its proposal gives no probability. It was not
-    drawn as declared, so a lossless rule need not be lossless here. The answer does not depend on it."""
+    drawn as declared, so a lossless rule need not be lossless here. The answer does not depend on this bit.
+    docs/verification.md says which children are tested."""
 
 
 class Verified(NamedTuple):

@@ -292,3 +292,40 @@ def test_a_cache_whose_layers_cannot_be_taken_is_refused():
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="custom_generate: unknown options .'temperature'."):
         sdk.custom_generate(ngrams, temperature=1.0)
+
+
+def test_speculative_sampling():
+    """transformers' case: near-certain laws that agree on two of three candidates."""
+    inf = float("inf")
+    certain = [-10.0, 10.0]
+    sure = torch.full((4, 10), certain[0])
+    sure[torch.arange(3), torch.tensor([1, 4, 5])] = certain[1]  # of the candidates 1, 4, 5
+    target = torch.full((4, 10), -inf)
+    target[torch.arange(4), torch.tensor([1, 4, 8, 5])] = certain[1]
+    got = sdk.verify(target, sdk.DraftTree.chain(torch.tensor([[1, 4, 5]])), sure[None, :3], rule="token")
+    assert got.num_accepted.tolist() == [2] and got.tokens[0, :3].tolist() == [1, 4, 8]
+
+
+def test_speculative_sampling_keeps_the_targets_law():
+    """transformers' case: a candidate that the target likes less than the draft, many times over."""
+    count = 20_000
+    draft = torch.tensor([-10.0, 10.0]).repeat(5)[None]  # tokens 1, 3, 5, 7, 9 are proposed
+    target = torch.tensor([3.0, 4.0, 3.0, 1.0, 2.0, 1.5, 0.5, 2.0, 1.0, 0.0])[None]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.multinomial(draft.softmax(-1), count, replacement=True, generator=generator).T
+    tree = sdk.DraftTree.chain(tokens)
+    rows = target.expand(2 * count, -1)
+    seeds, places = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+    laws = draft.expand(count, 1, -1)
+    got = sdk.verify(rows, tree, laws, seeds=seeds, positions=places, rule="token")
+    observed = torch.bincount(got.tokens[:, 0], minlength=10)
+    assert g_test(observed.numpy(), target[0].double().softmax(-1).numpy()) > 1e-4
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_draft_that_ends_the_text_ends_it(do_sample):
+    """transformers' cases of drafts with end tokens inside: nothing is written behind one."""
+    ids = torch.tensor([[1, 2, 3, 1, 2, 3, 1]])
+    given = dict(max_new_tokens=20, pad_token_id=0, eos_token_id=3, do_sample=do_sample)
+    got = TARGET.generate(ids, custom_generate=sdk.custom_generate(ngrams), **given)[0, 7:]
+    assert 3 not in got[:-1].tolist()

@@ -343,6 +343,7 @@ CURVES = {
     "cpu": {1: 1.0, 2: 1.09, 3: 1.17, 4: 1.65, 8: 2.17, 16: 2.21, 32: 2.89, 64: 4.41},
     "flat": {1: 1.0, 16: 1.02, 64: 1.1},
     "steep": {1: 1.0, 8: 6.0},
+    "bumpy": {1: 1.0, 2: 1.7, 3: 2.0, 4: 1.4, 8: 1.4, 12: 1.45, 16: 1.6, 32: 2.1, 160: 4.7},
 }
 LENGTH = 8
 
@@ -355,7 +356,18 @@ class Clock:
 
 
 def simulate(
-    curve, rate, tokens, *, batch=1, laws=False, told=False, call=0.0, level=0.0, first=1.0, noise=0.0
+    curve,
+    rate,
+    tokens,
+    *,
+    batch=1,
+    laws=False,
+    told=False,
+    call=0.0,
+    level=0.0,
+    first=1.0,
+    noise=0.0,
+    prompt=0,
 ):
     """Time by plain decoding's, of texts that go on with each draft with probability `rate`.
 
@@ -375,6 +387,8 @@ def simulate(
 
     drafting = Drafting(draft_as_told if told else draft, vocab_size=V, clock=clock)
     drafting.reset(batch)
+    if prompt:
+        drafting.read(prompt * batch, float(cost(prompt * batch)))
     text, lengths, written, steps = torch.ones(batch, 4).long(), torch.full((batch,), 4), 0, 0
     while written < tokens * batch:
         tree = drafting.draft(text, lengths, [99] * batch).tree
@@ -418,6 +432,15 @@ def test_useless_drafts_cost_three_percent_at_most(name, curve):
     for tokens in (100, 250):
         assert simulate(curve, 0.0, tokens, **DRAFTERS[name]) <= 1.03
     assert simulate(curve, 0.0, 200, noise=0.1, **DRAFTERS[name]) <= 1.03
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_prompt_tells_what_many_rows_cost(curve):
+    """Before a trial was made; a short text is worth drafting for, too."""
+    for tokens in (100, 250):
+        assert simulate(curve, 0.0, tokens, prompt=160) <= 1.03
+    if curve != "steep":
+        assert simulate(curve, 0.9, 64, prompt=160) <= 1.25 * best_fixed(curve, 0.9)
 
 
 @pytest.mark.parametrize("curve", ["cpu", "flat"])

@@ -177,7 +177,7 @@ def test_sampled_text_has_the_models_law(rule):
         whole = torch.cat([torch.tensor([1, 2]).expand(64, 2), texts], 1)
         logs = torch.log_softmax(target(whole).logits.double(), -1)[:, 1:4].gather(2, texts[..., None])
         law = logs.sum((1, 2)).exp().numpy()
-    counts = counted(target, sampled_chain(other), rule, 5)
+    counts = counted(target, sampled_chain(other), rule, 3)
     observed = torch.tensor([counts[tuple(text)] for text in texts.tolist()]).numpy()
     assert g_test(observed, law) > 1e-4
     if rule != "match":  # a loop that takes the laws for those of another place is noticed
@@ -187,7 +187,7 @@ def test_sampled_text_has_the_models_law(rule):
             tree, laws = shifted(text, lengths)
             return tree, laws.flip(1)
 
-        counts = counted(target, wrong, rule, 5)
+        counts = counted(target, wrong, rule, 3)
         assert g_test(torch.tensor([counts[tuple(text)] for text in texts.tolist()]).numpy(), law) < 1e-6
 
 

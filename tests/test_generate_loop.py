@@ -2,12 +2,14 @@
 
 import copy
 import warnings
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
+from gtest import g_test
 from test_generate import GREEDY, PROMPTS, TARGET, chains, model, noise, nothing, plainly, trees
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM, LlamaForCausalLM, StaticCache
 
 import specdec_kernels as sdk
 from specdec_kernels.integrations.transformers import probe
@@ -316,7 +318,7 @@ def test_16_bits_are_judged_by_what_plain_readings_differ_by(monkeypatch):
 
 
 def test_a_cache_of_transformers_comes_in_and_goes_out():
-    from specdec_kernels.integrations.transformers.caches import handed_back, taken
+    from specdec_kernels.integrations.transformers.layers import handed_back, taken
 
     prompts = [[3, 4, 5, 3, 4], [9, 2, 1]]
     padded = torch.tensor([[3, 4, 5, 3, 4], [0, 0, 9, 2, 1]])
@@ -338,3 +340,65 @@ def test_a_cache_of_transformers_comes_in_and_goes_out():
         expected = TARGET(whole, attention_mask=ones, position_ids=places).logits[:, -1]
         logits = TARGET(whole[:, -1:], attention_mask=ones, position_ids=places[:, -1:], cache=back).logits
     torch.testing.assert_close(logits[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_values_per_request_follow_their_request():
+    """Also those of the drafter's law, when the first request leaves."""
+
+    def draft(text, lengths):
+        generator = torch.Generator().manual_seed(int(lengths.sum()))
+        laws = torch.randn(len(lengths), 2, 31, generator=generator)
+        return laws.argmax(-1), laws
+
+    options = dict(
+        max_new_tokens=[2, 9], rule="token", seeds=torch.tensor([4, 9]),
+        sampling=sdk.SamplingParams(temperature=torch.tensor([1.0, 0.6])),
+    )  # fmt: skip
+    law = sdk.SamplingParams(temperature=torch.tensor([1.0, 0.5]), top_k=torch.tensor([0, 3]))
+    both = generate(TARGET, draft, PROMPTS[:2], draft_sampling=law, **options)
+    assert [len(text) for text in both.tokens] == [2, 9]
+
+
+def test_statistics_count_deep_drafts():
+    right = plainly(TARGET, PROMPTS[0], 150)
+
+    def draft(text, lengths):
+        written = int(lengths[0]) - len(PROMPTS[0])
+        return torch.tensor([right[written : written + 100]])
+
+    got = generate(TARGET, draft, PROMPTS[:1], max_new_tokens=150, sampling=GREEDY)
+    assert got.tokens[0] == right and got.statistics.tokens == 150
+    assert len(got.statistics.accepted) == 100
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+@pytest.mark.parametrize("serve", ["chains", "one by one", "whole text", "states"])
+def test_sampled_text_has_the_models_law_however_it_is_read(serve, rule):
+    """All pairs of tokens, against their probabilities under the target alone."""
+    if serve == "states":
+        config = Lfm2Config(
+            vocab_size=3, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, layer_types=["conv", "full_attention"], initializer_range=0.5,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )  # fmt: skip
+        target, how = Lfm2ForCausalLM(config).eval(), {}
+        assert sdk.explain_model(target).serves == "one by one"
+    else:
+        target, how = model(vocab=3, layers=1), dict(serve=serve)
+    with torch.inference_mode():
+        texts = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        whole = torch.cat([torch.tensor([1, 2]).expand(9, 2), texts], 1)
+        logs = torch.log_softmax(target(whole, use_cache=False).logits.double(), -1)[:, 1:3]
+        law = logs.gather(2, texts[..., None]).sum((1, 2)).exp().numpy()
+
+    def draft(text, lengths):
+        laws = torch.tensor([0.5, 0.0, -1.0]).expand(len(lengths), 1, 3)
+        return torch.multinomial(laws[:, 0].softmax(-1), 1), laws
+
+    got = generate(
+        target, draft, [[1, 2]] * 1200, max_new_tokens=2, sampling=sdk.SamplingParams(), rule=rule,
+        stop_tokens=[], **how,
+    )  # fmt: skip
+    counts = Counter(tuple(text) for text in got.tokens)
+    assert g_test(torch.tensor([counts[tuple(text)] for text in texts.tolist()]).numpy(), law) > 1e-4
+    assert 0.2 < got.statistics.acceptance_rate < 0.98

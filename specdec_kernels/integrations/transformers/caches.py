@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...commit import commit_kv
-from ...errors import bad_value
 from ...tree import DraftTree
+from .layers import (
+    KEPT,
+    CachedText,
+    assemble,
+    crop,
+    croppable,
+    full_cache,
+    is_filled,
+    part,
+    restored,
+    snapshot,
+)
 from .model import Target
 
 MOST_PENDING = (
     16  # accepted tokens that the next forward reads again; more are read by a forward of their own
 )
-
-
-class CachedText(NamedTuple):
-    """What a model remembers of one text, for a later call that goes on from there."""
-
-    tokens: list[int]
-    """What was read."""
-    state: Any
-    """Of each layer the tensors by name, [1, ...]; or a cache of the model's own."""
 
 
 class Together:
@@ -49,11 +51,14 @@ class Together:
         self.shortest = self.longest = 0  # of the cached prefixes
         self.ends: list[int] = []  # of those that `load` brought
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
-        """Read all texts but their last tokens. What stands behind a short text is never seen."""
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
+        """Read all texts but their last tokens. What stands behind a short text is never seen.
+
+        Returns:
+            The rows of the forward; 0 where there was none, or more than one.
+        """
         if self.longest:
-            self._read_on(text, sizes)
-            return
+            return self._read_on(text, sizes)
         end = max(sizes) - 1
         numbers = self.target.numbers(text[:, :end])
         for start in range(self.longest, end, chunk or max(end, 1)):
@@ -61,6 +66,7 @@ class Together:
             out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
             self.cache = out.cache
         self.shortest, self.longest = min(sizes) - 1, end
+        return len(sizes) * end if chunk is None or end <= chunk else 0
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
@@ -68,39 +74,18 @@ class Together:
         if not any(ends):
             return
         self.ends, self.shortest, self.longest = ends, min(ends), max(ends)
-        states = [each.state if end else None for each, end in zip(cached, ends, strict=True)]
-        first = next(state for state in states if state)
-        self.cache = restored(self.cache, ({}, [(kind, dict(rest)) for kind, rest, _ in first]))
-        for number, layer in enumerate(self.cache.layers):
-            for name, like in first[number][2].items():
-                shape = list(like.shape)
-                dim = len(shape) - 2
-                shape[0], shape[dim] = len(ends), self.longest
-                whole = like.new_zeros(shape)
-                for row, state, end in zip(whole, states, ends, strict=True):
-                    if end:
-                        row.narrow(dim - 1, 0, end).copy_(state[number][2][name][0].narrow(dim - 1, 0, end))
-                setattr(layer, name, whole)
+        assemble(self.cache, cached, [0] * len(ends), ends)
 
     def export(self, place: int, tokens: list[int]) -> CachedText:
         """What was read of one text, whose read tokens are `tokens`."""
-        layers = []
-        for layer in self.cache.layers:
-            rows = {
-                name: value[place : place + 1].narrow(value.dim() - 2, 0, len(tokens)).clone()
-                for name in KEPT
-                if _filled(value := getattr(layer, name, None))
-            }
-            rest = {name: value for name, value in vars(layer).items() if name not in rows}
-            layers.append((type(layer), rest, rows))
-        return CachedText(tokens, layers)
+        return CachedText(tokens, [part(layer, place, 0, len(tokens)) for layer in self.cache.layers])
 
-    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> None:
+    def _read_on(self, text: Tensor, sizes: Sequence[int]) -> int:
         """Read what `load` has left, as chains behind prefixes of different lengths."""
         ends = self.ends
         rest = [size - 1 - end for size, end in zip(sizes, ends, strict=True)]
         if not any(rest):
-            return
+            return 0
         nodes = [max(count, 1) for count in rest]
         tokens = torch.cat(
             [row[end : end + count] for row, end, count in zip(text, ends, nodes, strict=True)]
@@ -112,6 +97,7 @@ class Together:
         index = torch.arange(max(nodes), device=text.device)
         path = torch.where(index < torch.tensor(rest, device=text.device)[:, None], index, -1).int()
         self.commit(path, tree, lengths, [list(range(count)) for count in rest])
+        return tree.tokens.numel()
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the trees."""
@@ -182,11 +168,11 @@ class Together:
         self._cut([size - 1 for size in sizes])
 
     def _layers(self) -> list[Any]:
-        return [layer for layer in self.cache.layers if _filled(getattr(layer, "keys", None))]
+        return [layer for layer in self.cache.layers if is_filled(getattr(layer, "keys", None))]
 
     def _tensors(self) -> list[tuple[list[Tensor], str]]:
         heads = [t for layer in self._layers() for t in (layer.keys, layer.values)]
-        flat = [t for layer in self._layers() if _filled(t := getattr(layer, "indexer_keys", None))]
+        flat = [t for layer in self._layers() if is_filled(t := getattr(layer, "indexer_keys", None))]
         return [(heads, "HND"), *([(flat, "NHD")] if flat else [])]
 
     def _cut(self, ends: Sequence[int]) -> None:
@@ -194,7 +180,7 @@ class Together:
         for layer in self._layers():
             layer.keys = layer.keys[:, :, : self.longest]
             layer.values = layer.values[:, :, : self.longest]
-            if _filled(getattr(layer, "indexer_keys", None)):
+            if is_filled(getattr(layer, "indexer_keys", None)):
                 layer.indexer_keys = layer.indexer_keys[:, : self.longest]
 
     def _root_numbers(self, text: Tensor, lengths: Tensor) -> Tensor:
@@ -269,14 +255,16 @@ class Alone:
         self.cached: list[int] = []  # tokens that each cache holds
         self._before: list[tuple[int, Any]] = []  # what they were before the draft
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> None:
-        """Read all texts but their last tokens."""
+    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
+        """Read all texts but their last tokens; returns their number, where each was read in one forward."""
         if not self.caches:
             self.caches, self.cached = [self.target.fresh_cache() for _ in sizes], [0] * len(sizes)
         if self.rereads:
-            return
+            return 0
+        rows = sum(size - 1 - cached for size, cached in zip(sizes, self.cached, strict=True))
         for place, size in enumerate(sizes):
             self._read(place, text[place], size - 1, chunk)
+        return rows if chunk is None else 0
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the chains."""
@@ -362,175 +350,12 @@ class Alone:
             self.caches[place], self.cached[place] = out.cache, stop
 
 
-KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions
-NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
-FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
-
-
-def taken(
-    cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], operation: str
-) -> list[CachedText | None]:
-    """What a cache of transformers has read of texts that are padded on the left."""
-    if not filled(cache):
-        return [None] * len(texts)
-    if not croppable(cache):
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
-        bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
-    length, found = cache.get_seq_length(), []
-    for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
-        layers = []
-        for layer in cache.layers:
-            rows = {}
-            for name in KEPT:
-                if _filled(value := getattr(layer, name, None)):
-                    if value.shape[0] != len(texts):
-                        bad_value(operation, "cache", f"must hold B = {len(texts)} texts", value.shape[0])
-                    rows[name] = value[row : row + 1].narrow(value.dim() - 2, pad, max(length - pad, 0))
-            rest = {name: value for name, value in vars(layer).items() if name not in rows}
-            layers.append((type(layer), rest, rows))
-        found.append(CachedText(list(text[: max(length - pad, 0)]), layers))
-    return found
-
-
-def filled(cache: Any) -> bool:
-    """Whether a cache of transformers has read anything."""
-    return any(_filled(getattr(layer, "keys", None)) for layer in cache.layers) and bool(
-        cache.get_seq_length()
-    )
-
-
-def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
-    """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
-    if any(each is None for each in cached):
-        return None
-    if not isinstance(cached[0].state, list):
-        if len(cached) > 1:
-            return None
-        if cache is not None and cache is not cached[0].state:
-            vars(cache).update(vars(cached[0].state))
-        return cached[0].state if cache is None else cache
-    if cache is None:
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-    longest = max(pad + len(each.tokens) for each, pad in zip(cached, pads, strict=True))
-    restored(cache, ({}, [(kind, dict(rest)) for kind, rest, _ in cached[0].state]))
-    for number, layer in enumerate(cache.layers):
-        for name, like in cached[0].state[number][2].items():
-            shape = list(like.shape)
-            dim = len(shape) - 2
-            shape[0], shape[dim] = len(cached), longest
-            whole = like.new_zeros(shape)
-            for row, each, pad in zip(whole, cached, pads, strict=True):
-                row.narrow(dim - 1, pad, len(each.tokens)).copy_(each.state[number][2][name][0])
-            setattr(layer, name, whole)
-    return cache
-
-
 def _common(cached: CachedText | None, text: Sequence[int]) -> int:
     """How many tokens of a text need not be read again; its last one always is."""
     if cached is None:
         return 0
     most = min(len(cached.tokens), len(text) - 1)
     return next((place for place in range(most) if cached.tokens[place] != text[place]), most)
-
-
-def full_cache(target: Target) -> Any:
-    """An empty cache that keeps every position in every layer, sliding ones too."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    if target.plain_cache:
-        return DynamicCache()
-    cache = DynamicCache(config=target.model.config)
-    for place, layer in enumerate(cache.layers):
-        if type(layer).__name__ == "DynamicSlidingWindowLayer":
-            cache.layers[place] = DynamicLayer()
-    return cache
-
-
-def unknown(cache: Any) -> str | None:
-    """What `Together` cannot put right in such a cache; None where there is nothing."""
-    layers = getattr(cache, "layers", None)
-    if layers is None:
-        return f"{type(cache).__name__}, whose layers are not known"
-    for number, layer in enumerate(layers):
-        if type(layer).__name__ not in FULL or not type(layer).__module__.endswith("cache_utils"):
-            return f"{type(layer).__name__} in layer {number}"
-        for name, value in vars(layer).items():
-            if isinstance(value, Tensor) and value.dim() and name not in KEPT + NUMBERS:
-                return f"{name} of {type(layer).__name__} in layer {number}"
-    return None
-
-
-def croppable(cache: Any) -> bool:
-    """Whether all that it keeps are keys and values of every position."""
-    layers = getattr(cache, "layers", None)
-    return layers is not None and all(
-        type(layer).__name__ in ("DynamicLayer", "DummyLayer")
-        and type(layer).__module__.endswith("cache_utils")
-        for layer in layers
-    )
-
-
-def crop(cache: Any, end: int) -> None:
-    """Keep the first `end` positions."""
-    for layer in cache.layers:
-        if _filled(getattr(layer, "keys", None)):
-            layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
-
-
-def snapshot(cache: Any) -> Any:
-    """All that a cache keeps, for `restored`. Keys and values that grow by concatenation are not copied."""
-    if cache is None:
-        return None
-    layers = getattr(cache, "layers", None)
-    if layers is None:
-        return copy.deepcopy(cache)
-    own = {name: _copied(value) for name, value in vars(cache).items() if name != "layers"}
-    return own, [(type(layer), _saved(layer)) for layer in layers]
-
-
-def restored(cache: Any, saved: Any) -> Any:
-    """The cache as it was; the snapshot is used up."""
-    if saved is None or not isinstance(saved, tuple) or not hasattr(cache, "layers"):
-        return saved
-    own, layers = saved
-    vars(cache).update(own)
-    cache.layers = []
-    for kind, state in layers:
-        layer = object.__new__(kind)
-        vars(layer).update(state)
-        cache.layers.append(layer)
-    return cache
-
-
-def _saved(layer: Any) -> dict[str, Any]:
-    from transformers.cache_utils import DynamicLayer
-
-    grows = isinstance(layer, DynamicLayer)
-    return {
-        name: value if grows and name in ("keys", "values") else _copied(value)
-        for name, value in vars(layer).items()
-    }
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(each) for each in value)
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
-        return value
-    if callable(value):
-        return value
-    return copy.deepcopy(value)
-
-
-def _filled(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 0
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:

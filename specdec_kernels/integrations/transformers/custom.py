@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import bad_value
-from .caches import filled, handed_back, taken
 from .generate import decode, streamers_of
+from .layers import filled, handed_back, taken
 from .model import Target
 from .options import check_options, lookup
 from .probe import explain_model

@@ -14,8 +14,9 @@ from ...children import sample_children
 from ...errors import bad_type, bad_value
 from ...sampling import PLAIN, SamplingParams
 from ...tree import DraftTree, Proposal
-from .caches import Alone, Together, crop, croppable, restored, snapshot
+from .caches import Alone, Together
 from .drafts import Drafts
+from .layers import crop, croppable, restored, snapshot
 from .model import Target
 from .probe import verdict
 

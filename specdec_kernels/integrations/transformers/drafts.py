@@ -23,6 +23,7 @@ from ...tree import DraftTree, Proposal
 
 PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says nothing about
 PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows again add to it
+MOST_PER_ROW = 0.5  # the same of a prompt, at most
 WINDOW = 5  # measurements of a size that are remembered
 PLAIN_STEPS = 2  # measured before the first trial; the very first step is often slow
 CREDIT = 0.5  # plain steps that may be lost to begin with
@@ -158,6 +159,11 @@ class Drafting:
             taken = {name: value for name, value in given.items() if accepts(self.drafter.reset, name)}
             self.drafter.reset(batch_size, **taken)
 
+    def read(self, rows: int, seconds: float) -> None:
+        """How long the target took to read the prompts, `rows` tokens in all: what many rows cost."""
+        if self.costs is not None:
+            self.costs.prompt = (rows, seconds)
+
     def draft(self, text: Tensor, lengths: Tensor, limits: Sequence[int]) -> Drafts:
         """Drafts for the texts [B, L] of these lengths [B]; request b has no use for any deeper than
         `limits[b]`.
@@ -250,7 +256,7 @@ class Drafting:
 
     def _most_rows(self, batch: int) -> int:
         """Of a step: twice the most that was ever measured, so that a trial cannot cost much."""
-        return 10**9 if self.costs is None else 2 * max(batch, *self.costs.times)
+        return 10**9 if self.costs is None else 2 * max(batch, self.costs.prompt[0], *self.costs.times)
 
     def _ask(self, text: Tensor, lengths: Tensor, depths: list[int]) -> tuple[list[Nodes], Tensor | None]:
         told = {"max_draft": list(depths)} if self.told else {}
@@ -314,6 +320,7 @@ class StepCosts:
         self.times: dict[int, deque[float]] = {}
         self.levels: deque[float] = deque(maxlen=WINDOW)
         self.calls = 0
+        self.prompt = (0, 0.0)  # rows and seconds of the forward that read the prompts
 
     def stepped(self, batch: int, rows: int, seconds: float) -> float:
         """Remember a step; returns its time in plain steps, no more than `rows` steps of one row take."""
@@ -356,10 +363,12 @@ class StepCosts:
         plain = self.plain(batch)
         if plain is None or sum(map(len, self.times.values())) < PLAIN_STEPS:
             return None
-        costs, least = {}, math.inf
-        for rows in sorted((rows for rows in self.times if rows > batch), reverse=True):
-            least = min(least, min(self.times[rows]))  # no step takes longer than one over more rows
-            costs[rows] = max(least / plain, 1.0)
+        costs = {rows: max(min(times) / plain, 1.0) for rows, times in self.times.items() if rows > batch}
+        rows, seconds = self.prompt
+        if rows > 2 * max(batch, *costs, 0):
+            # As far as it is plausible: the first forward of a process may have been a slow one.
+            most = 1.0 + MOST_PER_ROW * (rows / batch - 1.0)
+            costs[rows] = max(min(seconds / plain, most), *costs.values(), 1.0)
         if not costs:
             costs[2 * batch] = 1.0 + PER_ROW
         return {1: 1.0, batch: 1.0, **costs}

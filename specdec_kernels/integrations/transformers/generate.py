@@ -17,8 +17,9 @@ from ...errors import bad_value, check_dtype, check_shape
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams
 from ...verify import Status, verify
-from .caches import Alone, CachedText, Together
+from .caches import Alone, Together
 from .drafts import Drafting
+from .layers import CachedText
 from .model import Target
 from .options import configuration, lookup
 from .probe import verdict
@@ -208,7 +209,10 @@ def decode(
             reader.load(cache, texts)
         for text, stream in zip(texts, streamers, strict=False):
             stream.put(torch.tensor([text]))
-        reader.read(loop.text, loop.sizes, prefill_chunk)
+        started = time.perf_counter()
+        rows = reader.read(loop.text, loop.sizes, prefill_chunk)
+        if rows:
+            drafting.read(rows, time.perf_counter() - started)
         while loop.requests:
             loop.step(reader, on_tokens, streamers)
     return Generated(

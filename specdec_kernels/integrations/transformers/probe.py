@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...tree import DraftTree, Proposal
-from .caches import Alone, Together, restored, snapshot, unknown
+from .caches import Alone, Together
+from .layers import restored, snapshot, unknown
 from .model import Target
 
 NARROW = 3  # what windows are set to for a probe, so that its short texts cross them
@@ -39,6 +41,7 @@ class Verdict(NamedTuple):
 
 
 _VERDICTS: dict[tuple, tuple[Verdict, bool]] = {}
+_PROBING = threading.RLock()  # a probe narrows the windows of a configuration that threads may share
 
 
 def explain_model(model: Any) -> Verdict:
@@ -76,13 +79,14 @@ def explain_model(model: Any) -> Verdict:
 
 def verdict(target: Target) -> Verdict:
     """`explain_model` of a target that reads in evaluation mode already."""
-    model = target.model
-    whole = hashlib.sha256(repr(sorted(model.config.to_dict().items(), key=str)).encode()).hexdigest()
-    key = (type(model), whole, target.attention, model.dtype, target.device)
-    if key not in _VERDICTS:
-        _VERDICTS[key] = (_Probe(target).run(), target.plain_cache)
-    found, target.plain_cache = _VERDICTS[key]
-    return found
+    with _PROBING:
+        model = target.model
+        whole = hashlib.sha256(repr(sorted(model.config.to_dict().items(), key=str)).encode()).hexdigest()
+        key = (type(model), whole, target.attention, model.dtype, target.device)
+        if key not in _VERDICTS:
+            _VERDICTS[key] = (_Probe(target).run(), target.plain_cache)
+        found, target.plain_cache = _VERDICTS[key]
+        return found
 
 
 class _Probe:

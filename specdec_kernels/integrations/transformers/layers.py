@@ -1,0 +1,200 @@
+"""The layers of a cache: what they keep, cut, copied, put back, taken apart and assembled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import bad_value
+from .model import Target
+
+KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions
+NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
+FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+
+
+class CachedText(NamedTuple):
+    """What a model remembers of one text, for a later call that goes on from there."""
+
+    tokens: list[int]
+    """What was read."""
+    state: Any
+    """Of each layer the tensors by name, [1, ...]; or a cache of the model's own."""
+
+
+def taken(
+    cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], operation: str
+) -> list[CachedText | None]:
+    """What a cache of transformers has read of texts that are padded on the left."""
+    if not filled(cache):
+        return [None] * len(texts)
+    if not croppable(cache):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
+        bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
+    length, found = cache.get_seq_length(), []
+    for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
+        end = max(length, pad)
+        layers = [part(layer, row, pad, end) for layer in cache.layers]
+        for *_, tensors in layers:
+            if any(value.shape[0] != 1 for value in tensors.values()):
+                bad_value(operation, "cache", f"must hold B = {len(texts)} texts", "fewer")
+        found.append(CachedText(list(text[: end - pad]), layers))
+    return found
+
+
+def filled(cache: Any) -> bool:
+    """Whether a cache of transformers has read anything."""
+    return any(is_filled(getattr(layer, "keys", None)) for layer in cache.layers) and bool(
+        cache.get_seq_length()
+    )
+
+
+def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
+    """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
+    if any(each is None for each in cached):
+        return None
+    if not isinstance(cached[0].state, list):
+        if len(cached) > 1:
+            return None
+        if cache is not None and cache is not cached[0].state:
+            vars(cache).update(vars(cached[0].state))
+        return cached[0].state if cache is None else cache
+    if cache is None:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+    assemble(cache, cached, pads, [len(each.tokens) for each in cached])
+    return cache
+
+
+def part(layer: Any, row: int, start: int, end: int) -> tuple[type, dict[str, Any], dict[str, Tensor]]:
+    """Of a layer its class, what it keeps beside positions, and the positions of one text, copied."""
+    tensors = {}
+    for name in KEPT:
+        if is_filled(value := getattr(layer, name, None)):
+            tensors[name] = value[row : row + 1].narrow(value.dim() - 2, start, end - start).clone()
+    return type(layer), {name: value for name, value in vars(layer).items() if name not in tensors}, tensors
+
+
+def assemble(
+    cache: Any, cached: Sequence[CachedText | None], starts: Sequence[int], lengths: Sequence[int]
+) -> None:
+    """Fill a cache with the first `lengths` positions of texts, behind `starts` slots that nobody sees."""
+    states = [each.state if length else None for each, length in zip(cached, lengths, strict=True)]
+    first = next(state for state in states if state)
+    restored(cache, ({}, [(kind, dict(beside)) for kind, beside, _ in first]))
+    slots = max(start + length for start, length in zip(starts, lengths, strict=True))
+    for number, layer in enumerate(cache.layers):
+        for name, like in first[number][2].items():
+            shape = list(like.shape)
+            dim = len(shape) - 2
+            shape[0], shape[dim] = len(states), slots
+            whole = like.new_zeros(shape)
+            for row, state, start, length in zip(whole, states, starts, lengths, strict=True):
+                if length:
+                    kept = state[number][2][name][0].narrow(dim - 1, 0, length)
+                    row.narrow(dim - 1, start, length).copy_(kept)
+            setattr(layer, name, whole)
+
+
+def full_cache(target: Target) -> Any:
+    """An empty cache that keeps every position in every layer, sliding ones too."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if target.plain_cache:
+        return DynamicCache()
+    cache = DynamicCache(config=target.model.config)
+    for place, layer in enumerate(cache.layers):
+        if type(layer).__name__ == "DynamicSlidingWindowLayer":
+            cache.layers[place] = DynamicLayer()
+    return cache
+
+
+def unknown(cache: Any) -> str | None:
+    """What `Together` cannot put right in such a cache; None where there is nothing."""
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return f"{type(cache).__name__}, whose layers are not known"
+    for number, layer in enumerate(layers):
+        if type(layer).__name__ not in FULL or not _of_transformers(layer):
+            return f"{type(layer).__name__} in layer {number}"
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor) and value.dim() and name not in KEPT + NUMBERS:
+                return f"{name} of {type(layer).__name__} in layer {number}"
+    return None
+
+
+def croppable(cache: Any) -> bool:
+    """Whether all that it keeps are keys and values of every position."""
+    return unknown(cache) is None and all(
+        type(layer).__name__ in ("DynamicLayer", "DummyLayer") for layer in cache.layers
+    )
+
+
+def crop(cache: Any, end: int) -> None:
+    """Keep the first `end` positions."""
+    for layer in cache.layers:
+        if is_filled(getattr(layer, "keys", None)):
+            layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+
+
+def snapshot(cache: Any) -> Any:
+    """All that a cache keeps, for `restored`. Keys and values that grow by concatenation are not copied."""
+    if cache is None:
+        return None
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return copy.deepcopy(cache)
+    own = {name: _copied(value) for name, value in vars(cache).items() if name != "layers"}
+    return own, [(type(layer), _saved(layer)) for layer in layers]
+
+
+def restored(cache: Any, saved: Any) -> Any:
+    """The cache as it was; the snapshot is used up."""
+    if saved is None or not isinstance(saved, tuple) or not hasattr(cache, "layers"):
+        return saved
+    own, layers = saved
+    vars(cache).update(own)
+    cache.layers = []
+    for kind, state in layers:
+        layer = object.__new__(kind)
+        vars(layer).update(state)
+        cache.layers.append(layer)
+    return cache
+
+
+def _saved(layer: Any) -> dict[str, Any]:
+    from transformers.cache_utils import DynamicLayer
+
+    grows = isinstance(layer, DynamicLayer) and _of_transformers(layer)
+    return {
+        name: value if grows and name in ("keys", "values") else _copied(value)
+        for name, value in vars(layer).items()
+    }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(each) for each in value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
+        return value
+    if callable(value):
+        return value
+    return copy.deepcopy(value)
+
+
+def _of_transformers(layer: Any) -> bool:
+    return type(layer).__module__ == "transformers.cache_utils"
+
+
+def is_filled(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 0
