@@ -59,7 +59,7 @@ def sweep(model_type: str, limit: float) -> dict[str, Any]:
                     if not name or shape in ("tree", "ragged chains", "ragged trees"):
                         result["cases"][f"{name}{law}, {shape}"] = cases.run_case(model, oracle, law, shape)
     except cases.NotCausal as error:
-        result["problem"] = f"not causal: {error}"
+        result["problem"] = str(error)
         for shape in cases.DRAFTS:
             result["cases"][f"greedy, {shape}"] = uncausal(model, shape)
     except OutOfTime:
@@ -179,7 +179,9 @@ def main() -> int:
     parser.add_argument("--table", help="file for the page of the documentation, of all classes")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one class")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, prompts and noise")
     options = parser.parse_args()
+    cases.choose(options.seed)
     types = configs.model_types()
     if options.types:
         asked = set(options.types)
