@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-models bench bench-generate gpu-report lint format clean
+.PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -15,6 +15,15 @@ test: $(VENV)/package
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
 test-models: $(VENV)/package
 	PYTHONPATH=tests $(BIN)/python -m sweep.run --table docs/models.md $(ARGS)
+
+# The loop over the oldest version of transformers that is admitted, beside the newest one in .venv.
+test-transformers: $(VENV)/package
+	rm -rf $(VENV)-oldest && python3 -m venv $(VENV)-oldest
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(VENV)-oldest/newest
+	cp $(VENV)-oldest/newest `$(VENV)-oldest/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_newest.pth
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps transformers==5.23.0
+	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
+		tests/test_generate_processing.py tests/test_custom_generate.py tests/test_drafters.py $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)

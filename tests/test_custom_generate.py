@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from gtest import g_test
+from test_generate import CACHE
 from transformers import (
     DynamicCache,
     GPT2Config,
@@ -127,16 +128,16 @@ def test_the_cache_goes_on_with_the_text():
     given = dict(attention_mask=MASK, max_new_tokens=9, pad_token_id=0, return_dict_in_generate=True)
     theirs = TARGET.generate(PADDED, **given)
     got = TARGET.generate(PADDED, custom_generate=sdk.custom_generate(ngrams), **given)
-    assert got.cache.get_seq_length() == theirs.cache.get_seq_length()
+    assert got[CACHE].get_seq_length() == theirs[CACHE].get_seq_length()
     seen = torch.cat([MASK, torch.ones(3, 8, dtype=torch.int64)], 1) != 0
-    for mine, their in zip(got.cache.layers, theirs.cache.layers, strict=True):
+    for mine, their in zip(got[CACHE].layers, theirs[CACHE].layers, strict=True):
         for name in ("keys", "values"):
             ours, other = (getattr(layer, name).transpose(1, 2)[seen] for layer in (mine, their))
             torch.testing.assert_close(ours, other, atol=1e-4, rtol=1e-4)
     longer = torch.cat([MASK, torch.ones(3, 9, dtype=torch.int64)], 1)
     more = [
         TARGET.generate(
-            out.sequences, attention_mask=longer, cache=out.cache, max_new_tokens=4, pad_token_id=0
+            out.sequences, attention_mask=longer, max_new_tokens=4, pad_token_id=0, **{CACHE: out[CACHE]}
         )
         for out in (theirs, got)
     ]
@@ -271,7 +272,7 @@ def test_a_cache_of_the_callers_is_read_and_filled(padded):
         assert seen[0] == seen[1] == (texts[0].shape[1] - 3 if turn else 0)
         for column, extra in enumerate((dict(custom_generate=sdk.custom_generate(ngrams)), {})):
             texts[column] = TARGET.generate(
-                texts[column], attention_mask=mask, cache=caches[column], **options, **extra
+                texts[column], attention_mask=mask, **{CACHE: caches[column]}, **options, **extra
             )
         assert texts[0].tolist() == texts[1].tolist()
         new = torch.tensor([[3, 4]]).expand(len(ids), 2)
@@ -282,11 +283,11 @@ def test_a_cache_of_the_callers_is_read_and_filled(padded):
 def test_a_cache_whose_layers_cannot_be_taken_is_refused():
     cache = StaticCache(config=TARGET.config, max_cache_len=64)
     with torch.inference_mode():
-        TARGET(PADDED[:1, -3:], cache=cache)
+        TARGET(PADDED[:1, -3:], **{CACHE: cache})
     with pytest.raises(
         ValueError, match="custom_generate: cache must have layers of keys and values .*Static"
     ):
-        TARGET.generate(PADDED[:1], cache=cache, custom_generate=sdk.custom_generate(ngrams))
+        TARGET.generate(PADDED[:1], custom_generate=sdk.custom_generate(ngrams), **{CACHE: cache})
 
 
 def test_unknown_options_are_refused():

@@ -1,5 +1,6 @@
 """The loop over transformers models: its text is the model's own, whatever is drafted."""
 
+import inspect
 from collections import Counter
 from functools import partial
 
@@ -12,6 +13,8 @@ import specdec_kernels as sdk
 
 GREEDY = sdk.SamplingParams(temperature=0.0)
 generate = partial(sdk.generate, budget=None)
+# What this version of transformers calls the cache, in calls and outputs.
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def model(vocab=31, layers=2, **options):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from gtest import g_test
-from test_generate import GREEDY, PROMPTS, TARGET, chains, model, noise, nothing, plainly, trees
+from test_generate import CACHE, GREEDY, PROMPTS, TARGET, chains, model, noise, nothing, plainly, trees
 from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM, LlamaForCausalLM, StaticCache
 
 import specdec_kernels as sdk
@@ -63,10 +63,10 @@ class Uncausal(LlamaForCausalLM):
 class Spoilt(LlamaForCausalLM):
     """Its cache keeps a tensor that nobody knows, and that nobody puts back."""
 
-    def forward(self, input_ids=None, cache=None, **options):
-        out = super().forward(input_ids, cache=cache, **options)
-        if out.cache is not None:
-            layer = out.cache.layers[0]
+    def forward(self, input_ids=None, **options):
+        out = super().forward(input_ids, **options)
+        if getattr(out, CACHE) is not None:
+            layer = getattr(out, CACHE).layers[0]
             seen = getattr(layer, "seen", torch.zeros(1))
             layer.seen = seen + input_ids.shape[1]
             out.logits = out.logits + 0 * seen
@@ -76,10 +76,10 @@ class Spoilt(LlamaForCausalLM):
 class Static(LlamaForCausalLM):
     """Returns a static cache of its own, whatever it is given."""
 
-    def forward(self, input_ids=None, cache=None, use_cache=None, **options):
-        if use_cache and not isinstance(cache, StaticCache):
-            cache = StaticCache(config=self.config, max_cache_len=64)
-        return super().forward(input_ids, cache=cache, use_cache=use_cache, **options)
+    def forward(self, input_ids=None, use_cache=None, **options):
+        if use_cache and not isinstance(options.get(CACHE), StaticCache):
+            options[CACHE] = StaticCache(config=self.config, max_cache_len=64)
+        return super().forward(input_ids, use_cache=use_cache, **options)
 
 
 def as_class(kind):
@@ -333,9 +333,10 @@ def test_a_cache_of_transformers_comes_in_and_goes_out():
     prompts = [[3, 4, 5, 3, 4], [9, 2, 1]]
     padded = torch.tensor([[3, 4, 5, 3, 4], [0, 0, 9, 2, 1]])
     mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    cache = DynamicCache()
     with torch.inference_mode():
-        cache = TARGET(padded[:, :4], attention_mask=mask[:, :4], cache=DynamicCache(),
-                       position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, :4]).cache  # fmt: skip
+        places = (mask.cumsum(1) - 1).clamp_min(0)[:, :4]
+        TARGET(padded[:, :4], attention_mask=mask[:, :4], position_ids=places, **{CACHE: cache})
     cached = taken(cache, prompts, [0, 2], "generate")
     assert [each.tokens for each in cached] == [[3, 4, 5, 3], [9, 2]]
     options = dict(max_new_tokens=6, sampling=GREEDY, outputs=["cache"])
@@ -348,7 +349,9 @@ def test_a_cache_of_transformers_comes_in_and_goes_out():
     places = (ones.cumsum(1) - 1).clamp_min(0)
     with torch.inference_mode():
         expected = TARGET(whole, attention_mask=ones, position_ids=places).logits[:, -1]
-        logits = TARGET(whole[:, -1:], attention_mask=ones, position_ids=places[:, -1:], cache=back).logits
+        logits = TARGET(
+            whole[:, -1:], attention_mask=ones, position_ids=places[:, -1:], **{CACHE: back}
+        ).logits
     torch.testing.assert_close(logits[:, 0], expected, rtol=1e-3, atol=1e-3)
 
 

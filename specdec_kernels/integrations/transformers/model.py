@@ -65,7 +65,7 @@ class Target:
         embeddings = model.get_input_embeddings()
         self.device = _device(embeddings)
         self.vocab_size = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
-        names = inspect.signature(model.forward).parameters
+        names = _parameters(model)
         self.cache_name = next((name for name in ("cache", "past_key_values") if name in names), None)
         if self.cache_name is None and "cache_params" in names:
             self.cache_name = "cache_params"
@@ -200,6 +200,19 @@ _LOCK = threading.Lock()
 _READERS: WeakKeyDictionary[torch.nn.Module, list] = (
     WeakKeyDictionary()
 )  # how many; what was in training mode
+
+
+def _parameters(model: Any) -> set[str]:
+    """The names that its forward takes; where that hands on what it does not know, also those behind it."""
+    own = inspect.signature(model.forward).parameters
+    names = set(own)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        for kind in type(model).__mro__:
+            if "forward" in vars(kind) and kind is not torch.nn.Module:
+                names |= set(inspect.signature(vars(kind)["forward"]).parameters)
+        if hasattr(model, "get_base_model"):  # an adapter around it
+            names |= _parameters(model.get_base_model())
+    return names
 
 
 def _device(embeddings: torch.nn.Module) -> torch.device:
