@@ -54,7 +54,6 @@ def contenders(model, prompts: Sequence[list[int]], tokens: int) -> dict[str, Ca
     tree = partial(sdk.ngram_tree, max_nodes=OURS + 1)
     found = {
         "transformers plain": theirs,
-        "ours plain": partial(ours, None),
         "ours lookup": partial(ours, chain),
         "ours lookup tree": partial(ours, tree),
     }
@@ -130,9 +129,12 @@ def main(arguments: Sequence[str]) -> int:
         prompts = [prompt(each) for each in TOGETHER.get(name, (name,))]
         entries.append(compare(name, lm.model, prompts, options.rounds, options.tokens))
         print(table(entries[-1:]), flush=True)
-    text = table(entries)
-    print(text)
     folder = Path(__file__).with_name("results")
+    known = folder / "generate.json"
+    before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else []
+    fresh = {entry["name"] for entry in entries}
+    entries += [entry for entry in before if entry["name"] not in fresh]  # of earlier runs
+    text = table(entries)
     header = (
         f"# The loop over a transformers model\n\nSmolLM2-135M-Instruct in float32, {options.tokens} new "
         f"tokens a text, greedy, {torch.get_num_threads()} threads. CPU seconds of transformers' plain "

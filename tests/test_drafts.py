@@ -444,7 +444,7 @@ def test_a_prompt_tells_what_many_rows_cost(curve):
 
 
 @pytest.mark.parametrize("curve", ["cpu", "flat"])
-@pytest.mark.parametrize("name", set(DRAFTERS) - {"slower than it is worth"})
+@pytest.mark.parametrize("name", [each for each in DRAFTERS if each != "slower than it is worth"])
 def test_good_drafts_are_used(name, curve):
     options = DRAFTERS[name]
     for rate in (0.6, 0.9):

@@ -14,6 +14,7 @@ from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM, LlamaForCaus
 import specdec_kernels as sdk
 from specdec_kernels.integrations.transformers import probe
 from specdec_kernels.integrations.transformers.generate import seeds_of
+from specdec_kernels.integrations.transformers.model import Target
 
 generate = partial(sdk.generate, budget=None)
 
@@ -124,6 +125,15 @@ def test_training_mode_is_left_for_the_call_and_put_back():
     got = generate(target, chains, PROMPTS, max_new_tokens=8, sampling=GREEDY)
     assert got.tokens == [plainly(TARGET, prompt, 8) for prompt in PROMPTS]
     assert target.training and target.model.layers[0].training and not target.lm_head.training
+
+
+def test_training_mode_is_put_back_by_the_last_of_several_readers():
+    target = Target(model().train())
+    with target.reading():
+        with Target(target.model).reading():
+            pass
+        assert not any(module.training for module in target.model.modules())
+    assert all(module.training for module in target.model.modules())
 
 
 def test_weights_on_no_device_are_refused():

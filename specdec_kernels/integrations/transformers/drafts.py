@@ -25,7 +25,7 @@ PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says n
 PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows again add to it
 MOST_PER_ROW = 0.5  # the same of a prompt, at most
 WINDOW = 5  # measurements of a size that are remembered
-PLAIN_STEPS = 2  # measured before the first trial; the very first step is often slow
+PLAIN_STEPS = 2  # measured before the first trial, where no prompt was: the first forward is often slow
 CREDIT = 0.5  # plain steps that may be lost to begin with
 
 
@@ -361,7 +361,8 @@ class StepCosts:
     def table(self, batch: int) -> dict[int, float] | None:
         """Costs for `Budget` in plain steps; None until plain steps were measured."""
         plain = self.plain(batch)
-        if plain is None or sum(map(len, self.times.values())) < PLAIN_STEPS:
+        needed = 1 if self.prompt[0] else PLAIN_STEPS
+        if plain is None or sum(map(len, self.times.values())) < needed:
             return None
         costs = {rows: max(min(times) / plain, 1.0) for rows, times in self.times.items() if rows > batch}
         rows, seconds = self.prompt

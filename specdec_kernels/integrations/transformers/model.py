@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -176,15 +178,28 @@ class Target:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Evaluation mode, put back module by module."""
-        training = [module for module in self.model.modules() if module.training]
-        try:
-            for module in training:
+        """Evaluation mode, put back module by module by the last of all that read the model."""
+        with _LOCK:
+            readers = _READERS.setdefault(self.model, [0, []])
+            if not readers[0]:
+                readers[1] = [module for module in self.model.modules() if module.training]
+            readers[0] += 1
+            for module in readers[1]:
                 module.training = False
+        try:
             yield
         finally:
-            for module in training:
-                module.training = True
+            with _LOCK:
+                readers[0] -= 1
+                if not readers[0]:
+                    for module in readers[1]:
+                        module.training = True
+
+
+_LOCK = threading.Lock()
+_READERS: WeakKeyDictionary[torch.nn.Module, list] = (
+    WeakKeyDictionary()
+)  # how many; what was in training mode
 
 
 def _device(embeddings: torch.nn.Module) -> torch.device:

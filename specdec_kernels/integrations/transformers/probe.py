@@ -63,10 +63,10 @@ def explain_model(model: Any) -> Verdict:
         ValueError: its weights are on no device.
 
     Notes:
-        Deterministic, but for models whose forward is not.
+        Deterministic, but for models whose forward is not. Probes of several threads wait for each other;
+        nothing else may read the model meanwhile.
 
     Example:
-        >>> import pytest; _ = pytest.importorskip("transformers")
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> config = GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2)
         >>> print(explain_model(GPT2LMHeadModel(config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -57,11 +58,12 @@ def model_output(input_ids: Tensor, generated: Generated, pad: int | None, cache
     """
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+    fields = {field.name for field in dataclasses.fields(GenerateDecoderOnlyOutput)}
     return GenerateDecoderOnlyOutput(
         sequences=sequences(input_ids, generated, pad),
         scores=_steps(generated.scores, pad),
         logits=_steps(generated.logits, pad),
-        cache=cache,
+        **{"cache" if "cache" in fields else "past_key_values": cache},
     )
 
 
