@@ -69,8 +69,10 @@ DECODERS = {
     "musicgen_melody": "musicgen_melody_decoder",
 }
 # Classes whose own default is refused by their own checks.
-WITHOUT = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
-DEFAULTS = {"gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **WITHOUT}}}
+WITHOUT = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": LAYERS}
+DEFAULTS = {
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "num_hidden_layers": LAYERS, **WITHOUT}}
+}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 PAD = dict(pad_token_id=0)
 SPECIAL: dict[str, dict[str, Any]] = {
