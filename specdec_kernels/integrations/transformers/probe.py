@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...tree import DraftTree, Proposal
 from .caches import Alone, Together
-from .layers import restored, snapshot, unknown
+from .layers import croppable, restored, snapshot, unknown
 from .model import Target
 
 NARROW = 3  # what windows are set to for a probe, so that its short texts cross them
@@ -238,6 +238,13 @@ class _Probe:
         logits = reader.forward(tree, text, lengths + 2, [7]).float()
         if off := self._off(logits, self.plain[0, 6:9]):
             return f"after a rollback, logits are off by {off}"
+        if not croppable(cache):  # some states are read on otherwise by a single token
+            path = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=self.target.device)
+            reader.commit(path, tree, lengths + 2, [[0, 1, 2]])
+            tree = _tree([p[9:10]], [[-1]], self.target.device)
+            logits = reader.forward(tree, text, lengths + 5, [10]).float()
+            if off := self._off(logits, self.plain[0, 9:10]):
+                return f"a single token is off by {off}"
         return None
 
     def _try(self, attempt: Callable[[Any], str | None], argument: Any) -> str | None:
