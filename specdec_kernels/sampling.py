@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import wraps
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -127,6 +128,13 @@ def _order(operation: str, argument: str, order: object) -> str:
 
 
 PLAIN = SamplingParams()
+
+
+def per_request(params: SamplingParams, change: Callable[[Tensor], Tensor]) -> SamplingParams:
+    """The parameters with their [B] tensors changed, and their numbers as they are."""
+    return SamplingParams(
+        *(change(value) if isinstance(value, Tensor) and value.dim() else value for value in params)
+    )
 
 
 class DraftVocab:

@@ -14,3 +14,12 @@ each.emulate_gpu()
 def fixed_seed():
     """Every test starts from the same state of the default generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """For tests whose models are too small to be worth more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

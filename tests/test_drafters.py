@@ -18,13 +18,7 @@ GREEDY = sdk.SamplingParams(temperature=0.0)
 PROMPTS = [[3, 4, 5, 3, 4], [7], [9, 9, 2, 1, 8, 6, 9, 9]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
 
 
 def llama(vocab=31, layers=2, width=48, **options):

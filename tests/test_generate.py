@@ -28,13 +28,7 @@ def model(vocab=31, layers=2, **options):
     return LlamaForCausalLM(config).eval()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
 
 
 TARGET = model()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 
-import pytest
+import transformers
 
-transformers = pytest.importorskip("transformers")
-
-from specdec_kernels.integrations.transformers import probe  # noqa: E402
+from specdec_kernels.integrations.transformers import probe
 
 
 def test_threads_that_probe_one_model_leave_its_window(monkeypatch):

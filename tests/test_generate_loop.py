@@ -19,12 +19,7 @@ from specdec_kernels.integrations.transformers.model import Target
 generate = partial(sdk.generate, budget=None)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
 
 
 class Calls:

@@ -44,13 +44,7 @@ def model():
 TARGET = model()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
 
 
 def config(**options):

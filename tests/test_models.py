@@ -28,13 +28,7 @@ SERVED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
 
 
 @pytest.mark.filterwarnings("ignore:generate. every step reads the whole text")

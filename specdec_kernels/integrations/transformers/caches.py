@@ -19,6 +19,7 @@ from .layers import (
     KEPT,
     CachedText,
     assemble,
+    common,
     crop,
     croppable,
     full_cache,
@@ -29,9 +30,8 @@ from .layers import (
 )
 from .model import Target
 
-MOST_PENDING = (
-    16  # accepted tokens that the next forward reads again; more are read by a forward of their own
-)
+# Accepted tokens that the next forward reads again; more are read by a forward of their own.
+MOST_PENDING = 16
 
 
 class Together:
@@ -70,7 +70,9 @@ class Together:
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
-        ends = [_common(each, text) for each, text in zip(cached, texts, strict=True)]
+        ends = [
+            0 if each is None else common(each.tokens, text) for each, text in zip(cached, texts, strict=True)
+        ]
         if not any(ends):
             return
         self.ends, self.shortest, self.longest = ends, min(ends), max(ends)
@@ -121,8 +123,9 @@ class Together:
                 words = tree.ancestor_bits[rows][..., index // 64] >> (index % 64) & 1
                 own = index[:, None] == index  # a row that is no node sees itself
                 bits = torch.where(there[..., None], words.bool(), own)
-            positions = self._root_numbers(text, lengths) + depths
-            if self.target.padding_idx is not None:
+            if self.target.padding_idx is None:
+                positions = lengths[:, None] - 1 + depths
+            else:
                 positions = self._skipping(ids, text, lengths, bits)
             if bits is None:
                 bits = (index[:, None] >= index)[None]
@@ -325,7 +328,7 @@ class Alone:
         """Begin with what was read in an earlier call, where the texts still begin with all of it."""
         self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
         for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
-            end = _common(each, text)
+            end = 0 if each is None else common(each.tokens, text)
             if end and end == len(each.tokens) and not self.rereads:
                 cache = copy.copy(each.state)
                 self.caches[place] = restored(cache, snapshot(each.state))
@@ -348,14 +351,6 @@ class Alone:
             positions = self.target.numbers(text[None, :stop])[:, start:]
             out = self.target(text[None, start:stop], cache=self.caches[place], positions=positions, keep=1)
             self.caches[place], self.cached[place] = out.cache, stop
-
-
-def _common(cached: CachedText | None, text: Sequence[int]) -> int:
-    """How many tokens of a text need not be read again; its last one always is."""
-    if cached is None:
-        return 0
-    most = min(len(cached.tokens), len(text) - 1)
-    return next((place for place in range(most) if cached.tokens[place] != text[place]), most)
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...children import sample_children
 from ...errors import bad_type, bad_value
-from ...sampling import PLAIN, SamplingParams
+from ...sampling import PLAIN, SamplingParams, per_request
 from ...tree import DraftTree, Proposal
 from .caches import Alone, Together
 from .drafts import Drafts
-from .layers import crop, croppable, restored, snapshot
+from .layers import common, crop, croppable, restored, snapshot
 from .model import Target
 from .probe import verdict
 
@@ -301,7 +301,7 @@ class Reader:
         elif isinstance(self.cache, Alone) and self.cache.rereads:
             self.ends = [size - 1 for size in self.sizes]
         else:
-            self.ends = [_common(read, each) for read, each in zip(self.read, ids, strict=True)]
+            self.ends = [common(read, each) for read, each in zip(self.read, ids, strict=True)]
             self._forget()
         self.read = [each[:end] for each, end in zip(ids, self.ends, strict=True)]
         self.drafts = drafts
@@ -365,14 +365,6 @@ class Reader:
             self.saved[place] = None
 
 
-def _common(read: list[int], ids: list[int]) -> int:
-    """How many tokens of a text are read; its last one is always read again."""
-    most = min(len(read), len(ids) - 1)
-    if read[:most] == ids[:most]:
-        return most
-    return next((place for place in range(most) if read[place] != ids[place]), max(most, 0))
-
-
 def _greedy(sampling: SamplingParams) -> bool:
     temperature = sampling.temperature
     return bool((temperature == 0).all()) if isinstance(temperature, Tensor) else temperature == 0
@@ -382,11 +374,4 @@ def _chosen(
     sampling: SamplingParams, places: Sequence[int], device: torch.device | None = None
 ) -> SamplingParams:
     """The values of these requests."""
-    return SamplingParams(
-        *(
-            value[list(places)].to(device or value.device)
-            if isinstance(value, Tensor) and value.dim()
-            else value
-            for value in sampling
-        )
-    )
+    return per_request(sampling, lambda value: value[list(places)].to(device or value.device))

@@ -15,7 +15,7 @@ from ...acceptance import AcceptanceStats
 from ...budget import Budget
 from ...errors import bad_value, check_dtype, check_shape
 from ...rules import Rule
-from ...sampling import DraftVocab, SamplingParams
+from ...sampling import DraftVocab, SamplingParams, per_request
 from ...verify import Status, verify
 from .caches import Alone, Together
 from .drafts import Drafting
@@ -512,12 +512,7 @@ def _of(params: Any, index: Tensor) -> Any:
     """Values per request follow their requests."""
     if not isinstance(params, SamplingParams):
         return params
-    return SamplingParams(
-        *(
-            value[index.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
-            for value in params
-        )
-    )
+    return per_request(params, lambda value: value[index.to(value.device)])
 
 
 def _times(num_return_sequences: int | None, config: Any) -> int:
@@ -531,11 +526,7 @@ def _each(params: Any, times: int) -> Any:
     """Sampling parameters given for each prompt, for each text."""
     if times == 1 or not isinstance(params, SamplingParams):
         return params
-    repeated = (
-        value.repeat_interleave(times, 0) if isinstance(value, Tensor) and value.dim() else value
-        for value in params
-    )
-    return SamplingParams(*repeated)
+    return per_request(params, lambda value: value.repeat_interleave(times, 0))
 
 
 def streamers_of(streamer: Any, texts: int) -> Sequence[Any]:

@@ -101,6 +101,12 @@ def assemble(
             setattr(layer, name, whole)
 
 
+def common(read: Sequence[int], text: Sequence[int]) -> int:
+    """How many tokens of a text need not be read again; its last one always is."""
+    most = max(min(len(read), len(text) - 1), 0)
+    return next((place for place in range(most) if read[place] != text[place]), most)
+
+
 def full_cache(target: Target) -> Any:
     """An empty cache that keeps every position in every layer, sliding ones too."""
     from transformers import DynamicCache
