@@ -382,7 +382,7 @@ def test_statistics_count_deep_drafts():
 @pytest.mark.parametrize("rule", ["token", "traversal"])
 @pytest.mark.parametrize("serve", ["chains", "one by one", "whole text", "states"])
 def test_sampled_text_has_the_models_law_however_it_is_read(serve, rule):
-    """All pairs of tokens, against their probabilities under the target alone."""
+    """All triples of tokens, against their probabilities under the target alone."""
     if serve == "states":
         config = Lfm2Config(
             vocab_size=3, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -394,9 +394,9 @@ def test_sampled_text_has_the_models_law_however_it_is_read(serve, rule):
     else:
         target, how = model(vocab=3, layers=1), dict(serve=serve)
     with torch.inference_mode():
-        texts = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-        whole = torch.cat([torch.tensor([1, 2]).expand(9, 2), texts], 1)
-        logs = torch.log_softmax(target(whole, use_cache=False).logits.double(), -1)[:, 1:3]
+        texts = torch.cartesian_prod(*[torch.arange(3)] * 3)
+        whole = torch.cat([torch.tensor([1, 2]).expand(27, 2), texts], 1)
+        logs = torch.log_softmax(target(whole, use_cache=False).logits.double(), -1)[:, 1:4]
         law = logs.gather(2, texts[..., None]).sum((1, 2)).exp().numpy()
 
     def draft(text, lengths):
@@ -404,8 +404,8 @@ def test_sampled_text_has_the_models_law_however_it_is_read(serve, rule):
         return torch.multinomial(laws[:, 0].softmax(-1), 1), laws
 
     got = generate(
-        target, draft, [[1, 2]] * 1200, max_new_tokens=2, sampling=sdk.SamplingParams(), rule=rule,
-        stop_tokens=[], **how,
+        target, draft, [[1, 2]] * 1200, max_new_tokens=3, sampling=sdk.SamplingParams(), rule=rule,
+        stop_tokens=[], budget=None, **how,
     )  # fmt: skip
     counts = Counter(tuple(text) for text in got.tokens)
     assert g_test(torch.tensor([counts[tuple(text)] for text in texts.tolist()]).numpy(), law) > 1e-4

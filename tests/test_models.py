@@ -1,5 +1,7 @@
 """One class of the transformers library for each way in which `generate` serves or refuses a model."""
 
+import functools
+
 import pytest
 import torch
 from sweep import cases, configs
@@ -22,6 +24,8 @@ SERVED = [
     ("falcon_h1", "one by one"),  # keys and a recurrent state in one layer
     ("bamba", "one by one"),  # in different layers; positions count from 0 in every forward
     ("lfm2", "one by one"),  # states of convolutions
+    ("minimax", "one by one"),  # states beside the layers of the cache
+    ("zamba2", "one by one"),  # states that a single token would move without the limit of its time step
     ("mamba", "whole text"),  # several tokens at once do not go on from the state
     ("rwkv", "whole text"),  # a state that is no cache
     ("openai-gpt", "whole text"),  # no cache at all
@@ -41,6 +45,32 @@ def test_text_is_the_models_own(model_type, serves):
     for law, shape in [("greedy", "tree"), ("greedy", "ragged chains"), ("sampled", "ragged trees")]:
         outcome = cases.run_case(model, oracle, law, shape)
         assert outcome.kind in ("right", "tie"), (law, shape, outcome)
+
+
+@pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
+def test_no_single_token_follows_states_with_limited_time_steps(model_type):
+    """Whose forward leaves the limit out; with an odd number of prompt tokens in every chunk, too."""
+    model = configs.build(model_type)
+    read = []
+    inner = model.forward
+    model.forward = functools.wraps(inner)(
+        lambda ids, **given: read.append(ids.shape[1]) or inner(ids, **given)
+    )
+    prompt, new = [7, 3, 5, 9, 2, 8, 4], 40
+    plain = torch.tensor([prompt])
+    for chunk in (None, 1, 3):
+        sdk.explain_model(model)
+        read.clear()
+        got = sdk.generate(
+            model, None, [prompt], max_new_tokens=new, prefill_chunk=chunk, stop_tokens=[]
+        ).tokens[0]
+        first = read[0] if chunk == 1 else None  # a first token meets no states
+        assert min(read[first is not None :]) >= 2 and max(read) < len(prompt) + 16
+    while plain.shape[1] < len(prompt) + new:
+        with torch.inference_mode():
+            last = inner(plain, use_cache=False).logits[0, -1]
+        plain = torch.cat([plain, last.argmax()[None, None]], 1)
+    assert got == plain[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("model_type", ["xlnet", "cpmant"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ from .model import Target
 MOST_PENDING = 16
 
 
+class Read(NamedTuple):
+    """What came of reading prompts."""
+
+    rows: int
+    """Of the forward; 0 where there was none, or more than one."""
+    logits: Tensor | None = None
+    """[B, V], at the last tokens; None where these were not read."""
+
+
 class Together:
     """All requests in one forward: a layer keeps [B, heads, L, D], of which request b has filled its first
     slots.
@@ -51,22 +60,26 @@ class Together:
         self.shortest = self.longest = 0  # of the cached prefixes
         self.ends: list[int] = []  # of those that `load` brought
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
-        """Read all texts but their last tokens. What stands behind a short text is never seen.
+    def read(
+        self, text: Tensor, sizes: Sequence[int], chunk: int | None = None, *, last: bool = False
+    ) -> Read:
+        """Read all texts but their last tokens, or with `last` these too, if one row of logits tells all.
 
-        Returns:
-            The rows of the forward; 0 where there was none, or more than one.
+        What stands behind a short text is never seen.
         """
         if self.longest:
-            return self._read_on(text, sizes)
-        end = max(sizes) - 1
+            return Read(self._read_on(text, sizes))
+        last &= min(sizes) == max(sizes)
+        end = max(sizes) - (not last)
         numbers = self.target.numbers(text[:, :end])
+        logits = None
         for start in range(self.longest, end, chunk or max(end, 1)):
             stop = min(end, start + chunk) if chunk else end
             out = self.target(text[:, start:stop], cache=self.cache, positions=numbers[:, start:stop], keep=1)
-            self.cache = out.cache
-        self.shortest, self.longest = min(sizes) - 1, end
-        return len(sizes) * end if chunk is None or end <= chunk else 0
+            self.cache, logits = out.cache, out.logits[:, -1]
+        self.shortest, self.longest = min(sizes) - (not last), end
+        rows = len(sizes) * end if chunk is None or end <= chunk else 0
+        return Read(rows, logits if last else None)
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
@@ -249,25 +262,31 @@ class Alone:
     Args:
         target: the model.
         rereads: the model keeps no cache: every forward reads the whole text.
+        at_least: tokens of a forward behind others, as of `Target.at_least`. With 2, states stay where they
+            are until several tokens follow them.
     """
 
-    def __init__(self, target: Target, *, rereads: bool = False) -> None:
+    def __init__(self, target: Target, *, rereads: bool = False, at_least: int = 1) -> None:
         self.target = target
         self.rereads = rereads
+        self.at_least = at_least
         self.caches: list[Any] = []
         self.cached: list[int] = []  # tokens that each cache holds
         self._before: list[tuple[int, Any]] = []  # what they were before the draft
 
-    def read(self, text: Tensor, sizes: Sequence[int], chunk: int | None = None) -> int:
-        """Read all texts but their last tokens; returns their number, where each was read in one forward."""
+    def read(
+        self, text: Tensor, sizes: Sequence[int], chunk: int | None = None, *, last: bool = False
+    ) -> Read:
+        """Read all texts but their last tokens, or with `last` these too, if states may follow so far."""
         if not self.caches:
             self.caches, self.cached = [self.target.fresh_cache() for _ in sizes], [0] * len(sizes)
         if self.rereads:
-            return 0
-        rows = sum(size - 1 - cached for size, cached in zip(sizes, self.cached, strict=True))
-        for place, size in enumerate(sizes):
-            self._read(place, text[place], size - 1, chunk)
-        return rows if chunk is None else 0
+            return Read(0)
+        last &= self.at_least == 1
+        ends = [size - (0 if last else self.at_least) for size in sizes]
+        rows = sum(max(end - cached, 0) for end, cached in zip(ends, self.cached, strict=True))
+        logits = [self._read(place, text[place], end, chunk) for place, end in enumerate(ends)]
+        return Read(rows if chunk is None else 0, torch.stack(logits) if last else None)
 
     def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
         """The logits [R, V] at the nodes of the chains."""
@@ -278,13 +297,14 @@ class Alone:
                 self._before.append((self.cached[place], None))
                 continue
             drafts = tree.tokens[ends[place] + 1 : ends[place + 1]].clamp(0, self.target.vocab_size - 1)
-            if size - self.cached[place] > MOST_PENDING and not self.rereads and len(drafts):
-                self._read(place, text[place], size - 1, None)
+            drops = len(drafts) > 0 or self.at_least > 1
+            if size - self.cached[place] > MOST_PENDING and not self.rereads and drops:
+                self._read(place, text[place], size - self.at_least, None)
             start, nodes = self.cached[place], len(drafts) + 1
             whole = torch.cat([text[place, :size], drafts])[None]
             ids, positions = whole[:, start:], self.target.numbers(whole)[:, start:]
             before = None
-            if len(drafts) and not self.rereads and not croppable(self.caches[place]):
+            if drops and not self.rereads and not croppable(self.caches[place]):
                 before = snapshot(self.caches[place])
             self._before.append((start, before))
             if self.rereads:
@@ -310,7 +330,7 @@ class Alone:
             return
         for place, (size, nodes) in enumerate(zip(lengths.tolist(), kept, strict=True)):
             end = size - 1 + len(nodes)
-            if not nodes or end == self.cached[place]:
+            if not nodes or end == self.cached[place] and self.at_least == 1:
                 continue
             start, before = self._before[place]
             if croppable(self.caches[place]):
@@ -329,7 +349,7 @@ class Alone:
         self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
         for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
             end = 0 if each is None else common(each.tokens, text)
-            if end and end == len(each.tokens) and not self.rereads:
+            if end and len(text) - self.at_least >= end == len(each.tokens) and not self.rereads:
                 cache = copy.copy(each.state)
                 self.caches[place] = restored(cache, snapshot(each.state))
                 self.cached[place] = end
@@ -344,13 +364,16 @@ class Alone:
             crop(self.caches[place], len(tokens))
         return CachedText(tokens[: self.cached[place]], self.caches[place])
 
-    def _read(self, place: int, text: Tensor, end: int, chunk: int | None) -> None:
+    def _read(self, place: int, text: Tensor, end: int, chunk: int | None) -> Tensor | None:
+        """Read the text up to `end`; the logits [V] of the last token read."""
+        logits, most = None, end if chunk is None else max(chunk, self.at_least)
         while self.cached[place] < end:
             start = self.cached[place]
-            stop = min(end, start + chunk) if chunk else end
+            stop = end if end - start < most + self.at_least else start + most
             positions = self.target.numbers(text[None, :stop])[:, start:]
             out = self.target(text[None, start:stop], cache=self.caches[place], positions=positions, keep=1)
-            self.caches[place], self.cached[place] = out.cache, stop
+            self.caches[place], self.cached[place], logits = out.cache, stop, out.logits[0, -1]
+        return logits
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:

@@ -210,9 +210,11 @@ def decode(
         for text, stream in zip(texts, streamers, strict=False):
             stream.put(torch.tensor([text]))
         started = time.perf_counter()
-        rows = reader.read(loop.text, loop.sizes, prefill_chunk)
+        rows, first = reader.read(loop.text, loop.sizes, prefill_chunk, last=True)
         if rows:
             drafting.read(rows, time.perf_counter() - started)
+        if first is not None:
+            loop.step(reader, on_tokens, streamers, first)
         while loop.requests:
             loop.step(reader, on_tokens, streamers)
     return Generated(
@@ -261,7 +263,7 @@ def _reader(
         return Alone(aim, rereads=True)
     beyond = aim.other_window()
     if serves == "one by one" or (beyond is not None and longest >= beyond):
-        return Alone(aim)
+        return Alone(aim, at_least=aim.at_least)
     return Together(aim, trees=serves == "trees")
 
 
@@ -315,14 +317,25 @@ class Loop:
         self.counts = Counts()
         self.warned = Status(0)
 
-    def step(self, reader: Together | Alone, on_tokens: Any, streamers: Sequence[Any]) -> None:
-        """One step of all running requests; those that are done leave."""
+    def step(
+        self,
+        reader: Together | Alone,
+        on_tokens: Any,
+        streamers: Sequence[Any],
+        first: Tensor | None = None,
+    ) -> None:
+        """One step of all running requests; those that are done leave.
+
+        Args:
+            first: [B, V], the logits at the last tokens, where these were read with the prompts. The step
+                then drafts nothing.
+        """
         started = time.perf_counter()
         limits = self.processing.limits
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
-        drafts = self.drafting.draft(self.text, self.lengths, room)
+        drafts = self.drafting.draft(self.text, self.lengths, room if first is None else [0] * len(room))
         tree = drafts.tree
-        raw = reader.forward(tree, self.text, self.lengths, self.sizes)
+        raw = reader.forward(tree, self.text, self.lengths, self.sizes) if first is None else first
         logits = self.processing.apply(raw, self._rows(tree)) if self.processing.processors else raw
         verified = verify(
             logits,
@@ -361,10 +374,11 @@ class Loop:
             elif streamers:
                 streamers[request].end()
         self._keep_outputs(raw, scores, verified, tree, paths, kept)
-        if stay or self.keeps_caches:
-            reader.commit(verified.path, tree, self.lengths, paths)
-        self.counts.add(tree, paths, kept, time.perf_counter() - started)
-        self.drafting.after(paths, kept)
+        if first is None:
+            if stay or self.keeps_caches:
+                reader.commit(verified.path, tree, self.lengths, paths)
+            self.drafting.after(paths, kept)
+        self.counts.add(tree, paths, kept, None if first is not None else time.perf_counter() - started)
         if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
                 request = self.requests[place]
@@ -468,15 +482,18 @@ class Counts:
         self.steps = self.drafted = self.passes = self.rows = 0
         self.seconds = 0.0
         self.plain: list[float] = []  # of steps that drafted nothing, for a token
+        self.untimed = 0  # tokens that came with the prompts
         self.tested: list[int] = []
         self.accepted: list[int] = []
 
-    def add(self, tree: Any, paths: list[list[int]], kept: list[int], seconds: float) -> None:
-        """A step: the paths accepted, how many tokens of each were written, and the time that it took."""
+    def add(self, tree: Any, paths: list[list[int]], kept: list[int], seconds: float | None) -> None:
+        """A step: the paths accepted, how many tokens of each were written, and the time that it took, None
+        for one whose forward read the prompts."""
         tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
         self.rows += len(tokens)
-        self.seconds += seconds
-        if len(tokens) == len(kept):
+        self.untimed += sum(kept) if seconds is None else 0
+        self.seconds += seconds or 0.0
+        if seconds is not None and len(tokens) == len(kept):
             self.plain.append(seconds / len(kept))
         for place, (path, count) in enumerate(zip(paths, kept, strict=True)):
             start, end = ends[place], ends[place + 1]
@@ -495,15 +512,16 @@ class Counts:
                 self.accepted[depth] += depth < count - 1
 
     def statistics(self) -> AcceptanceStats:
-        """Of all steps."""
+        """Of all steps. Tokens that came with the prompts count as if plain steps had brought them."""
+        plain = statistics.median(self.plain) if self.plain else 0.0
         return AcceptanceStats(
             self.steps,
             self.drafted,
             self.passes,
             tuple(self.tested),
             tuple(self.accepted),
-            self.seconds,
-            statistics.median(self.plain) if self.plain else 0.0,
+            self.seconds + self.untimed * plain,
+            plain,
             self.rows,
         )
 

@@ -137,8 +137,10 @@ def unknown(cache: Any) -> str | None:
 
 def croppable(cache: Any) -> bool:
     """Whether all that it keeps are keys and values of every position."""
-    return unknown(cache) is None and all(
-        type(layer).__name__ in ("DynamicLayer", "DummyLayer") for layer in cache.layers
+    return (
+        getattr(cache, "is_croppable", True)
+        and unknown(cache) is None
+        and all(type(layer).__name__ in ("DynamicLayer", "DummyLayer") for layer in cache.layers)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class Target:
         vocab_size: of its input embeddings.
         padding_idx: where the model numbers positions from `padding_idx + 1` and leaves padding out, as
             RoBERTa does; None: positions count from 0.
+        at_least: tokens of a forward behind others. 2 where states are limited in their time steps, since
+            then the forward of a single token is another function: it leaves the limit out.
         grows: whether the rotary embedding goes on changing beyond `switch`.
         plain_cache: whether the cache that the model makes for itself fails, so that it is given one that
             grows as it is used.
@@ -75,6 +78,7 @@ class Target:
         self.takes_use_cache = "use_cache" in names
         self.padding_idx = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
+        self.at_least = 2 if _limits_time_steps(model) else 1
         self.grows = False
         self.attention = getattr(self.config, "_attn_implementation", None) or "eager"
 
@@ -232,6 +236,12 @@ def _padding_idx(model: torch.nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module.padding_idx
     return None
+
+
+def _limits_time_steps(model: torch.nn.Module) -> bool:
+    """Whether state space layers clamp their time steps."""
+    limits = [getattr(module, "time_step_limit", None) for module in model.modules()]
+    return any(limit is not None and tuple(limit) != (0.0, math.inf) for limit in limits)
 
 
 def _learned_positions(model: torch.nn.Module, size: int, padding_idx: int | None) -> bool:

@@ -222,7 +222,7 @@ class _Probe:
 
     def _alone(self, cache: Any) -> str | None:
         """A wrong chain behind four tokens, a rollback, and the right one."""
-        reader = Alone(self._counting())
+        reader = Alone(self._counting(), at_least=self.target.at_least)
         reader.caches, reader.cached = [cache], [4]
         text, p = self.path[None], self.path.tolist()
         tree = _tree(
