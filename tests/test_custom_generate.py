@@ -204,6 +204,52 @@ def test_prompt_lookup_of_the_configuration():
     )
 
 
+@pytest.mark.parametrize("cls", [LlamaForCausalLM, GPT2LMHeadModel])
+@pytest.mark.parametrize("own", [True, False], ids=["drafts for itself", "another"])
+def test_assisted_decoding_is_greedy_search(cls, own):
+    """transformers' case, whose assisted decoding serves one text; ours serves padded batches too."""
+    target = model(cls=cls)
+    assistant = target
+    if not own:
+        torch.manual_seed(1)
+        assistant = cls(target.config).eval()
+    custom = sdk.custom_generate(sdk.AssistantDrafter(assistant, num_draft=4))
+    given = dict(
+        max_new_tokens=12, pad_token_id=0, eos_token_id=4, return_dict_in_generate=True, output_scores=True
+    )
+    one = PADDED[1:2]
+    plain, assisted, ours = (
+        target.generate(one, **given, **way)
+        for way in (dict(), dict(assistant_model=assistant), dict(custom_generate=custom))
+    )
+    assert ours.sequences.tolist() == assisted.sequences.tolist() == plain.sequences.tolist()
+    for mine, their in zip(ours.scores, assisted.scores, strict=True):
+        torch.testing.assert_close(mine, their, atol=2e-4, rtol=1e-4)
+    batch, mine = (
+        target.generate(PADDED, attention_mask=MASK, **given, **way).sequences
+        for way in (dict(), dict(custom_generate=custom))
+    )
+    assert mine.tolist() == batch.tolist()
+
+
+@pytest.mark.parametrize("rule", ["match", "token"])
+def test_assisted_sampling_repeats_with_torchs_seed(rule):
+    """transformers' case of a sampled text, whose assistant is likely to be wrong."""
+    torch.manual_seed(1)
+    assistant = LlamaForCausalLM(TARGET.config).eval()
+    drafter = sdk.AssistantDrafter(assistant, num_draft=3)
+    custom = sdk.custom_generate(drafter, rule=rule, budget=None)
+    given = dict(attention_mask=MASK, max_new_tokens=8, do_sample=True, pad_token_id=0)
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(TARGET.generate(PADDED, custom_generate=custom, **given).tolist())
+    assert texts[0] == texts[1] != texts[2]
+    torch.manual_seed(1)
+    plain = TARGET.generate(PADDED, custom_generate=sdk.custom_generate(None, rule=rule), **given).tolist()
+    assert (plain == texts[0]) == (rule == "match")
+
+
 class Text:
     """A streamer that keeps what it gets."""
 
