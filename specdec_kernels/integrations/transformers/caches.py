@@ -108,14 +108,28 @@ class Together:
         cu_nodes = torch.tensor([0, *nodes], device=text.device).cumsum(0).int()
         tree = DraftTree.chain(tokens, cu_nodes=cu_nodes, max_nodes=max(nodes), check=False)
         lengths = torch.tensor(ends, device=text.device) + 1
-        self.forward(tree, text, lengths, sizes)
+        begun = [end + 1 for end in ends]
+        self.forward(tree, text, lengths, begun, [range(-1, count - 1) for count in nodes])
         index = torch.arange(max(nodes), device=text.device)
         path = torch.where(index < torch.tensor(rest, device=text.device)[:, None], index, -1).int()
-        self.commit(path, tree, lengths, [list(range(count)) for count in rest])
+        self.commit(path, tree, lengths, begun, [list(range(count)) for count in rest])
         return tree.tokens.numel()
 
-    def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The logits [R, V] at the nodes of the trees."""
+    def forward(
+        self,
+        tree: DraftTree,
+        text: Tensor,
+        lengths: Tensor,
+        sizes: Sequence[int],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """The logits [R, V] at the nodes of the trees.
+
+        Args:
+            tree: drafts over the last tokens of the texts.
+            text, lengths: [B, L] and [B] int64.
+            sizes, parents: the lengths, and the parents of every tree's nodes, on the host.
+        """
         if tree.max_nodes == 1:
             ids, there, rows = text.gather(1, lengths[:, None] - 1), None, None
             positions = self._root_numbers(text, lengths)
@@ -130,7 +144,7 @@ class Together:
             ids = torch.where(there, tree.tokens[rows], 0).clamp(0, self.target.vocab_size - 1)
             ids[:, :1] = text.gather(1, lengths[:, None] - 1)
             depths = torch.where(there, tree.depths[rows].long(), 0)
-            chains = bool(((tree.parents[rows] == index - 1) | ~there).all())
+            chains = all(list(each) == list(range(-1, len(each) - 1)) for each in parents)
             bits = None
             if not chains or self.target.padding_idx is not None:
                 words = tree.ancestor_bits[rows][..., index // 64] >> (index % 64) & 1
@@ -149,13 +163,21 @@ class Together:
             return out.logits.reshape(ids.numel(), -1)
         return out.logits[_places(tree, len(sizes))]
 
-    def commit(self, path: Tensor, tree: DraftTree, lengths: Tensor, kept: Sequence[Sequence[int]]) -> None:
+    def commit(
+        self,
+        path: Tensor,
+        tree: DraftTree,
+        lengths: Tensor,
+        sizes: Sequence[int],
+        kept: Sequence[Sequence[int]],
+    ) -> None:
         """Accepted rows follow their prefixes.
 
         Args:
             path: [B, max_depth + 1] int32, as of `Verified`.
             tree: what was verified.
             lengths: [B] int64, of the texts before this step.
+            sizes: the same on the host.
             kept: the same paths on the host, without -1.
         """
         ragged = self.shortest != self.longest
@@ -170,7 +192,7 @@ class Together:
                     new = [t[request, :, slots] if layout == "HND" else t[request, slots] for t in tensors]
                 slots = tensors[0].shape[2 if layout == "HND" else 1]
                 commit_kv(tensors, path, tree, batch, prefix, page_size=slots, layout=layout, new=new)
-        ends = [before - 1 + len(nodes) for before, nodes in zip(lengths.tolist(), kept, strict=True)]
+        ends = [size - 1 + len(nodes) for size, nodes in zip(sizes, kept, strict=True)]
         self._cut(ends)
 
     def keep(self, places: Sequence[int], sizes: Sequence[int]) -> None:
@@ -288,19 +310,27 @@ class Alone:
         logits = [self._read(place, text[place], end, chunk) for place, end in enumerate(ends)]
         return Read(rows if chunk is None else 0, torch.stack(logits) if last else None)
 
-    def forward(self, tree: DraftTree, text: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Tensor:
+    def forward(
+        self,
+        tree: DraftTree,
+        text: Tensor,
+        lengths: Tensor,
+        sizes: Sequence[int],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
         """The logits [R, V] at the nodes of the chains."""
-        ends, logits = tree.cu_nodes.tolist(), []
+        logits, end = [], 0
         self._before = []
-        for place, size in enumerate(sizes):
-            if ends[place] == ends[place + 1]:
+        for place, (size, nodes) in enumerate(zip(sizes, map(len, parents), strict=True)):
+            if not nodes:
                 self._before.append((self.cached[place], None))
                 continue
-            drafts = tree.tokens[ends[place] + 1 : ends[place + 1]].clamp(0, self.target.vocab_size - 1)
+            begin, end = end, end + nodes
+            drafts = tree.tokens[begin + 1 : end].clamp(0, self.target.vocab_size - 1)
             drops = len(drafts) > 0 or self.at_least > 1
             if size - self.cached[place] > MOST_PENDING and not self.rereads and drops:
                 self._read(place, text[place], size - self.at_least, None)
-            start, nodes = self.cached[place], len(drafts) + 1
+            start = self.cached[place]
             whole = torch.cat([text[place, :size], drafts])[None]
             ids, positions = whole[:, start:], self.target.numbers(whole)[:, start:]
             before = None
@@ -324,11 +354,18 @@ class Alone:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, tree.tokens.numel() - len(rows)))
         return rows
 
-    def commit(self, path: Tensor, tree: DraftTree, lengths: Tensor, kept: Sequence[Sequence[int]]) -> None:
+    def commit(
+        self,
+        path: Tensor,
+        tree: DraftTree,
+        lengths: Tensor,
+        sizes: Sequence[int],
+        kept: Sequence[Sequence[int]],
+    ) -> None:
         """What was rejected is forgotten."""
         if self.rereads:
             return
-        for place, (size, nodes) in enumerate(zip(lengths.tolist(), kept, strict=True)):
+        for place, (size, nodes) in enumerate(zip(sizes, kept, strict=True)):
             end = size - 1 + len(nodes)
             if not nodes or end == self.cached[place] and self.at_least == 1:
                 continue

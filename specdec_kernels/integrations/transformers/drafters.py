@@ -321,10 +321,12 @@ class Reader:
             check=False,
         )
         lengths = torch.tensor(self.ends, device=device) + 1
-        logits = self.cache.forward(tree, self.text, lengths, [end + 1 for end in self.ends])
+        sizes = [end + 1 for end in self.ends]
+        parents = [range(-1, count - 1) for count in counts]
+        logits = self.cache.forward(tree, self.text, lengths, sizes, parents)
         index = torch.arange(most, device=device)
         path = torch.where(index < torch.tensor(counts, device=device)[:, None], index, -1).int()
-        self.cache.commit(path, tree, lengths, [list(range(count)) for count in counts])
+        self.cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
         for b, each in enumerate(tokens):
             self.read[b] += each.tolist()
             self.ends[b] += counts[b]

@@ -112,6 +112,7 @@ class Drafting:
         clock: seconds.
 
     Attributes:
+        nodes: of every request, what the last `draft` returned.
         chains: of every node only the child that is verified first is kept, since the target reads chains.
         seconds: that the last `draft` took.
     """
@@ -153,7 +154,7 @@ class Drafting:
     def reset(self, batch_size: int, **given: Any) -> None:
         """Before the first step of a batch. `given`: sampling, seeds and rule, for a drafter that asks."""
         self._calibrations = [(Calibration(), Calibration()) for _ in range(batch_size)]
-        self._last: list[Nodes] = []
+        self.nodes: list[Nodes] = []
         self._roots: Drafts | None = None
         if batch_size and hasattr(self.drafter, "reset"):
             taken = {name: value for name, value in given.items() if accepts(self.drafter.reset, name)}
@@ -184,7 +185,7 @@ class Drafting:
             nodes = self._pruned(nodes)
         else:
             nodes, laws = [ROOT] * len(limits), None
-        self._last = nodes
+        self.nodes = nodes
         drafts = self._built(nodes, laws, text.device)
         self._since = self.clock()
         self.seconds = self._since - start
@@ -195,7 +196,7 @@ class Drafting:
     def after(self, path: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
         """After a step: the accepted nodes of every request, the root included, and how many tokens were
         written."""
-        batch, rows = len(self._last), sum(len(nodes.tokens) for nodes in self._last)
+        batch, rows = len(self.nodes), sum(len(nodes.tokens) for nodes in self.nodes)
         extra = 0.0
         if self.costs is not None:
             spent = self.costs.stepped(batch, rows, self.clock() - self._since)
@@ -209,7 +210,7 @@ class Drafting:
         # A trial may cost more than was believed; what the credit did not cover is paid back first.
         paid, self._debt = self._debt, max(self._debt - self._balance(batch, rows, tokens, extra), 0.0)
         self.budget = self.budget.after(rows, list(tokens), extra + paid)
-        for place, (nodes, accepted) in enumerate(zip(self._last, path, strict=True)):
+        for place, (nodes, accepted) in enumerate(zip(self.nodes, path, strict=True)):
             single, levels = self._calibrations[place]
             accepted = [node for node in accepted if node >= 0]
             single = single.after(nodes.chances, nodes.parents, accepted)

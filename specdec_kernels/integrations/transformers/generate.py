@@ -6,6 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams, per_request
 from ...verify import Status, verify
 from .caches import Alone, Together
-from .drafts import Drafting
+from .drafts import Drafting, Nodes
 from .layers import CachedText
 from .model import Target
 from .options import configuration, lookup
@@ -334,9 +335,12 @@ class Loop:
         limits = self.processing.limits
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
         drafts = self.drafting.draft(self.text, self.lengths, room if first is None else [0] * len(room))
-        tree = drafts.tree
-        raw = reader.forward(tree, self.text, self.lengths, self.sizes) if first is None else first
-        logits = self.processing.apply(raw, self._rows(tree)) if self.processing.processors else raw
+        tree, nodes = drafts.tree, self.drafting.nodes
+        raw = first
+        if first is None:
+            parents = [each.parents for each in nodes]
+            raw = reader.forward(tree, self.text, self.lengths, self.sizes, parents)
+        logits = self.processing.apply(raw, self._rows(nodes)) if self.processing.processors else raw
         verified = verify(
             logits,
             tree,
@@ -355,7 +359,7 @@ class Loop:
         new = [row[: row[-2]] for row in rows]
         paths = [row[width : width + row[-2]] for row in rows]
         self._warn([row[-1] for row in rows])
-        scores = self._scores(logits, tree, paths)
+        scores = self._scores(logits, nodes, paths)
         stay, kept = [], []
         for place, request in enumerate(self.requests):
             count, reason = self.processing.finish(
@@ -373,12 +377,12 @@ class Loop:
                 stay.append(place)
             elif streamers:
                 streamers[request].end()
-        self._keep_outputs(raw, scores, verified, tree, paths, kept)
+        self._keep_outputs(raw, scores, verified, nodes, paths, kept)
         if first is None:
             if stay or self.keeps_caches:
-                reader.commit(verified.path, tree, self.lengths, paths)
+                reader.commit(verified.path, tree, self.lengths, self.sizes, paths)
             self.drafting.after(paths, kept)
-        self.counts.add(tree, paths, kept, None if first is not None else time.perf_counter() - started)
+        self.counts.add(nodes, paths, kept, None if first is not None else time.perf_counter() - started)
         if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
                 request = self.requests[place]
@@ -415,34 +419,31 @@ class Loop:
         self.draft_sampling = _of(self.draft_sampling, index)
         reader.keep(stay, self.sizes)
 
-    def _rows(self, tree: Any) -> list[tuple[int, list[int]] | None]:
+    def _rows(self, nodes: Sequence[Nodes]) -> list[tuple[int, list[int]]]:
         """Of every row: its request, and the tokens written before and on its path."""
-        tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
-        rows: list[tuple[int, list[int]] | None] = [None] * len(tokens)
-        for place, request in enumerate(self.requests):
-            start = ends[place]
-            for row in range(start, ends[place + 1]):
-                if parents[row] < 0:
-                    rows[row] = (request, self.written[request])
-                elif tokens[row] >= 0 and (above := rows[start + parents[row]]) is not None:
-                    rows[row] = (request, [*above[1], tokens[row]])
+        rows = []
+        for request, each in zip(self.requests, nodes, strict=True):
+            texts = [self.written[request]]
+            for token, parent in zip(each.tokens[1:], each.parents[1:], strict=True):
+                texts.append([*texts[parent], token])
+            rows += [(request, text) for text in texts]
         return rows
 
-    def _scores(self, logits: Tensor, tree: Any, paths: list[list[int]]) -> list[Tensor] | None:
+    def _scores(self, logits: Tensor, nodes: Sequence[Nodes], paths: list[list[int]]) -> list[Tensor] | None:
         """Of each request the scores [n, V] of its new tokens, where they are asked for."""
         if "scores" not in self.outputs:
             return None
-        starts = tree.cu_nodes.tolist()
+        starts = _starts(nodes)
         return [
             self.processing.scores(logits[[starts[place] + node for node in path]].float(), request)
             for place, (request, path) in enumerate(zip(self.requests, paths, strict=True))
         ]
 
-    def _keep_outputs(self, raw: Any, scores: Any, verified: Any, tree: Any, paths: Any, kept: Any) -> None:
+    def _keep_outputs(self, raw: Any, scores: Any, verified: Any, nodes: Any, paths: Any, kept: Any) -> None:
         """Scores, logits and log-probabilities of what was written."""
         if not self.outputs:
             return
-        starts = tree.cu_nodes.tolist()
+        starts = _starts(nodes)
         for place, request in enumerate(self.requests):
             rows = [starts[place] + node for node in paths[place][: kept[place]]]
             if "logits" in self.outputs:
@@ -486,24 +487,22 @@ class Counts:
         self.tested: list[int] = []
         self.accepted: list[int] = []
 
-    def add(self, tree: Any, paths: list[list[int]], kept: list[int], seconds: float | None) -> None:
+    def add(
+        self, nodes: Sequence[Nodes], paths: list[list[int]], kept: list[int], seconds: float | None
+    ) -> None:
         """A step: the paths accepted, how many tokens of each were written, and the time that it took, None
         for one whose forward read the prompts."""
-        tokens, parents, ends = tree.tokens.tolist(), tree.parents.tolist(), tree.cu_nodes.tolist()
-        self.rows += len(tokens)
+        rows, deepest = sum(len(each.tokens) for each in nodes), max(max(each.depths) for each in nodes)
+        self.rows += rows
         self.untimed += sum(kept) if seconds is None else 0
         self.seconds += seconds or 0.0
-        if seconds is not None and len(tokens) == len(kept):
+        if seconds is not None and rows == len(kept):
             self.plain.append(seconds / len(kept))
-        for place, (path, count) in enumerate(zip(paths, kept, strict=True)):
-            start, end = ends[place], ends[place + 1]
-            if start == end:
-                continue
-            drafts = [row for row in range(start + 1, end) if tokens[row] >= 0]
-            further = count == len(path) and any(parents[row] == path[-1] for row in drafts)
+        for each, path, count in zip(nodes, paths, kept, strict=True):
+            further = count == len(path) and path[-1] in each.parents
             self.steps += 1
-            self.drafted += len(drafts)
-            self.passes += tree.max_depth
+            self.drafted += len(each.tokens) - 1
+            self.passes += deepest
             for depth in range(count - 1 + further):
                 while len(self.tested) <= depth:
                     self.tested.append(0)
@@ -524,6 +523,11 @@ class Counts:
             plain,
             self.rows,
         )
+
+
+def _starts(nodes: Sequence[Nodes]) -> list[int]:
+    """The row of every request's root."""
+    return [0, *accumulate(len(each.tokens) for each in nodes)]
 
 
 def _of(params: Any, index: Tensor) -> Any:

@@ -201,7 +201,7 @@ class _Probe:
             paths = [[0, 1, 2], [0, 1, 2]]
         tree = _tree(first, parents, self.target.device)
         lengths = torch.tensor([6, 3], device=self.target.device)
-        logits = reader.forward(tree, text, lengths, [6, 3]).float()
+        logits = reader.forward(tree, text, lengths, [6, 3], parents).float()
         starts = tree.cu_nodes.tolist()
         for place, (path, size) in enumerate(zip(paths, (6, 3), strict=True)):
             rows = logits[[starts[place] + node for node in path]]
@@ -210,11 +210,12 @@ class _Probe:
         if trees and (off := self._off(logits[1:2], self.plain[1, 6:7])):
             return f"a second branch is off by {off}"
         padded = torch.tensor([path + [-1] * (tree.max_depth + 1 - len(path)) for path in paths])
-        reader.commit(padded.int().to(self.target.device), tree, lengths, paths)
+        reader.commit(padded.int().to(self.target.device), tree, lengths, [6, 3], paths)
         second = [[p[8], p[9]], [p[5], p[6], p[7]]]
-        tree = _tree(second, [[-1, 0], [-1, 0, 1]], self.target.device)
+        parents = [[-1, 0], [-1, 0, 1]]
+        tree = _tree(second, parents, self.target.device)
         lengths = torch.tensor([9, 6], device=self.target.device)
-        logits = reader.forward(tree, text, lengths, [9, 6]).float()
+        logits = reader.forward(tree, text, lengths, [9, 6], parents).float()
         expected = torch.cat([self.plain[0, 8:10], self.plain[0, 5:8]])
         if off := self._off(logits, expected):
             return f"after a rollback, logits are off by {off}"
@@ -229,20 +230,20 @@ class _Probe:
             [[p[4], p[5], int(self.other[7]), int(self.other[8])]], [[-1, 0, 1, 2]], self.target.device
         )
         lengths = torch.tensor([5], device=self.target.device)
-        logits = reader.forward(tree, text, lengths, [5]).float()
+        logits = reader.forward(tree, text, lengths, [5], [[-1, 0, 1, 2]]).float()
         if off := self._off(logits[:2], self.plain[0, 4:6]):
             return f"several tokens at once are off by {off}"
         path = torch.tensor([[0, 1, -1, -1]], dtype=torch.int32, device=self.target.device)
-        reader.commit(path, tree, lengths, [[0, 1]])
+        reader.commit(path, tree, lengths, [5], [[0, 1]])
         tree = _tree([p[6:9]], [[-1, 0, 1]], self.target.device)
-        logits = reader.forward(tree, text, lengths + 2, [7]).float()
+        logits = reader.forward(tree, text, lengths + 2, [7], [[-1, 0, 1]]).float()
         if off := self._off(logits, self.plain[0, 6:9]):
             return f"after a rollback, logits are off by {off}"
         if not croppable(cache):  # some states are read on otherwise by a single token
             path = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=self.target.device)
-            reader.commit(path, tree, lengths + 2, [[0, 1, 2]])
+            reader.commit(path, tree, lengths + 2, [7], [[0, 1, 2]])
             tree = _tree([p[9:10]], [[-1]], self.target.device)
-            logits = reader.forward(tree, text, lengths + 5, [10]).float()
+            logits = reader.forward(tree, text, lengths + 5, [10], [[-1]]).float()
             if off := self._off(logits, self.plain[0, 9:10]):
                 return f"a single token is off by {off}"
         return None
