@@ -1,6 +1,7 @@
 """What stays true around the steps of `generate`: caches, probes, modes, seeds, counts."""
 
 import copy
+import sys
 import warnings
 from collections import Counter
 from functools import partial
@@ -410,3 +411,32 @@ def test_sampled_text_has_the_models_law_however_it_is_read(serve, rule):
     counts = Counter(tuple(text) for text in got.tokens)
     assert g_test(torch.tensor([counts[tuple(text)] for text in texts.tolist()]).numpy(), law) > 1e-4
     assert 0.2 < got.statistics.acceptance_rate < 0.98
+
+
+def test_a_step_synchronises_once_beside_its_drafter(monkeypatch):
+    """By the reads of tensors to the host that the loop's own files make, over trees in a ragged batch."""
+    reads = Counter()
+
+    def counted(name):
+        inner = getattr(torch.Tensor, name)
+
+        def read(tensor, *arguments):
+            caller = sys._getframe(1)
+            if "integrations" in caller.f_code.co_filename and not isinstance(tensor, torch.nn.Parameter):
+                reads[caller.f_code.co_filename.rsplit("/", 1)[-1]] += 1
+            return inner(tensor, *arguments)
+
+        return read
+
+    sdk.explain_model(TARGET)
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    steps = []
+
+    def draft(text, lengths):
+        steps.append(reads.pop("generate.py", 0))
+        return torch.tensor([[3, 4], [5, -1]]).expand(2, 2)
+
+    got = generate(TARGET, draft, [[1, 2, 3], [4, 5]], max_new_tokens=6, sampling=GREEDY, budget=None)
+    assert got.tokens == [plainly(TARGET, prompt, 6) for prompt in ([1, 2, 3], [4, 5])]
+    assert len(steps) > 2 and set(steps[1:]) == {1} and "caches.py" not in reads
