@@ -26,8 +26,8 @@ SERVED = [
     ("lfm2", "one by one"),  # states of convolutions
     ("minimax", "one by one"),  # states beside the layers of the cache
     ("zamba2", "one by one"),  # states that a single token would move without the limit of its time step
-    ("mamba", "whole text"),  # several tokens at once do not go on from the state
-    ("rwkv", "whole text"),  # a state that is no cache
+    ("mamba", "token by token"),  # several tokens at once do not go on from the state
+    ("rwkv", "one by one"),  # a state that is no cache
     ("openai-gpt", "whole text"),  # no cache at all
 ]
 

@@ -286,12 +286,17 @@ class Alone:
         rereads: the model keeps no cache: every forward reads the whole text.
         at_least: tokens of a forward behind others, as of `Target.at_least`. With 2, states stay where they
             are until several tokens follow them.
+        singly: the states take no more than one token at a time: what follows others is read in as many
+            forwards as it has tokens.
     """
 
-    def __init__(self, target: Target, *, rereads: bool = False, at_least: int = 1) -> None:
+    def __init__(
+        self, target: Target, *, rereads: bool = False, at_least: int = 1, singly: bool = False
+    ) -> None:
         self.target = target
         self.rereads = rereads
-        self.at_least = at_least
+        self.at_least = 1 if singly else at_least
+        self.singly = singly
         self.caches: list[Any] = []
         self.cached: list[int] = []  # tokens that each cache holds
         self._before: list[tuple[int, Any]] = []  # what they were before the draft
@@ -337,18 +342,10 @@ class Alone:
             if drops and not self.rereads and not croppable(self.caches[place]):
                 before = snapshot(self.caches[place])
             self._before.append((start, before))
-            if self.rereads:
-                positions = None  # as the model numbers a whole text itself
-            out = self.target(
-                ids,
-                cache=self.caches[place],
-                positions=positions,
-                keep=nodes,
-                use_cache=not self.rereads,
-            )
-            if not self.rereads:
-                self.caches[place], self.cached[place] = out.cache, size + len(drafts)
-            logits.append(out.logits[0, -nodes:])
+            if self.rereads:  # positions are as the model numbers a whole text itself
+                logits.append(self.target(ids, keep=nodes, use_cache=False).logits[0, -nodes:])
+            else:
+                logits.append(self._forward(place, ids, positions, nodes)[-nodes:])
         rows = torch.cat(logits)
         if len(rows) < tree.tokens.numel():  # rows of no request
             rows = torch.nn.functional.pad(rows, (0, 0, 0, tree.tokens.numel() - len(rows)))
@@ -408,9 +405,22 @@ class Alone:
             start = self.cached[place]
             stop = end if end - start < most + self.at_least else start + most
             positions = self.target.numbers(text[None, :stop])[:, start:]
-            out = self.target(text[None, start:stop], cache=self.caches[place], positions=positions, keep=1)
-            self.caches[place], self.cached[place], logits = out.cache, stop, out.logits[0, -1]
+            logits = self._forward(place, text[None, start:stop], positions, 1)[-1]
         return logits
+
+    def _forward(self, place: int, ids: Tensor, positions: Tensor, keep: int) -> Tensor:
+        """The logits [keep or more, V] at the last of these tokens [1, N], which follow the cached ones."""
+        count, logits = ids.shape[1], []
+        size = 1 if self.singly and self.cached[place] else count
+        for start in range(0, count, size):
+            some = slice(start, start + size)
+            out = self.target(
+                ids[:, some], cache=self.caches[place], positions=positions[:, some], keep=min(keep, size)
+            )
+            self.caches[place] = out.cache
+            logits.append(out.logits[0])
+        self.cached[place] += count
+        return torch.cat(logits[-keep:])
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:

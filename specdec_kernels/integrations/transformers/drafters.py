@@ -294,7 +294,9 @@ class Reader:
             trees = self.verdict.serves == "trees"
             together = trees or self.verdict.serves == "chains"
             whole = self.verdict.serves == "whole text"
-            self.cache = Together(self.target, trees=trees) if together else Alone(self.target, rereads=whole)
+            singly = self.verdict.serves == "token by token"
+            alone = Alone(self.target, rereads=whole, singly=singly)
+            self.cache = Together(self.target, trees=trees) if together else alone
             self.cache.read(self.text, self.sizes)
             self.ends = [size - 1 for size in self.sizes]
             self.saved = [None] * len(ids)

@@ -89,8 +89,8 @@ def generate(
             each prompt, seeds for each text.
         budget: how much of a draft is verified. True: as much as pays, by the time that steps take. A
             `Budget`: the same with given costs and without a clock. False or None: all.
-        serve: "trees", "chains", "one by one" or "whole text", in place of what `explain_model` found; no
-            more than that, unless it is unproved.
+        serve: "trees", "chains", "one by one", "token by token" or "whole text", in place of what
+            `explain_model` found; no more than that, unless it is unproved.
         cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
             is not read again.
         prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
@@ -263,12 +263,15 @@ def _reader(
             )
         return Alone(aim, rereads=True)
     beyond = aim.other_window()
+    if serves == "token by token":
+        return Alone(aim, singly=True)
     if serves == "one by one" or (beyond is not None and longest >= beyond):
         return Alone(aim, at_least=aim.at_least)
     return Together(aim, trees=serves == "trees")
 
 
-SERVES = ("trees", "chains", "one by one", "whole text")  # each does without something that those before have
+# Each does without something that those before have.
+SERVES = ("trees", "chains", "one by one", "token by token", "whole text")
 
 
 class Loop:

@@ -19,6 +19,10 @@ from ...errors import bad_type, bad_value
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
+# What a cache is called, by the argument that takes it and the output that holds it.
+CACHES = ("cache", "past_key_values", "cache_params", "state")
+
+
 class Output(NamedTuple):
     """Of one forward."""
 
@@ -69,9 +73,7 @@ class Target:
         self.device = _device(embeddings)
         self.vocab_size = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
         names = _parameters(model)
-        self.cache_name = next((name for name in ("cache", "past_key_values") if name in names), None)
-        if self.cache_name is None and "cache_params" in names:
-            self.cache_name = "cache_params"
+        self.cache_name = next((name for name in CACHES if name in names), None)
         self.takes_positions = "position_ids" in names
         self.takes_mask = "attention_mask" in names
         self.keeps_logits = "logits_to_keep" in names
@@ -108,7 +110,7 @@ class Target:
         logits = out.logits if hasattr(out, "logits") else out[0]
         if not use_cache:
             return Output(logits, None)
-        for name in ("cache", "past_key_values", "cache_params"):
+        for name in CACHES:
             kept = getattr(out, name, None)
             if kept is not None:
                 return Output(logits, kept)

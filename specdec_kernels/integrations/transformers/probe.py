@@ -26,8 +26,9 @@ class Verdict(NamedTuple):
 
     Attributes:
         serves: "trees": all requests in one forward, drafts of any shape. "chains": all requests in one
-            forward, drafts that are chains. "one by one": a forward for each request, chains. "whole text":
-            the same, every forward reads the whole text, since the model keeps no cache. "refused".
+            forward, drafts that are chains. "one by one": a forward for each request, chains. "token by
+            token": a forward for each token behind a prompt, so that no draft pays. "whole text": one for
+            each request, which reads the whole text, since no cache can be used. "refused".
         reason: what kept the model from more; empty for "trees".
         forwards: of the model, at most 8 over at most 16 tokens a row.
     """
@@ -146,10 +147,16 @@ class _Probe:
             if seen is None:
                 return self._verdict("chains", "; ".join(reasons))
             reasons.append(f"as chains together, {seen}")
+        saved = snapshot(whole.cache) if self.forwards <= 2 else None
         seen = self._try(self._alone, whole.cache)
         if seen is None:
             return self._verdict("one by one", "; ".join(reasons))
         reasons.append(f"one by one, {seen}")
+        if saved is not None and self.forwards <= 4:
+            seen = self._try(self._singly, restored(whole.cache, saved))
+            if seen is None:
+                return self._verdict("token by token", "; ".join(reasons))
+            reasons.append(f"token by token, {seen}")
         return self._verdict("whole text", "; ".join(reasons))
 
     def _cached(self) -> Any:
@@ -246,6 +253,24 @@ class _Probe:
             logits = reader.forward(tree, text, lengths + 5, [10], [[-1]]).float()
             if off := self._off(logits, self.plain[0, 9:10]):
                 return f"a single token is off by {off}"
+        return None
+
+    def _singly(self, cache: Any) -> str | None:
+        """A wrong token behind five, a rollback, and the right one."""
+        reader = Alone(self._counting(), singly=True)
+        reader.caches, reader.cached = [cache], [4]
+        text, p = self.path[None], self.path.tolist()
+        lengths = torch.tensor([5], device=self.target.device)
+        tree = _tree([[p[4], int(self.other[7])]], [[-1, 0]], self.target.device)
+        logits = reader.forward(tree, text, lengths, [5], [[-1, 0]]).float()
+        if off := self._off(logits[:1], self.plain[0, 4:5]):
+            return f"a token is off by {off}"
+        path = torch.tensor([[0, -1]], dtype=torch.int32, device=self.target.device)
+        reader.commit(path, tree, lengths, [5], [[0]])
+        tree = _tree([p[5:6]], [[-1]], self.target.device)
+        logits = reader.forward(tree, text, lengths + 1, [6], [[-1]]).float()
+        if off := self._off(logits, self.plain[0, 5:6]):
+            return f"after a rollback, a token is off by {off}"
         return None
 
     def _try(self, attempt: Callable[[Any], str | None], argument: Any) -> str | None:
