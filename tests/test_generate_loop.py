@@ -189,6 +189,25 @@ def test_a_text_goes_on_from_its_cache(kind):
     assert third.tokens == [plainly(TARGET, prompt, 6) for prompt in prompts]
 
 
+@pytest.mark.parametrize("before", ["trees", "one by one", "whole text"])
+@pytest.mark.parametrize("after", ["trees", "one by one", "whole text"])
+def test_a_cache_serves_however_the_model_is_read(before, after):
+    options = dict(max_new_tokens=6, sampling=GREEDY, outputs=["cache"])
+    first = generate(TARGET, chains, PROMPTS, serve=before, **options)
+    prompts = [prompt + text + [3] for prompt, text in zip(PROMPTS, first.tokens, strict=True)]
+    second = generate(TARGET, chains, prompts, cache=first.cache, serve=after, **options)
+    assert second.tokens == [plainly(TARGET, prompt, 6) for prompt in prompts]
+
+
+def test_caches_of_others_are_refused():
+    other = model()
+    first = generate(other, None, PROMPTS[:1], max_new_tokens=2, sampling=GREEDY, outputs=["cache"])
+    with pytest.raises(ValueError, match="generate: cache must come from this model, got another one's"):
+        generate(TARGET, None, PROMPTS[:1], cache=first.cache)
+    with pytest.raises(TypeError, match="generate: cache must hold what .* got DynamicCache"):
+        generate(TARGET, None, PROMPTS[:1], cache=[DynamicCache()])
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("kind", [None, Spoilt], ids=["together", "alone"])
 def test_prompts_are_read_in_chunks(kind, chunk):
@@ -333,7 +352,7 @@ def test_a_cache_of_transformers_comes_in_and_goes_out():
     with torch.inference_mode():
         places = (mask.cumsum(1) - 1).clamp_min(0)[:, :4]
         TARGET(padded[:, :4], attention_mask=mask[:, :4], position_ids=places, **{CACHE: cache})
-    cached = taken(cache, prompts, [0, 2], "generate")
+    cached = taken(cache, prompts, [0, 2], Target(TARGET).key, "generate")
     assert [each.tokens for each in cached] == [[3, 4, 5, 3], [9, 2]]
     options = dict(max_new_tokens=6, sampling=GREEDY, outputs=["cache"])
     got = generate(TARGET, chains, prompts, cache=cached, **options)

@@ -47,6 +47,22 @@ def test_text_is_the_models_own(model_type, serves):
         assert outcome.kind in ("right", "tie"), (law, shape, outcome)
 
 
+@pytest.mark.parametrize("model_type", ["gemma3_text", "mpt", "mamba", "rwkv", "minimax", "zamba2", "bamba"])
+def test_a_text_goes_on_from_its_cache(model_type):
+    model = configs.build(model_type)
+    options = dict(max_new_tokens=12, stop_tokens=[], outputs=["cache"])
+
+    def drafter(text, lengths):
+        return sdk.ngram_draft(text, lengths, num_draft=3)
+
+    text = [3, 4, 5, 3, 4, 5, 3]
+    cache = None
+    for _ in range(3):
+        got = sdk.generate(model, drafter, [text], cache=cache, **options)
+        assert got.tokens == sdk.generate(model, None, [text], serve="whole text", **options).tokens
+        text, cache = text + got.tokens[0] + [3, 4], got.cache
+
+
 @pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
 def test_no_single_token_follows_states_with_limited_time_steps(model_type):
     """Whose forward leaves the limit out; with an odd number of prompt tokens in every chunk, too."""

@@ -84,7 +84,8 @@ class Together:
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
         ends = [
-            0 if each is None else common(each.tokens, text) for each, text in zip(cached, texts, strict=True)
+            0 if each is None or each.parts is None else common(each.tokens, text)
+            for each, text in zip(cached, texts, strict=True)
         ]
         if not any(ends):
             return
@@ -93,7 +94,8 @@ class Together:
 
     def export(self, place: int, tokens: list[int]) -> CachedText:
         """What was read of one text, whose read tokens are `tokens`."""
-        return CachedText(tokens, [part(layer, place, 0, len(tokens)) for layer in self.cache.layers])
+        layers = [part(layer, place, 0, len(tokens)) for layer in self.cache.layers]
+        return CachedText(tokens, layers, self.target.key)
 
     def _read_on(self, text: Tensor, sizes: Sequence[int]) -> int:
         """Read what `load` has left, as chains behind prefixes of different lengths."""
@@ -382,11 +384,21 @@ class Alone:
         """Begin with what was read in an earlier call, where the texts still begin with all of it."""
         self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
         for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
-            end = 0 if each is None else common(each.tokens, text)
-            if end and len(text) - self.at_least >= end == len(each.tokens) and not self.rereads:
-                cache = copy.copy(each.state)
-                self.caches[place] = restored(cache, snapshot(each.state))
-                self.cached[place] = end
+            if each is None or self.rereads:
+                continue
+            end = common(each.tokens, text)
+            if not end or end != len(each.tokens) or end > len(text) - self.at_least:
+                continue
+            if not isinstance(each.state, list):
+                self.caches[place] = restored(copy.copy(each.state), snapshot(each.state))
+            elif not each.parts:
+                self.caches[place] = snapshot(each.state)
+            elif self._keeps_all():
+                self.caches[place] = full_cache(self.target)
+                assemble(self.caches[place], [each], [0], [end])
+            else:
+                continue  # it was read for all positions, of which this model's own cache keeps some
+            self.cached[place] = end
 
     def export(self, place: int, tokens: list[int]) -> CachedText | None:
         """What was read of one text."""
@@ -396,7 +408,11 @@ class Alone:
             if not croppable(self.caches[place]):
                 return None
             crop(self.caches[place], len(tokens))
-        return CachedText(tokens[: self.cached[place]], self.caches[place])
+        return CachedText(tokens[: self.cached[place]], self.caches[place], self.target.key)
+
+    def _keeps_all(self) -> bool:
+        """Whether the model sees every position, so that a cache of all of them is as good as its own."""
+        return not self.target.windows() and self.target.other_window() is None
 
     def _read(self, place: int, text: Tensor, end: int, chunk: int | None) -> Tensor | None:
         """Read the text up to `end`; the logits [V] of the last token read."""

@@ -109,7 +109,7 @@ def custom_generate(
                     operation, "cache", "must be None for several texts that are read one by one", served
                 )
             kept.add("cache")
-            given["cache"] = taken(own, texts, pads, operation)
+            given["cache"] = taken(own, texts, pads, aim.key, operation)
         generated = decode(
             aim,
             texts,

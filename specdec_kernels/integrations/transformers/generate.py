@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...acceptance import AcceptanceStats
 from ...budget import Budget
-from ...errors import bad_value, check_dtype, check_shape
+from ...errors import bad_type, bad_value, check_dtype, check_shape
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams, per_request
 from ...verify import Status, verify
@@ -91,8 +91,8 @@ def generate(
             `Budget`: the same with given costs and without a clock. False or None: all.
         serve: "trees", "chains", "one by one", "token by token" or "whole text", in place of what
             `explain_model` found; no more than that, unless it is unproved.
-        cache: of an earlier call's `Generated.cache`, one for each text: what a prompt has in common with it
-            is not read again.
+        cache: of an earlier call's `Generated.cache` with this model, one for each text: what a prompt has in
+            common with it is not read again.
         prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
         outputs: of "scores", "logits", "logprobs" and "cache", what to return beside the texts.
         on_tokens: called with a request's index and its new tokens after every step; a return of False ends
@@ -188,6 +188,12 @@ def decode(
         bad_value(operation, "prefill_chunk", "must be an int >= 1 or None", prefill_chunk)
     if cache is not None and len(cache) != len(texts):
         bad_value(operation, "cache", f"must have one entry for each of {len(texts)} texts", len(cache))
+    for each in cache or ():
+        if each is not None and not isinstance(each, CachedText):
+            rule_of = "must hold what `Generated.cache` held, or None"
+            bad_type(operation, "cache", rule_of, type(each).__name__)
+        if each is not None and each.model != aim.key:
+            bad_value(operation, "cache", "must come from this model", "another one's")
     drafting = Drafting(
         drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
     )

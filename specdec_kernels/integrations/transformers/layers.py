@@ -17,17 +17,38 @@ NUMBERS = ("_sliding_window_tensor",)  # tensors that stay as they are
 FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
 
 
+class Part(NamedTuple):
+    """What a layer keeps of one text."""
+
+    kind: type
+    beside: dict[str, Any]
+    """Its attributes without positions."""
+    tensors: dict[str, Tensor]
+    """[1, ..., L, D] by name."""
+
+
 class CachedText(NamedTuple):
     """What a model remembers of one text, for a later call that goes on from there."""
 
     tokens: list[int]
     """What was read."""
     state: Any
-    """Of each layer the tensors by name, [1, ...]; or a cache of the model's own."""
+    """A `Part` of each layer; or a cache of the model's own."""
+    model: str
+    """Whose it is, as of `Target.key`."""
+
+    @property
+    def parts(self) -> list[Part] | None:
+        """The layers of every position; None where there are others."""
+        if isinstance(self.state, list) and all(isinstance(layer, Part) for layer in self.state):
+            return self.state
+        if not croppable(self.state):
+            return None
+        return [part(layer, 0, 0, len(self.tokens)) for layer in self.state.layers]
 
 
 def taken(
-    cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], operation: str
+    cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], model: str, operation: str
 ) -> list[CachedText | None]:
     """What a cache of transformers has read of texts that are padded on the left."""
     if not filled(cache):
@@ -39,10 +60,10 @@ def taken(
     for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
         end = max(length, pad)
         layers = [part(layer, row, pad, end) for layer in cache.layers]
-        for *_, tensors in layers:
-            if any(value.shape[0] != 1 for value in tensors.values()):
+        for layer in layers:
+            if any(value.shape[0] != 1 for value in layer.tensors.values()):
                 bad_value(operation, "cache", f"must hold B = {len(texts)} texts", "fewer")
-        found.append(CachedText(list(text[: end - pad]), layers))
+        found.append(CachedText(list(text[: end - pad]), layers, model))
     return found
 
 
@@ -57,6 +78,8 @@ def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache:
     """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
     if any(each is None for each in cached):
         return None
+    if isinstance(cached[0].state, list) and not cached[0].parts:
+        return None  # states that are no cache of transformers
     if not isinstance(cached[0].state, list):
         if len(cached) > 1:
             return None
@@ -71,32 +94,33 @@ def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache:
     return cache
 
 
-def part(layer: Any, row: int, start: int, end: int) -> tuple[type, dict[str, Any], dict[str, Tensor]]:
-    """Of a layer its class, what it keeps beside positions, and the positions of one text, copied."""
+def part(layer: Any, row: int, start: int, end: int) -> Part:
+    """The positions of one text, copied, and the rest of a layer."""
     tensors = {}
     for name in KEPT:
         if is_filled(value := getattr(layer, name, None)):
             tensors[name] = value[row : row + 1].narrow(value.dim() - 2, start, end - start).clone()
-    return type(layer), {name: value for name, value in vars(layer).items() if name not in tensors}, tensors
+    beside = {name: value for name, value in vars(layer).items() if name not in tensors}
+    return Part(type(layer), beside, tensors)
 
 
 def assemble(
     cache: Any, cached: Sequence[CachedText | None], starts: Sequence[int], lengths: Sequence[int]
 ) -> None:
     """Fill a cache with the first `lengths` positions of texts, behind `starts` slots that nobody sees."""
-    states = [each.state if length else None for each, length in zip(cached, lengths, strict=True)]
+    states = [each.parts if length else None for each, length in zip(cached, lengths, strict=True)]
     first = next(state for state in states if state)
-    restored(cache, ({}, [(kind, dict(beside)) for kind, beside, _ in first]))
+    restored(cache, ({}, [(layer.kind, dict(layer.beside)) for layer in first]))
     slots = max(start + length for start, length in zip(starts, lengths, strict=True))
     for number, layer in enumerate(cache.layers):
-        for name, like in first[number][2].items():
+        for name, like in first[number].tensors.items():
             shape = list(like.shape)
             dim = len(shape) - 2
             shape[0], shape[dim] = len(states), slots
             whole = like.new_zeros(shape)
             for row, state, start, length in zip(whole, states, starts, lengths, strict=True):
                 if length:
-                    kept = state[number][2][name][0].narrow(dim - 1, 0, length)
+                    kept = state[number].tensors[name][0].narrow(dim - 1, 0, length)
                     row.narrow(dim - 1, start, length).copy_(kept)
             setattr(layer, name, whole)
 

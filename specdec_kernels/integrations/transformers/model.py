@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Target:
         vocab_size: of its input embeddings.
         padding_idx: where the model numbers positions from `padding_idx + 1` and leaves padding out, as
             RoBERTa does; None: positions count from 0.
+        key: tells this model from all others.
         at_least: tokens of a forward behind others. 2 where states are limited in their time steps, since
             then the forward of a single token is another function: it leaves the limit out.
         grows: whether the rotary embedding goes on changing beyond `switch`.
@@ -80,6 +82,7 @@ class Target:
         self.takes_use_cache = "use_cache" in names
         self.padding_idx = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
+        self.key = _KEYS.setdefault(model, uuid.uuid4().hex)
         self.at_least = 2 if _limits_time_steps(model) else 1
         self.grows = False
         self.attention = getattr(self.config, "_attn_implementation", None) or "eager"
@@ -202,6 +205,7 @@ class Target:
                         module.training = True
 
 
+_KEYS: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 _READERS: WeakKeyDictionary[torch.nn.Module, list] = (
     WeakKeyDictionary()
