@@ -193,7 +193,6 @@ def failure(error: Exception) -> Outcome:
     return Outcome("crash", f"{type(error).__name__}: {text[:160]} [{' > '.join(places)}]")
 
 
-def explained(model: nn.Module) -> str | None:
-    """What the library itself says of a model, if it can."""
-    explain = getattr(sdk, "explain_model", None)
-    return None if explain is None else " ".join(str(explain(model)).split())
+def explained(model: nn.Module) -> str:
+    """What `explain_model` says."""
+    return " ".join(str(sdk.explain_model(model)).split())

@@ -19,6 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from specdec_kernels.integrations.transformers.generate import SERVES  # noqa: E402
+
 from . import cases, configs  # noqa: E402
 
 WIDE = 64  # longer than any text of the cases
@@ -50,16 +52,14 @@ def sweep(model_type: str, limit: float) -> dict[str, Any]:
             oracle = cases.Oracle(model)
             oracle.check_causal()
             if not name:
-                try:
-                    result["verdict"] = cases.explained(model)
-                except Exception as error:
-                    result["verdict"] = "explain_model: " + ": ".join(cases.failure(error))
+                result["verdict"] = verdict(model)
             for law in cases.LAWS:
                 for shape in cases.DRAFTS:
                     if not name or shape in ("tree", "ragged chains", "ragged trees"):
                         result["cases"][f"{name}{law}, {shape}"] = cases.run_case(model, oracle, law, shape)
     except cases.NotCausal as error:
         result["problem"] = str(error)
+        result["verdict"] = verdict(model)
         for shape in cases.DRAFTS:
             result["cases"][f"greedy, {shape}"] = uncausal(model, shape)
     except OutOfTime:
@@ -71,6 +71,14 @@ def sweep(model_type: str, limit: float) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_REAL, 0)
     result["seconds"] = round(time.perf_counter() - start, 1)
     return result
+
+
+def verdict(model: torch.nn.Module) -> str:
+    """What `explain_model` says."""
+    try:
+        return cases.explained(model)
+    except Exception as error:
+        return "explain_model: " + ": ".join(cases.failure(error))
 
 
 def uncausal(model: torch.nn.Module, shape: str) -> cases.Outcome:
@@ -142,7 +150,9 @@ def dead(model_type: str, how: str) -> dict[str, Any]:
 
 
 def reasons(result: dict[str, Any]) -> str:
-    """The first of each kind of bad outcome."""
+    """The first of each kind of bad outcome, where the verdict does not tell it."""
+    if summary(result) == "refused" and (result["verdict"] or "").startswith("refused: "):
+        return ""
     told: dict[str, str] = {}
     for name, (kind, detail) in result["cases"].items():
         if kind in ("wrong", "crash", "refused"):
@@ -153,6 +163,7 @@ def reasons(result: dict[str, Any]) -> str:
 def table(results: list[dict[str, Any]]) -> str:
     """The page of the documentation."""
     counts = Counter(summary(result) for result in results)
+    served = Counter((result["verdict"] or "").split(":")[0] for result in results)
     lines = [
         "# Models",
         "",
@@ -161,7 +172,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "a cache; windows, where a class has them, shorter and longer than the text. Made by",
         "`make test-models`.",
         "",
-        ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())) + ".",
+        ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())) + ". Served as",
+        ", ".join(f"{way}: {served[way]}" for way in SERVES) + ".",
         "",
         "| class | outcome | served as | remarks |",
         "|---|---|---|---|",
