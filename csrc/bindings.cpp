@@ -1,11 +1,9 @@
-// Python's view of the core: addresses, sizes and strides come in as numbers, and the interpreter lock is
-// released.
+// Python's view of the core: structs of addresses, sizes and strides come in by name, and the interpreter
+// lock is released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -13,280 +11,169 @@
 #include "attention.h"
 #include "children.h"
 #include "commit.h"
+#include "fields.h"
 #include "kernels.h"
 #include "ngram.h"
 #include "random.h"
 #include "state.h"
 #include "verify.h"
 
-namespace py = pybind11;
 using namespace specdec;
 
 namespace {
 
-using Address = std::uintptr_t;
-using RowsTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-using SamplingTuple = std::tuple<std::array<double, 5>, std::array<Address, 4>>;
-using BitmaskTuple = std::tuple<Address, int64_t>;
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
+void bind_enums(py::module_& m) {
+  py::enum_<DType>(m, "DType")
+      .value("float32", DType::kFloat32)
+      .value("bfloat16", DType::kBFloat16)
+      .value("float16", DType::kFloat16)
+      .value("int8", DType::kInt8)
+      .value("float8_e4m3fn", DType::kFloat8);
+  py::enum_<Rule>(m, "Rule")
+      .value("match", Rule::kMatch)
+      .value("token", Rule::kToken)
+      .value("traversal", Rule::kTraversal)
+      .value("typical", Rule::kTypical)
+      .value("relaxed", Rule::kRelaxed)
+      .value("lenient", Rule::kLenient)
+      .value("synthetic", Rule::kSynthetic);
+  py::enum_<Method>(m, "Method")
+      .value("independent", Method::kIndependent)
+      .value("without_replacement", Method::kWithoutReplacement)
+      .value("top_k", Method::kTopK)
+      .value("hybrid", Method::kHybrid);
+  py::enum_<Purpose>(m, "Purpose")
+      .value("NEXT", Purpose::kNext)
+      .value("RESIDUAL", Purpose::kResidual)
+      .value("ACCEPT", Purpose::kAccept)
+      .value("DRAFT", Purpose::kDraft);
 }
 
-Rows rows_of(const RowsTuple& t) {
-  const auto& [data, dtype, count, size, group, group_stride, row_stride] = t;
-  return {pointer<const void>(data), static_cast<DType>(dtype), count, size, group, group_stride, row_stride};
+void bind_rows(py::module_& m) {
+  bind_struct<Rows>(m, "Rows", field<Rows>("data", &Rows::data), field<Rows>("dtype", &Rows::dtype),
+                    field<Rows>("count", &Rows::count), field<Rows>("size", &Rows::size),
+                    field<Rows>("group", &Rows::group), field<Rows>("group_stride", &Rows::group_stride),
+                    field<Rows>("row_stride", &Rows::row_stride));
+  using S = SamplingArgs;
+  bind_struct<S>(m, "SamplingArgs", field<S>("temperature", &S::temperature), field<S>("top_k", &S::top_k),
+                 field<S>("top_p", &S::top_p), field<S>("min_p", &S::min_p),
+                 field<S>("min_p_last", &S::min_p_last));
+  bind_struct<Bitmask>(m, "Bitmask", field<Bitmask>("words", &Bitmask::words),
+                       field<Bitmask>("stride", &Bitmask::stride));
 }
 
-SamplingArgs sampling_of(const SamplingTuple& t) {
-  const auto& [numbers, arrays] = t;
-  const auto value = [&](int i) { return PerRequest{pointer<const double>(arrays[i]), numbers[i]}; };
-  return {value(0), value(1), value(2), value(3), numbers[4] != 0};
+void bind_verify(py::module_& m) {
+  using V = VerifyArgs;
+  bind_struct<V>(
+      m, "VerifyArgs", field<V>("target", &V::target), field<V>("tokens", &V::tokens),
+      field<V>("parents", &V::parents), field<V>("cu_nodes", &V::cu_nodes),
+      field<V>("proposals", &V::proposals), field<V>("first_child", &V::first_child),
+      field<V>("next_sibling", &V::next_sibling), field<V>("requests", &V::requests),
+      field<V>("draft", &V::draft), field<V>("draft_rows", &V::draft_rows),
+      field<V>("draft_chain", &V::draft_chain), field<V>("draft_ids", &V::draft_ids),
+      field<V>("draft_columns", &V::draft_columns), field<V>("draft_is_logprobs", &V::draft_is_logprobs),
+      field<V>("sampling", &V::sampling), field<V>("draft_sampling", &V::draft_sampling),
+      field<V>("rule", &V::rule), field<V>("rule_values", &V::rule_values), field<V>("seeds", &V::seeds),
+      field<V>("positions", &V::positions), field<V>("bitmask", &V::bitmask), field<V>("width", &V::width),
+      field<V>("out_tokens", &V::out_tokens), field<V>("out_num_tokens", &V::out_num_tokens),
+      field<V>("out_num_accepted", &V::out_num_accepted), field<V>("out_path", &V::out_path),
+      field<V>("out_logprobs", &V::out_logprobs), field<V>("out_status", &V::out_status),
+      field<V>("trace_thresholds", &V::trace_thresholds), field<V>("trace_masses", &V::trace_masses));
+  using S = SampleArgs;
+  bind_struct<S>(m, "SampleArgs", field<S>("logits", &S::logits), field<S>("sampling", &S::sampling),
+                 field<S>("seeds", &S::seeds), field<S>("positions", &S::positions),
+                 field<S>("bitmask", &S::bitmask), field<S>("out_tokens", &S::out_tokens),
+                 field<S>("out_logprobs", &S::out_logprobs));
 }
 
-Bitmask bitmask_of(const BitmaskTuple& t) {
-  return {pointer<const uint32_t>(std::get<0>(t)), std::get<1>(t)};
+void bind_drafting(py::module_& m) {
+  using C = ChildrenArgs;
+  bind_struct<C>(m, "ChildrenArgs", field<C>("logits", &C::logits), field<C>("k", &C::k),
+                 field<C>("method", &C::method), field<C>("sampling", &C::sampling),
+                 field<C>("seeds", &C::seeds), field<C>("positions", &C::positions),
+                 field<C>("nodes", &C::nodes), field<C>("purpose", &C::purpose),
+                 field<C>("out_tokens", &C::out_tokens), field<C>("out_scores", &C::out_scores));
+  using D = NgramDraftArgs;
+  bind_struct<D>(m, "NgramDraftArgs", field<D>("tokens", &D::tokens), field<D>("lengths", &D::lengths),
+                 field<D>("requests", &D::requests), field<D>("width", &D::width),
+                 field<D>("min_ngram", &D::min_ngram), field<D>("max_ngram", &D::max_ngram),
+                 field<D>("cyclic", &D::cyclic), field<D>("frequent", &D::frequent),
+                 field<D>("num_draft", &D::num_draft), field<D>("out", &D::out));
+  using T = NgramTreeArgs;
+  bind_struct<T>(m, "NgramTreeArgs", field<T>("tokens", &T::tokens), field<T>("lengths", &T::lengths),
+                 field<T>("requests", &T::requests), field<T>("width", &T::width),
+                 field<T>("min_ngram", &T::min_ngram), field<T>("max_ngram", &T::max_ngram),
+                 field<T>("cyclic", &T::cyclic), field<T>("max_depth", &T::max_depth),
+                 field<T>("branches", &T::branches), field<T>("max_nodes", &T::max_nodes),
+                 field<T>("trust", &T::trust), field<T>("out_tokens", &T::out_tokens),
+                 field<T>("out_parents", &T::out_parents), field<T>("out_scores", &T::out_scores));
 }
 
-void verify_binding(const RowsTuple& target, const std::array<Address, 6>& tree, int64_t requests,
-                    const RowsTuple& draft, Address draft_rows, int64_t draft_chain, Address draft_ids,
-                    Address draft_columns, bool draft_is_logprobs, const SamplingTuple& sampling,
-                    const SamplingTuple& draft_sampling, int rule, const std::vector<double>& rule_values,
-                    Address seeds, Address positions, const BitmaskTuple& bitmask, int64_t width,
-                    const std::array<Address, 6>& out, const std::array<Address, 2>& trace, int threads) {
-  VerifyArgs a;
-  a.target = rows_of(target);
-  a.tokens = pointer<const int64_t>(tree[0]);
-  a.parents = pointer<const int32_t>(tree[1]);
-  a.cu_nodes = pointer<const int32_t>(tree[2]);
-  a.proposals = pointer<const uint8_t>(tree[3]);
-  a.first_child = pointer<const int32_t>(tree[4]);
-  a.next_sibling = pointer<const int32_t>(tree[5]);
-  a.requests = requests;
-  a.draft = rows_of(draft);
-  a.draft_rows = pointer<const int32_t>(draft_rows);
-  a.draft_chain = draft_chain;
-  a.draft_ids = pointer<const int64_t>(draft_ids);
-  a.draft_columns = pointer<const int32_t>(draft_columns);
-  a.draft_is_logprobs = draft_is_logprobs;
-  a.sampling = sampling_of(sampling);
-  a.draft_sampling = sampling_of(draft_sampling);
-  a.rule = static_cast<Rule>(rule);
-  a.rule_values = rule_values.data();
-  a.rule_count = static_cast<int64_t>(rule_values.size());
-  a.seeds = pointer<const int64_t>(seeds);
-  a.positions = pointer<const int64_t>(positions);
-  a.bitmask = bitmask_of(bitmask);
-  a.width = width;
-  a.out_tokens = pointer<int64_t>(out[0]);
-  a.out_num_tokens = pointer<int32_t>(out[1]);
-  a.out_num_accepted = pointer<int32_t>(out[2]);
-  a.out_path = pointer<int32_t>(out[3]);
-  a.out_logprobs = pointer<float>(out[4]);
-  a.out_status = pointer<int32_t>(out[5]);
-  a.trace_thresholds = pointer<double>(trace[0]);
-  a.trace_masses = pointer<double>(trace[1]);
-  py::gil_scoped_release release;
-  verify(a, threads);
+void bind_attention(py::module_& m) {
+  using R = HeadRows;
+  bind_struct<R>(m, "HeadRows", field<R>("data", &R::data), field<R>("dtype", &R::dtype),
+                 field<R>("row_stride", &R::row_stride), field<R>("head_stride", &R::head_stride));
+  using C = HeadCache;
+  bind_struct<C>(m, "HeadCache", field<C>("data", &C::data), field<C>("dtype", &C::dtype),
+                 field<C>("page_stride", &C::page_stride), field<C>("slot_stride", &C::slot_stride),
+                 field<C>("head_stride", &C::head_stride), field<C>("scales", &C::scales),
+                 field<C>("scale", &C::scale));
+  using A = AttentionArgs;
+  bind_struct<A>(m, "AttentionArgs", field<A>("query", &A::query), field<A>("new_key", &A::new_key),
+                 field<A>("new_value", &A::new_value), field<A>("key", &A::key),
+                 field<A>("value", &A::value), field<A>("rows", &A::rows),
+                 field<A>("query_heads", &A::query_heads), field<A>("heads", &A::heads),
+                 field<A>("head", &A::head), field<A>("value_size", &A::value_size),
+                 field<A>("parents", &A::parents), field<A>("cu_nodes", &A::cu_nodes),
+                 field<A>("requests", &A::requests), field<A>("block_table", &A::block_table),
+                 field<A>("table_width", &A::table_width), field<A>("pages", &A::pages),
+                 field<A>("page_size", &A::page_size), field<A>("prefix_lens", &A::prefix_lens),
+                 field<A>("max_prefix", &A::max_prefix), field<A>("scale", &A::scale),
+                 field<A>("softcap", &A::softcap), field<A>("window", &A::window),
+                 field<A>("sinks", &A::sinks), field<A>("deterministic", &A::deterministic),
+                 field<A>("out", &A::out), field<A>("out_lse", &A::out_lse));
 }
 
-void sample_binding(const RowsTuple& logits, const SamplingTuple& sampling, Address seeds, Address positions,
-                    const BitmaskTuple& bitmask, Address out_tokens, Address out_logprobs, int threads) {
-  SampleArgs a;
-  a.logits = rows_of(logits);
-  a.sampling = sampling_of(sampling);
-  a.seeds = pointer<const int64_t>(seeds);
-  a.positions = pointer<const int64_t>(positions);
-  a.bitmask = bitmask_of(bitmask);
-  a.out_tokens = pointer<int64_t>(out_tokens);
-  a.out_logprobs = pointer<float>(out_logprobs);
-  py::gil_scoped_release release;
-  sample(a, threads);
+void bind_commit(py::module_& m) {
+  using P = Paths;
+  bind_struct<P>(m, "Paths", field<P>("nodes", &P::nodes), field<P>("width", &P::width),
+                 field<P>("cu_nodes", &P::cu_nodes), field<P>("rows", &P::rows),
+                 field<P>("requests", &P::requests));
+  using C = CommitArgs;
+  bind_struct<C>(m, "CommitArgs", field<C>("caches", &C::caches), field<C>("fresh", &C::fresh),
+                 field<C>("cache_count", &C::cache_count), field<C>("paths", &C::paths),
+                 field<C>("block_table", &C::block_table),
+                 field<C>("pages_per_request", &C::pages_per_request),
+                 field<C>("prefix_lens", &C::prefix_lens), field<C>("page_size", &C::page_size),
+                 field<C>("out_lengths", &C::out_lengths), field<C>("out_pages_kept", &C::out_pages_kept));
 }
 
-// `keys`: seeds, positions, nodes. `out`: tokens, scores.
-void sample_children_binding(const RowsTuple& logits, int64_t k, int method, const SamplingTuple& sampling,
-                             const std::array<Address, 3>& keys, int purpose,
-                             const std::array<Address, 2>& out, int threads) {
-  ChildrenArgs a;
-  a.logits = rows_of(logits);
-  a.k = k;
-  a.method = static_cast<Method>(method);
-  a.sampling = sampling_of(sampling);
-  a.seeds = pointer<const int64_t>(keys[0]);
-  a.positions = pointer<const int64_t>(keys[1]);
-  a.nodes = pointer<const int64_t>(keys[2]);
-  a.purpose = static_cast<Purpose>(purpose);
-  a.out_tokens = pointer<int64_t>(out[0]);
-  a.out_scores = pointer<float>(out[1]);
-  py::gil_scoped_release release;
-  sample_children(a, threads);
-}
-
-// `text`: tokens, lengths. `sizes`: B, L, min_ngram, max_ngram.
-void set_texts(NgramArgs& a, const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes,
-               bool cyclic) {
-  a.tokens = pointer<const int64_t>(text[0]);
-  a.lengths = pointer<const int64_t>(text[1]);
-  a.requests = sizes[0];
-  a.width = sizes[1];
-  a.min_ngram = sizes[2];
-  a.max_ngram = sizes[3];
-  a.cyclic = cyclic;
-}
-
-void ngram_draft_binding(const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes, bool cyclic,
-                         bool frequent, int64_t num_draft, Address out, int threads) {
-  NgramDraftArgs a;
-  set_texts(a, text, sizes, cyclic);
-  a.frequent = frequent;
-  a.num_draft = num_draft;
-  a.out = pointer<int64_t>(out);
-  py::gil_scoped_release release;
-  ngram_draft(a, threads);
-}
-
-// `limits`: max_depth, branches, max_nodes. `out`: tokens, parents, scores.
-void ngram_tree_binding(const std::array<Address, 2>& text, const std::array<int64_t, 4>& sizes, bool cyclic,
-                        const std::array<int64_t, 3>& limits, const std::vector<double>& trust,
-                        const std::array<Address, 3>& out, int threads) {
-  NgramTreeArgs a;
-  set_texts(a, text, sizes, cyclic);
-  a.max_depth = limits[0];
-  a.branches = limits[1];
-  a.max_nodes = limits[2];
-  a.trust = trust.data();
-  a.trust_count = static_cast<int64_t>(trust.size());
-  a.out_tokens = pointer<int64_t>(out[0]);
-  a.out_parents = pointer<int32_t>(out[1]);
-  a.out_scores = pointer<float>(out[2]);
-  py::gil_scoped_release release;
-  ngram_tree(a, threads);
-}
-
-using PathsTuple = std::tuple<Address, int64_t, Address, int64_t, int64_t>;
-
-Paths paths_of(const PathsTuple& t) {
-  const auto& [nodes, width, cu_nodes, rows, requests] = t;
-  return {pointer<const int32_t>(nodes), width, pointer<const int32_t>(cu_nodes), rows, requests};
-}
-
-void commit_kv_binding(Address caches, Address fresh, int64_t cache_count, const PathsTuple& paths,
-                       Address block_table, int64_t pages_per_request, Address prefix_lens, int64_t page_size,
-                       Address out_lengths, Address out_pages_kept, int threads) {
-  CommitArgs a;
-  a.caches = pointer<const Cache>(caches);
-  a.fresh = pointer<const NewRows>(fresh);
-  a.cache_count = cache_count;
-  a.paths = paths_of(paths);
-  a.block_table = pointer<const int32_t>(block_table);
-  a.pages_per_request = pages_per_request;
-  a.prefix_lens = pointer<const int32_t>(prefix_lens);
-  a.page_size = page_size;
-  a.out_lengths = pointer<int32_t>(out_lengths);
-  a.out_pages_kept = pointer<int32_t>(out_pages_kept);
-  py::gil_scoped_release release;
-  commit_kv(a, threads);
-}
-
-using CommitsTuple = std::tuple<PathsTuple, Address>;
-using Fields = std::vector<std::vector<int64_t>>;
-
-Commits commits_of(const CommitsTuple& t) {
-  return {paths_of(std::get<0>(t)), pointer<const int64_t>(std::get<1>(t))};
-}
-
-// Structs of 64-bit fields only.
-template <class T>
-std::vector<T> structs_of(const Fields& rows) {
-  std::vector<T> out(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].size() * sizeof(int64_t) != sizeof(T)) throw py::value_error("wrong number of fields");
-    std::memcpy(&out[i], rows[i].data(), sizeof(T));
-  }
-  return out;
-}
-
-template <class State, class Input>
-auto state_binding(void (*run)(const Commits&, const std::vector<State>&, const std::vector<Input>&, int)) {
-  return [run](const CommitsTuple& commits, const Fields& states, const Fields& inputs, int threads) {
-    const auto state_table = structs_of<State>(states);
-    const auto input_table = structs_of<Input>(inputs);
-    py::gil_scoped_release release;
-    run(commits_of(commits), state_table, input_table, threads);
-  };
-}
-
-using Replay = void (*)(const Commits&, const std::vector<Matrices>&,
-                        const std::vector<std::vector<NodeInputs>>&, int);
-
-auto replay_binding(Replay run) {
-  return [run](const CommitsTuple& commits, const Fields& states, const std::vector<Fields>& inputs,
-               int threads) {
-    const auto state_table = structs_of<Matrices>(states);
-    std::vector<std::vector<NodeInputs>> input_table;
-    for (const Fields& layer : inputs) input_table.push_back(structs_of<NodeInputs>(layer));
-    py::gil_scoped_release release;
-    run(commits_of(commits), state_table, input_table, threads);
-  };
-}
-
-using HeadRowsTuple = std::tuple<Address, int, int64_t, int64_t>;
-using CacheTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, float, Address>;
-
-HeadRows head_rows_of(const HeadRowsTuple& t) {
-  const auto& [data, dtype, row_stride, head_stride] = t;
-  return {pointer<const void>(data), static_cast<DType>(dtype), row_stride, head_stride};
-}
-
-HeadCache cache_of(const CacheTuple& t) {
-  const auto& [data, dtype, page_stride, slot_stride, head_stride, scale, scales] = t;
-  return {pointer<const void>(data),
-          static_cast<DType>(dtype),
-          page_stride,
-          slot_stride,
-          head_stride,
-          pointer<const float>(scales),
-          scale};
-}
-
-// `rows`: query, new keys, new values. `sizes`: R, query heads, cache heads, D, elements of a value, B.
-// `paging`: entries of a row of the block table, pages, page size, bound on prefixes.
-void attention_binding(const std::array<HeadRowsTuple, 3>& rows, const std::array<CacheTuple, 2>& caches,
-                       const std::array<int64_t, 6>& sizes, const std::array<Address, 2>& tree,
-                       const std::array<Address, 2>& tables, const std::array<int64_t, 4>& paging,
-                       float scale, int64_t window, float softcap, Address sinks, bool deterministic,
-                       const std::array<Address, 2>& out, int threads) {
-  AttentionArgs a;
-  a.query = head_rows_of(rows[0]);
-  a.new_key = head_rows_of(rows[1]);
-  a.new_value = head_rows_of(rows[2]);
-  a.key = cache_of(caches[0]);
-  a.value = cache_of(caches[1]);
-  a.rows = sizes[0];
-  a.query_heads = sizes[1];
-  a.heads = sizes[2];
-  a.head = sizes[3];
-  a.value_size = sizes[4];
-  a.requests = sizes[5];
-  a.parents = pointer<const int32_t>(tree[0]);
-  a.cu_nodes = pointer<const int32_t>(tree[1]);
-  a.block_table = pointer<const int32_t>(tables[0]);
-  a.prefix_lens = pointer<const int32_t>(tables[1]);
-  a.table_width = paging[0];
-  a.pages = paging[1];
-  a.page_size = paging[2];
-  a.max_prefix = paging[3];
-  a.scale = scale;
-  a.window = window;
-  a.softcap = softcap;
-  a.sinks = pointer<const float>(sinks);
-  a.deterministic = deterministic;
-  a.out = pointer<void>(out[0]);
-  a.out_lse = pointer<float>(out[1]);
-  py::gil_scoped_release release;
-  tree_attention(a, threads);
+void bind_states(py::module_& m) {
+  using C = Commits;
+  bind_struct<C>(m, "Commits", field<C>("paths", &C::paths), field<C>("slots", &C::slots));
+  using R = StateRows;
+  bind_struct<R>(m, "StateRows", field<R>("address", &R::address), field<R>("slots", &R::slots),
+                 field<R>("slot_stride", &R::slot_stride), field<R>("row_bytes", &R::row_bytes));
+  using S = Snapshots;
+  bind_struct<S>(m, "Snapshots", field<S>("address", &S::address), field<S>("row_stride", &S::row_stride));
+  using W = Windows;
+  bind_struct<W>(m, "Windows", field<W>("address", &W::address), field<W>("slots", &W::slots),
+                 field<W>("channels", &W::channels), field<W>("taps", &W::taps),
+                 field<W>("slot_stride", &W::slot_stride), field<W>("channel_stride", &W::channel_stride),
+                 field<W>("tap_stride", &W::tap_stride), field<W>("item_bytes", &W::item_bytes));
+  using I = WindowInputs;
+  bind_struct<I>(m, "WindowInputs", field<I>("address", &I::address), field<I>("row_stride", &I::row_stride),
+                 field<I>("channel_stride", &I::channel_stride));
+  using M = Matrices;
+  bind_struct<M>(m, "Matrices", field<M>("address", &M::address), field<M>("dtype", &M::dtype),
+                 field<M>("slots", &M::slots), field<M>("heads", &M::heads), field<M>("rows", &M::rows),
+                 field<M>("columns", &M::columns), field<M>("slot_stride", &M::slot_stride),
+                 field<M>("head_stride", &M::head_stride), field<M>("row_stride", &M::row_stride),
+                 field<M>("column_stride", &M::column_stride));
+  using N = NodeInputs;
+  bind_struct<N>(m, "NodeInputs", field<N>("address", &N::address), field<N>("dtype", &N::dtype),
+                 field<N>("heads", &N::heads), field<N>("size", &N::size),
+                 field<N>("row_stride", &N::row_stride), field<N>("head_stride", &N::head_stride));
 }
 
 const Kernels& kernels_named(const std::string& isa) {
@@ -297,32 +184,56 @@ const Kernels& kernels_named(const std::string& isa) {
   return *table;
 }
 
+// For tests of the kernels themselves.
+void bind_kernels(py::module_& m) {
+  m.def(
+      "exp2",
+      [](const std::string& isa, std::uintptr_t x, std::uintptr_t out, int64_t n) {
+        kernels_named(isa).exp2(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(out), n);
+      },
+      py::arg("isa"), py::arg("x"), py::arg("out"), py::arg("n"));
+  m.def("exponential", [](uint32_t word) { return exponential(word); }, py::arg("word"));
+  m.def(
+      "race",
+      [](const std::string& isa, std::uintptr_t x, int64_t n, float max, int64_t seed, int64_t position,
+         Purpose purpose) {
+        Leader leader;
+        const double sum =
+            kernels_named(isa).race(reinterpret_cast<const float*>(x), n, Weight{.max = max},
+                                    Stream(seed, position, purpose), 0, leader);
+        return std::make_tuple(sum, leader.score, leader.token);
+      },
+      py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("max"), py::arg("seed"), py::arg("position"),
+      py::arg("purpose"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.def("verify", &verify_binding);
-  m.def("sample", &sample_binding);
-  m.def("sample_children", &sample_children_binding);
-  m.def("ngram_draft", &ngram_draft_binding);
-  m.def("ngram_tree", &ngram_tree_binding);
-  m.def("commit_kv", &commit_kv_binding);
-  m.def("commit_state", state_binding(&commit_state));
-  m.def("replay_conv", state_binding(&replay_conv));
-  m.def("replay_gated_delta", replay_binding(&replay_gated_delta));
-  m.def("replay_mamba2", replay_binding(&replay_mamba2));
-  m.def("tree_attention", &attention_binding);
+  bind_enums(m);
+  bind_rows(m);
+  bind_verify(m);
+  bind_drafting(m);
+  bind_attention(m);
+  bind_commit(m);
+  bind_states(m);
+  bind_kernels(m);
+  const auto args = py::arg("args");
+  const auto threads = py::arg("threads");
+  const py::call_guard<py::gil_scoped_release> released;
+  m.def("verify", &verify, args, threads, released);
+  m.def("sample", &sample, args, threads, released);
+  m.def("sample_children", &sample_children, args, threads, released);
+  m.def("ngram_draft", &ngram_draft, args, threads, released);
+  m.def("ngram_tree", &ngram_tree, args, threads, released);
+  m.def("tree_attention", &tree_attention, args, threads, released);
+  m.def("commit_kv", &commit_kv, args, threads, released);
+  const auto commits = py::arg("commits");
+  const auto states = py::arg("states");
+  const auto inputs = py::arg("inputs");
+  m.def("commit_state", &commit_state, commits, states, py::arg("snapshots"), threads, released);
+  m.def("replay_conv", &replay_conv, commits, py::arg("windows"), inputs, threads, released);
+  m.def("replay_gated_delta", &replay_gated_delta, commits, states, inputs, threads, released);
+  m.def("replay_mamba2", &replay_mamba2, commits, states, inputs, threads, released);
   m.def("instruction_set", [] { return kernels().name; });
-  // For tests of the kernels themselves.
-  m.def("exp2", [](const std::string& isa, Address x, Address out, int64_t n) {
-    kernels_named(isa).exp2(pointer<const float>(x), pointer<float>(out), n);
-  });
-  m.def("exponential", [](uint32_t word) { return exponential(word); });
-  m.def("race", [](const std::string& isa, Address x, int64_t n, float max, int64_t seed, int64_t position,
-                   int purpose) {
-    Leader leader;
-    const double sum =
-        kernels_named(isa).race(pointer<const float>(x), n, Weight{.max = max},
-                                Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
-    return std::make_tuple(sum, leader.score, leader.token);
-  });
 }

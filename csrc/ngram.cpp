@@ -130,7 +130,7 @@ std::vector<Node> grow(const Text& text, const NgramTreeArgs& args) {
              !(nodes[child].parent == static_cast<int32_t>(node) && nodes[child].token == token))
         ++child;
       if (child == nodes.size()) {
-        const double trust = args.trust[std::min(o.n + i, args.trust_count) - 1];
+        const double trust = args.trust[std::min<int64_t>(o.n + i, args.trust.size()) - 1];
         const double chance = trust * nodes[node].left;
         nodes[node].left -= chance;
         nodes.push_back({token, static_cast<int32_t>(node), chance, chance});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace specdec {
 
@@ -21,8 +22,7 @@ struct NgramDraftArgs : NgramArgs {
 
 struct NgramTreeArgs : NgramArgs {
   int64_t max_depth = 0, branches = 1, max_nodes = 1;
-  const double* trust = nullptr;
-  int64_t trust_count = 0;
+  std::vector<double> trust;
   int64_t* out_tokens = nullptr;   // [B, max_nodes]
   int32_t* out_parents = nullptr;  // [B, max_nodes]
   float* out_scores = nullptr;     // [B, max_nodes]

@@ -38,12 +38,12 @@ void shift_window(const Windows& w, const WindowInputs& inputs, int64_t slot, co
   }
 }
 
-void to_floats(int64_t address, int64_t dtype, int64_t first, int64_t n, float* out) {
-  if (dtype == 0) {
+void to_floats(int64_t address, DType dtype, int64_t first, int64_t n, float* out) {
+  if (dtype == DType::kFloat32) {
     std::copy_n(reinterpret_cast<const float*>(address) + first, n, out);
   } else {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(address) + first;
-    (dtype == 1 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
+    (dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
   }
 }
 
@@ -92,10 +92,10 @@ class Head {
     for (int64_t r = 0; r < m_.rows; ++r)
       for (int64_t c = 0; c < m_.columns; ++c) {
         const float x = row(r)[c];
-        if (m_.dtype == 0)
+        if (m_.dtype == DType::kFloat32)
           floats[place(r, c)] = x;
         else
-          halves[place(r, c)] = m_.dtype == 1 ? to_bfloat16(x) : to_float16(x);
+          halves[place(r, c)] = m_.dtype == DType::kBFloat16 ? to_bfloat16(x) : to_float16(x);
       }
   }
 

@@ -1,6 +1,5 @@
 // Recurrent states after verification: copied from a snapshot of the last kept node, or rebuilt from the
-// inputs of the kept nodes. Tables come from Python as rows of integers; every struct lists its fields in
-// their order.
+// inputs of the kept nodes.
 #pragma once
 
 #include <cstdint>
@@ -39,12 +38,16 @@ void replay_conv(const Commits& commits, const std::vector<Windows>& windows,
 
 // [slots, heads, rows, columns]; strides in elements.
 struct Matrices {
-  int64_t address, dtype, slots, heads, rows, columns, slot_stride, head_stride, row_stride, column_stride;
+  int64_t address;
+  DType dtype;
+  int64_t slots, heads, rows, columns, slot_stride, head_stride, row_stride, column_stride;
 };
 // [R, heads, size] with contiguous vectors, or scalars of size 1; strides in elements. Neighbouring heads of
 // the states share one where there are fewer.
 struct NodeInputs {
-  int64_t address, dtype, heads, size, row_stride, head_stride;
+  int64_t address;
+  DType dtype;
+  int64_t heads, size, row_stride, head_stride;
 };
 // S = a S + k d^T with a = exp(log_decay), d = beta (v - a S^T k); inputs: keys, values, log_decay, beta.
 void replay_gated_delta(const Commits& commits, const std::vector<Matrices>& states,

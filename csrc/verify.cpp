@@ -209,7 +209,7 @@ class Walk {
     LossyTest(Walk& walk, int64_t node, int64_t depth, const Sampling& sampling)
         : walk_(walk), node_(walk.r_, node, depth), depth_(depth) {
       Request& r = walk.r_;
-      const double* values = walk.args_.rule_values;
+      const std::vector<double>& values = walk.args_.rule_values;
       if (walk.args_.rule == Rule::kLenient) node_.load();
       if (walk.args_.rule != Rule::kTypical && walk.args_.rule != Rule::kRelaxed) return;
       p_ = law_of(r.worker, r.target_row(node), sampling);
@@ -225,7 +225,7 @@ class Walk {
     bool passes(int64_t child) {
       const Request& r = walk_.r_;
       const int64_t token = r.tree.tokens[child];
-      const double* values = walk_.args_.rule_values;
+      const std::vector<double>& values = walk_.args_.rule_values;
       switch (walk_.args_.rule) {
         case Rule::kTypical:
           return p_.p(token) > bar_;
@@ -235,7 +235,7 @@ class Walk {
         case Rule::kLenient:
           return r.coin_of(child) * node_.proposal_q(child) / values[0] < node_.p().p(token);
         default:
-          return r.coin_of(child) < values[std::min(depth_, walk_.args_.rule_count - 1)];
+          return r.coin_of(child) < values[std::min<size_t>(depth_, values.size() - 1)];
       }
     }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "law.h"
 #include "tree.h"
@@ -36,8 +37,7 @@ struct VerifyArgs {
 
   SamplingArgs sampling, draft_sampling;
   Rule rule = Rule::kMatch;
-  const double* rule_values = nullptr;
-  int64_t rule_count = 0;
+  std::vector<double> rule_values;
   const int64_t* seeds = nullptr;
   const int64_t* positions = nullptr;
   Bitmask bitmask;

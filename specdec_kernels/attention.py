@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .calls import TreeAttentionCall
 from .errors import (
     FLOATS,
     bad_type,
@@ -156,32 +157,32 @@ def tree_attention(
             in_cache=new_key is None, window=window, max_prefix_len=max_prefix_len,
         )  # fmt: skip
     lse = torch.empty((rows, query_heads), dtype=torch.float32, device=device) if return_lse else None
-    ops.tree_attention(
-        query,
-        key_cache,
-        value_cache,
-        tree.parents.contiguous(),
-        tree.cu_nodes.contiguous(),
-        block_table.contiguous(),
-        prefix_lens.contiguous(),
-        new_key,
-        new_value,
-        scale,
-        window,
-        softcap,
-        sinks,
-        key_scale,
-        key_scales,
-        value_scale,
-        value_scales,
-        value_size,
-        max_prefix_len,
-        layout == "HND",
-        deterministic,
-        out,
-        lse,
-        backend,
+    call = TreeAttentionCall(
+        query=query,
+        key_cache=key_cache,
+        value_cache=value_cache,
+        parents=tree.parents.contiguous(),
+        cu_nodes=tree.cu_nodes.contiguous(),
+        block_table=block_table.contiguous(),
+        prefix_lens=prefix_lens.contiguous(),
+        new_key=new_key,
+        new_value=new_value,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        key_scale=key_scale,
+        key_scales=key_scales,
+        value_scale=value_scale,
+        value_scales=value_scales,
+        value_dim=value_size,
+        max_prefix_len=max_prefix_len,
+        heads_first=layout == "HND",
+        deterministic=deterministic,
+        out=out,
+        out_lse=lse,
     )
+    ops.tree_attention(call, backend)
     return (out, lse) if return_lse else out
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .calls import SampleChildrenCall
 from .errors import FLOATS, bad_type, bad_value, check_device, check_dtype, check_shape, check_type
 from .random import Purpose
 from .sample import check_last_stride, noise_keys
@@ -106,19 +107,19 @@ def sample_children(
         debug.check_logits("sample_children", "logits", logits)
     tokens = torch.empty((rows, k), dtype=torch.int64, device=device)
     scores = torch.empty((rows, k), dtype=torch.float32, device=device)
-    ops.sample_children(
-        logits,
-        method,
-        numbers,
-        tensors,
-        seeds,
-        positions,
-        torch.zeros_like(parents) if coupled else parents,
-        int(Purpose.NEXT if coupled else Purpose.DRAFT),
-        tokens,
-        scores,
-        backend,
+    call = SampleChildrenCall(
+        logits=logits,
+        method=method,
+        sampling=numbers,
+        sampling_rows=tensors,
+        seeds=seeds,
+        positions=positions,
+        nodes=torch.zeros_like(parents) if coupled else parents,
+        purpose=int(Purpose.NEXT if coupled else Purpose.DRAFT),
+        out_tokens=tokens,
+        out_scores=scores,
     )
+    ops.sample_children(call, backend)
     return tokens, _proposals(method, k, coupled, device), scores
 
 

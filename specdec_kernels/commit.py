@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import backends, debug, ops
 from .cache_table import SLOT_DIM, cache_table, row_dims
+from .calls import CommitKVCall
 from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
 from .memory import check_distinct, check_no_overlap, check_row
 from .tree import DraftTree
@@ -157,22 +158,22 @@ def commit_kv(
             "commit_kv", path, block_table, prefix_lens, page_size, pages, in_cache=in_cache
         )  # fmt: skip
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
-    arguments = (
-        new or [],
-        path,
-        tree.cu_nodes.contiguous(),
-        tree.tokens.shape[0],
-        block_table.contiguous(),
-        prefix_lens.contiguous(),
-        page_size,
-        layout,
-        out.lengths,
-        out.pages_kept,
+    by_table = plan is not None and _table_suffices(device, backend)
+    call = CommitKVCall(
+        caches=[] if by_table else caches,
+        table=None if plan is None else plan.table,
+        new=new or [],
+        path=path,
+        cu_nodes=tree.cu_nodes.contiguous(),
+        rows=tree.tokens.shape[0],
+        block_table=block_table.contiguous(),
+        prefix_lens=prefix_lens.contiguous(),
+        page_size=page_size,
+        layout=layout,
+        out_lengths=out.lengths,
+        out_pages_kept=out.pages_kept,
     )
-    if plan is not None and _table_suffices(device, backend):
-        ops.commit_kv_by_table(plan.table, *arguments, backend)
-    else:
-        ops.commit_kv(caches, None if plan is None else plan.table, *arguments, backend)
+    (ops.commit_kv_by_table if by_table else ops.commit_kv)(call, backend)
     return out
 
 

@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from .calls import VerifyCall
 from .errors import bad_value
 from .tree import DraftTree
 
@@ -61,10 +62,10 @@ def check_verify(
     _check_rows("draft_logits", bad & owned, request, node, "NaN")
 
 
-def check_drawn(tree: DraftTree, arguments: tuple, impossible: Tensor) -> None:
+def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     """No request [B] bool in which a drafted token was tested that cannot have been drawn as declared.
 
-    `arguments` are those of the operator. To name the node the reference walks again.
+    To name the node the reference walks again.
     """
     if not bool(impossible.any()):
         return
@@ -72,10 +73,9 @@ def check_drawn(tree: DraftTree, arguments: tuple, impossible: Tensor) -> None:
     from .reference.request import Trace
 
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
-    *given, backend = arguments
-    outputs = [None if out is None else torch.empty_like(out) for out in given[-6:]]
+    others = {name: out.clone() for name in call.written if (out := getattr(call, name)) is not None}
     trace = Trace(tree.tokens.numel())
-    verify(*given[:-6], *outputs, trace=trace)
+    verify(call._replace(**others), trace=trace)
     found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()
     got = f"another at request {request}"  # another backend may round where the reference does not
     if found.numel():

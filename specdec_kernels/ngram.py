@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .calls import NgramDraftCall, NgramTreeCall
 from .errors import INTEGERS, bad_type, bad_value, check_device, check_dtype, check_shape
 from .tree import DraftTree
 
@@ -65,9 +66,16 @@ def ngram_draft(
     if match not in MATCHES:
         bad_value("ngram_draft", "match", f"must be one of {', '.join(MATCHES)}", repr(match))
     out = torch.empty((tokens.shape[0], num_draft), dtype=torch.int64, device=tokens.device)
-    ops.ngram_draft(
-        tokens.contiguous(), lengths, min_ngram, max_ngram, match == "frequent", cyclic, out, backend
+    call = NgramDraftCall(
+        tokens=tokens.contiguous(),
+        lengths=lengths,
+        min_ngram=min_ngram,
+        max_ngram=max_ngram,
+        frequent=match == "frequent",
+        cyclic=cyclic,
+        out=out,
     )
+    ops.ngram_draft(call, backend)
     return out
 
 
@@ -134,20 +142,20 @@ def ngram_tree(
     drafted = torch.empty(shape, dtype=torch.int64, device=device)
     parents = torch.empty(shape, dtype=torch.int32, device=device)
     scores = torch.empty(shape, dtype=torch.float32, device=device)
-    ops.ngram_tree(
-        tokens.contiguous(),
-        lengths,
-        max_depth,
-        branches,
-        min_ngram,
-        max_ngram,
-        trust,
-        cyclic,
-        drafted,
-        parents,
-        scores,
-        backend,
+    call = NgramTreeCall(
+        tokens=tokens.contiguous(),
+        lengths=lengths,
+        max_depth=max_depth,
+        branches=branches,
+        min_ngram=min_ngram,
+        max_ngram=max_ngram,
+        trust=trust,
+        cyclic=cyclic,
+        out_tokens=drafted,
+        out_parents=parents,
+        out_scores=scores,
     )
+    ops.ngram_tree(call, backend)
     # Depth 1 is that of unused nodes.
     depth = max(max_depth, min(max_nodes - 1, 1))
     return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores

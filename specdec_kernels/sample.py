@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .calls import SampleCall
 from .errors import FLOATS, bad_value, check_dtype, check_tensor
 from .sampling import PLAIN, SamplingParams, unpack
 
@@ -77,7 +78,17 @@ def sample(
         debug.check_logits("sample", "logits", logits)
     tokens = torch.empty(batch, dtype=torch.int64, device=device)
     logprobs = torch.empty(batch, dtype=torch.float32, device=device) if return_logprobs else None
-    ops.sample(logits, numbers, rows, seeds, positions, token_bitmask, tokens, logprobs, backend)
+    call = SampleCall(
+        logits=logits,
+        sampling=numbers,
+        sampling_rows=rows,
+        seeds=seeds,
+        positions=positions,
+        token_bitmask=token_bitmask,
+        out_tokens=tokens,
+        out_logprobs=logprobs,
+    )
+    ops.sample(call, backend)
     return (tokens, logprobs) if return_logprobs else tokens
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from .commit import check_path
 from .errors import (
     FLOATS,
@@ -76,9 +78,8 @@ def commit_state(
             call, "snapshots", i, snapshot, state, "[R, ...] with the state's row", state.shape[1:], tree
         )
         check_row(call, f"snapshots[{i}]", snapshot, range(1, snapshot.dim()))
-    ops.commit_state(
-        states, snapshots, path, tree.cu_nodes.contiguous(), tree.tokens.shape[0], slots, backend
-    )
+    kept = _kept(path, tree, slots)
+    ops.commit_state(CommitStateCall(states=states, snapshots=snapshots, **kept), backend)
 
 
 def replay_conv(
@@ -119,7 +120,8 @@ def replay_conv(
         if window.dim() != 3:
             bad_value(call, f"windows[{i}]", "must have shape [slots, C, W]", list(window.shape))
         _check_copied(call, "inputs", i, given, window, "[R, C]", window.shape[1:2], tree)
-    ops.replay_conv(windows, inputs, path, tree.cu_nodes.contiguous(), tree.tokens.shape[0], slots, backend)
+    kept = _kept(path, tree, slots)
+    ops.replay_conv(ReplayConvCall(windows=windows, inputs=inputs, **kept), backend)
 
 
 def replay_gated_delta(
@@ -172,8 +174,8 @@ def replay_gated_delta(
         [[[[3.0, 4.0], [0.0, 0.0]]]]
     """
     call = "replay_gated_delta"
-    given = dict(keys=keys, values=values, log_decay=log_decay, beta=beta)
-    states, given = _lists(call, "states", states, **given)
+    names = dict(keys=keys, values=values, log_decay=log_decay, beta=beta)
+    states, given = _lists(call, "states", states, **names)
     path, slots = _requests(call, verified, tree, slots, states[0].device)
     for i, (state, key, value, decay, rate) in enumerate(zip(states, *given, strict=True)):
         heads, rows, columns = _matrix(call, i, state, "[slots, H, Dk, Dv]")
@@ -182,8 +184,9 @@ def replay_gated_delta(
         for name, scalar in (("log_decay", decay), ("beta", rate)):
             shape = (tree.tokens.shape[0], heads)
             check_tensor(call, f"{name}[{i}]", scalar, "[R, H]", shape, FLOATS, state.device)
-    rest = (path, tree.cu_nodes.contiguous(), tree.tokens.shape[0], slots, backend)
-    ops.replay_gated_delta(states, *given, *rest)
+    layers = dict(zip(names, given, strict=True))
+    record = ReplayGatedDeltaCall(states=states, **layers, **_kept(path, tree, slots))
+    ops.replay_gated_delta(record, backend)
 
 
 def replay_mamba2(
@@ -229,7 +232,8 @@ def replay_mamba2(
         [[[[4.0, 7.0]]]]
     """
     call = "replay_mamba2"
-    states, given = _lists(call, "states", states, x=x, B=B, dt=dt, A=A)
+    names = dict(x=x, B=B, dt=dt, A=A)
+    states, given = _lists(call, "states", states, **names)
     path, slots = _requests(call, verified, tree, slots, states[0].device)
     for i, (state, x_i, B_i, dt_i, A_i) in enumerate(zip(states, *given, strict=True)):
         heads, rows, columns = _matrix(call, i, state, "[slots, H, P, N]")
@@ -238,8 +242,13 @@ def replay_mamba2(
         shape = (tree.tokens.shape[0], heads)
         check_tensor(call, f"dt[{i}]", dt_i, "[R, H]", shape, FLOATS, state.device)
         check_tensor(call, f"A[{i}]", A_i, "[H]", (heads,), FLOATS, state.device)
-    rest = (path, tree.cu_nodes.contiguous(), tree.tokens.shape[0], slots, backend)
-    ops.replay_mamba2(states, *given, *rest)
+    layers = dict(zip(names, given, strict=True))
+    ops.replay_mamba2(ReplayMamba2Call(states=states, **layers, **_kept(path, tree, slots)), backend)
+
+
+def _kept(path: Tensor, tree: DraftTree, slots: Tensor) -> dict[str, Any]:
+    """What tells a backend which nodes were kept, and of whom."""
+    return dict(path=path, cu_nodes=tree.cu_nodes.contiguous(), rows=tree.tokens.shape[0], slots=slots)
 
 
 def _lists(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import debug, ops, rules
+from .calls import VerifyCall
 from .errors import FLOATS, bad_value, check_device, check_dtype, check_shape, check_tensor, check_type
 from .rules import Rule
 from .sample import check_bitmask, check_last_stride, noise_keys
@@ -159,39 +160,38 @@ def verify(
     if debug.enabled():
         debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
-    arguments = (
-        target_logits,
-        tree.tokens.contiguous(),
-        tree.parents.contiguous(),
-        tree.cu_nodes.contiguous(),
-        tree.proposals.contiguous(),
-        first_child,
-        next_sibling,
-        draft_logits,
-        draft_rows.contiguous() if draft_rows is not None else None,
-        draft_vocab.ids if draft_vocab is not None and draft_logits is not None else None,
-        draft_vocab.columns if draft_vocab is not None and draft_logits is not None else None,
-        numbers,
-        tensors,
-        draft_numbers,
-        draft_tensors,
-        is_logprobs,
-        rule_name,
-        rule_values,
-        seeds,
-        positions,
-        token_bitmask,
-        out.tokens,
-        out.num_tokens,
-        out.num_accepted,
-        out.path,
-        out.logprobs,
-        out.status,
-        backend,
+    call = VerifyCall(
+        target_logits=target_logits,
+        tokens=tree.tokens.contiguous(),
+        parents=tree.parents.contiguous(),
+        cu_nodes=tree.cu_nodes.contiguous(),
+        proposals=tree.proposals.contiguous(),
+        first_child=first_child,
+        next_sibling=next_sibling,
+        draft_logits=draft_logits,
+        draft_rows=draft_rows.contiguous() if draft_rows is not None else None,
+        draft_ids=draft_vocab.ids if draft_vocab is not None and draft_logits is not None else None,
+        draft_columns=draft_vocab.columns if draft_vocab is not None and draft_logits is not None else None,
+        sampling=numbers,
+        sampling_rows=tensors,
+        draft_sampling=draft_numbers,
+        draft_sampling_rows=draft_tensors,
+        draft_is_logprobs=is_logprobs,
+        rule=rule_name,
+        rule_values=rule_values,
+        seeds=seeds,
+        positions=positions,
+        token_bitmask=token_bitmask,
+        out_tokens=out.tokens,
+        out_num_tokens=out.num_tokens,
+        out_num_accepted=out.num_accepted,
+        out_path=out.path,
+        out_logprobs=out.logprobs,
+        out_status=out.status,
     )
-    ops.verify(*arguments)
+    ops.verify(call, backend)
     if debug.enabled():
-        debug.check_drawn(tree, arguments, (out.status & Status.IMPOSSIBLE) != 0)
+        debug.check_drawn(tree, call, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 

@@ -12,9 +12,9 @@ from attention_cases import CACHES, dense, excess, make
 from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import ops
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -329,10 +329,7 @@ def test_nan_that_is_seen_shows(backend):
     "options", [dict(), dict(new=True, sinks=True, dtype=BF16), dict(latent=20, cache=torch.int8)]
 )
 def test_passes_opcheck(monkeypatch, backend, options):
-    problem, calls, original = make(**options), [], ops.tree_attention
-    monkeypatch.setattr(ops, "tree_attention", lambda *args: (calls.append(args), original(*args))[1])
-    problem.run(backend)
-    torch.library.opcheck(torch.ops.specdec_kernels.tree_attention.default, calls[0])
+    opcheck(*recorded(monkeypatch, "tree_attention", lambda: make(**options).run(backend)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from exact import Decisions
 from gtest import LEAST_P, MUTANT_P, g_test, law_of
 from hypothesis import given
 from hypothesis import strategies as st
+from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, children, ops
+from specdec_kernels import backends, children
 from specdec_kernels.random import Purpose, race_keys
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
@@ -228,11 +230,9 @@ def test_batch_threads_and_place_change_nothing(seed, method):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [0.7, torch.tensor([0.0, 0.5, 1.0])])
 def test_it_passes_opcheck(monkeypatch, backend, temperature):
-    calls, original = [], ops.sample_children
-    monkeypatch.setattr(ops, "sample_children", lambda *args: (calls.append(args), original(*args))[1])
-    sampling = sdk.SamplingParams(temperature=temperature, top_k=5)
-    sdk.sample_children(torch.randn(3, 20), 2, method="hybrid", sampling=sampling, backend=backend)
-    torch.library.opcheck(torch.ops.specdec_kernels.sample_children.default, calls[0])
+    given = dict(method="hybrid", sampling=sdk.SamplingParams(temperature=temperature, top_k=5))
+    run = partial(sdk.sample_children, torch.randn(3, 20), 2, **given, backend=backend)
+    opcheck(*recorded(monkeypatch, "sample_children", run))
 
 
 def test_it_compiles_whole_and_reads_no_values():

@@ -15,10 +15,12 @@ from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import Pool, block_tables, integer, random_tree
+from records import opcheck, recorded
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import specdec_kernels as sdk
-from specdec_kernels import backends
+from specdec_kernels import backends, ops
+from specdec_kernels.calls import CommitKVCall
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.float8_e4m3fn, torch.int64]
 
@@ -287,15 +289,13 @@ def problem(layout="NHD"):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["list", "plan", "new"])
 def test_commit_kv_passes_opcheck(monkeypatch, backend, variant):
-    calls, original = [], sdk.ops.commit_kv
-    monkeypatch.setattr(sdk.ops, "commit_kv", lambda *args: (calls.append(args), original(*args))[1])
     caches, path, tree, table, prefix_lens = problem()
     new = [torch.zeros(tree.tokens.numel(), 2, 8, dtype=cache.dtype) for cache in caches]
     options = dict(new=new if variant == "new" else None, backend=backend)
-    sdk.commit_kv(caches, path, tree, table, prefix_lens, page_size=4, **options)
+    given = (caches, path, tree, table, prefix_lens)
+    call, backend = recorded(monkeypatch, "commit_kv", lambda: sdk.commit_kv(*given, page_size=4, **options))
     addresses = sdk.CachePlan(caches, page_size=4).table if variant == "plan" else None
-    arguments = (caches, addresses, *calls[0][2:])
-    torch.library.opcheck(torch.ops.specdec_kernels.commit_kv.default, arguments)
+    opcheck(call._replace(table=addresses), backend)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the native extension")
@@ -305,7 +305,7 @@ def test_a_tracer_is_shown_the_caches_of_a_plan():
     class Tracer(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if function is torch.ops.specdec_kernels.commit_kv.default:
-                shown.append(len(args[0]))
+                shown.append(len(args[1]))
             return function(*args, **(kwargs or {}))
 
     caches, path, tree, table, prefix_lens = problem()
@@ -318,8 +318,12 @@ def test_a_tracer_is_shown_the_caches_of_a_plan():
     for cache in caches:
         cache.zero_()
     lengths = torch.empty(3, dtype=torch.int32)
-    rest = (table, prefix_lens, 4, "NHD", lengths, lengths.clone(), "cpu")
-    sdk.ops.commit_kv(initial, plan.table, [], path, tree.cu_nodes, tree.tokens.numel(), *rest)
+    call = CommitKVCall(
+        caches=initial, table=plan.table, new=[], path=path, cu_nodes=tree.cu_nodes, rows=tree.tokens.numel(),
+        block_table=table, prefix_lens=prefix_lens, page_size=4, layout="NHD",
+        out_lengths=lengths, out_pages_kept=lengths.clone(),
+    )  # fmt: skip
+    ops.commit_kv(call, "cpu")
     assert all(torch.equal(cache, done) for cache, done in zip(initial, after, strict=True))
     assert not any(cache.any() for cache in caches)  # those that the table names
 

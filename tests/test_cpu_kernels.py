@@ -69,7 +69,9 @@ def test_races_use_the_specified_noise(isa, purpose):
         x = torch.randn(256, generator=g) * 3
         x[torch.rand(256, generator=g) < 0.3] = -float("inf")
         top = float(x.max())
-        total, score, token = _native.race(isa, x.data_ptr(), 256, top, seed, position, int(purpose))
+        total, score, token = _native.race(
+            isa, x.data_ptr(), 256, top, seed, position, _native.Purpose(int(purpose))
+        )
         weights = (x.double() - top).exp()
         scores = weights / race_keys(seed, position, purpose, 256)
         assert token == int(scores.argmax()), trial

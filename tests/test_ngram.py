@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from each import BACKENDS
 from hypothesis import example, given
 from hypothesis import strategies as st
+from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import ops
 
 P = sdk.Proposal.POINT
 
@@ -192,10 +193,8 @@ def test_drafts_verify():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_they_pass_opcheck(monkeypatch, backend):
     for operation, run in (("ngram_draft", sdk.ngram_draft), ("ngram_tree", sdk.ngram_tree)):
-        calls, original = [], getattr(ops, operation)
-        monkeypatch.setattr(ops, operation, lambda *a, c=calls, o=original: (c.append(a), o(*a))[1])
-        run(torch.tensor([[1, 2, 1, 2]]), torch.tensor([4]), 3, backend=backend)
-        torch.library.opcheck(getattr(torch.ops.specdec_kernels, operation).default, calls[0])
+        run = partial(run, torch.tensor([[1, 2, 1, 2]]), torch.tensor([4]), 3, backend=backend)
+        opcheck(*recorded(monkeypatch, operation, run))
 
 
 def test_they_compile_whole_and_read_no_values():

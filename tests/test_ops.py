@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, ops
+from specdec_kernels import backends, calls
 from specdec_kernels import verify as verify_function
 
 BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
@@ -31,15 +32,6 @@ def call(target_logits, tokens, draft_logits, seeds, positions, temperature=1.0,
     return sdk.verify(target_logits, tree, draft_logits, sampling=sampling, **keys, **options)
 
 
-def recorded(monkeypatch, operation, run):
-    """The arguments that a public function gives its operator."""
-    calls = []
-    original = getattr(ops, operation)
-    monkeypatch.setattr(ops, operation, lambda *args: (calls.append(args), original(*args))[1])
-    run()
-    return calls[0]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options",
@@ -51,8 +43,7 @@ def recorded(monkeypatch, operation, run):
     ],
 )
 def test_verify_passes_opcheck(monkeypatch, backend, options):
-    args = recorded(monkeypatch, "verify", lambda: call(**problem(), **options, backend=backend))
-    torch.library.opcheck(torch.ops.specdec_kernels.verify.default, args)
+    opcheck(*recorded(monkeypatch, "verify", lambda: call(**problem(), **options, backend=backend)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -61,7 +52,7 @@ def test_sample_passes_opcheck(monkeypatch, backend, temperature):
     sampling = sdk.SamplingParams(temperature=temperature, top_k=5)
     logits = torch.randn(3, V)
     run = lambda: sdk.sample(logits, sampling, return_logprobs=True, backend=backend)  # noqa: E731
-    torch.library.opcheck(torch.ops.specdec_kernels.sample.default, recorded(monkeypatch, "sample", run))
+    opcheck(*recorded(monkeypatch, "sample", run))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -181,3 +172,22 @@ def test_strided_arguments_are_read_where_they_lie(backend):
 def test_public_function_and_operator_share_a_name():
     assert verify_function is sdk.verify
     assert "Tensor(a!) out_tokens" in str(torch.ops.specdec_kernels.verify.default._schema)
+
+
+RECORDS = [record for record in vars(calls).values() if hasattr(record, "operation")]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.operation)
+def test_a_record_names_the_arguments_of_its_operator(record):
+    """And says of each what PyTorch is told: whether it is written, and its default."""
+    schema = getattr(torch.ops.specdec_kernels, record.operation).default._schema
+    backend, *arguments = schema.arguments
+    assert tuple(a.name for a in arguments) == record._fields and backend.name == "backend"
+    assert {a.name for a in arguments if a.is_write} == set(record.written)
+    assert {a.name: a.default_value for a in arguments if a.has_default_value()} == record._field_defaults
+    assert set(record.chosen_by) <= set(record._fields)
+    assert record.operation in backends.OPERATIONS
+
+
+def test_every_operation_has_a_record():
+    assert {record.operation for record in RECORDS} == set(backends.OPERATIONS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from records import recorded
 
 import specdec_kernels as sdk
 from specdec_kernels import Proposal, SamplingParams, Status, backends
@@ -498,17 +499,17 @@ def test_rules_say_whether_they_are_lossless():
     assert all(rule.lossless is False for rule in LOSSY)
 
 
-def test_trace_speaks_of_rows_of_the_batch():
+def test_trace_speaks_of_rows_of_the_batch(monkeypatch):
     module = importlib.import_module("specdec_kernels.reference.verify")
     tree = sdk.DraftTree.chain(torch.tensor([[1], [0]]))
     trace = Trace(4)
-    grid = torch.empty((2, 2), dtype=torch.int64), torch.empty((2, 2), dtype=torch.int32)
-    line = [torch.empty(2, dtype=torch.int32) for _ in range(3)]
-    module.verify(
-        torch.zeros(4, 2), tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, None, None,
-        torch.tensor([[0.8, 0.2], [0.0, 0.0], [0.75, 0.25], [0.0, 0.0]]).log(), None, None, None,
-        [1.0, 0.0, 1.0, 0.0, 0.0], [], [1.0, 0.0, 1.0, 0.0, 0.0], [], True, "token", [],
-        torch.zeros(2).long(), torch.zeros(2).long(), None, grid[0], line[0], line[1], grid[1], None, line[2],
-        trace=trace,
-    )  # fmt: skip
+    laws = torch.tensor([[0.8, 0.2], [0.0, 0.0], [0.75, 0.25], [0.0, 0.0]]).log()
+    keys = dict(seeds=torch.zeros(2).long(), positions=torch.zeros(2).long())
+    given = (torch.zeros(4, 2), tree, laws)
+    call, _ = recorded(
+        monkeypatch,
+        "verify",
+        lambda: sdk.verify(*given, draft_sampling="logprobs", rule="token", **keys),
+    )
+    module.verify(call, trace=trace)
     np.testing.assert_allclose(trace.thresholds.numpy(), [NAN, 1.0, NAN, 2 / 3], rtol=1e-7)

@@ -8,9 +8,9 @@ from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import integer, random_tree
+from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import ops
 
 COMPILED_ONCE = [backend for backend in BACKENDS if backend != "triton"]  # serve many shapes quickly
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -273,7 +273,7 @@ def calls(g):
 def test_operators_pass_opcheck_and_compile_whole(monkeypatch, backend, name):
     torch.compiler.reset()  # what other cases compiled counts against the limit of recompilations
     arguments = calls(torch.Generator().manual_seed(9))[name]
-    recorded, original, function = [], getattr(ops, name), getattr(sdk, name)
+    function = getattr(sdk, name)
     copies = ([arguments[0][0].clone()], *arguments[1:])
 
     def step(states, *rest):
@@ -281,10 +281,9 @@ def test_operators_pass_opcheck_and_compile_whole(monkeypatch, backend, name):
         return states[0].sum()
 
     total = torch.compile(step, fullgraph=True, backend="aot_eager")(*copies)
-    monkeypatch.setattr(ops, name, lambda *args: (recorded.append(args), original(*args))[1])
-    torch.testing.assert_close(total, step(*arguments))
+    call = recorded(monkeypatch, name, lambda: torch.testing.assert_close(total, step(*arguments)))
     assert torch.equal(copies[0][0], arguments[0][0])
-    torch.library.opcheck(getattr(torch.ops.specdec_kernels, name).default, recorded[0])
+    opcheck(*call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

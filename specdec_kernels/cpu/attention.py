@@ -1,67 +1,77 @@
-"""Attention over the draft tree: addresses and strides for the native core."""
+"""Attention over the draft tree on the CPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..calls import TreeAttentionCall
 from . import _native
+from .arguments import DTYPES, address
 
-_DTYPES = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.int8: 3,
-    torch.float8_e4m3fn: 4,
-}
+_NO_ROWS = _native.HeadRows(data=0, dtype=_native.DType.float32, row_stride=0, head_stride=0)
 
 
-def tree_attention(
-    query, key_cache, value_cache, parents, cu_nodes, block_table, prefix_lens, new_key, new_value,
-    scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim,
-    max_prefix_len, heads_first, deterministic, out, out_lse,
-):  # fmt: skip
-    """The operator `specdec_kernels::tree_attention`."""
-    if value_cache is None:
-        value_cache, value_scale, value_scales, new_value = key_cache, key_scale, key_scales, new_key
-    page_size, heads = key_cache.shape[1:3]
-    if heads_first:
+def tree_attention(call: TreeAttentionCall) -> None:
+    """Fill the outputs."""
+    key = _cache(call.key_cache, call.heads_first, call.key_scale, call.key_scales)
+    value, new_value = key, call.new_key
+    if call.value_cache is not None:
+        value = _cache(call.value_cache, call.heads_first, call.value_scale, call.value_scales)
+        new_value = call.new_value
+    page_size, heads = call.key_cache.shape[1:3]
+    if call.heads_first:
         page_size, heads = heads, page_size
-    _native.tree_attention(
-        [_rows(query), _rows(new_key), _rows(new_value)],
-        [
-            _cache(key_cache, heads_first, key_scale, key_scales),
-            _cache(value_cache, heads_first, value_scale, value_scales),
-        ],
-        [query.shape[0], query.shape[1], heads, query.shape[2], value_dim, cu_nodes.shape[0] - 1],
-        [parents.data_ptr(), cu_nodes.data_ptr()],
-        [block_table.data_ptr(), prefix_lens.data_ptr()],
-        [block_table.shape[1], key_cache.shape[0], page_size, max_prefix_len],
-        scale,
-        window,
-        softcap,
-        0 if sinks is None else sinks.data_ptr(),
-        deterministic,
-        [out.data_ptr(), 0 if out_lse is None else out_lse.data_ptr()],
-        torch.get_num_threads(),
+    args = _native.AttentionArgs(
+        query=_rows(call.query),
+        new_key=_rows(call.new_key),
+        new_value=_rows(new_value),
+        key=key,
+        value=value,
+        rows=call.query.shape[0],
+        query_heads=call.query.shape[1],
+        heads=heads,
+        head=call.query.shape[2],
+        value_size=call.value_dim,
+        parents=call.parents.data_ptr(),
+        cu_nodes=call.cu_nodes.data_ptr(),
+        requests=call.cu_nodes.shape[0] - 1,
+        block_table=call.block_table.data_ptr(),
+        table_width=call.block_table.shape[1],
+        pages=call.key_cache.shape[0],
+        page_size=page_size,
+        prefix_lens=call.prefix_lens.data_ptr(),
+        max_prefix=call.max_prefix_len,
+        scale=call.scale,
+        softcap=call.softcap,
+        window=call.window,
+        sinks=address(call.sinks),
+        deterministic=call.deterministic,
+        out=call.out.data_ptr(),
+        out_lse=address(call.out_lse),
+    )
+    _native.tree_attention(args, torch.get_num_threads())
+
+
+def _rows(rows: Tensor | None) -> _native.HeadRows:
+    if rows is None:
+        return _NO_ROWS
+    return _native.HeadRows(
+        data=rows.data_ptr(),
+        dtype=DTYPES[rows.dtype],
+        row_stride=rows.stride(0),
+        head_stride=rows.stride(1),
     )
 
 
-def _rows(rows: Tensor | None) -> tuple[int, ...]:
-    """Address, dtype, strides of rows and of heads."""
-    if rows is None:
-        return (0, 0, 0, 0)
-    return (rows.data_ptr(), _DTYPES[rows.dtype], rows.stride(0), rows.stride(1))
-
-
-def _cache(cache: Tensor, heads_first: bool, scale: float, scales: Tensor | None):
-    """Address, dtype, strides of pages, slots and heads, one scale, scales per head."""
+def _cache(cache: Tensor, heads_first: bool, scale: float, scales: Tensor | None) -> _native.HeadCache:
     slots, heads = (2, 1) if heads_first else (1, 2)
-    strides = (cache.stride(0), cache.stride(slots), cache.stride(heads))
-    return (
-        cache.data_ptr(),
-        _DTYPES[cache.dtype],
-        *strides,
-        scale,
-        0 if scales is None else scales.data_ptr(),
+    return _native.HeadCache(
+        data=cache.data_ptr(),
+        dtype=DTYPES[cache.dtype],
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(slots),
+        head_stride=cache.stride(heads),
+        scales=address(scales),
+        scale=scale,
     )

@@ -6,32 +6,38 @@ import torch
 from torch import Tensor
 
 from ..cache_table import cache_table, new_rows
+from ..calls import CommitKVCall
 from . import _native
 
 
-def commit_kv(
-    caches, table, new, path, cu_nodes, rows, block_table, prefix_lens, page_size, layout,
-    out_lengths, out_pages_kept,
-):  # fmt: skip
-    """The operator `specdec_kernels::commit_kv`."""
+def commit_kv(call: CommitKVCall) -> None:
+    """Move the kept rows."""
+    table = call.table
     # A tracer may hand over copies of the caches that the plan was made for.
-    if caches and (table is None or table[:, 0].tolist() != [cache.data_ptr() for cache in caches]):
-        table = cache_table(caches, layout)
-    fresh = torch.tensor(new_rows(new, layout), dtype=torch.int64)
-    _native.commit_kv(
-        table.data_ptr(),
-        fresh.data_ptr() if new else 0,
-        table.shape[0],
-        paths(path, cu_nodes, rows),
-        block_table.data_ptr(),
-        block_table.shape[1],
-        prefix_lens.data_ptr(),
-        page_size,
-        out_lengths.data_ptr(),
-        out_pages_kept.data_ptr(),
-        torch.get_num_threads(),
+    if call.caches and (table is None or table[:, 0].tolist() != [c.data_ptr() for c in call.caches]):
+        table = cache_table(call.caches, call.layout)
+    fresh = torch.tensor(new_rows(call.new, call.layout), dtype=torch.int64)
+    args = _native.CommitArgs(
+        caches=table.data_ptr(),
+        fresh=fresh.data_ptr() if call.new else 0,
+        cache_count=table.shape[0],
+        paths=paths_of(call.path, call.cu_nodes, call.rows),
+        block_table=call.block_table.data_ptr(),
+        pages_per_request=call.block_table.shape[1],
+        prefix_lens=call.prefix_lens.data_ptr(),
+        page_size=call.page_size,
+        out_lengths=call.out_lengths.data_ptr(),
+        out_pages_kept=call.out_pages_kept.data_ptr(),
     )
+    _native.commit_kv(args, torch.get_num_threads())
 
 
-def paths(path: Tensor, cu_nodes: Tensor, rows: int) -> tuple[int, int, int, int, int]:
-    return path.data_ptr(), path.shape[1], cu_nodes.data_ptr(), rows, path.shape[0]
+def paths_of(path: Tensor, cu_nodes: Tensor, rows: int) -> _native.Paths:
+    """Which rows of a request are kept."""
+    return _native.Paths(
+        nodes=path.data_ptr(),
+        width=path.shape[1],
+        cu_nodes=cu_nodes.data_ptr(),
+        rows=rows,
+        requests=path.shape[0],
+    )

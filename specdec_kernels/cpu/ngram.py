@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import torch
 
+from ..calls import NgramDraftCall, NgramTreeCall
 from . import _native
 
 
-def ngram_draft(tokens, lengths, min_ngram, max_ngram, frequent, cyclic, out):
-    """The operator `specdec_kernels::ngram_draft`."""
-    _native.ngram_draft(
-        [tokens.data_ptr(), lengths.data_ptr()],
-        [*tokens.shape, min_ngram, max_ngram],
-        cyclic,
-        frequent,
-        out.shape[1],
-        out.data_ptr(),
-        torch.get_num_threads(),
+def ngram_draft(call: NgramDraftCall) -> None:
+    """Fill the output."""
+    args = _native.NgramDraftArgs(
+        tokens=call.tokens.data_ptr(),
+        lengths=call.lengths.data_ptr(),
+        requests=call.tokens.shape[0],
+        width=call.tokens.shape[1],
+        min_ngram=call.min_ngram,
+        max_ngram=call.max_ngram,
+        cyclic=call.cyclic,
+        frequent=call.frequent,
+        num_draft=call.out.shape[1],
+        out=call.out.data_ptr(),
     )
+    _native.ngram_draft(args, torch.get_num_threads())
 
 
-def ngram_tree(
-    tokens, lengths, max_depth, branches, min_ngram, max_ngram, trust, cyclic,
-    out_tokens, out_parents, out_scores,
-):  # fmt: skip
-    """The operator `specdec_kernels::ngram_tree`."""
-    _native.ngram_tree(
-        [tokens.data_ptr(), lengths.data_ptr()],
-        [*tokens.shape, min_ngram, max_ngram],
-        cyclic,
-        [max_depth, branches, out_tokens.shape[1]],
-        trust,
-        [out_tokens.data_ptr(), out_parents.data_ptr(), out_scores.data_ptr()],
-        torch.get_num_threads(),
+def ngram_tree(call: NgramTreeCall) -> None:
+    """Fill the outputs."""
+    args = _native.NgramTreeArgs(
+        tokens=call.tokens.data_ptr(),
+        lengths=call.lengths.data_ptr(),
+        requests=call.tokens.shape[0],
+        width=call.tokens.shape[1],
+        min_ngram=call.min_ngram,
+        max_ngram=call.max_ngram,
+        cyclic=call.cyclic,
+        max_depth=call.max_depth,
+        branches=call.branches,
+        max_nodes=call.out_tokens.shape[1],
+        trust=call.trust,
+        out_tokens=call.out_tokens.data_ptr(),
+        out_parents=call.out_parents.data_ptr(),
+        out_scores=call.out_scores.data_ptr(),
     )
+    _native.ngram_tree(args, torch.get_num_threads())

@@ -1,66 +1,106 @@
-"""Recurrent states on the CPU: tables of addresses for the native core."""
+"""Recurrent states on the CPU: addresses, sizes and strides for the native core."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from . import _native
-from .commit import paths
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def commit_state(states, snapshots, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::commit_state`."""
-    _native.commit_state(
-        _commits(path, cu_nodes, rows, slots),
-        [(s.data_ptr(), s.shape[0], _bytes(s, 0), s.shape[1:].numel() * s.element_size()) for s in states],
-        [(s.data_ptr(), _bytes(s, 0)) for s in snapshots],
-        torch.get_num_threads(),
-    )
+from .arguments import DTYPES
+from .commit import paths_of
 
 
-def replay_conv(windows, inputs, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_conv`."""
-    _native.replay_conv(
-        _commits(path, cu_nodes, rows, slots),
-        [(w.data_ptr(), *w.shape, *(_bytes(w, dim) for dim in range(3)), w.element_size()) for w in windows],
-        [(x.data_ptr(), _bytes(x, 0), _bytes(x, 1)) for x in inputs],
-        torch.get_num_threads(),
-    )
-
-
-def replay_gated_delta(states, keys, values, log_decay, beta, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_gated_delta`."""
-    inputs = [[_inputs(t) for t in layer] for layer in zip(keys, values, log_decay, beta, strict=True)]
-    commits = _commits(path, cu_nodes, rows, slots)
-    _native.replay_gated_delta(commits, [_matrices(s) for s in states], inputs, torch.get_num_threads())
-
-
-def replay_mamba2(states, x, B, dt, A, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_mamba2`."""
-    inputs = [
-        [*(_inputs(t) for t in layer), _inputs(a.expand(rows, -1))]
-        for *layer, a in zip(x, B, dt, A, strict=True)
+def commit_state(call: CommitStateCall) -> None:
+    """Copy snapshots."""
+    states = [
+        _native.StateRows(
+            address=state.data_ptr(),
+            slots=state.shape[0],
+            slot_stride=_bytes(state, 0),
+            row_bytes=state.shape[1:].numel() * state.element_size(),
+        )
+        for state in call.states
     ]
-    commits = _commits(path, cu_nodes, rows, slots)
-    _native.replay_mamba2(commits, [_matrices(s) for s in states], inputs, torch.get_num_threads())
+    snapshots = [_native.Snapshots(address=s.data_ptr(), row_stride=_bytes(s, 0)) for s in call.snapshots]
+    _native.commit_state(_commits(call), states, snapshots, torch.get_num_threads())
 
 
-def _commits(path: Tensor, cu_nodes: Tensor, rows: int, slots: Tensor):
-    return paths(path, cu_nodes, rows), slots.data_ptr()
+def replay_conv(call: ReplayConvCall) -> None:
+    """Shift windows."""
+    windows = [
+        _native.Windows(
+            address=window.data_ptr(),
+            slots=window.shape[0],
+            channels=window.shape[1],
+            taps=window.shape[2],
+            slot_stride=_bytes(window, 0),
+            channel_stride=_bytes(window, 1),
+            tap_stride=_bytes(window, 2),
+            item_bytes=window.element_size(),
+        )
+        for window in call.windows
+    ]
+    inputs = [
+        _native.WindowInputs(address=x.data_ptr(), row_stride=_bytes(x, 0), channel_stride=_bytes(x, 1))
+        for x in call.inputs
+    ]
+    _native.replay_conv(_commits(call), windows, inputs, torch.get_num_threads())
+
+
+def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
+    """Apply kept nodes."""
+    layers = zip(call.keys, call.values, call.log_decay, call.beta, strict=True)
+    inputs = [[_inputs(t) for t in layer] for layer in layers]
+    _native.replay_gated_delta(
+        _commits(call), [_matrices(s) for s in call.states], inputs, torch.get_num_threads()
+    )
+
+
+def replay_mamba2(call: ReplayMamba2Call) -> None:
+    """Apply kept nodes."""
+    layers = zip(call.x, call.B, call.dt, call.A, strict=True)
+    inputs = [[*(_inputs(t) for t in layer), _inputs(A.expand(call.rows, -1))] for *layer, A in layers]
+    _native.replay_mamba2(
+        _commits(call), [_matrices(s) for s in call.states], inputs, torch.get_num_threads()
+    )
+
+
+def _commits(
+    call: CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call,
+) -> _native.Commits:
+    paths = paths_of(call.path, call.cu_nodes, call.rows)
+    return _native.Commits(paths=paths, slots=call.slots.data_ptr())
 
 
 def _bytes(tensor: Tensor, dim: int) -> int:
     return tensor.stride(dim) * tensor.element_size()
 
 
-def _matrices(state: Tensor) -> tuple[int, ...]:
-    return (state.data_ptr(), _DTYPES[state.dtype], *state.shape, *state.stride())
+def _matrices(state: Tensor) -> _native.Matrices:
+    slot_stride, head_stride, row_stride, column_stride = state.stride()
+    slots, heads, rows, columns = state.shape
+    return _native.Matrices(
+        address=state.data_ptr(),
+        dtype=DTYPES[state.dtype],
+        slots=slots,
+        heads=heads,
+        rows=rows,
+        columns=columns,
+        slot_stride=slot_stride,
+        head_stride=head_stride,
+        row_stride=row_stride,
+        column_stride=column_stride,
+    )
 
 
-def _inputs(tensor: Tensor) -> tuple[int, ...]:
+def _inputs(tensor: Tensor) -> _native.NodeInputs:
     """Of vectors [R, heads, size], or of scalars [R, heads]."""
-    size = tensor.shape[2] if tensor.dim() == 3 else 1
-    return (tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.shape[1], size, *tensor.stride()[:2])
+    return _native.NodeInputs(
+        address=tensor.data_ptr(),
+        dtype=DTYPES[tensor.dtype],
+        heads=tensor.shape[1],
+        size=tensor.shape[2] if tensor.dim() == 3 else 1,
+        row_stride=tensor.stride(0),
+        head_stride=tensor.stride(1),
+    )

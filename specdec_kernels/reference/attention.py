@@ -5,73 +5,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import TreeAttentionCall
 
-def tree_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor | None,
-    parents: Tensor,
-    cu_nodes: Tensor,
-    block_table: Tensor,
-    prefix_lens: Tensor,
-    new_key: Tensor | None,
-    new_value: Tensor | None,
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: Tensor | None,
-    key_scale: float,
-    key_scales: Tensor | None,
-    value_scale: float,
-    value_scales: Tensor | None,
-    value_dim: int,
-    max_prefix_len: int,
-    heads_first: bool,
-    deterministic: bool,
-    out: Tensor,
-    out_lse: Tensor | None,
-) -> None:
-    """Fill the outputs, request by request. The arguments are those of the operator."""
-    if value_cache is None:  # the values are the first elements of the keys
-        value_cache, value_scale, value_scales, new_value = key_cache, key_scale, key_scales, new_key
-    stored_key = _Cache(key_cache, heads_first, key_scale, key_scales)
-    stored_value = _Cache(value_cache, heads_first, value_scale, value_scales)
-    query_heads, heads = query.shape[1], stored_key.heads
-    logits_of_sinks = torch.full((query_heads,), -torch.inf) if sinks is None else sinks.cpu()
-    longest = min(max_prefix_len, block_table.shape[1] * stored_key.page_size)
-    out.zero_()
-    if out_lse is not None:
-        out_lse.fill_(-torch.inf)
+
+def tree_attention(call: TreeAttentionCall) -> None:
+    """Fill the outputs, request by request."""
+    stored_key = _Cache(call.key_cache, call.heads_first, call.key_scale, call.key_scales)
+    stored_value, new_value = stored_key, call.new_key  # the values are the first elements of the keys
+    if call.value_cache is not None:
+        stored_value = _Cache(call.value_cache, call.heads_first, call.value_scale, call.value_scales)
+        new_value = call.new_value
+    query, heads = call.query, stored_key.heads
+    query_heads = query.shape[1]
+    logits_of_sinks = torch.full((query_heads,), -torch.inf) if call.sinks is None else call.sinks.cpu()
+    longest = min(call.max_prefix_len, call.block_table.shape[1] * stored_key.page_size)
+    call.out.zero_()
+    if call.out_lse is not None:
+        call.out_lse.fill_(-torch.inf)
     start = 0
-    for b in range(cu_nodes.shape[0] - 1):
-        start = min(max(int(cu_nodes[b]), start), query.shape[0])
-        stop = min(max(int(cu_nodes[b + 1]), start), query.shape[0])
-        prefix = min(max(int(prefix_lens[b]), 0), longest)
-        paths = _paths(parents[start:stop].tolist())
-        pages = block_table[b].tolist()
+    for b in range(call.cu_nodes.shape[0] - 1):
+        start = min(max(int(call.cu_nodes[b]), start), query.shape[0])
+        stop = min(max(int(call.cu_nodes[b + 1]), start), query.shape[0])
+        prefix = min(max(int(call.prefix_lens[b]), 0), longest)
+        paths = _paths(call.parents[start:stop].tolist())
+        pages = call.block_table[b].tolist()
         for i, path in enumerate(paths):
             position = prefix + len(path) - 1
-            first = max(position - window + 1, 0) if window > 0 else 0
+            first = max(position - call.window + 1, 0) if call.window > 0 else 0
             nodes = path[max(first - prefix, 0) :]
             slots = list(range(first, prefix))
-            if new_key is None:
+            if call.new_key is None:
                 slots += [prefix + node for node in nodes]
             key, value = stored_key.read(pages, slots), stored_value.read(pages, slots)
-            if new_key is not None:
+            if call.new_key is not None:
                 rows = [start + node for node in nodes]
-                key = torch.cat([key, new_key[rows].cpu().double()])
+                key = torch.cat([key, call.new_key[rows].cpu().double()])
                 value = torch.cat([value, new_value[rows].cpu().double()])
             key = key.repeat_interleave(query_heads // heads, 1)
-            value = value[..., :value_dim].repeat_interleave(query_heads // heads, 1)
-            scores = torch.einsum("hd,jhd->jh", query[start + i].cpu().double(), key) * scale
-            if softcap > 0:
-                scores = softcap * torch.tanh(scores / softcap)
+            value = value[..., : call.value_dim].repeat_interleave(query_heads // heads, 1)
+            scores = torch.einsum("hd,jhd->jh", query[start + i].cpu().double(), key) * call.scale
+            if call.softcap > 0:
+                scores = call.softcap * torch.tanh(scores / call.softcap)
             with_sink = torch.cat([scores, logits_of_sinks.double().unsqueeze(0)])
             lse = torch.logsumexp(with_sink, 0)
             weights = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse))
-            out[start + i] = torch.einsum("jh,jhd->hd", weights, value)
-            if out_lse is not None:
-                out_lse[start + i] = lse
+            call.out[start + i] = torch.einsum("jh,jhd->hd", weights, value)
+            if call.out_lse is not None:
+                call.out_lse[start + i] = lse
 
 
 class _Cache:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..calls import SampleChildrenCall
 from ..random import Purpose
 from .law import draft_law, params_of
 from .random import Noise
@@ -34,30 +35,20 @@ def likeliest(q: Tensor, k: int) -> list[int]:
     return order[q[order] > 0].tolist()
 
 
-def sample_children(
-    logits: Tensor,
-    method: str,
-    sampling: list[float],
-    sampling_rows: list[Tensor | None],
-    seeds: Tensor,
-    positions: Tensor,
-    nodes: Tensor,
-    purpose: int,
-    out_tokens: Tensor,
-    out_scores: Tensor,
-) -> None:
-    """Fill the outputs, row by row. The arguments are those of the operator."""
-    out_tokens.fill_(-1)
-    out_scores.fill_(-math.inf)
-    for n in range(logits.shape[0]):
-        row = logits[n].cpu()
+def sample_children(call: SampleChildrenCall) -> None:
+    """Fill the outputs, row by row."""
+    call.out_tokens.fill_(-1)
+    call.out_scores.fill_(-math.inf)
+    count, device = call.out_tokens.shape[1], call.out_tokens.device
+    for n in range(call.logits.shape[0]):
+        row = call.logits[n].cpu()
         row = torch.where(row.isnan(), -math.inf, row)
-        q = draft_law(row, params_of(sampling, sampling_rows, n), False, None, row.numel())
+        q = draft_law(row, params_of(call.sampling, call.sampling_rows, n), False, None, row.numel())
         if q is None:
             continue
-        noise = Noise(int(seeds[n]), int(positions[n]))
-        tokens = children(q, out_tokens.shape[1], method, noise, Purpose(purpose), int(nodes[n]))
+        noise = Noise(int(call.seeds[n]), int(call.positions[n]))
+        tokens = children(q, count, call.method, noise, Purpose(call.purpose), int(call.nodes[n]))
         found = torch.tensor(tokens, dtype=torch.int64)
         scores = torch.where(found >= 0, q[found].log(), -math.inf)
-        out_tokens[n, : len(tokens)] = found.to(out_tokens.device)
-        out_scores[n, : len(tokens)] = scores.float().to(out_scores.device)
+        call.out_tokens[n, : len(tokens)] = found.to(device)
+        call.out_scores[n, : len(tokens)] = scores.float().to(device)

@@ -5,39 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import CommitKVCall
 from .path import kept_paths
 
 
 @torch.no_grad()
-def commit_kv(
-    caches: list[Tensor],
-    table: Tensor | None,
-    new: list[Tensor],
-    path: Tensor,
-    cu_nodes: Tensor,
-    rows: int,
-    block_table: Tensor,
-    prefix_lens: Tensor,
-    page_size: int,
-    layout: str,
-    out_lengths: Tensor,
-    out_pages_kept: Tensor,
-) -> None:
-    """The operator; see `specdec_kernels.ops`. The caches speak for themselves, so `table` is not read."""
+def commit_kv(call: CommitKVCall) -> None:
+    """Move the kept rows. The caches speak for themselves, so `table` is not read."""
     largest = torch.iinfo(torch.int32).max
-    pages_of, prefixes = block_table.tolist(), prefix_lens.tolist()
-    for b, (start, kept) in enumerate(kept_paths(path, cu_nodes, rows)):
+    pages_of, prefixes = call.block_table.tolist(), call.prefix_lens.tolist()
+    for b, (start, kept) in enumerate(kept_paths(call.path, call.cu_nodes, call.rows)):
         prefix, pages = prefixes[b], pages_of[b]
         if prefix < 0:
             prefix, kept = 0, []
         length = prefix + len(kept)
-        out_lengths[b] = min(length, largest)
-        out_pages_kept[b] = min(-(-length // page_size), largest)
+        call.out_lengths[b] = min(length, largest)
+        call.out_pages_kept[b] = min(-(-length // call.page_size), largest)
         for j, node in enumerate(kept):
-            for i, cache in enumerate(caches):
-                to = _slot(cache, pages, prefix + j, page_size, layout)
-                row = new[i][start + node] if new else _slot(cache, pages, prefix + node, page_size, layout)
-                if to is not None and row is not None and not (node == j and not new):
+            for i, cache in enumerate(call.caches):
+                to = _slot(cache, pages, prefix + j, call.page_size, call.layout)
+                if call.new:
+                    row = call.new[i][start + node]
+                else:
+                    row = _slot(cache, pages, prefix + node, call.page_size, call.layout)
+                if to is not None and row is not None and (call.new or node != j):
                     to.copy_(row)
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from ..calls import NgramDraftCall, NgramTreeCall
+
 Occurrence = tuple[int, int]
 
 
@@ -83,45 +85,26 @@ def tree(
     )
 
 
-def ngram_draft(
-    tokens: Tensor,
-    lengths: Tensor,
-    min_ngram: int,
-    max_ngram: int,
-    frequent: bool,
-    cyclic: bool,
-    out: Tensor,
-) -> None:
-    """Fill the output, request by request. The arguments are those of the operator."""
-    out.fill_(-1)
-    for b, text in enumerate(texts(tokens, lengths)):
-        drafted = draft(text, out.shape[1], min_ngram, max_ngram, frequent, cyclic)
-        out[b, : len(drafted)] = torch.tensor(drafted, dtype=torch.int64)
+def ngram_draft(call: NgramDraftCall) -> None:
+    """Fill the output, request by request."""
+    call.out.fill_(-1)
+    limits = (call.min_ngram, call.max_ngram, call.frequent, call.cyclic)
+    for b, text in enumerate(texts(call.tokens, call.lengths)):
+        drafted = draft(text, call.out.shape[1], *limits)
+        call.out[b, : len(drafted)] = torch.tensor(drafted, dtype=torch.int64)
 
 
-def ngram_tree(
-    tokens: Tensor,
-    lengths: Tensor,
-    max_depth: int,
-    branches: int,
-    min_ngram: int,
-    max_ngram: int,
-    trust: list[float],
-    cyclic: bool,
-    out_tokens: Tensor,
-    out_parents: Tensor,
-    out_scores: Tensor,
-) -> None:
-    """Fill the outputs, request by request. The arguments are those of the operator."""
-    out_tokens.fill_(-1)
-    out_parents.fill_(0)
-    out_scores.fill_(-math.inf)
-    limits = (max_depth, branches, min_ngram, max_ngram, trust, cyclic)
-    for b, text in enumerate(texts(tokens, lengths)):
-        kept, parents, chances = tree(text, out_tokens.shape[1], *limits)
-        out_tokens[b, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
-        out_parents[b, : len(kept)] = torch.tensor(parents, dtype=torch.int32)
-        out_scores[b, : len(kept)] = torch.tensor(chances, dtype=torch.float64).log().float()
+def ngram_tree(call: NgramTreeCall) -> None:
+    """Fill the outputs, request by request."""
+    call.out_tokens.fill_(-1)
+    call.out_parents.fill_(0)
+    call.out_scores.fill_(-math.inf)
+    limits = (call.max_depth, call.branches, call.min_ngram, call.max_ngram, call.trust, call.cyclic)
+    for b, text in enumerate(texts(call.tokens, call.lengths)):
+        kept, parents, chances = tree(text, call.out_tokens.shape[1], *limits)
+        call.out_tokens[b, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+        call.out_parents[b, : len(kept)] = torch.tensor(parents, dtype=torch.int32)
+        call.out_scores[b, : len(kept)] = torch.tensor(chances, dtype=torch.float64).log().float()
 
 
 def texts(tokens: Tensor, lengths: Tensor) -> list[list[int]]:

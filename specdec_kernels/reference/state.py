@@ -7,83 +7,61 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from .path import kept_paths
+
+Kept = CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call
 
 
 @torch.no_grad()
-def commit_state(
-    states: list[Tensor], snapshots: list[Tensor], path: Tensor, cu_nodes: Tensor, rows: int, slots: Tensor
-) -> None:
+def commit_state(call: CommitStateCall) -> None:
     """state = the snapshot of the last kept node."""
-    for state, snapshot in zip(states, snapshots, strict=True):
-        for row, nodes in _kept(state, path, cu_nodes, rows, slots):
+    for state, snapshot in zip(call.states, call.snapshots, strict=True):
+        for row, nodes in _kept(state, call):
             row.copy_(snapshot[nodes[-1]])
 
 
 @torch.no_grad()
-def replay_conv(
-    windows: list[Tensor], inputs: list[Tensor], path: Tensor, cu_nodes: Tensor, rows: int, slots: Tensor
-) -> None:
+def replay_conv(call: ReplayConvCall) -> None:
     """The last inputs of the window followed by those of the kept nodes."""
-    for layer, window in enumerate(windows):
-        for row, nodes in _kept(window, path, cu_nodes, rows, slots):
-            row.copy_(torch.cat([row, inputs[layer][nodes].T], 1)[:, len(nodes) :])
+    for layer, window in enumerate(call.windows):
+        for row, nodes in _kept(window, call):
+            row.copy_(torch.cat([row, call.inputs[layer][nodes].T], 1)[:, len(nodes) :])
 
 
 @torch.no_grad()
-def replay_gated_delta(
-    states: list[Tensor],
-    keys: list[Tensor],
-    values: list[Tensor],
-    log_decay: list[Tensor],
-    beta: list[Tensor],
-    path: Tensor,
-    cu_nodes: Tensor,
-    rows: int,
-    slots: Tensor,
-) -> None:
+def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
     """S = a S + k (beta (v - a S^T k))^T in every head."""
-    for layer, state in enumerate(states):
-        for row, nodes in _kept(state, path, cu_nodes, rows, slots):
+    for layer, state in enumerate(call.states):
+        for row, nodes in _kept(state, call):
             S = row.double()
             for node in nodes:
-                k = _by_head(keys[layer][node], S.shape[0])
-                v = values[layer][node].double()
-                S = S * log_decay[layer][node].double().exp().view(-1, 1, 1)
-                d = beta[layer][node].double().view(-1, 1) * (v - torch.einsum("hkv,hk->hv", S, k))
+                k = _by_head(call.keys[layer][node], S.shape[0])
+                v = call.values[layer][node].double()
+                S = S * call.log_decay[layer][node].double().exp().view(-1, 1, 1)
+                d = call.beta[layer][node].double().view(-1, 1) * (v - torch.einsum("hkv,hk->hv", S, k))
                 S = S + k.unsqueeze(2) * d.unsqueeze(1)
             row.copy_(S)
 
 
 @torch.no_grad()
-def replay_mamba2(
-    states: list[Tensor],
-    x: list[Tensor],
-    B: list[Tensor],
-    dt: list[Tensor],
-    A: list[Tensor],
-    path: Tensor,
-    cu_nodes: Tensor,
-    rows: int,
-    slots: Tensor,
-) -> None:
+def replay_mamba2(call: ReplayMamba2Call) -> None:
     """S = exp(dt A) S + dt x B^T in every head."""
-    for layer, state in enumerate(states):
-        for row, nodes in _kept(state, path, cu_nodes, rows, slots):
+    for layer, state in enumerate(call.states):
+        for row, nodes in _kept(state, call):
             S = row.double()
             for node in nodes:
-                step = dt[layer][node].double().view(-1, 1, 1)
-                S = S * (step * A[layer].double().view(-1, 1, 1)).exp()
-                b = _by_head(B[layer][node], S.shape[0])
-                S = S + step * x[layer][node].double().unsqueeze(2) * b.unsqueeze(1)
+                step = call.dt[layer][node].double().view(-1, 1, 1)
+                S = S * (step * call.A[layer].double().view(-1, 1, 1)).exp()
+                b = _by_head(call.B[layer][node], S.shape[0])
+                S = S + step * call.x[layer][node].double().unsqueeze(2) * b.unsqueeze(1)
             row.copy_(S)
 
 
-def _kept(
-    state: Tensor, path: Tensor, cu_nodes: Tensor, rows: int, slots: Tensor
-) -> Iterator[tuple[Tensor, list[int]]]:
+def _kept(state: Tensor, call: Kept) -> Iterator[tuple[Tensor, list[int]]]:
     """The state, a view, and the rows of the kept nodes of every request that has both."""
-    for slot, (start, kept) in zip(slots.tolist(), kept_paths(path, cu_nodes, rows), strict=True):
+    paths = kept_paths(call.path, call.cu_nodes, call.rows)
+    for slot, (start, kept) in zip(call.slots.tolist(), paths, strict=True):
         if kept and 0 <= slot < state.shape[0]:
             yield state[slot], [start + node for node in kept]
 

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..calls import VerifyCall
 from ..random import Purpose
 from ..rules import LOSSLESS
 from .law import Params, allowed_tokens, draft_law, params_of, target_law
@@ -135,111 +136,77 @@ def synthetic(request: Request, *rates: float) -> Answer:
     return lossy(request, passes)
 
 
-def verify(
-    target_logits: Tensor,
-    tokens: Tensor,
-    parents: Tensor,
-    cu_nodes: Tensor,
-    proposals: Tensor,
-    first_child: Tensor | None,
-    next_sibling: Tensor | None,
-    draft_logits: Tensor | None,
-    draft_rows: Tensor | None,
-    draft_ids: Tensor | None,
-    draft_columns: Tensor | None,
-    sampling: list[float],
-    sampling_rows: list[Tensor | None],
-    draft_sampling: list[float],
-    draft_sampling_rows: list[Tensor | None],
-    draft_is_logprobs: bool,
-    rule: str,
-    rule_values: list[float],
-    seeds: Tensor,
-    positions: Tensor,
-    token_bitmask: Tensor | None,
-    out_tokens: Tensor,
-    out_num_tokens: Tensor,
-    out_num_accepted: Tensor,
-    out_path: Tensor,
-    out_logprobs: Tensor | None,
-    out_status: Tensor,
-    noise: type[Noise] = Noise,
-    trace: Trace | None = None,
-) -> None:
-    """Fill the outputs, request by request; the arguments are the operator's, see `specdec_kernels.ops`.
+def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = None) -> None:
+    """Fill the outputs, request by request.
 
     For tests, `noise` decides in place of `Noise`, and `trace` collects what it was asked.
     """
-    rows, width = tokens.numel(), out_tokens.shape[1]
-    vocab_size = target_logits.shape[-1]
-    ends = [min(max(end, 0), rows) for end in cu_nodes.tolist()]
-    out_tokens.fill_(-1)
-    out_path.fill_(-1)
-    for out in (out_num_tokens, out_num_accepted, out_status):
+    rows, width = call.tokens.numel(), call.out_tokens.shape[1]
+    vocab_size = call.target_logits.shape[-1]
+    ends = [min(max(end, 0), rows) for end in call.cu_nodes.tolist()]
+    call.out_tokens.fill_(-1)
+    call.out_path.fill_(-1)
+    for out in (call.out_num_tokens, call.out_num_accepted, call.out_status):
         out.fill_(0)
-    if out_logprobs is not None:
-        out_logprobs.fill_(torch.nan)
+    if call.out_logprobs is not None:
+        call.out_logprobs.fill_(torch.nan)
 
     for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if end <= start:
             continue
-        links = () if first_child is None else (first_child, next_sibling)
-        tree = Tree(*(t[start:end].tolist() for t in (tokens, parents, proposals, *links)))
-        params = params_of(sampling, sampling_rows, b)
+        links = () if call.first_child is None else (call.first_child, call.next_sibling)
+        columns = (call.tokens, call.parents, call.proposals, *links)
+        tree = Tree(*(column[start:end].tolist() for column in columns))
+        params = params_of(call.sampling, call.sampling_rows, b)
+        draft_params = params_of(call.draft_sampling, call.draft_sampling_rows, b)
         greedy = not params.temperature > 0
-        target = partial(_target, target_logits, token_bitmask, params, start)
-        unscaled = None
-        if greedy:
-            unscaled = partial(_target, target_logits, token_bitmask, params._replace(temperature=1.0), start)
-        draft_params = params_of(draft_sampling, draft_sampling_rows, b)
-        draft = partial(
-            _draft, draft_logits, draft_rows, draft_ids, draft_params, draft_is_logprobs, vocab_size, b, start
+        request = Request(
+            tree,
+            vocab_size,
+            target=partial(_target, call, params, start),
+            draft=partial(_draft, call, draft_params, b, start),
+            noise=noise(int(call.seeds[b]), int(call.positions[b])),
+            max_depth=width - 1,
+            unscaled=partial(_target, call, params._replace(temperature=1.0), start) if greedy else None,
+            trace=trace,
+            start=start,
         )
-        decide = noise(int(seeds[b]), int(positions[b]))
-        request = Request(tree, vocab_size, target, draft, decide, width - 1, unscaled, trace, start)
 
-        last, token_after = RULES["match" if greedy and rule in LOSSLESS else rule](request, *rule_values)
+        rule = RULES["match" if greedy and call.rule in LOSSLESS else call.rule]
+        last, token_after = rule(request, *call.rule_values)
         path = request.path(last)
         emitted = [request.token(node) for node in path[1:]] + [token_after]
-        out_path[b, : len(path)] = torch.tensor(path)
-        out_tokens[b, : len(path)] = torch.tensor(emitted)
-        out_num_accepted[b] = len(path) - 1
-        out_num_tokens[b] = len(path)
-        out_status[b] = request.status
-        if out_logprobs is not None:
+        call.out_path[b, : len(path)] = torch.tensor(path)
+        call.out_tokens[b, : len(path)] = torch.tensor(emitted)
+        call.out_num_accepted[b] = len(path) - 1
+        call.out_num_tokens[b] = len(path)
+        call.out_status[b] = request.status
+        if call.out_logprobs is not None:
             probabilities = [request.target(node)[x] for node, x in zip(path, emitted, strict=True)]
-            out_logprobs[b, : len(path)] = torch.stack(probabilities).log().float()
+            call.out_logprobs[b, : len(path)] = torch.stack(probabilities).log().float()
 
 
-def _target(
-    logits: Tensor, bitmask: Tensor | None, params: Params, start: int, node: int
-) -> tuple[Tensor, int]:
-    row, vocab_size = start + node, logits.shape[-1]
-    allowed = None if bitmask is None else allowed_tokens(bitmask[row].cpu(), vocab_size)
+def _target(call: VerifyCall, params: Params, start: int, node: int) -> tuple[Tensor, int]:
+    row, logits = start + node, call.target_logits
+    allowed = None
+    if call.token_bitmask is not None:
+        allowed = allowed_tokens(call.token_bitmask[row].cpu(), logits.shape[-1])
     row_logits = logits[row] if logits.dim() == 2 else logits[row // logits.shape[1], row % logits.shape[1]]
     return target_law(row_logits.cpu(), params, allowed)
 
 
-def _draft(
-    logits: Tensor | None,
-    rows: Tensor | None,
-    ids: Tensor | None,
-    params: Params,
-    is_logprobs: bool,
-    vocab_size: int,
-    request: int,
-    start: int,
-    node: int,
-) -> Tensor | None:
-    if logits is None:
+def _draft(call: VerifyCall, params: Params, request: int, start: int, node: int) -> Tensor | None:
+    if call.draft_logits is None:
         return None
-    if logits.dim() == 3:
-        row, table = node, logits[request]
+    if call.draft_logits.dim() == 3:
+        row, table = node, call.draft_logits[request]
     else:
-        row, table = (start + node if rows is None else int(rows[start + node])), logits
+        row = start + node if call.draft_rows is None else int(call.draft_rows[start + node])
+        table = call.draft_logits
     if not 0 <= row < table.shape[0]:
         return None
-    return draft_law(table[row].cpu(), params, is_logprobs, None if ids is None else ids.cpu(), vocab_size)
+    ids = None if call.draft_ids is None else call.draft_ids.cpu()
+    return draft_law(table[row].cpu(), params, call.draft_is_logprobs, ids, call.target_logits.shape[-1])
 
 
 RULES = {

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
+from ..calls import TreeAttentionCall
 from . import launch
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -17,42 +18,44 @@ _LOG2E = tl.constexpr(math.log2(math.e))
 _LN2 = tl.constexpr(math.log(2))
 
 
-def tree_attention(
-    query, key_cache, value_cache, parents, cu_nodes, block_table, prefix_lens, new_key, new_value,
-    scale, window, softcap, sinks, key_scale, key_scales, value_scale, value_scales, value_dim,
-    max_prefix_len, heads_first, deterministic, out, out_lse,
-):  # fmt: skip
-    """The operator `specdec_kernels::tree_attention`, in two launches."""
+def tree_attention(call: TreeAttentionCall) -> None:
+    """Fill the outputs, in two launches."""
+    query, key_cache, new_key, window = call.query, call.key_cache, call.new_key, call.window
     rows, query_heads, head = query.shape
     if rows == 0 or query_heads == 0:
         return
-    latent = value_cache is None
-    if latent:
-        value_cache, value_scale, value_scales, new_value = key_cache, key_scale, key_scales, new_key
-    slots, heads = (2, 1) if heads_first else (1, 2)
-    page_size, kv_heads, requests = key_cache.shape[slots], key_cache.shape[heads], cu_nodes.shape[0] - 1
+    latent = call.value_cache is None
+    value_cache, value_scale, value_scales, new_value = (
+        (key_cache, call.key_scale, call.key_scales, new_key)
+        if latent
+        else (call.value_cache, call.value_scale, call.value_scales, call.new_value)
+    )
+    slots, heads = (2, 1) if call.heads_first else (1, 2)
+    page_size, kv_heads, requests = key_cache.shape[slots], key_cache.shape[heads], call.cu_nodes.shape[0] - 1
     group = query_heads // kv_heads
     elements = _product_dtype(query.dtype, key_cache.dtype)
     packed = -(-rows // max(requests, 1)) * group  # rows of an average request
     widened = key_cache.dtype != elements
-    plain = not widened and not window and softcap == 0
+    plain = not widened and not window and call.softcap == 0
     target = driver.active.get_current_target()
     shape = launch.attention_launch(
         target.backend,
         target.arch,
         query_heads,
         head,
-        value_dim,
+        call.value_dim,
         packed,
         bytes_per_element=elements.itemsize,
         plain=plain,
-        deterministic=deterministic,
+        deterministic=call.deterministic,
     )
     whole = head <= shape.block_head + shape.block_rest  # else keys are taken in parts
-    longest = min(max_prefix_len, block_table.shape[1] * page_size)
+    longest = min(call.max_prefix_len, call.block_table.shape[1] * page_size)
     splits = launch.attention_splits(min(longest, window) if window else longest, shape.split)
     tiles = (rows * group - 1) // shape.block_rows + requests
-    partial = torch.empty((splits, rows, query_heads, value_dim), dtype=torch.float32, device=query.device)
+    partial = torch.empty(
+        (splits, rows, query_heads, call.value_dim), dtype=torch.float32, device=query.device
+    )
     partial_lse = torch.empty((splits, rows, query_heads), dtype=torch.float32, device=query.device)
     shared = dict(
         query_ptr=query,
@@ -60,18 +63,18 @@ def tree_attention(
         new_value_ptr=new_value,
         key_ptr=_stored(key_cache),
         value_ptr=_stored(value_cache),
-        key_scales_ptr=key_scales,
+        key_scales_ptr=call.key_scales,
         value_scales_ptr=value_scales,
-        block_table_ptr=block_table,
-        prefix_lens_ptr=prefix_lens,
-        cu_nodes_ptr=cu_nodes,
-        parents_ptr=parents,
+        block_table_ptr=call.block_table,
+        prefix_lens_ptr=call.prefix_lens,
+        cu_nodes_ptr=call.cu_nodes,
+        parents_ptr=call.parents,
         partial_ptr=partial,
         partial_lse_ptr=partial_lse,
         rows=rows,
         requests=requests,
         longest=longest,
-        table_width=block_table.shape[1],
+        table_width=call.block_table.shape[1],
         pages=key_cache.shape[0],
         stride_query_r=query.stride(0),
         stride_query_h=query.stride(1),
@@ -85,21 +88,21 @@ def tree_attention(
         stride_new_key_h=new_key.stride(1) if new_key is not None else 0,
         stride_new_value_r=new_value.stride(0) if new_value is not None else 0,
         stride_new_value_h=new_value.stride(1) if new_value is not None else 0,
-        scale=scale,
-        key_scale=key_scale,
+        scale=call.scale,
+        key_scale=call.key_scale,
         value_scale=value_scale,
-        softcap=softcap,
+        softcap=call.softcap,
         window=window,
         QUERY_HEADS=query_heads,
         KV_HEADS=kv_heads,
         HEAD=head,
-        VALUE=value_dim,
+        VALUE=call.value_dim,
         PAGE_SIZE=page_size,
-        SOFTCAP=softcap > 0,
+        SOFTCAP=call.softcap > 0,
         WINDOW=window > 0,
         FRESH=new_key is not None,
         WIDE=page_size * max(key_cache.stride(slots), value_cache.stride(slots)) >= 2**32,
-        DETERMINISTIC=deterministic,
+        DETERMINISTIC=call.deterministic,
         ELEMENTS=_ELEMENTS[elements],
         BLOCK_REQUESTS=max(triton.next_power_of_2(requests + 1), 4),
         BLOCK_HEAD=shape.block_head,
@@ -117,12 +120,12 @@ def tree_attention(
             num_warps=shape.warps,
             num_stages=shape.stages,
         )
-    spans, span = (kv_heads, group) if deterministic else (1, query_heads)
+    spans, span = (kv_heads, group) if call.deterministic else (1, query_heads)
     _merge_splits_kernel[(rows, spans, triton.cdiv(span, shape.block_heads))](
         **shared,
-        sinks_ptr=sinks,
-        out_ptr=out,
-        out_lse_ptr=out_lse,
+        sinks_ptr=call.sinks,
+        out_ptr=call.out,
+        out_lse_ptr=call.out_lse,
         BLOCK_HEADS=shape.block_heads,
         num_warps=shape.merge_warps,
         num_stages=1,

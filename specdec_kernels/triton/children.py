@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from ..calls import SampleChildrenCall
 from .arguments import sampling_of, target_of, target_row
 from .draw import goal_of, load_law
 from .launch import row_passes
@@ -28,46 +28,35 @@ INDEPENDENT, WITHOUT_REPLACEMENT, TOP_K, HYBRID = (tl.constexpr(number) for numb
 _NOTHING = tl.constexpr(float("-inf"))
 
 
-def sample_children(
-    logits: Tensor,
-    method: str,
-    sampling: list[float],
-    sampling_rows: list[Tensor | None],
-    seeds: Tensor,
-    positions: Tensor,
-    nodes: Tensor,
-    purpose: int,
-    out_tokens: Tensor,
-    out_scores: Tensor,
-) -> None:
-    """The operator `specdec_kernels::sample_children`: four launches."""
-    (rows, vocab), k = logits.shape, out_tokens.shape[1]
+def sample_children(call: SampleChildrenCall) -> None:
+    """Fill the outputs, in four launches."""
+    (rows, vocab), k, device = call.logits.shape, call.out_tokens.shape[1], call.logits.device
     if rows == 0:
         return
     passes = row_passes(vocab)
-    lists = (2 if method == "hybrid" else 1, rows, passes.splits, k)
-    target, keys = target_of(logits), dict(seeds_ptr=seeds, positions_ptr=positions)
-    law = sampling_of(sampling, sampling_rows)
+    lists = (2 if call.method == "hybrid" else 1, rows, passes.splits, k)
+    target, keys = target_of(call.logits), dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
+    law = sampling_of(call.sampling, call.sampling_rows)
     given = dict(
         target=target,
         scratch=settle_rows(target, law, **keys, tokens_ptr=None, logprobs_ptr=None, race=False),
-        scores_ptr=torch.empty(lists, dtype=torch.float32, device=logits.device),
-        tokens_ptr=torch.empty(lists, dtype=torch.int32, device=logits.device),
+        scores_ptr=torch.empty(lists, dtype=torch.float32, device=device),
+        tokens_ptr=torch.empty(lists, dtype=torch.int32, device=device),
         k=k,
-        METHOD=METHODS.index(method),
+        METHOD=METHODS.index(call.method),
     )
     _list_kernel[(rows, passes.splits)](
         **given,
         **keys,
-        nodes_ptr=nodes,
-        purpose=purpose,
+        nodes_ptr=call.nodes,
+        purpose=call.purpose,
         SPLIT=passes.split,
         num_warps=passes.split_warps,
     )
     _merge_kernel[(rows,)](
         **given,
-        out_tokens_ptr=out_tokens,
-        out_scores_ptr=out_scores,
+        out_tokens_ptr=call.out_tokens,
+        out_scores_ptr=call.out_scores,
         splits=passes.splits,
         SPLITS=passes.padded_splits,
         CHILDREN=triton.next_power_of_2(k),

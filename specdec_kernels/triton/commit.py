@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..cache_table import FIELDS, cache_rows, new_rows
+from ..calls import CommitKVCall
 from .addresses import on_device, pointer, unit_words
 from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
 from .path import kept_nodes, request_rows
@@ -16,29 +17,27 @@ _FIELDS = tl.constexpr(len(FIELDS))
 _LARGEST = tl.constexpr(2**31 - 1)
 
 
-def commit_kv(
-    caches, table, new, path, cu_nodes, rows, block_table, prefix_lens, page_size, layout,
-    out_lengths, out_pages_kept,
-):  # fmt: skip
-    """The operator `specdec_kernels::commit_kv`."""
-    if caches:  # no plan; or a tracer shows them, perhaps as copies of those that the plan was made for
-        table = on_device(cache_rows(caches, layout), path.device)
-    batch, groups = path.shape[0], triton.cdiv(table.shape[0], COMMIT_CACHES)
+def commit_kv(call: CommitKVCall) -> None:
+    """Move the kept rows."""
+    table, device = call.table, call.path.device
+    if call.caches:  # no plan; or a tracer shows them, perhaps as copies of those that the plan was made for
+        table = on_device(cache_rows(call.caches, call.layout), device)
+    batch, groups = call.path.shape[0], triton.cdiv(table.shape[0], COMMIT_CACHES)
     _commit_kv_kernel[(batch, groups, commit_splits(batch * groups))](
-        table,
-        on_device(new_rows(new, layout), path.device) if new else None,
-        path,
-        cu_nodes,
-        block_table,
-        prefix_lens,
-        out_lengths,
-        out_pages_kept,
-        table.shape[0],
-        path.shape[1],
-        rows,
-        block_table.shape[1],
-        HEADS_FIRST=layout == "HND",
-        PAGE_SIZE=page_size,
+        table_ptr=table,
+        new_ptr=on_device(new_rows(call.new, call.layout), device) if call.new else None,
+        path_ptr=call.path,
+        cu_nodes_ptr=call.cu_nodes,
+        block_table_ptr=call.block_table,
+        prefix_lens_ptr=call.prefix_lens,
+        out_lengths_ptr=call.out_lengths,
+        out_pages_kept_ptr=call.out_pages_kept,
+        cache_count=table.shape[0],
+        width=call.path.shape[1],
+        rows=call.rows,
+        pages_per_request=call.block_table.shape[1],
+        HEADS_FIRST=call.layout == "HND",
+        PAGE_SIZE=call.page_size,
         CACHES=COMMIT_CACHES,
         UNITS=COMMIT_UNITS,
         num_warps=COMMIT_WARPS,

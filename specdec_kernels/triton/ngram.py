@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..calls import NgramDraftCall, NgramTreeCall
 from .launch import (
     NGRAM_BINS,
     NGRAM_LISTED,
@@ -27,61 +28,53 @@ from .launch import (
 )
 
 
-def ngram_draft(
-    tokens: Tensor,
-    lengths: Tensor,
-    min_ngram: int,
-    max_ngram: int,
-    frequent: bool,
-    cyclic: bool,
-    out: Tensor,
-) -> None:
-    """The operator `specdec_kernels::ngram_draft`: two launches."""
-    batch, num_draft = out.shape
+def ngram_draft(call: NgramDraftCall) -> None:
+    """Fill the output, in two launches."""
+    batch, num_draft = call.out.shape
     if batch == 0:
         return
-    listed, places = search(tokens, lengths, min_ngram, max_ngram, branches=1, places=frequent)
-    bins = torch.empty((batch, 2, NGRAM_BINS), dtype=torch.int32, device=out.device) if frequent else None
+    listed, places = search(call, branches=1, places=call.frequent)
+    shape = (batch, 2, NGRAM_BINS)
     _draft_kernel[(batch,)](
-        tokens,
-        lengths,
-        listed,
-        places,
-        bins,
-        out,
-        tokens.shape[1],
-        listed.shape[1],
-        num_draft,
-        CYCLIC=cyclic,
+        tokens_ptr=call.tokens,
+        lengths_ptr=call.lengths,
+        listed_ptr=listed,
+        places_ptr=places,
+        bins_ptr=torch.empty(shape, dtype=torch.int32, device=call.out.device) if call.frequent else None,
+        out_ptr=call.out,
+        width=call.tokens.shape[1],
+        splits=listed.shape[1],
+        num_draft=num_draft,
+        CYCLIC=call.cyclic,
         SPLIT=NGRAM_SPLIT,
         LISTED=NGRAM_LISTED,
         WORDS=NGRAM_WORDS,
         BINS=NGRAM_BINS,
         DRAFT=NGRAM_NODES,
-        num_warps=NGRAM_VOTE_WARPS if frequent else 1,
+        num_warps=NGRAM_VOTE_WARPS if call.frequent else 1,
     )
 
 
 def search(
-    tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int, *, branches: int, places: bool
+    call: NgramDraftCall | NgramTreeCall, *, branches: int, places: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The best occurrences of every split, [B, splits, branches] int64 in descending order, -1 where there
     are no more; and, with `places`, [B, 2, splits * NGRAM_SPLIT / 32] int32, in whose first half the bits are
     the ends of all occurrences as long as the split's best, where it has any."""
-    batch, width = tokens.shape
+    (batch, width), device = call.tokens.shape, call.tokens.device
     splits = ngram_splits(width)
-    listed = torch.empty((batch, splits, branches), dtype=torch.int64, device=tokens.device)
+    listed = torch.empty((batch, splits, branches), dtype=torch.int64, device=device)
     shape = (batch, 2, splits * NGRAM_SPLIT // 32)
-    bits = torch.empty(shape, dtype=torch.int32, device=tokens.device) if places else None
+    bits = torch.empty(shape, dtype=torch.int32, device=device) if places else None
     _search_kernel[(batch, splits)](
-        tokens,
-        lengths,
-        listed,
-        bits,
-        width,
-        branches,
-        min(min_ngram, width + 1),
-        min(max_ngram, width),
+        tokens_ptr=call.tokens,
+        lengths_ptr=call.lengths,
+        listed_ptr=listed,
+        places_ptr=bits,
+        width=width,
+        branches=branches,
+        min_ngram=min(call.min_ngram, width + 1),
+        max_ngram=min(call.max_ngram, width),
         SPLIT=NGRAM_SPLIT,
         num_warps=1,
     )

@@ -15,47 +15,36 @@ import struct
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from ..calls import NgramTreeCall
 from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
 from .ngram import best_below, search, text_length, token_after
 
 
-def ngram_tree(
-    tokens: Tensor,
-    lengths: Tensor,
-    max_depth: int,
-    branches: int,
-    min_ngram: int,
-    max_ngram: int,
-    trust: list[float],
-    cyclic: bool,
-    out_tokens: Tensor,
-    out_parents: Tensor,
-    out_scores: Tensor,
-) -> None:
-    """The operator `specdec_kernels::ngram_tree`: two launches."""
-    batch, max_nodes = out_tokens.shape
+def ngram_tree(call: NgramTreeCall) -> None:
+    """Fill the outputs, in two launches."""
+    batch, max_nodes = call.out_tokens.shape
     if batch == 0:
         return
+    packed = struct.pack(f"{len(call.trust)}d", *call.trust)
     # Twice and odd, so that no number is special to the compiler.
-    trust_bits = [2 * bits + 1 for (bits,) in struct.iter_unpack("q", struct.pack(f"{len(trust)}d", *trust))]
-    listed, _ = search(tokens, lengths, min_ngram, max_ngram, branches=branches, places=False)
-    block_branches, block_depths, warps = ngram_branches(branches)
+    trust_bits = tuple(2 * bits + 1 for (bits,) in struct.iter_unpack("q", packed))
+    listed, _ = search(call, branches=call.branches, places=False)
+    block_branches, block_depths, warps = ngram_branches(call.branches)
     _tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
-        tokens,
-        lengths,
-        listed,
-        out_tokens,
-        out_parents,
-        out_scores,
-        tuple(trust_bits),
-        tokens.shape[1],
-        listed.shape[1],
-        branches,
-        min(max_depth, max_nodes - 1),
-        max_nodes,
-        CYCLIC=cyclic,
+        tokens_ptr=call.tokens,
+        lengths_ptr=call.lengths,
+        listed_ptr=listed,
+        out_tokens_ptr=call.out_tokens,
+        out_parents_ptr=call.out_parents,
+        out_scores_ptr=call.out_scores,
+        trust_bits=trust_bits,
+        width=call.tokens.shape[1],
+        splits=listed.shape[1],
+        branches=call.branches,
+        max_depth=min(call.max_depth, max_nodes - 1),
+        max_nodes=max_nodes,
+        CYCLIC=call.cyclic,
         LISTED=NGRAM_LISTED,
         BRANCHES=block_branches,
         DEPTHS=block_depths,

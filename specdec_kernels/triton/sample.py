@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..calls import SampleCall
 from .arguments import (
     Sampling,
     Scratch,
@@ -34,23 +35,15 @@ from .random import NEXT
 from .row import exponent_of
 
 
-def sample(
-    logits: Tensor,
-    sampling: list[float],
-    sampling_rows: list[Tensor | None],
-    seeds: Tensor,
-    positions: Tensor,
-    token_bitmask: Tensor | None,
-    out_tokens: Tensor,
-    out_logprobs: Tensor | None,
-) -> None:
-    """The operator `specdec_kernels::sample`: two launches, three where a cut was asked for."""
-    batch, vocab = logits.shape
+def sample(call: SampleCall) -> None:
+    """Fill the outputs, in two launches; in three where a cut was asked for."""
+    batch, vocab = call.logits.shape
     if batch == 0:
         return
-    target, law = target_of(logits, token_bitmask), sampling_of(sampling, sampling_rows)
-    keys = dict(seeds_ptr=seeds, positions_ptr=positions)
-    out = dict(tokens_ptr=out_tokens, logprobs_ptr=out_logprobs)
+    target = target_of(call.logits, call.token_bitmask)
+    law = sampling_of(call.sampling, call.sampling_rows)
+    keys = dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
+    out = dict(tokens_ptr=call.out_tokens, logprobs_ptr=call.out_logprobs)
     cuts = may_cut(law)
     scratch = settle_rows(target, law, **keys, **out, race=not cuts)
     if cuts:

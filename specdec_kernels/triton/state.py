@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from ..errors import name_of
 from .addresses import on_device, pointer, unit_words
 from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
@@ -16,24 +17,20 @@ from .path import kept_nodes, request_rows
 _INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 
 
-def commit_state(states, snapshots, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::commit_state`."""
-    for addresses, (state, snapshot), alignment in _alike(states, snapshots):
+def commit_state(call: CommitStateCall) -> None:
+    """Copy snapshots."""
+    for addresses, (state, snapshot), alignment in _alike(call.states, call.snapshots):
         size = state.element_size()
         numbers = [n * size for n in (state[0].numel(), state.stride(0), snapshot.stride(0))]
         wide = all(n % 16 == 0 for n in (alignment, *numbers))
         units, stride, snapshot_stride = (n // 16 if wide else n for n in numbers)
-        _copy_states_kernel[(path.shape[0], addresses.shape[1], triton.cdiv(units, STATE_UNITS))](
-            addresses,
-            path,
-            cu_nodes,
-            slots,
-            path.shape[1],
-            rows,
-            state.shape[0],
-            units,
-            stride,
-            snapshot_stride,
+        _copy_states_kernel[(call.path.shape[0], addresses.shape[1], triton.cdiv(units, STATE_UNITS))](
+            **_kept(call),
+            addresses_ptr=addresses,
+            slots=state.shape[0],
+            units=units,
+            stride=stride,
+            snapshot_stride=snapshot_stride,
             WORD=tl.int64 if wide else tl.int8,
             WORDS=2 if wide else 1,
             UNITS=STATE_UNITS,
@@ -41,22 +38,22 @@ def commit_state(states, snapshots, path, cu_nodes, rows, slots):
         )
 
 
-def replay_conv(windows, inputs, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_conv`."""
-    for addresses, (window, given), _ in _alike(windows, inputs):
-        count, channels, taps = window.shape
-        _shift_windows_kernel[(path.shape[0], addresses.shape[1], triton.cdiv(channels, CONV_CHANNELS))](
-            addresses,
-            path,
-            cu_nodes,
-            slots,
-            path.shape[1],
-            rows,
-            count,
-            channels,
-            taps,
-            *window.stride(),
-            *given.stride(),
+def replay_conv(call: ReplayConvCall) -> None:
+    """Shift windows."""
+    batch = call.path.shape[0]
+    for addresses, (window, given), _ in _alike(call.windows, call.inputs):
+        slots, channels, taps = window.shape
+        _shift_windows_kernel[(batch, addresses.shape[1], triton.cdiv(channels, CONV_CHANNELS))](
+            **_kept(call),
+            addresses_ptr=addresses,
+            slots=slots,
+            channels=channels,
+            taps=taps,
+            stride_slot=window.stride(0),
+            stride_channel=window.stride(1),
+            stride_tap=window.stride(2),
+            stride_input=given.stride(0),
+            stride_input_channel=given.stride(1),
             ITEM=_INTEGERS[window.element_size()],
             CHANNELS=CONV_CHANNELS,
             TAPS=triton.next_power_of_2(taps),
@@ -64,45 +61,98 @@ def replay_conv(windows, inputs, path, cu_nodes, rows, slots):
         )
 
 
-def replay_gated_delta(states, keys, values, log_decay, beta, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_gated_delta`."""
-    lists = {"STATES": states, "KEYS": keys, "VALUES": values, "LOG_DECAY": log_decay, "BETA": beta}
-    _replay(_gated_delta_kernel, lists, path, cu_nodes, rows, slots)
-
-
-def replay_mamba2(states, x, B, dt, A, path, cu_nodes, rows, slots):
-    """The operator `specdec_kernels::replay_mamba2`."""
-    _replay(_mamba2_kernel, {"STATES": states, "X": x, "B": B, "DT": dt, "A": A}, path, cu_nodes, rows, slots)
-
-
-def _replay(
-    kernel: triton.JITFunction, lists: dict[str, Sequence[Tensor]], path, cu_nodes, rows, slots
-) -> None:
-    """`lists` by the names of their dtypes among the kernel's parameters."""
-    for addresses, (state, *inputs), alignment in _alike(*lists.values()):
-        count, heads, state_rows, columns = state.shape
-        tile = state_tile(state_rows, columns)
-        kernel[(path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1]))](
-            addresses,
-            path,
-            cu_nodes,
-            slots,
-            path.shape[1],
-            rows,
-            count,
-            heads,
-            state_rows,
-            columns,
-            *state.stride(),
-            inputs[0].shape[1],
-            inputs[1].shape[1],
-            *(stride for tensor in inputs for stride in tensor.stride()[:2]),
+def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
+    """Apply kept nodes."""
+    layers = _alike(call.states, call.keys, call.values, call.log_decay, call.beta)
+    for addresses, (state, key, value, decay, beta), alignment in layers:
+        slots, heads, dk, dv = state.shape
+        tile = state_tile(dk, dv)
+        _gated_delta_kernel[(call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(dv, tile[1]))](
+            **_kept(call),
+            addresses_ptr=addresses,
+            slots=slots,
+            heads=heads,
+            dk=dk,
+            dv=dv,
+            stride_slot=state.stride(0),
+            stride_head=state.stride(1),
+            stride_k=state.stride(2),
+            stride_v=state.stride(3),
+            key_heads=key.shape[1],
+            value_heads=value.shape[1],
+            stride_keys_r=key.stride(0),
+            stride_keys_h=key.stride(1),
+            stride_values_r=value.stride(0),
+            stride_values_h=value.stride(1),
+            stride_decay_r=decay.stride(0),
+            stride_decay_h=decay.stride(1),
+            stride_beta_r=beta.stride(0),
+            stride_beta_h=beta.stride(1),
+            STATES=_element(state),
+            KEYS=_element(key),
+            VALUES=_element(value),
+            LOG_DECAY=_element(decay),
+            BETA=_element(beta),
             ALIGNMENT=alignment,
             ROWS=tile[0],
             COLUMNS=tile[1],
             num_warps=4,
-            **dict(zip(lists, (getattr(tl, name_of(t.dtype)) for t in (state, *inputs)), strict=True)),
         )
+
+
+def replay_mamba2(call: ReplayMamba2Call) -> None:
+    """Apply kept nodes."""
+    layers = _alike(call.states, call.x, call.B, call.dt, call.A)
+    for addresses, (state, x, B, dt, A), alignment in layers:
+        slots, heads, p, n = state.shape
+        tile = state_tile(p, n)
+        _mamba2_kernel[(call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(n, tile[1]))](
+            **_kept(call),
+            addresses_ptr=addresses,
+            slots=slots,
+            heads=heads,
+            p=p,
+            n=n,
+            stride_slot=state.stride(0),
+            stride_head=state.stride(1),
+            stride_p=state.stride(2),
+            stride_n=state.stride(3),
+            x_heads=x.shape[1],
+            groups=B.shape[1],
+            stride_x_r=x.stride(0),
+            stride_x_h=x.stride(1),
+            stride_b_r=B.stride(0),
+            stride_b_g=B.stride(1),
+            stride_dt_r=dt.stride(0),
+            stride_dt_h=dt.stride(1),
+            stride_a_h=A.stride(0),
+            STATES=_element(state),
+            X=_element(x),
+            B=_element(B),
+            DT=_element(dt),
+            A=_element(A),
+            ALIGNMENT=alignment,
+            ROWS=tile[0],
+            COLUMNS=tile[1],
+            num_warps=4,
+        )
+
+
+def _kept(
+    call: CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call,
+) -> dict[str, Tensor | int]:
+    """What tells a kernel which nodes were kept, and of whom."""
+    return dict(
+        path_ptr=call.path,
+        cu_nodes_ptr=call.cu_nodes,
+        slots_ptr=call.slots,
+        width=call.path.shape[1],
+        rows=call.rows,
+    )
+
+
+def _element(tensor: Tensor) -> tl.dtype:
+    return getattr(tl, name_of(tensor.dtype))
 
 
 def _alike(*lists: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...], int]]:

@@ -9,6 +9,9 @@ Under `match` the walk knows the next token, and there is no third launch.
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ..calls import VerifyCall
 from .arguments import (
     NO_DRAFT,
     PARAMS,
@@ -30,25 +33,21 @@ _READS_DRAFT = ("token", "traversal", "lenient")
 
 
 def verify(
-    target_logits, tokens, parents, cu_nodes, proposals, first_child, next_sibling,
-    draft_logits, draft_rows, draft_ids, draft_columns,
-    sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_is_logprobs,
-    rule, rule_values, seeds, positions, token_bitmask,
-    out_tokens, out_num_tokens, out_num_accepted, out_path, out_logprobs, out_status,
-    trace_thresholds=None, trace_masses=None,
-):  # fmt: skip
-    """The operator `specdec_kernels::verify`.
+    call: VerifyCall, trace_thresholds: Tensor | None = None, trace_masses: Tensor | None = None
+) -> None:
+    """Fill the outputs.
 
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    rows, requests, vocab = tokens.shape[0], seeds.shape[0], target_logits.shape[-1]
+    rows, requests, vocab = call.tokens.shape[0], call.seeds.shape[0], call.target_logits.shape[-1]
+    rule, draft_logits = call.rule, call.draft_logits
     if requests == 0:
         return
     if rule not in _READS_DRAFT:
         draft_logits = None
-    drawn_by = sampling_of(sampling, sampling_rows)
-    drafted_by = sampling_of(draft_sampling, draft_sampling_rows)
+    drawn_by = sampling_of(call.sampling, call.sampling_rows)
+    drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
     draft, count, measured, sides = NO_DRAFT, 0, vocab, 1
     cuts, draft_cuts = may_cut(drawn_by), False
     if draft_logits is not None:
@@ -57,34 +56,45 @@ def verify(
         if draft_logits.dim() == 3:
             chain = draft_logits.shape[1]
             count *= chain
-        draft = Draft(draft_logits, size, *layout(draft_logits), draft_rows, chain, draft_ids, draft_columns)
-        if not draft_is_logprobs:
+        group, group_stride, row_stride = layout(draft_logits)
+        draft = Draft(
+            data=draft_logits,
+            size=size,
+            group=group,
+            group_stride=group_stride,
+            row_stride=row_stride,
+            rows=call.draft_rows,
+            chain=chain,
+            ids=call.draft_ids,
+            columns=call.draft_columns,
+        )
+        if not call.draft_is_logprobs:
             measured, sides = max(vocab, size), 2
             draft_cuts = may_cut(drafted_by)
     launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
     scratch = scratch_of(
-        target_logits.device,
+        call.target_logits.device,
         rows * sides * launch.padded_splits * RESULT,
         sides,
         params=requests * PARAMS,
         visits=rows * VISIT,
         nodes=rows,
-        ranks=rows if first_child is not None else 0,
+        ranks=rows if call.first_child is not None else 0,
         bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
         goals=requests * GOAL,
         winners=requests * launch.padded_draw_splits * RESULT,
     )
     given = dict(
-        target=target_of(target_logits, token_bitmask),
+        target=target_of(call.target_logits, call.token_bitmask),
         draft=draft,
         sampling=drawn_by,
-        cu_nodes_ptr=cu_nodes,
-        seeds_ptr=seeds,
-        positions_ptr=positions,
+        cu_nodes_ptr=call.cu_nodes,
+        seeds_ptr=call.seeds,
+        positions_ptr=call.positions,
         scratch=scratch,
         rows=rows,
     )
-    tree = dict(tokens_ptr=tokens, parents_ptr=parents, proposals_ptr=proposals)
+    tree = dict(tokens_ptr=call.tokens, parents_ptr=call.parents, proposals_ptr=call.proposals)
     splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
     if rows > 0:
         measure_kernel[(rows, launch.splits, sides)](
@@ -103,24 +113,24 @@ def verify(
         **given,
         **tree,
         draft_sampling=drafted_by,
-        first_child_ptr=first_child,
-        next_sibling_ptr=next_sibling,
-        out_tokens_ptr=out_tokens,
-        out_num_tokens_ptr=out_num_tokens,
-        out_num_accepted_ptr=out_num_accepted,
-        out_path_ptr=out_path,
-        out_logprobs_ptr=out_logprobs,
-        out_status_ptr=out_status,
+        first_child_ptr=call.first_child,
+        next_sibling_ptr=call.next_sibling,
+        out_tokens_ptr=call.out_tokens,
+        out_num_tokens_ptr=call.out_num_tokens,
+        out_num_accepted_ptr=call.out_num_accepted,
+        out_path_ptr=call.out_path,
+        out_logprobs_ptr=call.out_logprobs,
+        out_status_ptr=call.out_status,
         trace_thresholds_ptr=trace_thresholds,
         trace_masses_ptr=trace_masses,
         draft_count=count,
-        width=out_tokens.shape[1],
-        value0=rule_values[0] if rule_values else 0.0,
-        value1=rule_values[1] if len(rule_values) > 1 else 0.0,
+        width=call.out_tokens.shape[1],
+        value0=call.rule_values[0] if call.rule_values else 0.0,
+        value1=call.rule_values[1] if len(call.rule_values) > 1 else 0.0,
         **splits,
         DRAFT_CUTS=draft_cuts,
-        LOGPROBS=draft_is_logprobs,
-        RATES=tuple(rule_values) if rule == "synthetic" else (),
+        LOGPROBS=call.draft_is_logprobs,
+        RATES=tuple(call.rule_values) if rule == "synthetic" else (),
         TILE=launch.row_tile,
         num_warps=launch.row_warps,
         **compiler_options(cuts or draft_cuts),
@@ -128,11 +138,11 @@ def verify(
     if rule != "match":
         draw_kernel[(requests, launch.draw_splits)](
             **given,
-            out_tokens_ptr=out_tokens,
-            out_logprobs_ptr=out_logprobs,
-            out_status_ptr=out_status,
-            width=out_tokens.shape[1],
-            LINKS=first_child is not None,
+            out_tokens_ptr=call.out_tokens,
+            out_logprobs_ptr=call.out_logprobs,
+            out_status_ptr=call.out_status,
+            width=call.out_tokens.shape[1],
+            LINKS=call.first_child is not None,
             CUTS=cuts or draft_cuts,
             SPLIT=launch.draw_split,
             SPLITS=launch.padded_draw_splits,

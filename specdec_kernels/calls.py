@@ -1,0 +1,262 @@
+"""One record per operator: what a backend is called with.
+
+The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`; its
+schema is made of them (see `ops`). A public function fills a record by name, and a backend reads it by name.
+An option is added as a field at the end with a default.
+
+Conventions of the fields:
+
+- `target_logits` is [R, V] or [B, N, V], `draft_logits` [Rq, Vd] or [B, K, Vd], as the user gave them: any
+  strides, the last being 1. `draft_rows` None: row r for node row r; of 3-D draft logits the row of node i of
+  request b is `draft_logits[b, i]`, the last node having none.
+- `first_child` and `next_sibling` come together, and only where the sibling order may differ from index
+  order.
+- `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first), and `sampling_rows`
+  the first four as [B] tensors where they are given per request; an empty list if none is. The same for the
+  draft.
+- `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]; without a
+  `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where
+  there is none. `key_scales` and `value_scales` [Hkv] stand in for the one number where they are given.
+- `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a tracer may pass
+  copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
+- One-dimensional tensors are contiguous; so are outputs, which hold anything; a backend writes every element.
+
+Every record says which fields are `written`, and which tensors' device and dtypes choose the backend
+(`chosen_by`; operations on caches and states move bytes, so `path` chooses, whose dtype never varies).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+SymInt = int  # an int that a tracer may keep symbolic
+
+
+class VerifyCall(NamedTuple):
+    """Of `verify`."""
+
+    target_logits: Tensor
+    tokens: Tensor
+    parents: Tensor
+    cu_nodes: Tensor
+    proposals: Tensor
+    first_child: Tensor | None
+    next_sibling: Tensor | None
+    draft_logits: Tensor | None
+    draft_rows: Tensor | None
+    draft_ids: Tensor | None
+    draft_columns: Tensor | None
+    sampling: list[float]
+    sampling_rows: list[Tensor | None]
+    draft_sampling: list[float]
+    draft_sampling_rows: list[Tensor | None]
+    draft_is_logprobs: bool
+    rule: str
+    rule_values: list[float]
+    seeds: Tensor
+    positions: Tensor
+    token_bitmask: Tensor | None
+    out_tokens: Tensor
+    out_num_tokens: Tensor
+    out_num_accepted: Tensor
+    out_path: Tensor
+    out_logprobs: Tensor | None
+    out_status: Tensor
+
+    operation = "verify"
+    written = ("out_tokens", "out_num_tokens", "out_num_accepted", "out_path", "out_logprobs", "out_status")
+    chosen_by = ("target_logits", "draft_logits")
+
+
+class SampleCall(NamedTuple):
+    """Of `sample`."""
+
+    logits: Tensor
+    sampling: list[float]
+    sampling_rows: list[Tensor | None]
+    seeds: Tensor
+    positions: Tensor
+    token_bitmask: Tensor | None
+    out_tokens: Tensor
+    out_logprobs: Tensor | None
+
+    operation = "sample"
+    written = ("out_tokens", "out_logprobs")
+    chosen_by = ("logits",)
+
+
+class SampleChildrenCall(NamedTuple):
+    """Of `sample_children` and `draft_token`."""
+
+    logits: Tensor
+    method: str
+    sampling: list[float]
+    sampling_rows: list[Tensor | None]
+    seeds: Tensor
+    positions: Tensor
+    nodes: Tensor
+    purpose: int
+    out_tokens: Tensor
+    out_scores: Tensor
+
+    operation = "sample_children"
+    written = ("out_tokens", "out_scores")
+    chosen_by = ("logits",)
+
+
+class NgramDraftCall(NamedTuple):
+    """Of `ngram_draft`."""
+
+    tokens: Tensor
+    lengths: Tensor
+    min_ngram: int
+    max_ngram: int
+    frequent: bool
+    cyclic: bool
+    out: Tensor
+
+    operation = "ngram_draft"
+    written = ("out",)
+    chosen_by = ("tokens",)
+
+
+class NgramTreeCall(NamedTuple):
+    """Of `ngram_tree`."""
+
+    tokens: Tensor
+    lengths: Tensor
+    max_depth: int
+    branches: int
+    min_ngram: int
+    max_ngram: int
+    trust: list[float]
+    cyclic: bool
+    out_tokens: Tensor
+    out_parents: Tensor
+    out_scores: Tensor
+
+    operation = "ngram_tree"
+    written = ("out_tokens", "out_parents", "out_scores")
+    chosen_by = ("tokens",)
+
+
+class TreeAttentionCall(NamedTuple):
+    """Of `tree_attention`."""
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor | None
+    parents: Tensor
+    cu_nodes: Tensor
+    block_table: Tensor
+    prefix_lens: Tensor
+    new_key: Tensor | None
+    new_value: Tensor | None
+    scale: float
+    window: int
+    softcap: float
+    sinks: Tensor | None
+    key_scale: float
+    key_scales: Tensor | None
+    value_scale: float
+    value_scales: Tensor | None
+    value_dim: int
+    max_prefix_len: SymInt
+    heads_first: bool
+    deterministic: bool
+    out: Tensor
+    out_lse: Tensor | None
+
+    operation = "tree_attention"
+    written = ("out", "out_lse")
+    chosen_by = ("query", "key_cache")
+
+
+class CommitKVCall(NamedTuple):
+    """Of `commit_kv`."""
+
+    caches: list[Tensor]
+    table: Tensor | None
+    new: list[Tensor]
+    path: Tensor
+    cu_nodes: Tensor
+    rows: int
+    block_table: Tensor
+    prefix_lens: Tensor
+    page_size: int
+    layout: str
+    out_lengths: Tensor
+    out_pages_kept: Tensor
+
+    operation = "commit_kv"
+    written = ("caches", "out_lengths", "out_pages_kept")
+    chosen_by = ("path",)
+
+
+class CommitStateCall(NamedTuple):
+    """Of `commit_state`."""
+
+    states: list[Tensor]
+    snapshots: list[Tensor]
+    path: Tensor
+    cu_nodes: Tensor
+    rows: int
+    slots: Tensor
+
+    operation = "commit_state"
+    written = ("states",)
+    chosen_by = ("path",)
+
+
+class ReplayConvCall(NamedTuple):
+    """Of `replay_conv`."""
+
+    windows: list[Tensor]
+    inputs: list[Tensor]
+    path: Tensor
+    cu_nodes: Tensor
+    rows: int
+    slots: Tensor
+
+    operation = "replay_conv"
+    written = ("windows",)
+    chosen_by = ("path",)
+
+
+class ReplayGatedDeltaCall(NamedTuple):
+    """Of `replay_gated_delta`."""
+
+    states: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+    log_decay: list[Tensor]
+    beta: list[Tensor]
+    path: Tensor
+    cu_nodes: Tensor
+    rows: int
+    slots: Tensor
+
+    operation = "replay_gated_delta"
+    written = ("states",)
+    chosen_by = ("states", "keys", "values", "log_decay", "beta")
+
+
+class ReplayMamba2Call(NamedTuple):
+    """Of `replay_mamba2`."""
+
+    states: list[Tensor]
+    x: list[Tensor]
+    B: list[Tensor]
+    dt: list[Tensor]
+    A: list[Tensor]
+    path: Tensor
+    cu_nodes: Tensor
+    rows: int
+    slots: Tensor
+
+    operation = "replay_mamba2"
+    written = ("states",)
+    chosen_by = ("states", "x", "B", "dt", "A")

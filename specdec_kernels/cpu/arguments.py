@@ -1,0 +1,63 @@
+"""Tensors as the native core takes them: addresses, dtypes, sizes and strides, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+DTYPES = {
+    torch.float32: _native.DType.float32,
+    torch.bfloat16: _native.DType.bfloat16,
+    torch.float16: _native.DType.float16,
+    torch.int8: _native.DType.int8,
+    torch.float8_e4m3fn: _native.DType.float8_e4m3fn,
+}
+_NO_ROWS = _native.Rows(
+    data=0, dtype=_native.DType.float32, count=0, size=0, group=1, group_stride=0, row_stride=0
+)
+_NO_BITMASK = _native.Bitmask(words=0, stride=0)
+
+
+def address(tensor: Tensor | None) -> int:
+    """0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows_of(logits: Tensor | None) -> _native.Rows:
+    """Rows of [R, V] or of [G, N, V]."""
+    if logits is None:
+        return _NO_ROWS
+    count, group, group_stride = logits.shape[0], max(logits.shape[0], 1), 0
+    if logits.dim() == 3:
+        group = max(logits.shape[1], 1)
+        count, group_stride = count * logits.shape[1], logits.stride(0)
+    return _native.Rows(
+        data=logits.data_ptr(),
+        dtype=DTYPES[logits.dtype],
+        count=count,
+        size=logits.shape[-1],
+        group=group,
+        group_stride=group_stride,
+        row_stride=logits.stride(-2),
+    )
+
+
+def sampling_of(
+    numbers: list[float], rows: list[Tensor | None]
+) -> tuple[_native.SamplingArgs, list[Tensor | None]]:
+    """What the core takes, and the tensors that must outlive the call."""
+    pinned = [None if row is None else row.to(torch.float64) for row in rows] or [None] * 4
+    temperature, top_k, top_p, min_p = zip(numbers, map(address, pinned), strict=False)
+    law = _native.SamplingArgs(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, min_p_last=bool(numbers[4])
+    )
+    return law, pinned
+
+
+def bitmask_of(bitmask: Tensor | None) -> _native.Bitmask:
+    """Rows of words, a bit for each token."""
+    if bitmask is None:
+        return _NO_BITMASK
+    return _native.Bitmask(words=bitmask.data_ptr(), stride=bitmask.stride(0))

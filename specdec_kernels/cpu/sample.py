@@ -1,0 +1,46 @@
+"""Sampling on the CPU: next tokens, and children of drafted nodes."""
+
+from __future__ import annotations
+
+import torch
+
+from ..calls import SampleCall, SampleChildrenCall
+from . import _native
+from .arguments import address, bitmask_of, rows_of, sampling_of
+
+_METHODS = _native.Method.__members__
+
+
+def sample(call: SampleCall) -> None:
+    """Fill the outputs."""
+    sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
+    args = _native.SampleArgs(
+        logits=rows_of(call.logits),
+        sampling=sampling,
+        seeds=call.seeds.data_ptr(),
+        positions=call.positions.data_ptr(),
+        bitmask=bitmask_of(call.token_bitmask),
+        out_tokens=call.out_tokens.data_ptr(),
+        out_logprobs=address(call.out_logprobs),
+    )
+    _native.sample(args, torch.get_num_threads())
+    del pinned
+
+
+def sample_children(call: SampleChildrenCall) -> None:
+    """Fill the outputs."""
+    sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
+    args = _native.ChildrenArgs(
+        logits=rows_of(call.logits),
+        k=call.out_tokens.shape[1],
+        method=_METHODS[call.method],
+        sampling=sampling,
+        seeds=call.seeds.data_ptr(),
+        positions=call.positions.data_ptr(),
+        nodes=call.nodes.data_ptr(),
+        purpose=_native.Purpose(call.purpose),
+        out_tokens=call.out_tokens.data_ptr(),
+        out_scores=call.out_scores.data_ptr(),
+    )
+    _native.sample_children(args, torch.get_num_threads())
+    del pinned

@@ -1,0 +1,59 @@
+"""Verification on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..calls import VerifyCall
+from . import _native
+from .arguments import address, bitmask_of, rows_of, sampling_of
+
+_RULES = _native.Rule.__members__
+
+
+def verify(
+    call: VerifyCall, trace_thresholds: Tensor | None = None, trace_masses: Tensor | None = None
+) -> None:
+    """Fill the outputs.
+
+    For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
+    compared with and the residual mass that its rejection left; other entries keep what they hold.
+    """
+    sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
+    draft_sampling, draft_pinned = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+    chain = call.draft_logits is not None and call.draft_logits.dim() == 3
+    args = _native.VerifyArgs(
+        target=rows_of(call.target_logits),
+        tokens=call.tokens.data_ptr(),
+        parents=call.parents.data_ptr(),
+        cu_nodes=call.cu_nodes.data_ptr(),
+        proposals=call.proposals.data_ptr(),
+        first_child=address(call.first_child),
+        next_sibling=address(call.next_sibling),
+        requests=call.cu_nodes.shape[0] - 1,
+        draft=rows_of(call.draft_logits),
+        draft_rows=address(call.draft_rows),
+        draft_chain=call.draft_logits.shape[1] if chain else 0,
+        draft_ids=address(call.draft_ids),
+        draft_columns=address(call.draft_columns),
+        draft_is_logprobs=call.draft_is_logprobs,
+        sampling=sampling,
+        draft_sampling=draft_sampling,
+        rule=_RULES[call.rule],
+        rule_values=call.rule_values,
+        seeds=call.seeds.data_ptr(),
+        positions=call.positions.data_ptr(),
+        bitmask=bitmask_of(call.token_bitmask),
+        width=call.out_tokens.shape[1],
+        out_tokens=call.out_tokens.data_ptr(),
+        out_num_tokens=call.out_num_tokens.data_ptr(),
+        out_num_accepted=call.out_num_accepted.data_ptr(),
+        out_path=call.out_path.data_ptr(),
+        out_logprobs=address(call.out_logprobs),
+        out_status=call.out_status.data_ptr(),
+        trace_thresholds=address(trace_thresholds),
+        trace_masses=address(trace_masses),
+    )
+    _native.verify(args, torch.get_num_threads())
+    del pinned, draft_pinned

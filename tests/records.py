@@ -1,0 +1,20 @@
+"""The records that public functions hand to operators."""
+
+import torch
+
+from specdec_kernels import ops
+
+
+def recorded(monkeypatch, operation, run):
+    """What `run` calls the operator with: its record, and the backend."""
+    calls, original = [], getattr(ops, operation)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, operation, lambda *args: (calls.append(args), original(*args))[1])
+        run()
+    return calls[0]
+
+
+def opcheck(call, backend):
+    """PyTorch's own checks of the operator of a record."""
+    operator = getattr(torch.ops.specdec_kernels, call.operation).default
+    torch.library.opcheck(operator, (backend, *call))
