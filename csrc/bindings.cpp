@@ -119,19 +119,18 @@ void bind_attention(py::module_& m) {
                  field<C>("head_stride", &C::head_stride), field<C>("scales", &C::scales),
                  field<C>("scale", &C::scale));
   using A = AttentionArgs;
-  bind_struct<A>(m, "AttentionArgs", field<A>("query", &A::query), field<A>("new_key", &A::new_key),
-                 field<A>("new_value", &A::new_value), field<A>("key", &A::key),
-                 field<A>("value", &A::value), field<A>("rows", &A::rows),
-                 field<A>("query_heads", &A::query_heads), field<A>("heads", &A::heads),
-                 field<A>("head", &A::head), field<A>("value_size", &A::value_size),
-                 field<A>("parents", &A::parents), field<A>("cu_nodes", &A::cu_nodes),
-                 field<A>("requests", &A::requests), field<A>("block_table", &A::block_table),
-                 field<A>("table_width", &A::table_width), field<A>("pages", &A::pages),
-                 field<A>("page_size", &A::page_size), field<A>("prefix_lens", &A::prefix_lens),
-                 field<A>("max_prefix", &A::max_prefix), field<A>("scale", &A::scale),
-                 field<A>("softcap", &A::softcap), field<A>("window", &A::window),
-                 field<A>("sinks", &A::sinks), field<A>("deterministic", &A::deterministic),
-                 field<A>("out", &A::out), field<A>("out_lse", &A::out_lse));
+  bind_struct<A>(
+      m, "AttentionArgs", field<A>("query", &A::query), field<A>("new_key", &A::new_key),
+      field<A>("new_value", &A::new_value), field<A>("key", &A::key), field<A>("value", &A::value),
+      field<A>("rows", &A::rows), field<A>("query_heads", &A::query_heads), field<A>("heads", &A::heads),
+      field<A>("head", &A::head), field<A>("value_size", &A::value_size), field<A>("parents", &A::parents),
+      field<A>("cu_nodes", &A::cu_nodes), field<A>("requests", &A::requests),
+      field<A>("block_table", &A::block_table), field<A>("table_width", &A::table_width),
+      field<A>("pages", &A::pages), field<A>("page_size", &A::page_size),
+      field<A>("prefix_lens", &A::prefix_lens), field<A>("max_prefix", &A::max_prefix),
+      field<A>("scale", &A::scale), field<A>("softcap", &A::softcap), field<A>("window", &A::window),
+      field<A>("sinks", &A::sinks), field<A>("deterministic", &A::deterministic), field<A>("out", &A::out),
+      field<A>("out_lse", &A::out_lse));
 }
 
 void bind_commit(py::module_& m) {
@@ -198,9 +197,8 @@ void bind_kernels(py::module_& m) {
       [](const std::string& isa, std::uintptr_t x, int64_t n, float max, int64_t seed, int64_t position,
          Purpose purpose) {
         Leader leader;
-        const double sum =
-            kernels_named(isa).race(reinterpret_cast<const float*>(x), n, Weight{.max = max},
-                                    Stream(seed, position, purpose), 0, leader);
+        const double sum = kernels_named(isa).race(reinterpret_cast<const float*>(x), n, Weight{.max = max},
+                                                   Stream(seed, position, purpose), 0, leader);
         return std::make_tuple(sum, leader.score, leader.token);
       },
       py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("max"), py::arg("seed"), py::arg("position"),

@@ -39,21 +39,22 @@ void assign(M& out, py::handle value) {
   }
 }
 
-// A class whose constructor takes every field by keyword, and no other.
+// A class whose constructor takes every field by keyword, and no other; `fields` has their names.
 template <class T, class... M>
 void bind_struct(py::module_& module, const char* name, Field<T, M>... fields) {
-  py::class_<T>(module, name)
-      .def(py::init([name = std::string(name), fields...](const py::kwargs& given) {
-        T out{};
-        const auto set = [&](const auto& f) {
-          PyObject* value = PyDict_GetItemWithError(given.ptr(), f.name.ptr());
-          if (!value) throw py::type_error(name + " needs " + std::string(f.name));
-          assign(out.*f.member, value);
-        };
-        (set(fields), ...);
-        if (given.size() != sizeof...(fields)) throw py::type_error(name + " was given an unknown field");
-        return out;
-      }));
+  py::class_<T> bound(module, name);
+  bound.attr("fields") = py::make_tuple(fields.name...);
+  bound.def(py::init([name = std::string(name), fields...](const py::kwargs& given) {
+    T out{};
+    const auto set = [&](const auto& f) {
+      PyObject* value = PyDict_GetItemWithError(given.ptr(), f.name.ptr());
+      if (!value) throw py::type_error(name + " needs " + std::string(f.name));
+      assign(out.*f.member, value);
+    };
+    (set(fields), ...);
+    if (given.size() != sizeof...(fields)) throw py::type_error(name + " was given an unknown field");
+    return out;
+  }));
 }
 
 }  // namespace specdec

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import mpmath
 import numpy as np
 import pytest
@@ -77,3 +80,21 @@ def test_races_use_the_specified_noise(isa, purpose):
         assert token == int(scores.argmax()), trial
         assert score == pytest.approx(float(scores.max()), rel=1e-6)
         assert total == pytest.approx(float(weights.sum()), rel=1e-6)
+
+
+def test_stubs_name_the_fields_of_the_core():
+    """And its enums; a struct takes all of its fields by name, and no others."""
+    stubs = ast.parse((Path(_native.__file__).parent / "_native.pyi").read_text(encoding="utf-8"))
+    classes = {node.name: node for node in stubs.body if isinstance(node, ast.ClassDef)}
+    assert set(classes) == {name for name, value in vars(_native).items() if isinstance(value, type)}
+    for name, node in classes.items():
+        kind = getattr(_native, name)
+        if hasattr(kind, "fields"):
+            init = next(one for one in node.body if isinstance(one, ast.FunctionDef))
+            assert tuple(one.arg for one in init.args.kwonlyargs) == kind.fields
+            with pytest.raises(TypeError, match=f"{name} needs {kind.fields[0]}"):
+                kind()
+        else:
+            assert {one.targets[0].id for one in node.body} == set(kind.__members__)
+    with pytest.raises(TypeError, match="Bitmask was given an unknown field"):
+        _native.Bitmask(words=0, stride=0, strides=0)
