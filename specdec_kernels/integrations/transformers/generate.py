@@ -71,8 +71,8 @@ def generate(
             `Proposal.POINT`), a `DraftTree` over the texts' last tokens, what `ngram_tree` or `grow_tree`
             return, or `Drafts`. None: plain decoding.
         input_ids: the prompts: [B, L], lists of ints, or what a tokenizer returns.
-        attention_mask: [B, L], 0 where `input_ids` is padding, on either side. Without one, padding is
-            inferred as transformers does.
+        attention_mask: [B, L], 0 where a tensor of `input_ids` is padding, on either side. Without one, its
+            padding is inferred as transformers does. Lists have none.
         max_new_tokens: of each request, >= 1; an int, or one for each.
         stop_tokens: each ends a request; it is the last token of its text. One collection, or one for each
             request. Default: the model's own end-of-sequence tokens.
