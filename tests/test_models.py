@@ -87,6 +87,12 @@ def test_no_single_token_follows_states_with_limited_time_steps(model_type):
             last = inner(plain, use_cache=False).logits[0, -1]
         plain = torch.cat([plain, last.argmax()[None, None]], 1)
     assert got == plain[0, len(prompt) :].tolist()
+    for extra in range(1, 5):  # tokens behind a cache
+        cache = sdk.generate(model, None, [prompt], max_new_tokens=2, outputs=["cache"], stop_tokens=[]).cache
+        longer = plain[0, : len(prompt) + 1 + extra].tolist()
+        read.clear()
+        more = sdk.generate(model, None, [longer], max_new_tokens=3, cache=cache, stop_tokens=[])
+        assert more.tokens[0] == plain[0, len(longer) : len(longer) + 3].tolist() and min(read) >= 2
 
 
 @pytest.mark.parametrize("model_type", ["xlnet", "cpmant"])

@@ -419,6 +419,8 @@ class Alone:
         logits, most = None, end if chunk is None else max(chunk, self.at_least)
         while self.cached[place] < end:
             start = self.cached[place]
+            if start and end - start < self.at_least:
+                break  # the rest is read with what follows
             stop = end if end - start < most + self.at_least else start + most
             positions = self.target.numbers(text[None, :stop])[:, start:]
             logits = self._forward(place, text[None, start:stop], positions, 1)[-1]

@@ -13,7 +13,6 @@ from .generate import decode, streamers_of
 from .layers import filled, handed_back, taken
 from .model import Target
 from .options import check_options, lookup
-from .probe import explain_model
 from .processing import prepared, stop_string_criterion
 from .prompts import prompts
 from .results import model_output, sequences
@@ -73,6 +72,10 @@ def custom_generate(
     ) -> Any:
         check_options(generation_config, operation)
         aim = Target(model)
+        length = getattr(generation_config, "_mask_length", None)  # of the caller's, which may be left out
+        if length is not None and length != input_ids.shape[1]:
+            rule = "must hold the whole text, what is cached of it included"
+            bad_value(operation, "input_ids", rule, f"{input_ids.shape[1]} of {length} tokens")
         mask = _mask(input_ids, model_kwargs)
         texts = prompts(
             input_ids,
@@ -103,12 +106,8 @@ def custom_generate(
         kept = {name for name, wanted in asked.items() if whole and wanted}
         own, pads = _own_cache(model_kwargs), (mask.cumsum(1) == 0).sum(1).tolist()
         if own is not None:
-            served = explain_model(model)
-            if len(texts) > 1 and served.serves not in ("trees", "chains"):
-                bad_value(
-                    operation, "cache", "must be None for several texts that are read one by one", served
-                )
             kept.add("cache")
+            given["fills_cache"] = True
             given["cache"] = taken(own, texts, pads, aim.key, operation)
         generated = decode(
             aim,
@@ -168,4 +167,4 @@ def _own_cache(model_kwargs: dict[str, Any]) -> Any:
     found = next((model_kwargs[name] for name in _CACHES if model_kwargs.get(name) is not None), None)
     if found is None or getattr(found, "_is_user_defined", False):
         return found
-    return found if found.layers and filled(found) else None
+    return found if getattr(found, "layers", None) and filled(found) else None

@@ -86,6 +86,9 @@ class AssistantDrafter:
             alone = "tokenizer" if assistant_tokenizer is None else "assistant_tokenizer"
             rule = "and assistant_tokenizer must be given together"
             bad_value("AssistantDrafter", "tokenizer", rule, f"{alone} alone")
+        for name, given in (("tokenizer", tokenizer), ("assistant_tokenizer", assistant_tokenizer)):
+            if given is not None and not (callable(given) and hasattr(given, "decode")):
+                bad_type("AssistantDrafter", name, "must be a tokenizer", type(given).__name__)
         self.num_draft = num_draft
         self.confidence = confidence
         self.tokenizers = None if tokenizer is None else (tokenizer, assistant_tokenizer)
@@ -130,10 +133,14 @@ class AssistantDrafter:
             self.reset(len(text), self.sampling, None, self.rule)
         texts = [row[:size].tolist() for row, size in zip(text, lengths.tolist(), strict=True)]
         ids = texts if self.tokenizers is None else [self._read_by_assistant(each) for each in texts]
+        known = [self._reader.readable(each) for each in ids]
         depths = [
-            max(min(self.num_draft, most, self._reader.most_positions - len(each)), 0) if each else 0
-            for each, most in zip(ids, max_draft or [self.num_draft] * len(ids), strict=True)
+            max(min(self.num_draft, most, self._reader.most_positions - len(each)), 0)
+            if each and len(read) == len(each)
+            else 0
+            for each, read, most in zip(ids, known, max_draft or [self.num_draft] * len(ids), strict=True)
         ]
+        ids = known
         if not any(depths):
             return text.new_full((len(ids), 0), -1)
         with torch.inference_mode(), self._reader.target.reading():
@@ -264,6 +271,13 @@ class Reader:
         if self.verdict.serves == "refused":
             bad_value("AssistantDrafter", "model", "must be one that can be read", self.verdict.reason)
         self.reset()
+
+    def readable(self, text: list[int]) -> list[int]:
+        """As much of a text as it has positions and embeddings for."""
+        size, end = self.target.vocab_size, len(text)
+        if text and max(text) >= size:
+            end = next(place for place, token in enumerate(text) if token >= size)
+        return text[: min(end, self.most_positions)]
 
     def reset(self) -> None:
         """Forget all texts."""

@@ -430,6 +430,10 @@ def _answer(answer: Any, batch: int) -> tuple[list[Request], Tensor | None]:
             answer, rows, scores = answer
         elif isinstance(answer, DraftTree) and _are_scores(laws, answer, batch):
             laws, scores = None, laws
+    tensors = [answer.tokens, answer.parents, answer.cu_nodes] if isinstance(answer, DraftTree) else [answer]
+    for tensor in (*tensors, laws, rows, scores):
+        if isinstance(tensor, Tensor) and (tensor.is_meta or tensor.layout is not torch.strided):
+            bad_value("generate", "drafter", "must return dense tensors with data", f"one on {tensor.device}")
     if isinstance(answer, Tensor):
         return _chains(answer, laws, batch)
     if not isinstance(answer, DraftTree):

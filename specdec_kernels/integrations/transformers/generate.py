@@ -71,8 +71,8 @@ def generate(
             `Proposal.POINT`), a `DraftTree` over the texts' last tokens, what `ngram_tree` or `grow_tree`
             return, or `Drafts`. None: plain decoding.
         input_ids: the prompts: [B, L], lists of ints, or what a tokenizer returns.
-        attention_mask: [B, L], 0 where `input_ids` is padding, on either side. Without one, padding is
-            inferred as transformers does.
+        attention_mask: [B, L], 0 where a tensor of `input_ids` is padding, on either side. Without one, its
+            padding is inferred as transformers does. Lists have none.
         max_new_tokens: of each request, >= 1; an int, or one for each.
         stop_tokens: each ends a request; it is the last token of its text. One collection, or one for each
             request. Default: the model's own end-of-sequence tokens.
@@ -135,6 +135,8 @@ def generate(
         max_new_tokens=max_new_tokens,
         times=times,
     )
+    if not isinstance(outputs, Collection):
+        bad_type("generate", "outputs", "must be a collection of names", type(outputs).__name__)
     unknown = set(outputs) - {"scores", "logits", "logprobs", "cache"}
     if isinstance(outputs, str) or unknown:
         rule_of = "must hold 'scores', 'logits', 'logprobs' or 'cache'"
@@ -180,12 +182,20 @@ def decode(
     on_tokens: Callable[[int, list[int]], object] | None = None,
     streamers: Sequence[Any] = (),
     backend: str = "auto",
+    fills_cache: bool = False,
     operation: str = "generate",
 ) -> Generated:
-    """`generate`, after its arguments about texts and laws were read; the rest are as there."""
+    """`generate`, after its arguments about texts and laws were read; the rest are as there.
+
+    `fills_cache`: what was read is to fill one cache of transformers; refused where it cannot.
+    """
     keys = seeds_of(seeds, len(texts)).to(aim.device)
     if prefill_chunk is not None and (not isinstance(prefill_chunk, int) or prefill_chunk < 1):
         bad_value(operation, "prefill_chunk", "must be an int >= 1 or None", prefill_chunk)
+    if cache is not None and not isinstance(cache, (list, tuple)):
+        bad_type(operation, "cache", "must be a list, or None", type(cache).__name__)
+    if on_tokens is not None and not callable(on_tokens):
+        bad_type(operation, "on_tokens", "must be callable or None", type(on_tokens).__name__)
     if cache is not None and len(cache) != len(texts):
         bad_value(operation, "cache", f"must have one entry for each of {len(texts)} texts", len(cache))
     for each in cache or ():
@@ -200,6 +210,9 @@ def decode(
     with aim.reading():
         reader = _reader(aim, texts, process.limits, prefill_chunk, serve, operation)
         drafting.chains = not (isinstance(reader, Together) and reader.trees)
+        if fills_cache and isinstance(reader, Alone) and (reader.rereads or len(texts) > 1):
+            how = "in one forward, with a cache" if len(texts) > 1 else "with a cache"
+            bad_value(operation, "cache", f"must be None where texts are not read {how}", verdict(aim))
         loop = Loop(
             aim,
             texts,
@@ -368,6 +381,10 @@ class Loop:
         new = [row[: row[-2]] for row in rows]
         paths = [row[width : width + row[-2]] for row in rows]
         self._warn([row[-1] for row in rows])
+        highest = max((max(tokens) for tokens in new if tokens), default=0)
+        if highest >= self.target.vocab_size:
+            rule = f"must write tokens that it can read, which are below {self.target.vocab_size}"
+            bad_value("generate", "target", rule, highest)
         scores = self._scores(logits, nodes, paths)
         stay, kept = [], []
         for place, request in enumerate(self.requests):
@@ -566,6 +583,9 @@ def streamers_of(streamer: Any, texts: int) -> Sequence[Any]:
     each = list(streamer) if isinstance(streamer, (list, tuple)) else [streamer]
     if len(each) != texts:
         bad_value("generate", "streamer", f"must be one for each of {texts} texts", len(each))
+    for one in each:
+        if not (hasattr(one, "put") and hasattr(one, "end")):
+            bad_type("generate", "streamer", "must have methods put and end", type(one).__name__)
     return each
 
 

@@ -51,19 +51,25 @@ def taken(
     cache: Any, texts: Sequence[Sequence[int]], pads: Sequence[int], model: str, operation: str
 ) -> list[CachedText | None]:
     """What a cache of transformers has read of texts that are padded on the left."""
+    if getattr(cache, "layers", None) is None:
+        bad_value(operation, "cache", "must be the cache of a decoder, with layers", type(cache).__name__)
     if not filled(cache):
         return [None] * len(texts)
     if not croppable(cache):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
         bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
     length, found = cache.get_seq_length(), []
+    whole = max(pad + len(text) for text, pad in zip(texts, pads, strict=True))
+    if length >= whole:
+        rule = f"must hold fewer positions than input_ids, which is the whole text of {whole} tokens"
+        bad_value(operation, "cache", rule, length)
     for row, (text, pad) in enumerate(zip(texts, pads, strict=True)):
-        end = max(length, pad)
-        layers = [part(layer, row, pad, end) for layer in cache.layers]
+        start = min(pad, length)
+        layers = [part(layer, row, start, length) for layer in cache.layers]
         for layer in layers:
             if any(value.shape[0] != 1 for value in layer.tensors.values()):
                 bad_value(operation, "cache", f"must hold B = {len(texts)} texts", "fewer")
-        found.append(CachedText(list(text[: end - pad]), layers, model))
+        found.append(CachedText(list(text[: length - start]), layers, model))
     return found
 
 

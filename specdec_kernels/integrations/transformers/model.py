@@ -214,6 +214,7 @@ _READERS: WeakKeyDictionary[torch.nn.Module, list] = (
 
 def _parameters(model: Any) -> set[str]:
     """The names that its forward takes; where that hands on what it does not know, also those behind it."""
+    model = getattr(model, "_orig_mod", model)  # of what torch.compile made
     own = inspect.signature(model.forward).parameters
     names = set(own)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):

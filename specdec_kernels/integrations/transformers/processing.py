@@ -83,6 +83,7 @@ class Processing:
 
     A processor of another origin than transformers is called with B rows, all equal, of which row b is that
     of request b, so that it may know requests by their rows; every request has a shallow copy of its own.
+    Stopping criteria are called alike; the first request has the caller's own.
     """
 
     def __init__(
@@ -97,7 +98,10 @@ class Processing:
     ) -> None:
         self.sampling = sampling
         self.limits = [end.limit for end in ends]
-        self._ends = ends
+        self._ends = [
+            end._replace(criteria=[copy.copy(criterion) for criterion in end.criteria]) if request else end
+            for request, end in enumerate(ends)
+        ]
         self._warpers = warpers
         self._operation = operation
         self._contexts = [torch.tensor(context, dtype=torch.int64, device=device) for context in contexts]

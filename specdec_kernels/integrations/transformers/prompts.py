@@ -31,7 +31,7 @@ def prompts(
             returns: a mapping of `input_ids` and `attention_mask`. B >= 1.
         attention_mask: [B, L], 0 where `input_ids` is padding, at the left end, the right end or both.
             Without one, padding is inferred as transformers does: by the pad token, if it is known, occurs
-            and is no end-of-sequence token. Lists of unequal length have no padding.
+            and is no end-of-sequence token. Lists have no padding.
         target: the model that is asked for transformers' inference.
         config: from `configuration`.
         vocab_size: V; tokens are in [0, V).
@@ -53,9 +53,7 @@ def prompts(
         if attention_mask is not None:
             bad_value(operation, "attention_mask", "must be None for prompts in a list", "a mask")
         _check_all(rows, vocab_size, operation)
-        if len({len(row) for row in rows}) > 1:
-            return rows
-        ids = torch.tensor(rows)
+        return rows
     if attention_mask is None:
         mask = mixin(target)._prepare_attention_mask_for_generation(ids, config, {})
         cause = f"without attention_mask must hold the pad token {config.pad_token_id} at its ends only"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +41,18 @@ def check_stateless(
     return kept
 
 
-def attributes(value: Any, depth: int = 6) -> Any:
-    """A copy of an object's data which can be compared: numbers, tensors, containers and attributes in it."""
+def _holds(cell: types.CellType) -> bool:
+    """Whether a variable of a closure has a value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def attributes(value: Any, depth: int = 12) -> Any:
+    """A copy of an object's data which can be compared: numbers, tensors, containers and attributes in it,
+    the variables of a closure, the object of a method. Global variables are not looked at."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return repr(value)
     if isinstance(value, Tensor):
@@ -50,6 +62,13 @@ def attributes(value: Any, depth: int = 6) -> Any:
         return value.get_state().tolist()
     if isinstance(value, torch.nn.Module) or depth == 0:
         return id(value)
+    if isinstance(value, types.MethodType):
+        return [id(value.__func__), attributes(value.__self__, depth - 1)]
+    if isinstance(value, functools.partial):
+        return [attributes(one, depth - 1) for one in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _holds(cell)]
+        return [id(value), attributes(cells, depth - 1), attributes(vars(value), depth - 1)]
     if isinstance(value, dict):
         return [(attributes(key, 1), attributes(one, depth - 1)) for key, one in value.items()]
     if isinstance(value, (list, tuple)):
