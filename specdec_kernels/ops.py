@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import backends
+from .errors import check_name
 
 VERIFY = """verify(
     Tensor target_logits, Tensor tokens, Tensor parents, Tensor cu_nodes, Tensor proposals,
@@ -121,6 +122,7 @@ def _register(schema: str, rows: tuple[int, ...]) -> Callable[..., None]:
     operator = getattr(torch.ops.specdec_kernels, operation).default
 
     def call(*args: object) -> None:
+        check_name(operation, "backend", args[-1], backends.NAMES)
         values = [value for a in args for value in (a if isinstance(a, list) else [a])]
         plain = all(type(a) is Tensor and not a.is_meta for a in values if isinstance(a, Tensor))
         traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()

@@ -230,7 +230,7 @@ def test_sample_refuses(changes, kind, message):
     [
         (lambda: sdk.Typical(epsilon=2.0), ValueError, "Typical: epsilon must be in [0.0, 1.0], got 2.0"),
         (lambda: sdk.Typical(delta="a"), TypeError, "Typical: delta must be a number, got str"),
-        (lambda: sdk.Relaxed(top_k=0), ValueError, "Relaxed: top_k must be finite and >= 1, got 0"),
+        (lambda: sdk.Relaxed(top_k=0), ValueError, "Relaxed: top_k must be >= 1, got 0"),
         (lambda: sdk.Relaxed(top_k=2.5), TypeError, "Relaxed: top_k must be an int, got float"),
         (lambda: sdk.Lenient(0.5), ValueError, "Lenient: factor must be finite and >= 1.0, got 0.5"),
         (lambda: sdk.Lenient(float("inf")), ValueError, "Lenient: factor must be finite and >= 1.0, got inf"),
@@ -383,7 +383,7 @@ def test_debug_checks_values(monkeypatch):
         sdk.verify(target, tree, draft)
     target[5, 2] = 0
     with pytest.raises(
-        ValueError, match=r"draft_tokens must be -1 or in \[0, V\) = \[0, 5\), got 9 at request 1 node 3"
+        ValueError, match=r"verify: tree.tokens must be -1 or in \[0, V\) = \[0, 5\), got 9 at request 1 node 3"
     ):
         sdk.verify(target, tree, draft)
     tokens[1, 2] = 4
@@ -421,7 +421,7 @@ def test_debug_tells_of_impossible_drafts(monkeypatch, backend):
     assert sdk.verify(**given, draft_logits=draft, rule="match").status.tolist() == [0, 0]
     got = "must have probability under the laws of their proposals, got 4 at request 1 node 3"
     for rule in ("token", "traversal", sdk.Lenient(1.5)):
-        with pytest.raises(ValueError, match=f"^verify: draft_tokens {got}$"):
+        with pytest.raises(ValueError, match=f"^verify: tree.tokens {got}$"):
             sdk.verify(**given, draft_logits=draft, rule=rule)
     monkeypatch.setattr(debug, "ENABLED", False)
     status = sdk.verify(**given, draft_logits=draft, rule="token").status

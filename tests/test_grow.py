@@ -476,17 +476,17 @@ def spoil(place, value):
         (
             dict(expand=spoil(0, torch.zeros(3, 3).long())),
             ValueError,
-            "tokens must have shape [B * W, k] = [2, k], got [3, 3]",
+            "tokens of expand must have shape [B * W, k] = [2, k], got [3, 3]",
         ),
         (
             dict(expand=spoil(1, torch.zeros(2).byte())),
             ValueError,
-            "proposals must have shape [k] = [3], got [2]",
+            "proposals of expand must have shape [k] = [3], got [2]",
         ),
         (
             dict(expand=spoil(2, torch.zeros(2, 3).double())),
             TypeError,
-            "scores must have dtype float32, got float64",
+            "scores of expand must have dtype float32, got float64",
         ),
     ],
 )
