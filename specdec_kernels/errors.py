@@ -94,7 +94,7 @@ def check_numbers(
     return values
 
 
-def check_ints(operation: str, argument: str, values: object, least: int) -> list[int]:
+def check_ints(operation: str, argument: str, values: object, least: float = -INF) -> list[int]:
     """A sequence of integers from `least` on, as a list."""
     values = check_list(operation, argument, values, "ints")
     for i, value in enumerate(values):

@@ -179,7 +179,8 @@ class DraftTree:
         _, node = topology.owners(cu_nodes, tokens.numel())
         parents = (node - 1).int()
         nodes = checks.largest(call, cu_nodes, max_nodes, check)
-        depth = checks.depth_bound(call, max_depth, nodes)
+        deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
+        depth = checks.depth_bound(call, max_depth, nodes, deepest)
         return cls(
             tokens, parents, cu_nodes, checks.as_kind(call, "proposal", proposal, tokens), nodes, depth
         )

@@ -18,6 +18,7 @@ from .errors import (
     check_device,
     check_dtype,
     check_int,
+    check_ints,
     check_list,
     check_tensor,
 )
@@ -77,9 +78,9 @@ def bound(operation: str, argument: str, given: int | None, least: int) -> int:
     return given
 
 
-def depth_bound(operation: str, max_depth: int | None, nodes: int) -> int:
+def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 0) -> int:
     """`max_depth`, by default what trees of so many nodes can need."""
-    return max(nodes - 1, 0) if max_depth is None else check_int(operation, "max_depth", max_depth, 0)
+    return bound(operation, "max_depth", max(nodes - 1, 0) if max_depth is None else max_depth, max(least, 0))
 
 
 def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def mask_beyond(operation: str, tokens: Tensor, lengths: Tensor, check: bool | N
 def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
     """Paths as tuples, which can be looked up."""
     listed = check_list(operation, "paths", paths, "sequences of ints")
-    return tuple(tuple(check_list(operation, f"paths[{i}]", path, "ints")) for i, path in enumerate(listed))
+    return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
 
 @lru_cache(maxsize=64)
@@ -124,8 +125,6 @@ def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list
     parents = [-1]
     listed = set(paths)
     for node, path in enumerate(paths, start=1):
-        for rank in path:
-            check_int(operation, f"paths[{node - 1}]", rank)
         if not path or path[:-1] not in index or path in index:
             rule = "must be distinct, not empty, and each after the path it extends"
             bad_value(operation, "paths", rule, f"{path} at node {node} of every request")

@@ -473,6 +473,18 @@ def spoil(place, value):
         (dict(max_nodes=0), ValueError, "max_nodes must be >= 1, got 0"),
         (dict(max_depth=0), ValueError, "max_depth must be >= 1, got 0"),
         (dict(width=1.0), TypeError, "width must be an int, got float"),
+        (dict(expand=3), TypeError, "expand must be callable, got int"),
+        (
+            dict(expand=lambda frontier: None),
+            TypeError,
+            "expand must return tokens, proposals and scores, got N",
+        ),
+        (
+            dict(expand=lambda frontier: (1, 2)),
+            TypeError,
+            "expand must return tokens, proposals and scores, got tuple of 2",
+        ),
+        (dict(expand=spoil(0, 3)), TypeError, "tokens of expand must be a tensor, got int"),
         (
             dict(expand=spoil(0, torch.zeros(3, 3).long())),
             ValueError,

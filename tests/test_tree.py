@@ -204,7 +204,10 @@ def test_malformed_parents_are_refused(why):
     parents, got = MALFORMED[why]
     parents = torch.tensor(parents)
     tokens = torch.zeros_like(parents)
-    rule = r"DraftTree.from_parents: parents must be -1 at node 0, the root, and 0 <= parent < node elsewhere, got "
+    rule = (
+        r"DraftTree.from_parents: parents must be -1 at node 0, the root, and 0 <= parent < node elsewhere, "
+        r"got "
+    )
     with pytest.raises(ValueError, match=rule + got):
         DraftTree.from_parents(tokens, parents)
     with pytest.raises(ValueError, match=rule + got):
@@ -344,6 +347,34 @@ def test_wrong_shapes_and_dtypes_are_refused():
         DraftTree(tokens[0], tokens[0], torch.tensor([0, 3]).int(), tokens[0].byte(), 3, 2)
 
 
+@pytest.mark.parametrize("lengths, got", [([0, 4], "4 at request 1"), ([-1, 3], "-1 at request 0")])
+def test_lengths_beyond_the_tokens_are_refused_where_values_are_read(lengths, got):
+    tokens, lengths = torch.zeros((2, 3), dtype=torch.int64), torch.tensor(lengths)
+    rule = rf"^DraftTree.chain: lengths must be in \[0, K\] = \[0, 3\], got {got}$"
+    for check in (None, True):
+        with pytest.raises(ValueError, match=rule):
+            DraftTree.chain(tokens, lengths, check=check)
+    assert DraftTree.chain(tokens, lengths, check=False).tokens.shape == (8,)
+
+
+def test_chains_are_no_deeper_than_their_bound():
+    tokens, cu_nodes = torch.zeros(5, dtype=torch.int64), torch.tensor([0, 2, 5])
+    with pytest.raises(
+        ValueError, match="^DraftTree.chain: max_depth must be >= 2, what the trees need, got 1$"
+    ):
+        DraftTree.chain(tokens, cu_nodes=cu_nodes, max_depth=1)
+    assert DraftTree.chain(tokens, cu_nodes=cu_nodes, max_depth=1, check=False).max_depth == 1
+
+
+def test_links_are_two_tensors():
+    rows, offsets = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 3]).int()
+    given = (rows.long(), rows - 1, offsets, rows.byte(), 3, 2)
+    with pytest.raises(TypeError, match="^DraftTree: links must be None or two tensors, got list$"):
+        DraftTree(*given, [rows, rows])
+    with pytest.raises(ValueError, match=r"^DraftTree: links\[1\] must have shape \[R\] = \[3\], got \[2\]$"):
+        DraftTree(*given, (rows, rows[:2]))
+
+
 def test_trees_on_other_devices_are_built_without_reading_them():
     tokens = torch.zeros((2, 4), dtype=torch.int64, device="meta")
     tree = DraftTree.chain(tokens, torch.zeros(2, dtype=torch.int64, device="meta"))
@@ -362,6 +393,12 @@ def test_trees_are_pytrees():
         leaves, spec = pytree.tree_flatten(tree)
         assert_same(tree, pytree.tree_unflatten(leaves, spec))
         assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        names = pytree.tree_map(lambda leaf: str(leaf.dtype), tree)
+        assert (names.tokens, names.parents, names.max_depth) == (
+            "torch.int64",
+            "torch.int32",
+            tree.max_depth,
+        )
 
 
 def test_trees_are_built_inside_compiled_functions():
