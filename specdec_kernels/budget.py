@@ -136,7 +136,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_type("Budget", "costs", self.costs, Mapping, "a mapping of rows to times")
         for size in self.costs:
-            check_int("Budget", "rows in costs", size, 1)
+            check_number("Budget", "rows in costs", size, 1)
             check_number("Budget", f"costs[{size}]", self.costs[size])
         if 1 not in self.costs or min(self.costs.values()) <= 0:
             bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
