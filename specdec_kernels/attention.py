@@ -210,7 +210,8 @@ def _check_caches(
     if value_cache is None:
         if value_dim is None:
             bad_value(OPERATION, "value_dim", "must be given where value_cache is None", "None")
-        if not 1 <= check_int(OPERATION, "value_dim", value_dim) <= head:
+        value_dim = check_int(OPERATION, "value_dim", value_dim)
+        if not 1 <= value_dim <= head:
             bad_value(OPERATION, "value_dim", f"must be in [1, D] = [1, {head}]", value_dim)
         return heads, page_size, value_dim
     if value_dim is not None:

@@ -50,11 +50,13 @@ def check_int(
     operation: str, argument: str, value: object, least: float = -INF, most: int | None = None
 ) -> int:
     """The number. Raise `TypeError` unless it is an int, `ValueError` unless it lies in [least, most]."""
-    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+    if isinstance(value, bool) or not isinstance(value, (int, Integral, torch.SymInt)):
         bad_type(operation, argument, "must be an int", type(value).__name__)
     if value < least or (most is not None and value > most):
         bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
         bad_value(operation, argument, f"must be {bounds}", value)
+    if value >= 2**63:
+        bad_value(operation, argument, "must be < 2**63", value)
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
@@ -70,7 +72,7 @@ def check_number(
 ) -> float:
     """The number. Raise `TypeError` unless it is one, `ValueError` unless it lies in [low, high] and is
     finite; where `infinite`, it may be inf."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
         bad_type(operation, argument, f"must be {noun}", type(value).__name__)
     number = value if isinstance(value, int) else float(value)
     finite = abs(number) <= LARGEST  # an int may be beyond
@@ -98,7 +100,7 @@ def check_ints(operation: str, argument: str, values: object, least: float = -IN
     """A sequence of integers from `least` on, as a list."""
     values = check_list(operation, argument, values, "ints")
     for i, value in enumerate(values):
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value < 2**63:
             values[i] = check_int(operation, f"{argument}[{i}]", value, least)
     return values
 

@@ -70,7 +70,7 @@ def ngram_draft(
         >>> ngram_draft(text, torch.tensor([10]), 5, cyclic=True).tolist()
         [[3, 4, 1, 2, 3]]
     """
-    lengths = _check("ngram_draft", tokens, lengths, min_ngram, max_ngram)
+    lengths, min_ngram, max_ngram = _check("ngram_draft", tokens, lengths, min_ngram, max_ngram)
     num_draft = check_int("ngram_draft", "num_draft", num_draft, 1)
     check_name("ngram_draft", "match", match, MATCHES)
     check_bool("ngram_draft", "cyclic", cyclic)
@@ -132,7 +132,7 @@ def ngram_tree(
         >>> [round(chance, 2) for chance in scores.exp()[0].tolist()]
         [1.0, 0.5, 0.32, 0.25]
     """
-    lengths = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
+    lengths, min_ngram, max_ngram = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
     max_nodes = check_int("ngram_tree", "max_nodes", max_nodes, 1)
     max_depth = check_int("ngram_tree", "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
     branches = check_int("ngram_tree", "branches", branches, 1)
@@ -163,12 +163,15 @@ def ngram_tree(
     return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores
 
 
-def _check(operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int) -> Tensor:
-    """The lengths as [B] int64."""
+def _check(
+    operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int
+) -> tuple[Tensor, int, int]:
+    """The lengths as [B] int64, and of n-grams."""
     check_dtype(operation, "tokens", tokens, (torch.int64,))
     check_dim(operation, "tokens", tokens, 2, "[B, L]")
     check_tensor(operation, "lengths", lengths, "[B]", tokens.shape[:1], INTEGERS, tokens.device)
-    check_int(operation, "max_ngram", max_ngram, check_int(operation, "min_ngram", min_ngram, 1))
+    min_ngram = check_int(operation, "min_ngram", min_ngram, 1)
+    max_ngram = check_int(operation, "max_ngram", max_ngram, min_ngram)
     if debug.enabled():
         debug.check_lengths(operation, lengths, tokens.shape[1])
-    return lengths.long().contiguous()
+    return lengths.long().contiguous(), min_ngram, max_ngram

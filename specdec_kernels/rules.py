@@ -22,6 +22,10 @@ class Typical:
         epsilon: hard bound on the probability asked for, in [0, 1].
         delta: scale of the entropy-dependent bound, >= 0.
 
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
+
     At temperature 0 the test is made against the softmax of the unscaled logits.
 
     Source: Cai et al. 2024, Medusa, section 2.3.1.
@@ -55,6 +59,10 @@ class Relaxed:
     Args:
         top_k: size of the candidate set, >= 1; tokens tied with the last one belong to it.
         delta: largest `p_max - p(x)` accepted, in [0, 1].
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
 
     A token with `p(x) = 0` never passes. At temperature 0 the test is made against the softmax of the
     unscaled logits.
@@ -91,6 +99,10 @@ class Lenient:
     Args:
         factor: >= 1; larger accepts more.
 
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
+
     Source: the lenience of Leviathan et al. 2023, appendix A.5 (their `l = 1 / factor`).
 
     Example:
@@ -120,6 +132,10 @@ class Synthetic:
     Args:
         rate: acceptance probability of a node given its parent, in [0, 1]; or one rate per depth 1, 2, ...,
             of which the last repeats.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
 
     Example:
         >>> Synthetic([0.9, 0.7]).values

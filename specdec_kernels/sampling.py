@@ -27,7 +27,7 @@ from .errors import (
 Numbers = tuple[list[float], list[Tensor | None]]
 
 ORDERS = ("min_p_first", "min_p_last")
-RANGES = {"temperature": (0.0, INF), "top_k": (-1, INF), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+_RANGES = {"temperature": (0.0, INF), "top_k": (-1, INF), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
 
 
 def _checked(cls: type) -> type:
@@ -42,9 +42,9 @@ def _checked(cls: type) -> type:
     @wraps(plain)
     def new(cls, *args: object, **kwargs: object):
         *values, order = plain(cls, *args, **kwargs)
-        for place, (name, value) in enumerate(zip(RANGES, values, strict=True)):
+        for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
             if not isinstance(value, Tensor):
-                values[place] = _number("SamplingParams", name, value, *RANGES[name])
+                values[place] = _number("SamplingParams", name, value, *_RANGES[name])
         check_name("SamplingParams", "order", order, ORDERS)
         return plain(cls, *values, order)
 
@@ -102,23 +102,22 @@ def unpack(
     tensors, or none at all."""
     check_type(operation, argument, params, SamplingParams, "a SamplingParams")
     numbers, rows = [], []
-    for name, value in zip(RANGES, params, strict=False):
+    for name, value in zip(_RANGES, params, strict=False):
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
             if debug.enabled():
-                debug.check_range(operation, full, value, *RANGES[name])
+                debug.check_range(operation, full, value, *_RANGES[name])
             numbers.append(float(SamplingParams._field_defaults[name]))
             rows.append(value.contiguous())
         else:
             if torch.compiler.is_compiling():
-                value = _number(operation, f"{argument}.{name}", value, *RANGES[name])
+                value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
             numbers.append(float(value))
             rows.append(None)
     check_name(operation, f"{argument}.order", params.order, ORDERS)
-    return [*numbers, float(params.order == "min_p_last")], rows if any(
-        row is not None for row in rows
-    ) else []
+    last = float(params.order == "min_p_last")
+    return [*numbers, last], rows if any(row is not None for row in rows) else []
 
 
 def _number(operation: str, argument: str, value: object, low: float, high: float) -> int | float:

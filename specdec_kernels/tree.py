@@ -81,6 +81,10 @@ class DraftTree:
         max_depth: host bound, at least the deepest node (the root's depth is 0); deeper nodes are never
             visited.
 
+    Raises:
+        ValueError: wrong shapes, negative bounds.
+        TypeError: wrong types, dtypes or devices.
+
     Notes:
         Every constructor takes `max_nodes` and `max_depth`; where they are not given and do not follow from
         shapes they are read from the device once, which synchronises. `check=None` reads values where that
