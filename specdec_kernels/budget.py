@@ -240,10 +240,8 @@ def _checked(
     operation: str, chances: Sequence[float], parents: Sequence[int]
 ) -> tuple[list[float], list[int]]:
     """A tree, parents first."""
-    chances, parents = (
-        check_numbers(operation, "chances", chances),
-        check_ints(operation, "parents", parents, -1),
-    )
+    chances = check_numbers(operation, "chances", chances)
+    parents = check_ints(operation, "parents", parents, -1)
     if len(parents) != len(chances):
         rule = f"must have as many entries as chances, {len(chances)}"
         bad_value(operation, "parents", rule, len(parents))
