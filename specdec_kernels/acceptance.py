@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import bad_value
+from .errors import bad_value, check_int, check_ints, check_number
 
 DEPTHS_SHOWN = 8  # in a repr
 
@@ -24,6 +24,10 @@ class AcceptanceStats:
             drafts nothing, over the requests it serves; the median of several. 0 = not measured.
         rows: rows of logits that the target computed in these steps, roots included; 0 = not counted.
 
+    Raises:
+        ValueError: negative numbers, `accepted` of another length than `tested`.
+        TypeError: counts that are no ints, times that are no numbers.
+
     Example:
         >>> stats = AcceptanceStats(steps=10, drafted=20, passes=20, tested=(10, 8), accepted=(8, 4))
         >>> stats.mean_accepted_length, stats.tokens_per_step, stats.acceptance_by_depth
@@ -42,6 +46,17 @@ class AcceptanceStats:
     seconds: float = 0.0
     plain_seconds: float = 0.0
     rows: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "drafted", "passes", "rows"):
+            check_int("AcceptanceStats", name, getattr(self, name), 0)
+        for name in ("tested", "accepted"):
+            check_ints("AcceptanceStats", name, getattr(self, name), 0)
+        if len(self.accepted) != len(self.tested):
+            rule = f"must have as many entries as tested, {len(self.tested)}"
+            bad_value("AcceptanceStats", "accepted", rule, len(self.accepted))
+        for name in ("seconds", "plain_seconds"):
+            check_number("AcceptanceStats", name, getattr(self, name), 0)
 
     def __repr__(self) -> str:
         depths = [f"{rate:.2f}" for rate in self.acceptance_by_depth]
@@ -111,11 +126,20 @@ class AcceptanceStats:
             cost_ratio: c, time of one pass of the drafter over that of one of the target.
             depth: k, drafts per step; default `mean_depth`.
 
+        Returns:
+            The speedup, 1 = as fast as plain decoding.
+
+        Raises:
+            ValueError: negative numbers.
+            TypeError: no numbers.
+
         Source: Leviathan et al. 2023, theorem 3.8.
         """
-        a, k = self.acceptance_rate, self.mean_depth if depth is None else depth
+        a, k = self.acceptance_rate, self.mean_depth
+        if depth is not None:
+            k = check_number("AcceptanceStats.expected_speedup", "depth", depth, 0)
         tokens = k + 1 if a == 1 else (1 - a ** (k + 1)) / (1 - a)
-        return tokens / self._cost("expected_speedup", cost_ratio, k)
+        return tokens / self._cost("AcceptanceStats.expected_speedup", cost_ratio, k)
 
     def measured_speedup(self, cost_ratio: float) -> float:
         """Tokens per step over the cost of a step: `tokens_per_step / (k c + 1)`.
@@ -123,7 +147,9 @@ class AcceptanceStats:
         The tokens are counted, the cost is a model: that the target takes as long for a draft as for one
         token. Where it does not, `speedup` tells what came of it.
         """
-        return self.tokens_per_step / self._cost("measured_speedup", cost_ratio, self.mean_depth)
+        return self.tokens_per_step / self._cost(
+            "AcceptanceStats.measured_speedup", cost_ratio, self.mean_depth
+        )
 
     def warning(self, cost_ratio: float | None = None) -> str | None:
         """In words, where speculation costs more than it gives; else None.
@@ -146,9 +172,11 @@ class AcceptanceStats:
             ('speculation costs more than it gives', '0.92x the speed of plain decoding')
         """
         if cost_ratio is None and not self.seconds > 0:
-            bad_value("warning", "cost_ratio", "must be given where no time was measured", "None")
+            bad_value(
+                "AcceptanceStats.warning", "cost_ratio", "must be given where no time was measured", "None"
+            )
         if cost_ratio is not None:
-            self._cost("warning", cost_ratio, self.mean_depth)
+            self._cost("AcceptanceStats.warning", cost_ratio, self.mean_depth)
         if (speedup := self.speedup) is not None:
             return self._slower(speedup) if self.steps and speedup < 1 else None
         if cost_ratio is None:
@@ -173,9 +201,7 @@ class AcceptanceStats:
 
     def _cost(self, operation: str, cost_ratio: float, depth: float) -> float:
         """Of a step, in passes of the target."""
-        if not cost_ratio >= 0:
-            bad_value(operation, "cost_ratio", "must be >= 0", cost_ratio)
-        return depth * cost_ratio + 1
+        return depth * check_number(operation, "cost_ratio", cost_ratio, 0) + 1
 
 
 def _ratio(part: int, whole: int) -> float:

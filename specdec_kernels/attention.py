@@ -9,17 +9,24 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .cache_table import SLOT_DIM
 from .calls import TreeAttentionCall
 from .errors import (
     FLOATS,
-    bad_type,
     bad_value,
+    check_bool,
     check_device,
+    check_dim,
     check_dtype,
+    check_int,
+    check_name,
+    check_number,
     check_shape,
     check_tensor,
     check_type,
-)  # fmt: skip
+    what,
+)
+from .memory import check_contiguous, check_last_stride
 from .tree import DraftTree
 
 OPERATION = "tree_attention"
@@ -120,14 +127,14 @@ def tree_attention(
     check_type(OPERATION, "tree", tree, DraftTree, "a DraftTree")
     check_dtype(OPERATION, "query", query, FLOATS)
     rows, batch, device = tree.tokens.shape[0], tree.batch_size, query.device
-    if query.dim() != 3:
-        bad_value(OPERATION, "query", "must have shape [R, Hq, D]", list(query.shape))
+    check_dim(OPERATION, "query", query, 3, "[R, Hq, D]")
     query_heads, head = query.shape[1:]
     check_shape(OPERATION, "query", query, "[R, Hq, D]", (rows, query_heads, head))
-    _check_rows("query", query)
+    check_last_stride(OPERATION, "query", query, "D")
     check_device(OPERATION, "tree", tree.tokens, device)
-    if layout not in ("NHD", "HND"):
-        bad_value(OPERATION, "layout", "must be 'NHD' or 'HND'", repr(layout))
+    check_name(OPERATION, "layout", layout, SLOT_DIM)
+    check_bool(OPERATION, "deterministic", deterministic)
+    check_bool(OPERATION, "return_lse", return_lse)
     heads, page_size, value_size = _check_caches(query, key_cache, value_cache, value_dim, layout)
     check_dtype(OPERATION, "block_table", block_table, (torch.int32,))
     check_device(OPERATION, "block_table", block_table, device)
@@ -135,21 +142,20 @@ def tree_attention(
         bad_value(OPERATION, "block_table", f"must have shape [B, P], B = {batch}", list(block_table.shape))
     check_tensor(OPERATION, "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
     _check_new(query, new_key, new_value, heads, value_size, value_cache is None)
-    scale = _number("scale", 1 / math.sqrt(head) if scale is None else scale)
-    window = _positive("window", window, int)
-    softcap = _positive("softcap", softcap, float)
+    scale = check_number(OPERATION, "scale", 1 / math.sqrt(head) if scale is None else scale)
+    window = 0 if window is None else check_int(OPERATION, "window", window, 1)
+    softcap = 0.0 if softcap is None else _positive("softcap", softcap)
     if sinks is not None:
         check_tensor(OPERATION, "sinks", sinks, "[Hq]", (query_heads,), (torch.float32,), device)
         sinks = sinks.contiguous()
     if value_cache is None and value_scale is not None:
-        bad_value(OPERATION, "value_scale", "must be None with value_dim", "one")
+        bad_value(OPERATION, "value_scale", "must be None with value_dim", what(value_scale))
     key_scale, key_scales = _scale("key_scale", key_scale, heads, device)
     value_scale, value_scales = _scale("value_scale", value_scale, heads, device)
     table = block_table.shape[1] * page_size
-    if max_prefix_len is None:
-        max_prefix_len = table
-    elif max_prefix_len < 0:
-        bad_value(OPERATION, "max_prefix_len", "must be >= 0", max_prefix_len)
+    max_prefix_len = check_int(
+        OPERATION, "max_prefix_len", table if max_prefix_len is None else max_prefix_len, 0
+    )
     out = _output(out, query, value_size)
     if debug.enabled():
         debug.check_pages(
@@ -186,13 +192,6 @@ def tree_attention(
     return (out, lse) if return_lse else out
 
 
-def _check_rows(argument: str, tensor: Tensor) -> None:
-    if tensor.shape[-1] < 1:
-        bad_value(OPERATION, argument, "must have D >= 1", list(tensor.shape))
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-        bad_value(OPERATION, argument, "must have last stride 1", f"strides {list(tensor.stride())}")
-
-
 def _check_caches(
     query: Tensor, key_cache: Tensor, value_cache: Tensor | None, value_dim: int | None, layout: str
 ) -> tuple[int, int, int]:
@@ -203,7 +202,7 @@ def _check_caches(
     check_device(OPERATION, "key_cache", key_cache, query.device)
     if key_cache.dim() != 4 or key_cache.shape[-1] != head:
         bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head}", list(key_cache.shape))
-    _check_rows("key_cache", key_cache)
+    check_last_stride(OPERATION, "key_cache", key_cache, "D")
     page_size, heads = key_cache.shape[1:3] if layout == "NHD" else (key_cache.shape[2], key_cache.shape[1])
     if page_size < 1:
         bad_value(OPERATION, "key_cache", "must have page_size >= 1", list(key_cache.shape))
@@ -212,6 +211,7 @@ def _check_caches(
     if value_cache is None:
         if value_dim is None:
             bad_value(OPERATION, "value_dim", "must be given where value_cache is None", "None")
+        value_dim = check_int(OPERATION, "value_dim", value_dim)
         if not 1 <= value_dim <= head:
             bad_value(OPERATION, "value_dim", f"must be in [1, D] = [1, {head}]", value_dim)
         return heads, page_size, value_dim
@@ -221,7 +221,7 @@ def _check_caches(
     check_device(OPERATION, "value_cache", value_cache, query.device)
     value_size = value_cache.shape[-1] if value_cache.dim() == 4 else 0
     check_shape(OPERATION, "value_cache", value_cache, symbols, (*key_cache.shape[:-1], value_size))
-    _check_rows("value_cache", value_cache)
+    check_last_stride(OPERATION, "value_cache", value_cache, "D")
     return heads, page_size, value_size
 
 
@@ -235,39 +235,28 @@ def _check_new(
 ) -> None:
     if new_key is None:
         if new_value is not None:
-            bad_value(OPERATION, "new_value", "must be None without new_key", list(new_value.shape))
+            bad_value(OPERATION, "new_value", "must be None without new_key", what(new_value))
         return
     rows, device = query.shape[0], query.device
     shape = (rows, heads, query.shape[2])
     check_tensor(OPERATION, "new_key", new_key, "[R, Hkv, D]", shape, (query.dtype,), device)
-    _check_rows("new_key", new_key)
+    check_last_stride(OPERATION, "new_key", new_key, "D")
     if latent:
         if new_value is not None:
-            bad_value(OPERATION, "new_value", "must be None with value_dim", list(new_value.shape))
+            bad_value(OPERATION, "new_value", "must be None with value_dim", what(new_value))
         return
     if new_value is None:
         bad_value(OPERATION, "new_value", "must be given with new_key", "None")
     shape = (rows, heads, value_size)
     check_tensor(OPERATION, "new_value", new_value, "[R, Hkv, Dv]", shape, (query.dtype,), device)
-    _check_rows("new_value", new_value)
+    check_last_stride(OPERATION, "new_value", new_value, "D")
 
 
-def _number(argument: str, value: float) -> float:
-    if isinstance(value, Tensor) or not math.isfinite(value):
-        bad_value(OPERATION, argument, "must be a finite number", value)
-    return float(value)
-
-
-def _positive(argument: str, value: float | None, kind: type) -> float:
-    """The number, 0 for None."""
-    if value is None:
-        return kind(0)
-    if isinstance(value, Tensor):
-        bad_type(OPERATION, argument, f"must be {kind.__name__}", "Tensor")
-    least = ">= 1" if kind is int else "> 0"
-    if not math.isfinite(value) or value <= 0 or kind(value) != value:
-        bad_value(OPERATION, argument, f"must be a number {least}", value)
-    return kind(value)
+def _positive(argument: str, value: float) -> float:
+    number = check_number(OPERATION, argument, value)
+    if number <= 0:
+        bad_value(OPERATION, argument, "must be > 0", value)
+    return number
 
 
 def _scale(
@@ -277,7 +266,7 @@ def _scale(
     if scale is None:
         return 1.0, None
     if not isinstance(scale, Tensor):
-        return _number(argument, scale), None
+        return check_number(OPERATION, argument, scale, noun="a number or a [Hkv] tensor"), None
     check_dtype(OPERATION, argument, scale, (torch.float32,))
     check_device(OPERATION, argument, scale, device)
     if scale.numel() == 1:
@@ -291,6 +280,5 @@ def _output(out: Tensor | None, query: Tensor, value_size: int) -> Tensor:
     if out is None:
         return torch.empty(shape, dtype=query.dtype, device=query.device)
     check_tensor(OPERATION, "out", out, "[R, Hq, Dv]", shape, (query.dtype,), query.device)
-    if not out.is_contiguous():
-        bad_value(OPERATION, "out", "must be contiguous", f"strides {list(out.stride())}")
+    check_contiguous(OPERATION, "out", out)
     return out

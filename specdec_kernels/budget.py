@@ -8,10 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
-from .errors import bad_value
+from .errors import (
+    bad_type,
+    bad_value,
+    check_int,
+    check_ints,
+    check_list,
+    check_number,
+    check_numbers,
+    check_type,
+)
 
 BUCKETS = 8  # of chances, one for each power of two of the odds
 DECAY = 0.97  # of a count, per step: what is forgotten is tried again
@@ -45,8 +55,20 @@ class Calibration:
     promised: tuple[float, ...] = (0.0,) * BUCKETS
     kept: tuple[float, ...] = (0.0,) * BUCKETS
 
+    def __post_init__(self) -> None:
+        for name in ("promised", "kept"):
+            count = len(check_numbers("Calibration", name, getattr(self, name)))
+            if count != BUCKETS:
+                bad_value("Calibration", name, f"must hold {BUCKETS} numbers", count)
+
     def believe(self, chances: Sequence[float], parents: Sequence[int]) -> list[float]:
-        """The chances as far as they are to be believed. No node has a better one than its parent."""
+        """The chances as far as they are to be believed. No node has a better one than its parent.
+
+        Raises:
+            ValueError: negative chances, parents that are no earlier nodes.
+            TypeError: no sequences of numbers.
+        """
+        chances, parents = _checked("Calibration.believe", chances, parents)
         believed: list[float] = []
         for promise, parent in zip(_promises(chances, parents), parents, strict=True):
             kind = _kind(promise)
@@ -55,10 +77,16 @@ class Calibration:
         return believed
 
     def after(self, chances: Sequence[float], parents: Sequence[int], path: Sequence[int]) -> Calibration:
-        """After a step that accepted the nodes of `path`, the root included, of this tree."""
+        """After a step that accepted the nodes of `path`, the root included, of this tree.
+
+        Raises:
+            ValueError: negative chances, parents that are no earlier nodes.
+            TypeError: no sequences of numbers.
+        """
+        chances, parents = _checked("Calibration.after", chances, parents)
         promised = [DECAY * value for value in self.promised]
         kept = [DECAY * value for value in self.kept]
-        accepted = set(path)
+        accepted = set(check_ints("Calibration.after", "path", path, -1))
         for node, promise in enumerate(_promises(chances, parents)):
             if parents[node] in accepted and promise > 0:
                 promised[_kind(promise)] += promise
@@ -86,6 +114,10 @@ class Budget:
             steps over one row.
         idle: steps since the last one that drafted.
 
+    Raises:
+        ValueError: numbers out of range, no time of 1 row.
+        TypeError: no numbers.
+
     Example:
         >>> budget = Budget({1: 1.0, 4: 1.2, 16: 2.0})
         >>> budget.choose([[1.0, 0.9, 0.8, 0.05], [1.0, 0.03]])
@@ -102,23 +134,30 @@ class Budget:
     idle: int = 0
 
     def __post_init__(self) -> None:
-        sizes = sorted(self.costs)
-        if not sizes or sizes[0] != 1 or not all(0 < self.costs[size] < math.inf for size in sizes):
+        check_type("Budget", "costs", self.costs, Mapping, "a mapping of rows to times")
+        for size in self.costs:
+            check_number("Budget", "rows in costs", size, 1)
+            check_number("Budget", f"costs[{size}]", self.costs[size])
+        if 1 not in self.costs or min(self.costs.values()) <= 0:
             bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
         for name, default in (("credit", 1.0), ("most", 4.0)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default * self.costs[1])
-            if not getattr(self, name) >= 0:
-                bad_value("Budget", name, "must be >= 0", getattr(self, name))
-        if not self.allowance >= 0:
-            bad_value("Budget", "allowance", "must be >= 0", self.allowance)
+            check_number("Budget", name, getattr(self, name), 0, infinite=True)
+        check_number("Budget", "allowance", self.allowance, 0)
+        check_int("Budget", "idle", self.idle, 0)
 
     def cost(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Time of steps over so many rows each."""
+        """Time of steps over so many rows each.
+
+        Raises:
+            ValueError: negative rows.
+            TypeError: neither a number of rows nor a sequence of them.
+        """
+        rows = _as_rows(rows)
         sizes = sorted(self.costs)
         times = [self.costs[size] for size in sizes]
         slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else times[0]
-        rows = np.asarray(rows, dtype=float)
         return np.interp(rows, sizes, times) + max(slope, 0.0) * np.maximum(rows - sizes[-1], 0.0)
 
     def choose(self, chances: Sequence[Sequence[float]]) -> list[list[int]]:
@@ -130,7 +169,15 @@ class Budget:
 
         A node more costs what it adds to the step, whoever it belongs to, so the likeliest nodes of all
         requests come first.
+
+        Raises:
+            ValueError: negative chances.
+            TypeError: no sequences of numbers.
         """
+        chances = [
+            check_numbers("Budget.choose", f"chances[{b}]", each)
+            for b, each in enumerate(check_list("Budget.choose", "chances", chances, "sequences of numbers"))
+        ]
         if not chances:
             return []
         nodes = [
@@ -151,13 +198,28 @@ class Budget:
                 that accept one there.
             draft_cost: time of a level, in the unit of `costs`.
             width: nodes of a level.
+
+        Raises:
+            ValueError: negative numbers, a width below 1.
+            TypeError: no numbers.
         """
+        chances = check_numbers("Budget.depth", "chances", chances)
+        draft_cost = check_number("Budget.depth", "draft_cost", draft_cost, 0)
+        width = check_int("Budget.depth", "width", width, 1)
         levels = np.arange(len(chances) + 1)
         tokens = 1.0 + np.cumsum([0.0, *chances])
         return self._best(tokens, self.cost(1 + width * levels) + draft_cost * levels)
 
     def after(self, rows: int, tokens: Sequence[int], drafting: float = 0.0) -> Budget:
-        """After a step over `rows` rows that brought each request so many tokens, and what drafting took."""
+        """After a step over `rows` rows that brought each request so many tokens, and what drafting took.
+
+        Raises:
+            ValueError: negative rows or tokens.
+            TypeError: no numbers.
+        """
+        rows = check_int("Budget.after", "rows", rows, 0)
+        tokens = check_ints("Budget.after", "tokens", tokens, 0)
+        drafting = check_number("Budget.after", "drafting", drafting)
         if not tokens:
             return self
         plain = float(self.cost(len(tokens))) * sum(tokens) / len(tokens)
@@ -172,6 +234,34 @@ class Budget:
         if self.idle >= PATIENCE and rates[1:].any():
             return 1 + int(np.argmax(rates[1:]))
         return int(np.argmax(rates))
+
+
+def _checked(
+    operation: str, chances: Sequence[float], parents: Sequence[int]
+) -> tuple[list[float], list[int]]:
+    """A tree, parents first."""
+    chances = check_numbers(operation, "chances", chances)
+    parents = check_ints(operation, "parents", parents, -1)
+    if len(parents) != len(chances):
+        rule = f"must have as many entries as chances, {len(chances)}"
+        bad_value(operation, "parents", rule, len(parents))
+    for node, parent in enumerate(parents):
+        if parent >= node:
+            bad_value(operation, "parents", "must be -1 or earlier nodes", f"{parent} at node {node}")
+    return chances, parents
+
+
+def _as_rows(rows: object) -> np.ndarray:
+    """Numbers of rows, one or many."""
+    if isinstance(rows, np.ndarray):
+        if rows.dtype.kind not in "iuf":
+            bad_type("Budget.cost", "rows", "must hold numbers", rows.dtype)
+        if not (rows >= 0).all():
+            bad_value("Budget.cost", "rows", "must be >= 0", rows.min())
+        return rows.astype(float)
+    if isinstance(rows, Real):
+        return np.asarray(check_number("Budget.cost", "rows", rows, 0))
+    return np.array(check_numbers("Budget.cost", "rows", rows), dtype=float)
 
 
 def _promises(chances: Sequence[float], parents: Sequence[int]) -> list[float]:

@@ -6,10 +6,24 @@ import torch
 from torch import Tensor
 
 from . import debug, ops
+from .backends import NAMES
 from .calls import SampleChildrenCall
-from .errors import FLOATS, bad_type, bad_value, check_device, check_dtype, check_shape, check_type
+from .errors import (
+    FLOATS,
+    bad_value,
+    check_bool,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_name,
+    check_shape,
+    check_type,
+    what,
+)
+from .memory import check_last_stride
 from .random import Purpose
-from .sample import check_last_stride, noise_keys
+from .sample import noise_keys
 from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
 from .tree import Proposal
 
@@ -86,22 +100,18 @@ def sample_children(
         ([0, 1, 2], [2, 2, 2])
     """
     check_dtype("sample_children", "logits", logits, FLOATS)
-    if logits.dim() != 2:
-        bad_value("sample_children", "logits", "must have shape [N, V]", list(logits.shape))
+    check_dim("sample_children", "logits", logits, 2, "[N, V]")
     check_last_stride("sample_children", "logits", logits)
-    if isinstance(k, bool) or not isinstance(k, int):
-        bad_type("sample_children", "k", "must be an int", type(k).__name__)
-    if not 1 <= k <= MOST_CHILDREN:
-        bad_value("sample_children", "k", f"must be in [1, {MOST_CHILDREN}]", k)
-    if method not in METHODS:
-        bad_value("sample_children", "method", f"must be one of {', '.join(METHODS)}", repr(method))
+    k = check_int("sample_children", "k", k, 1, MOST_CHILDREN)
+    check_name("sample_children", "method", method, METHODS)
+    check_bool("sample_children", "coupled", coupled)
     rows, device = logits.shape[0], logits.device
     numbers, tensors = unpack("sample_children", "sampling", sampling, rows, device)
     if seeds is not None and nodes is None:
         bad_value("sample_children", "nodes", "must be given with seeds", "None")
     parents = _parents(nodes, rows, device)
     if seeds is None and nodes is not None:
-        bad_value("sample_children", "nodes", "must be None without seeds", list(nodes.shape))
+        bad_value("sample_children", "nodes", "must be None without seeds", what(nodes))
     seeds, positions = noise_keys("sample_children", seeds, positions, rows, device, symbols="[N]")
     if debug.enabled():
         debug.check_logits("sample_children", "logits", logits)
@@ -179,13 +189,10 @@ def draft_token(
         (torch.Size([2, 3]), 'INDEPENDENT')
     """
     check_dtype("draft_token", "logits", logits, FLOATS)
-    if logits.dim() != 2:
-        bad_value("draft_token", "logits", "must have shape [B, Vd]", list(logits.shape))
+    check_dim("draft_token", "logits", logits, 2, "[B, Vd]")
     check_last_stride("draft_token", "logits", logits)
-    if isinstance(node, bool) or not isinstance(node, int):
-        bad_type("draft_token", "node", "must be an int", type(node).__name__)
-    if node < 0:
-        bad_value("draft_token", "node", "must be >= 0", node)
+    node = check_int("draft_token", "node", node, 0)
+    check_name("draft_token", "backend", backend, NAMES)
     batch, device = logits.shape[0], logits.device
     unpack("draft_token", "sampling", sampling, batch, device)
     if draft_vocab is not None:

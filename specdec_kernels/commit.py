@@ -12,7 +12,20 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from . import backends, debug, ops
 from .cache_table import SLOT_DIM, cache_table, row_dims
 from .calls import CommitKVCall
-from .errors import bad_type, bad_value, check_device, check_shape, check_tensor, check_type, name_of
+from .errors import (
+    bad_type,
+    bad_value,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_list,
+    check_name,
+    check_shape,
+    check_tensor,
+    check_type,
+    name_of,
+)
 from .memory import check_distinct, check_no_overlap, check_row
 from .tree import DraftTree
 from .verify import Verified
@@ -42,7 +55,7 @@ class CachePlan:
 
     Raises:
         ValueError: wrong shapes, rows that are not contiguous, a cache listed twice or that overlaps itself.
-        TypeError: not tensors, or on different devices.
+        TypeError: not tensors, or on different devices; a `page_size` that is no int.
 
     Notes:
         Keeps the tensors alive. Their memory must not be moved (`resize_`, `set_`) while the plan is in use.
@@ -56,10 +69,10 @@ class CachePlan:
     """
 
     def __init__(self, caches: Sequence[Tensor], *, page_size: int, layout: str = "NHD") -> None:
-        self.caches = list(caches)
-        self.page_size = page_size
+        self.caches = check_list("CachePlan", "caches", caches, "tensors")
+        self.page_size = check_int("CachePlan", "page_size", page_size, 1)
         self.layout = layout
-        check_caches("CachePlan", self.caches, page_size, layout)
+        check_caches("CachePlan", self.caches, self.page_size, layout)
         self.table = cache_table(self.caches, layout)
         """[len(caches), 7] int64 on the caches' device, see `cache_table.FIELDS`."""
 
@@ -129,27 +142,30 @@ def commit_kv(
         [1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]
     """
     if isinstance(caches, CachePlan):
-        if page_size not in (None, caches.page_size):
+        if page_size is not None and check_int("commit_kv", "page_size", page_size) != caches.page_size:
             bad_value("commit_kv", "page_size", f"must be the plan's, {caches.page_size}", page_size)
+        if layout is not None:
+            check_name("commit_kv", "layout", layout, SLOT_DIM)
         if layout not in (None, caches.layout):
             bad_value("commit_kv", "layout", f"must be the plan's, {caches.layout!r}", repr(layout))
         plan, caches, page_size, layout = caches, caches.caches, caches.page_size, caches.layout
     else:
         if page_size is None:
             bad_value("commit_kv", "page_size", "must be an int >= 1 without a CachePlan", None)
-        plan, layout, caches = None, layout or "NHD", list(caches)
+        page_size = check_int("commit_kv", "page_size", page_size, 1)
+        plan, layout = None, "NHD" if layout is None else layout
+        caches = check_list("commit_kv", "caches", caches, "tensors")
         check_caches("commit_kv", caches, page_size, layout)
     path, device = check_path("commit_kv", verified, tree), caches[0].device
     check_device("commit_kv", "verified", path, device)
     batch = tree.batch_size
-    if not isinstance(block_table, Tensor) or block_table.dim() != 2:
-        shape = list(block_table.shape) if isinstance(block_table, Tensor) else type(block_table).__name__
-        bad_value("commit_kv", "block_table", "must have shape [B, P]", shape)
+    check_dtype("commit_kv", "block_table", block_table, (torch.int32,))
+    check_dim("commit_kv", "block_table", block_table, 2, "[B, P]")
     shape = (batch, block_table.shape[1])
     check_tensor("commit_kv", "block_table", block_table, "[B, P]", shape, (torch.int32,), device)
     check_tensor("commit_kv", "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
-    new = None if new is None else list(new)
     if new is not None:
+        new = check_list("commit_kv", "new", new, "tensors")
         _check_new(new, caches, layout, tree.tokens.shape[0])
     if debug.enabled():
         pages = min(cache.shape[0] for cache in caches)
@@ -198,10 +214,7 @@ def check_path(operation: str, verified: Verified | Tensor, tree: DraftTree) -> 
 
 def check_caches(operation: str, caches: Sequence[Tensor], page_size: int, layout: str) -> None:
     """Raise unless these are paged caches whose rows can be moved as bytes."""
-    if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
-        bad_value(operation, "page_size", "must be an int >= 1", repr(page_size))
-    if layout not in SLOT_DIM:
-        bad_value(operation, "layout", "must be 'NHD' or 'HND'", repr(layout))
+    check_name(operation, "layout", layout, SLOT_DIM)
     if not caches:
         bad_value(operation, "caches", "must hold at least one tensor", "none")
     slot = SLOT_DIM[layout]

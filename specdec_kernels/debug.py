@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .calls import VerifyCall
-from .errors import bad_value
+from .errors import INF, bad_value
 from .tree import DraftTree
 
 ENABLED = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")  # read once, at import
@@ -27,6 +27,15 @@ def check_logits(operation: str, argument: str, logits: Tensor) -> None:
         bad_value(operation, argument, "must not hold NaN", f"NaN at request {request}")
 
 
+def check_range(operation: str, argument: str, values: Tensor, low: float, high: float) -> None:
+    """Values per request in [low, high], and finite."""
+    bad = ~((values >= low) & (values <= high) & values.isfinite())
+    if bool(bad.any()):
+        request = int(bad.nonzero()[0])
+        rule = f"must be in [{low}, {high}]" if high < INF else f"must be finite and >= {low}"
+        bad_value(operation, argument, rule, f"{values[request].item()} at request {request}")
+
+
 def check_verify(
     target_logits: Tensor, tree: DraftTree, draft_logits: Tensor | None, draft_rows: Tensor | None
 ) -> None:
@@ -42,7 +51,7 @@ def check_verify(
         row = int(outside.nonzero()[0])
         rule = f"must be -1 or in [0, V) = [0, {vocab})"
         got = f"{int(tokens[row])} at request {int(request[row])} node {int(node[row])}"
-        bad_value("verify", "draft_tokens", rule, got)
+        bad_value("verify", "tree.tokens", rule, got)
     if draft_logits is None:
         return
     bad = draft_logits.isnan().any(-1)
@@ -81,7 +90,7 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     if found.numel():
         row = int(found[0])
         got = f"{int(tree.tokens[row])} at request {request} node {int(node[row])}"
-    bad_value("verify", "draft_tokens", "must have probability under the laws of their proposals", got)
+    bad_value("verify", "tree.tokens", "must have probability under the laws of their proposals", got)
 
 
 def _check_rows(argument: str, bad: Tensor, request: Tensor, node: Tensor, what: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import NoReturn
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INF = float("inf")
+LARGEST = sys.float_info.max
 
 
 class BackendUnavailable(RuntimeError):
@@ -37,6 +41,91 @@ def check_type(operation: str, argument: str, value: object, kind: type, noun: s
         bad_type(operation, argument, f"must be {noun}", type(value).__name__)
 
 
+def what(value: object) -> object:
+    """A tensor's shape; of anything else its type."""
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_int(
+    operation: str, argument: str, value: object, least: float = -INF, most: int | None = None
+) -> int:
+    """The number. Raise `TypeError` unless it is an int, `ValueError` unless it lies in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, (int, Integral, torch.SymInt)):
+        bad_type(operation, argument, "must be an int", type(value).__name__)
+    if value < least or (most is not None and value > most):
+        bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
+        bad_value(operation, argument, f"must be {bounds}", value)
+    if value >= 2**63:
+        bad_value(operation, argument, "must be < 2**63", value)
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def check_number(
+    operation: str,
+    argument: str,
+    value: object,
+    low: float = -INF,
+    high: float = INF,
+    *,
+    infinite: bool = False,
+    noun: str = "a number",
+) -> float:
+    """The number. Raise `TypeError` unless it is one, `ValueError` unless it lies in [low, high] and is
+    finite; where `infinite`, it may be inf."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
+        bad_type(operation, argument, f"must be {noun}", type(value).__name__)
+    number = value if isinstance(value, int) else float(value)
+    finite = abs(number) <= LARGEST  # an int may be beyond
+    if not (low <= number <= high and (finite or (infinite and number == INF))):
+        if high < INF:
+            rule = f"in [{low}, {high}]"
+        else:
+            rule = " and ".join(["finite"] * (not infinite) + [f">= {low}"] * (low > -INF))
+        bad_value(operation, argument, f"must be {rule}", value)
+    return float(number)
+
+
+def check_numbers(
+    operation: str, argument: str, values: object, low: float = 0, high: float = INF
+) -> list[float]:
+    """A sequence of finite numbers in [low, high], as a list."""
+    values = check_list(operation, argument, values, "numbers")
+    for i, value in enumerate(values):
+        if type(value) is not float or not low <= value <= min(high, LARGEST):
+            values[i] = check_number(operation, f"{argument}[{i}]", value, low, high)
+    return values
+
+
+def check_ints(operation: str, argument: str, values: object, least: float = -INF) -> list[int]:
+    """A sequence of integers from `least` on, as a list."""
+    values = check_list(operation, argument, values, "ints")
+    for i, value in enumerate(values):
+        if type(value) is not int or not least <= value < 2**63:
+            values[i] = check_int(operation, f"{argument}[{i}]", value, least)
+    return values
+
+
+def check_list(operation: str, argument: str, values: object, noun: str) -> list:
+    """The values as a list. Raise `TypeError` unless they are a sequence; a tensor is none."""
+    if isinstance(values, (Tensor, str, bytes, Mapping)) or not isinstance(values, Iterable):
+        bad_type(operation, argument, f"must be a sequence of {noun}", type(values).__name__)
+    return list(values)
+
+
+def check_bool(operation: str, argument: str, value: object) -> None:
+    """Raise `TypeError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        bad_type(operation, argument, "must be a bool", type(value).__name__)
+
+
+def check_name(operation: str, argument: str, value: object, names: Collection[str]) -> None:
+    """Raise unless `value` is one of `names`."""
+    if not isinstance(value, str):
+        bad_type(operation, argument, f"must be one of {', '.join(names)}", type(value).__name__)
+    if value not in names:
+        bad_value(operation, argument, f"must be one of {', '.join(names)}", repr(value))
+
+
 def check_dtype(operation: str, argument: str, value: object, dtypes: Sequence[torch.dtype]) -> None:
     """Raise `TypeError` unless `value` is a tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
@@ -50,6 +139,12 @@ def check_shape(operation: str, argument: str, value: Tensor, symbols: str, shap
     """Raise `ValueError` unless `value` has `shape`; `symbols` is the shape in letters, as `[B, K]`."""
     if tuple(value.shape) != tuple(shape):
         bad_value(operation, argument, f"must have shape {symbols} = {list(shape)}", list(value.shape))
+
+
+def check_dim(operation: str, argument: str, value: Tensor, dim: int, symbols: str) -> None:
+    """Raise `ValueError` unless `value` has `dim` dimensions."""
+    if value.dim() != dim:
+        bad_value(operation, argument, f"must have shape {symbols}", list(value.shape))
 
 
 def check_device(operation: str, argument: str, value: Tensor, device: torch.device) -> None:

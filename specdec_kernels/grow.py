@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .errors import bad_type, bad_value, check_device, check_dtype, check_shape
+from .errors import INF, bad_type, bad_value, check_device, check_dim, check_dtype, check_int, check_tensor
 from .tree import DraftTree, Proposal
 
-INF = float("inf")
 Children = tuple[Tensor, Tensor, Tensor]
 
 
@@ -100,13 +99,12 @@ def grow_tree(
         ([7, 0, 0, 1, 1], [-1, 0, 1, 1, 0], [0, 1, -1, -1, 2])
     """
     check_dtype("grow_tree", "roots", roots, (torch.int64,))
-    if roots.dim() != 1:
-        bad_value("grow_tree", "roots", "must have shape [B]", list(roots.shape))
-    for name, value in (("max_nodes", max_nodes), ("max_depth", max_depth), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            bad_type("grow_tree", name, "must be an int", type(value).__name__)
-        if value < 1:
-            bad_value("grow_tree", name, "must be >= 1", value)
+    check_dim("grow_tree", "roots", roots, 1, "[B]")
+    if not callable(expand):
+        bad_type("grow_tree", "expand", "must be callable", type(expand).__name__)
+    max_nodes = check_int("grow_tree", "max_nodes", max_nodes, 1)
+    max_depth = check_int("grow_tree", "max_depth", max_depth, 1)
+    width = check_int("grow_tree", "width", width, 1)
     levels = [_root(roots)]
     start = expanded = 0  # nodes before the last level, and expanded ones
     for depth in range(max_depth):
@@ -144,18 +142,20 @@ def _root(roots: Tensor) -> Level:
 
 
 def _checked(children: Children, frontier: Frontier) -> Children:
+    """What `expand` returned."""
+    if not isinstance(children, (tuple, list)) or len(children) != 3:
+        rule = "must return tokens, proposals and scores"
+        count = f" of {len(children)}" if isinstance(children, (tuple, list)) else ""
+        bad_type("grow_tree", "expand", rule, f"{type(children).__name__}{count}")
     tokens, proposals, scores = children
     rows, device = frontier.tokens.numel(), frontier.tokens.device
-    check_dtype("grow_tree", "tokens", tokens, (torch.int64,))
-    check_device("grow_tree", "tokens", tokens, device)
+    names = ("tokens of expand", "proposals of expand", "scores of expand")
+    check_dtype("grow_tree", names[0], tokens, (torch.int64,))
+    check_device("grow_tree", names[0], tokens, device)
     if tokens.dim() != 2 or tokens.shape[0] != rows or tokens.shape[1] < 1:
-        bad_value("grow_tree", "tokens", f"must have shape [B * W, k] = [{rows}, k]", list(tokens.shape))
-    check_dtype("grow_tree", "proposals", proposals, (torch.uint8,))
-    check_device("grow_tree", "proposals", proposals, device)
-    check_shape("grow_tree", "proposals", proposals, "[k]", tokens.shape[1:])
-    check_dtype("grow_tree", "scores", scores, (torch.float32,))
-    check_device("grow_tree", "scores", scores, device)
-    check_shape("grow_tree", "scores", scores, "[B * W, k]", tokens.shape)
+        bad_value("grow_tree", names[0], f"must have shape [B * W, k] = [{rows}, k]", list(tokens.shape))
+    check_tensor("grow_tree", names[1], proposals, "[k]", tokens.shape[1:], (torch.uint8,), device)
+    check_tensor("grow_tree", names[2], scores, "[B * W, k]", tokens.shape, (torch.float32,), device)
     return tokens, proposals, scores
 
 

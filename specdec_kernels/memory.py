@@ -10,6 +10,20 @@ from torch import Tensor
 from .errors import bad_value
 
 
+def check_last_stride(operation: str, argument: str, tensor: Tensor, symbol: str = "V") -> None:
+    """Raise `ValueError` unless rows lie contiguous in memory and are not empty; `symbol` is their size."""
+    if tensor.shape[-1] < 1:
+        bad_value(operation, argument, f"must have {symbol} >= 1", list(tensor.shape))
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        bad_value(operation, argument, "must have last stride 1", f"strides {list(tensor.stride())}")
+
+
+def check_contiguous(operation: str, argument: str, tensor: Tensor) -> None:
+    """Raise `ValueError` unless `tensor` is contiguous."""
+    if not tensor.is_contiguous():
+        bad_value(operation, argument, "must be contiguous", f"strides {list(tensor.stride())}")
+
+
 def check_row(operation: str, argument: str, tensor: Tensor, dims: range) -> None:
     """Raise `ValueError` unless the given last dimensions lie together in memory."""
     if tensor.numel() == 0:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .acceptance import AcceptanceStats
+from .backends import NAMES
 from .commit import CachePlan, Committed, commit_kv
-from .errors import bad_value
-from .rules import Rule
+from .errors import bad_value, check_bool, check_int, check_list, check_name, check_type
+from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
 from .tree import DraftTree
-from .verify import Verified, verify
+from .verify import Verified, check_draft_sampling, verify
 
 
 class SpeculativeVerifier(torch.nn.Module):
@@ -27,6 +28,10 @@ class SpeculativeVerifier(torch.nn.Module):
         plan: the paged caches that `commit` puts right.
         states: for each recurrent layer its states [slots, ...], likewise.
         max_depth: depths that are counted one by one; deeper drafts are not counted.
+
+    Raises:
+        ValueError: wrong numbers or names.
+        TypeError: wrong types.
 
     Notes:
         Counts are buffers of the module, on its device, and not part of its state dict. `forward` and
@@ -58,13 +63,27 @@ class SpeculativeVerifier(torch.nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        call = "SpeculativeVerifier"
+        resolve(call, rule, False)
+        check_type(call, "sampling", sampling, SamplingParams, "a SamplingParams")
+        check_draft_sampling(call, draft_sampling)
+        if draft_vocab is not None:
+            check_type(call, "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
+        check_bool(call, "return_logprobs", return_logprobs)
+        if plan is not None:
+            check_type(call, "plan", plan, CachePlan, "a CachePlan")
+        states = check_list(call, "states", states, "tensors")
+        for i, state in enumerate(states):
+            check_type(call, f"states[{i}]", state, Tensor, "a tensor")
+        max_depth = check_int(call, "max_depth", max_depth, 0)
+        check_name(call, "backend", backend, NAMES)
         self.rule = rule
         self.sampling = sampling
         self.draft_sampling = draft_sampling
         self.draft_vocab = draft_vocab
         self.return_logprobs = return_logprobs
         self.plan = plan
-        self.states = list(states)
+        self.states = states
         self.backend = backend
         for name in ("steps", "drafted", "passes"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
@@ -85,7 +104,17 @@ class SpeculativeVerifier(torch.nn.Module):
         token_bitmask: Tensor | None = None,
         out: Verified | None = None,
     ) -> Verified:
-        """`verify` with the module's options; counts what it accepted."""
+        """`verify` with the module's options; counts what it accepted.
+
+        Args:
+            As for `verify`.
+
+        Returns:
+            `Verified`.
+
+        Raises:
+            ValueError, TypeError, BackendUnavailable: as for `verify`.
+        """
         verified = verify(
             target_logits,
             tree,
@@ -121,9 +150,14 @@ class SpeculativeVerifier(torch.nn.Module):
         Args:
             verified, tree, block_table, prefix_lens, new: as for `commit_kv`; the tables only with a plan.
             snapshots, slots: as for `commit_state`, only with states.
+
+        Raises:
+            ValueError: an argument that is missing or has no use; and as for `commit_kv` and `commit_state`.
+            TypeError, BackendUnavailable: as for `commit_kv` and `commit_state`.
         """
+        call = "SpeculativeVerifier.commit"
         if self.plan is None and not self.states:
-            bad_value("commit", "plan", "or states must be given to SpeculativeVerifier", "neither")
+            bad_value(call, "plan or states", "must be given to SpeculativeVerifier", "None and no states")
         for argument, given, needed in (
             ("block_table", block_table, self.plan is not None),
             ("prefix_lens", prefix_lens, self.plan is not None),
@@ -134,7 +168,9 @@ class SpeculativeVerifier(torch.nn.Module):
                 rule = "must be given" if needed else "must be None"
                 what = "a plan" if argument in ("block_table", "prefix_lens") else "states"
                 got = "None" if given is None else type(given).__name__
-                bad_value("commit", argument, f"{rule} {'with' if needed else 'without'} {what}", got)
+                bad_value(call, argument, f"{rule} {'with' if needed else 'without'} {what}", got)
+        if new is not None and self.plan is None:
+            bad_value(call, "new", "must be None without a plan", type(new).__name__)
         # States first: written again they are the same, so a call that `commit_kv` refuses can be repeated.
         if self.states:
             commit_state(self.states, snapshots, verified, tree, slots, backend=self.backend)

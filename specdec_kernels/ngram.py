@@ -9,7 +9,17 @@ from torch import Tensor
 
 from . import debug, ops
 from .calls import NgramDraftCall, NgramTreeCall
-from .errors import INTEGERS, bad_type, bad_value, check_device, check_dtype, check_shape
+from .errors import (
+    INTEGERS,
+    bad_value,
+    check_bool,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_name,
+    check_numbers,
+    check_tensor,
+)
 from .tree import DraftTree
 
 # How often the token after the longest repeated n-gram, n = 1, 2, ..., is the one that followed it before,
@@ -61,10 +71,10 @@ def ngram_draft(
         >>> ngram_draft(text, torch.tensor([10]), 5, cyclic=True).tolist()
         [[3, 4, 1, 2, 3]]
     """
-    lengths = _check("ngram_draft", tokens, lengths, min_ngram, max_ngram)
-    _check_count("ngram_draft", "num_draft", num_draft, 1)
-    if match not in MATCHES:
-        bad_value("ngram_draft", "match", f"must be one of {', '.join(MATCHES)}", repr(match))
+    lengths, min_ngram, max_ngram = _check("ngram_draft", tokens, lengths, min_ngram, max_ngram)
+    num_draft = check_int("ngram_draft", "num_draft", num_draft, 1)
+    check_name("ngram_draft", "match", match, MATCHES)
+    check_bool("ngram_draft", "cyclic", cyclic)
     out = torch.empty((tokens.shape[0], num_draft), dtype=torch.int64, device=tokens.device)
     call = NgramDraftCall(
         tokens=tokens.contiguous(),
@@ -130,12 +140,12 @@ def ngram_tree(
         >>> [round(chance, 2) for chance in scores.exp()[0].tolist()]
         [1.0, 0.5, 0.32, 0.25]
     """
-    lengths = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
-    _check_count("ngram_tree", "max_nodes", max_nodes, 1)
-    max_depth = max_nodes - 1 if max_depth is None else max_depth
-    _check_count("ngram_tree", "max_depth", max_depth, 0)
-    _check_count("ngram_tree", "branches", branches, 1)
-    trust = [float(chance) for chance in trust]
+    lengths, min_ngram, max_ngram = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
+    max_nodes = check_int("ngram_tree", "max_nodes", max_nodes, 1)
+    max_depth = check_int("ngram_tree", "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
+    branches = check_int("ngram_tree", "branches", branches, 1)
+    check_bool("ngram_tree", "cyclic", cyclic)
+    trust = check_numbers("ngram_tree", "trust", trust)
     if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
         bad_value("ngram_tree", "trust", "must be at least one number in (0, 1]", trust)
     shape, device = (tokens.shape[0], max_nodes), tokens.device
@@ -161,23 +171,15 @@ def ngram_tree(
     return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores
 
 
-def _check(operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int) -> Tensor:
-    """The lengths as [B] int64."""
+def _check(
+    operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int
+) -> tuple[Tensor, int, int]:
+    """The lengths as [B] int64, and of n-grams."""
     check_dtype(operation, "tokens", tokens, (torch.int64,))
-    if tokens.dim() != 2:
-        bad_value(operation, "tokens", "must have shape [B, L]", list(tokens.shape))
-    check_dtype(operation, "lengths", lengths, INTEGERS)
-    check_device(operation, "lengths", lengths, tokens.device)
-    check_shape(operation, "lengths", lengths, "[B]", tokens.shape[:1])
-    _check_count(operation, "min_ngram", min_ngram, 1)
-    _check_count(operation, "max_ngram", max_ngram, min_ngram)
+    check_dim(operation, "tokens", tokens, 2, "[B, L]")
+    check_tensor(operation, "lengths", lengths, "[B]", tokens.shape[:1], INTEGERS, tokens.device)
+    min_ngram = check_int(operation, "min_ngram", min_ngram, 1)
+    max_ngram = check_int(operation, "max_ngram", max_ngram, min_ngram)
     if debug.enabled():
         debug.check_lengths(operation, lengths, tokens.shape[1])
-    return lengths.long().contiguous()
-
-
-def _check_count(operation: str, argument: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        bad_type(operation, argument, "must be an int", type(value).__name__)
-    if value < least:
-        bad_value(operation, argument, f"must be >= {least}", value)
+    return lengths.long().contiguous(), min_ngram, max_ngram

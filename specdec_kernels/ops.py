@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import backends, calls
+from .errors import check_name
 
 _KINDS = {
     "Tensor": "Tensor",
@@ -70,6 +71,7 @@ def _register(record: Any) -> Callable[..., None]:
     operator = getattr(torch.ops.specdec_kernels, operation).default
 
     def run(call: Any, backend: str) -> None:
+        check_name(operation, "backend", backend, backends.NAMES)
         values = [value for a in call for value in (a if isinstance(a, list) else [a])]
         plain = all(type(a) is Tensor and not a.is_meta for a in values if isinstance(a, Tensor))
         if plain and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):

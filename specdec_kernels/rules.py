@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
-from .errors import bad_type, bad_value
+from .errors import bad_type, bad_value, check_int, check_number, check_numbers
 
 LOSSLESS = ("match", "token", "traversal")
 
@@ -21,6 +21,10 @@ class Typical:
     Args:
         epsilon: hard bound on the probability asked for, in [0, 1].
         delta: scale of the entropy-dependent bound, >= 0.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
 
     At temperature 0 the test is made against the softmax of the unscaled logits.
 
@@ -38,8 +42,8 @@ class Typical:
     lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _in_range("Typical", "epsilon", self.epsilon, 0.0, 1.0)
-        _in_range("Typical", "delta", self.delta, 0.0)
+        check_number("Typical", "epsilon", self.epsilon, 0.0, 1.0)
+        check_number("Typical", "delta", self.delta, 0.0)
 
     @property
     def values(self) -> list[float]:
@@ -55,6 +59,10 @@ class Relaxed:
     Args:
         top_k: size of the candidate set, >= 1; tokens tied with the last one belong to it.
         delta: largest `p_max - p(x)` accepted, in [0, 1].
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
 
     A token with `p(x) = 0` never passes. At temperature 0 the test is made against the softmax of the
     unscaled logits.
@@ -73,10 +81,8 @@ class Relaxed:
     lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
-            bad_type("Relaxed", "top_k", "must be an int", type(self.top_k).__name__)
-        _in_range("Relaxed", "top_k", self.top_k, 1)
-        _in_range("Relaxed", "delta", self.delta, 0.0, 1.0)
+        check_int("Relaxed", "top_k", self.top_k, 1)
+        check_number("Relaxed", "delta", self.delta, 0.0, 1.0)
 
     @property
     def values(self) -> list[float]:
@@ -93,6 +99,10 @@ class Lenient:
     Args:
         factor: >= 1; larger accepts more.
 
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
+
     Source: the lenience of Leviathan et al. 2023, appendix A.5 (their `l = 1 / factor`).
 
     Example:
@@ -106,7 +116,7 @@ class Lenient:
     lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _in_range("Lenient", "factor", self.factor, 1.0)
+        check_number("Lenient", "factor", self.factor, 1.0)
 
     @property
     def values(self) -> list[float]:
@@ -123,6 +133,10 @@ class Synthetic:
         rate: acceptance probability of a node given its parent, in [0, 1]; or one rate per depth 1, 2, ...,
             of which the last repeats.
 
+    Raises:
+        ValueError: a number out of range.
+        TypeError: no number.
+
     Example:
         >>> Synthetic([0.9, 0.7]).values
         [0.9, 0.7]
@@ -134,12 +148,12 @@ class Synthetic:
     lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rate, (int, float)):
-            object.__setattr__(self, "rate", tuple(self.rate))
-            if not self.rate:
-                bad_value("Synthetic", "rate", "must hold at least one number", "none")
-        for rate in self.values:
-            _in_range("Synthetic", "rate", rate, 0.0, 1.0)
+        if isinstance(self.rate, Real):
+            check_number("Synthetic", "rate", self.rate, 0.0, 1.0)
+            return
+        object.__setattr__(self, "rate", tuple(check_numbers("Synthetic", "rate", self.rate, 0.0, 1.0)))
+        if not self.rate:
+            bad_value("Synthetic", "rate", "must hold at least one number", "none")
 
     @property
     def values(self) -> list[float]:
@@ -162,11 +176,3 @@ def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, li
     if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic)):
         bad_type(operation, "rule", "must be a name or a rule object", type(rule).__name__)
     return rule.name, rule.values
-
-
-def _in_range(rule: str, argument: str, value: float, low: float, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        bad_type(rule, argument, "must be a number", type(value).__name__)
-    if not (low <= value <= high and math.isfinite(value)):
-        wanted = f"must be in [{low}, {high}]" if math.isfinite(high) else f"must be finite and >= {low}"
-        bad_value(rule, argument, wanted, value)

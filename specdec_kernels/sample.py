@@ -7,7 +7,8 @@ from torch import Tensor
 
 from . import debug, ops
 from .calls import SampleCall
-from .errors import FLOATS, bad_value, check_dtype, check_tensor
+from .errors import FLOATS, bad_value, check_bool, check_dim, check_dtype, check_tensor, what
+from .memory import check_last_stride
 from .sampling import PLAIN, SamplingParams, unpack
 
 
@@ -66,13 +67,13 @@ def sample(
         True
     """
     check_dtype("sample", "logits", logits, FLOATS)
-    if logits.dim() != 2:
-        bad_value("sample", "logits", "must have shape [B, V]", list(logits.shape))
+    check_dim("sample", "logits", logits, 2, "[B, V]")
     check_last_stride("sample", "logits", logits)
     batch, vocab = logits.shape
     device = logits.device
     numbers, rows = unpack("sample", "sampling", sampling, batch, device)
     seeds, positions = noise_keys("sample", seeds, positions, batch, device)
+    check_bool("sample", "return_logprobs", return_logprobs)
     check_bitmask("sample", token_bitmask, "[B, ceil(V / 32)]", batch, vocab, device)
     if debug.enabled():
         debug.check_logits("sample", "logits", logits)
@@ -90,14 +91,6 @@ def sample(
     )
     ops.sample(call, backend)
     return (tokens, logprobs) if return_logprobs else tokens
-
-
-def check_last_stride(operation: str, argument: str, logits: Tensor) -> None:
-    """Rows lie contiguous in memory and are not empty."""
-    if logits.shape[-1] < 1:
-        bad_value(operation, argument, "must have V >= 1", list(logits.shape))
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        bad_value(operation, argument, "must have last stride 1", f"strides {list(logits.stride())}")
 
 
 def check_bitmask(
@@ -122,7 +115,7 @@ def noise_keys(
     if seeds is not None and positions is None:
         bad_value(operation, "positions", "must be given with seeds", "None")
     if seeds is None and positions is not None:
-        bad_value(operation, "positions", "must be None without seeds", _came(positions))
+        bad_value(operation, "positions", "must be None without seeds", what(positions))
     if seeds is None:
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64, device=device)
     else:
@@ -132,8 +125,3 @@ def noise_keys(
     else:
         check_tensor(operation, "positions", positions, symbols, (batch,), (torch.int64,), device)
     return seeds.contiguous(), positions.contiguous()
-
-
-def _came(value: object) -> object:
-    """A tensor's shape; of anything else its type."""
-    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

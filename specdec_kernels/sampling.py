@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, check_tensor
+from . import debug
+from .errors import (
+    FLOATS,
+    INF,
+    INTEGERS,
+    bad_value,
+    check_dtype,
+    check_int,
+    check_name,
+    check_number,
+    check_tensor,
+    check_type,
+)
 
 Numbers = tuple[list[float], list[Tensor | None]]
 
 ORDERS = ("min_p_first", "min_p_last")
-_LARGEST = sys.float_info.max
-_RANGES = {"temperature": (0.0, _LARGEST), "top_k": (-1, _LARGEST), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+_RANGES = {"temperature": (0.0, INF), "top_k": (-1, INF), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
 
 
 def _checked(cls: type) -> type:
@@ -35,7 +45,8 @@ def _checked(cls: type) -> type:
         for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
             if not isinstance(value, Tensor):
                 values[place] = _number("SamplingParams", name, value, *_RANGES[name])
-        return plain(cls, *values, _order("SamplingParams", "order", order))
+        check_name("SamplingParams", "order", order, ORDERS)
+        return plain(cls, *values, order)
 
     cls.__new__ = new
     cls._make = classmethod(lambda cls, values: cls(*values))
@@ -62,8 +73,8 @@ class SamplingParams(NamedTuple):
 
     Each but `order` is a number or a [B] tensor (integer or floating) of values per request. Numbers are
     checked here, numpy's scalars being converted. Tensors are checked by the operation that takes them, for
-    shape, dtype and device; their values are not checked: out of range they act as the nearest value in
-    range.
+    shape, dtype and device. Their values are checked with `SPECDEC_DEBUG=1` in the environment only, which
+    synchronises; else they act as the nearest value in range.
 
     Raises:
         ValueError: a number out of range, a fractional `top_k`, another `order`.
@@ -89,13 +100,14 @@ def unpack(
 ) -> Numbers:
     """The four numbers (the default where given per request) and 1 for min-p last, else 0; and the four
     tensors, or none at all."""
-    if not isinstance(params, SamplingParams):
-        bad_type(operation, argument, "must be a SamplingParams", type(params).__name__)
+    check_type(operation, argument, params, SamplingParams, "a SamplingParams")
     numbers, rows = [], []
     for name, value in zip(_RANGES, params, strict=False):
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
+            if debug.enabled():
+                debug.check_range(operation, full, value, *_RANGES[name])
             numbers.append(float(SamplingParams._field_defaults[name]))
             rows.append(value.contiguous())
         else:
@@ -103,28 +115,16 @@ def unpack(
                 value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
             numbers.append(float(value))
             rows.append(None)
-    last = _order(operation, f"{argument}.order", params.order) == "min_p_last"
-    return [*numbers, float(last)], rows if any(row is not None for row in rows) else []
+    check_name(operation, f"{argument}.order", params.order, ORDERS)
+    last = float(params.order == "min_p_last")
+    return [*numbers, last], rows if any(row is not None for row in rows) else []
 
 
 def _number(operation: str, argument: str, value: object, low: float, high: float) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        bad_type(operation, argument, "must be a number or a [B] tensor", type(value).__name__)
-    number = int(value) if isinstance(value, Integral) else float(value)
-    if not low <= number <= high:
-        wanted = f"must be finite and >= {low}" if high == _LARGEST else f"must be in [{low}, {high}]"
-        bad_value(operation, argument, wanted, value)
+    number = check_number(operation, argument, value, low, high, noun="a number or a [B] tensor")
     if argument.endswith("top_k") and number != int(number):
         bad_value(operation, argument, "must be an integer (keywords keep top_k and top_p apart)", value)
-    return number
-
-
-def _order(operation: str, argument: str, order: object) -> str:
-    if not isinstance(order, str):
-        bad_type(operation, argument, f"must be one of {', '.join(ORDERS)}", type(order).__name__)
-    if order not in ORDERS:
-        bad_value(operation, argument, f"must be one of {', '.join(ORDERS)}", repr(order))
-    return order
+    return int(value) if isinstance(value, Integral) else number
 
 
 PLAIN = SamplingParams()
@@ -153,7 +153,7 @@ class DraftVocab:
 
     Raises:
         ValueError: ids out of range or repeated.
-        TypeError: ids of another dtype.
+        TypeError: ids of another dtype, a `vocab_size` that is no int.
 
     Example:
         >>> DraftVocab(torch.tensor([3, 0]), vocab_size=4).columns.tolist()
@@ -164,10 +164,9 @@ class DraftVocab:
         check_dtype("DraftVocab", "ids", ids, (torch.int64,))
         if ids.dim() != 1 or ids.shape[0] < 1:
             bad_value("DraftVocab", "ids", "must have shape [Vd], Vd >= 1", list(ids.shape))
-        if vocab_size < 1:
-            bad_value("DraftVocab", "vocab_size", "must be >= 1", vocab_size)
+        vocab_size = check_int("DraftVocab", "vocab_size", vocab_size, 1)
         if ids.device.type == "cpu":
-            _check_ids(ids, vocab_size)
+            _check_ids("DraftVocab", "ids", ids, vocab_size)
         self.ids = ids.contiguous()
         self.vocab_size = vocab_size
         column = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
@@ -177,27 +176,43 @@ class DraftVocab:
 
     @classmethod
     def from_offsets(cls, d2t: Tensor, vocab_size: int) -> DraftVocab:
-        """From EAGLE-3's offsets [Vd]: column j stands for token `j + d2t[j]`.
+        """From EAGLE-3's offsets: column j stands for token `j + d2t[j]`.
+
+        Args:
+            d2t: [Vd] integers.
+            vocab_size: V, the width of the target logits.
+
+        Returns:
+            `DraftVocab`.
+
+        Raises:
+            ValueError: tokens out of range or repeated.
+            TypeError: offsets of another dtype, a `vocab_size` that is no int.
 
         Example:
             >>> DraftVocab.from_offsets(torch.tensor([0, 2, 2]), vocab_size=5).ids.tolist()
             [0, 3, 4]
         """
-        check_dtype("DraftVocab", "d2t", d2t, INTEGERS)
-        if d2t.dim() != 1:
-            bad_value("DraftVocab", "d2t", "must have shape [Vd]", list(d2t.shape))
-        return cls(torch.arange(d2t.shape[0], device=d2t.device) + d2t, vocab_size)
+        operation = "DraftVocab.from_offsets"
+        check_dtype(operation, "d2t", d2t, INTEGERS)
+        if d2t.dim() != 1 or d2t.shape[0] < 1:
+            bad_value(operation, "d2t", "must have shape [Vd], Vd >= 1", list(d2t.shape))
+        vocab_size = check_int(operation, "vocab_size", vocab_size, 1)
+        ids = torch.arange(d2t.shape[0], device=d2t.device) + d2t
+        if ids.device.type == "cpu":
+            _check_ids(operation, "the tokens of d2t", ids, vocab_size)
+        return cls(ids, vocab_size)
 
     def __repr__(self) -> str:
         return f"DraftVocab(Vd={self.ids.shape[0]}, vocab_size={self.vocab_size}, device={self.ids.device})"
 
 
-def _check_ids(ids: Tensor, vocab_size: int) -> None:
+def _check_ids(operation: str, argument: str, ids: Tensor, vocab_size: int) -> None:
     outside = (ids < 0) | (ids >= vocab_size)
     if bool(outside.any()):
         column = int(outside.nonzero()[0])
         rule = f"must be in [0, V) = [0, {vocab_size})"
-        bad_value("DraftVocab", "ids", rule, f"{int(ids[column])} at column {column}")
+        bad_value(operation, argument, rule, f"{int(ids[column])} at column {column}")
     distinct, count = ids.unique(return_counts=True)
     if distinct.numel() < ids.numel():
-        bad_value("DraftVocab", "ids", "must be distinct", f"{int(distinct[count > 1][0])} more than once")
+        bad_value(operation, argument, "must be distinct", f"{int(distinct[count > 1][0])} more than once")

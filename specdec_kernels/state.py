@@ -16,7 +16,9 @@ from .errors import (
     bad_type,
     bad_value,
     check_device,
+    check_dim,
     check_dtype,
+    check_list,
     check_shape,
     check_tensor,
     check_type,
@@ -117,8 +119,7 @@ def replay_conv(
     windows, (inputs,) = _lists(call, "windows", windows, inputs=inputs)
     path, slots = _requests(call, verified, tree, slots, windows[0].device)
     for i, (window, given) in enumerate(zip(windows, inputs, strict=True)):
-        if window.dim() != 3:
-            bad_value(call, f"windows[{i}]", "must have shape [slots, C, W]", list(window.shape))
+        check_dim(call, f"windows[{i}]", window, 3, "[slots, C, W]")
         _check_copied(call, "inputs", i, given, window, "[R, C]", window.shape[1:2], tree)
     kept = _kept(path, tree, slots)
     ops.replay_conv(ReplayConvCall(windows=windows, inputs=inputs, **kept), backend)
@@ -255,7 +256,7 @@ def _lists(
     operation: str, name: str, states: Sequence[Tensor], **given: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Tensors per layer, as many of each kind; the states can be written in place."""
-    states = list(states)
+    states = check_list(operation, name, states, "tensors")
     if not states:
         bad_value(operation, name, "must hold at least one tensor", "none")
     for i, state in enumerate(states):
@@ -267,7 +268,7 @@ def _lists(
     check_distinct(operation, name, states)
     lists = []
     for argument, tensors in given.items():
-        lists.append(list(tensors))
+        lists.append(check_list(operation, argument, tensors, "tensors"))
         if len(lists[-1]) != len(states):
             rule = f"must hold a tensor for each of {len(states)} layers"
             bad_value(operation, argument, rule, len(lists[-1]))
@@ -306,8 +307,7 @@ def _check_copied(
 
 def _matrix(operation: str, i: int, state: Tensor, symbols: str) -> tuple[int, int, int]:
     check_dtype(operation, f"states[{i}]", state, FLOATS)
-    if state.dim() != 4:
-        bad_value(operation, f"states[{i}]", f"must have shape {symbols}", list(state.shape))
+    check_dim(operation, f"states[{i}]", state, 4, symbols)
     return tuple(state.shape[1:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -13,7 +13,18 @@ from torch import Tensor
 
 from . import topology
 from . import tree_checks as checks
-from .errors import INTEGERS, bad_value, check_dtype, check_shape, check_tensor
+from .errors import (
+    INTEGERS,
+    bad_type,
+    bad_value,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_shape,
+    check_tensor,
+    what,
+)
 
 Paths = Sequence[Sequence[int]]
 T = TypeVar("T")
@@ -70,6 +81,10 @@ class DraftTree:
         max_depth: host bound, at least the deepest node (the root's depth is 0); deeper nodes are never
             visited.
 
+    Raises:
+        ValueError: wrong shapes, negative bounds.
+        TypeError: wrong types, dtypes or devices.
+
     Notes:
         Every constructor takes `max_nodes` and `max_depth`; where they are not given and do not follow from
         shapes they are read from the device once, which synchronises. `check=None` reads values where that
@@ -90,20 +105,22 @@ class DraftTree:
     _cache: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, Tensor):  # a pytree being rebuilt around something else
-            return
         check_dtype("DraftTree", "tokens", self.tokens, (torch.int64,))
-        if self.tokens.dim() != 1:
-            bad_value("DraftTree", "tokens", "must have shape [R]", list(self.tokens.shape))
+        check_dim("DraftTree", "tokens", self.tokens, 1, "[R]")
         rows, device = self.tokens.shape, self.tokens.device
         check_tensor("DraftTree", "parents", self.parents, "[R]", rows, (torch.int32,), device)
         check_tensor("DraftTree", "proposals", self.proposals, "[R]", rows, (torch.uint8,), device)
         check_dtype("DraftTree", "cu_nodes", self.cu_nodes, (torch.int32,))
+        check_device("DraftTree", "cu_nodes", self.cu_nodes, device)
         if self.cu_nodes.dim() != 1 or self.cu_nodes.shape[0] < 1:
             bad_value("DraftTree", "cu_nodes", "must have shape [B + 1]", list(self.cu_nodes.shape))
-        if self.max_nodes < 0 or self.max_depth < 0:
-            bound = f"max_nodes {self.max_nodes} and max_depth {self.max_depth}"
-            bad_value("DraftTree", "bounds", "must be >= 0", bound)
+        check_int("DraftTree", "max_nodes", self.max_nodes, 0)
+        check_int("DraftTree", "max_depth", self.max_depth, 0)
+        if self.links is not None:
+            if not isinstance(self.links, tuple) or len(self.links) != 2:
+                bad_type("DraftTree", "links", "must be None or two tensors", type(self.links).__name__)
+            for i, link in enumerate(self.links):
+                check_tensor("DraftTree", f"links[{i}]", link, "[R]", rows, (torch.int32,), device)
 
     @classmethod
     def chain(
@@ -122,44 +139,55 @@ class DraftTree:
         Args:
             tokens: [B, K] int64 drafted tokens without the root, which makes B * (K + 1) rows; or flat [R]
                 with `cu_nodes`, the first entry of each request being its root.
-            lengths: [B] integers; entries of a request at or past its length count as -1. Only with [B, K].
+            lengths: [B] integers in [0, K]; entries of a request at or past its length count as -1. Only with
+                [B, K].
             cu_nodes: [B + 1] int32, only with flat tokens.
             proposal: how all the tokens came to be.
             max_nodes: host bound on nodes of a request, default K + 1; of flat tokens, read from `cu_nodes`.
             max_depth: host bound on depth, default `max_nodes - 1`.
             check: whether values are read and checked.
 
+        Returns:
+            `DraftTree`.
+
+        Raises:
+            ValueError: wrong shapes or numbers; where values are read, lengths outside [0, K] or offsets that
+                decrease.
+            TypeError: wrong types, dtypes or devices.
+
         Example:
             >>> tree = DraftTree.chain(torch.tensor([[7, 8], [9, -1]]))
             >>> tree.tokens.tolist(), tree.parents.tolist(), tree.max_depth
             ([-1, 7, 8, -1, 9, -1], [-1, 0, 1, -1, 0, 1], 2)
         """
-        tokens = checks.as_integers("chain", "tokens", tokens, torch.int64)
+        call = "DraftTree.chain"
+        tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
+        checks.check_flag(call, check)
         if cu_nodes is None:
-            checks.check_dim("chain", "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
+            check_dim(call, "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
             batch, depth = tokens.shape
             if lengths is not None:
-                check_dtype("chain", "lengths", lengths, INTEGERS)
-                check_shape("chain", "lengths", lengths, "[B]", (batch,))
-                index = torch.arange(depth, device=tokens.device)
-                tokens = torch.where(index < lengths.unsqueeze(1), tokens, -1)
+                tokens = checks.mask_beyond(call, tokens, lengths, check)
             rows = torch.nn.functional.pad(tokens, (1, 0), value=-1).flatten()
             parents = torch.arange(-1, depth, dtype=torch.int32, device=tokens.device).repeat(batch)
             cu_nodes = checks.uniform_offsets(batch, depth + 1, tokens.device)
-            kinds = checks.as_kinds("chain", proposal, rows)
-            nodes = checks.bound("chain", "max_nodes", max_nodes, depth + 1)
+            kinds = checks.as_kind(call, "proposal", proposal, rows)
+            nodes = checks.bound(call, "max_nodes", max_nodes, depth + 1)
             return cls(
-                rows, parents, cu_nodes, kinds, nodes, checks.bound("chain", "max_depth", max_depth, depth)
+                rows, parents, cu_nodes, kinds, nodes, checks.bound(call, "max_depth", max_depth, depth)
             )
         if lengths is not None:
-            bad_value("chain", "lengths", "must be None with cu_nodes", f"shape {list(lengths.shape)}")
-        checks.check_dim("chain", "tokens", tokens, 1, "[R] with cu_nodes")
-        cu_nodes = checks.as_offsets("chain", cu_nodes, tokens, check)
+            bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
+        check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
+        cu_nodes = checks.as_offsets(call, cu_nodes, tokens, check)
         _, node = topology.owners(cu_nodes, tokens.numel())
         parents = (node - 1).int()
-        nodes = checks.largest("chain", cu_nodes, max_nodes, check)
-        depth = max(nodes - 1, 0) if max_depth is None else max_depth
-        return cls(tokens, parents, cu_nodes, checks.as_kinds("chain", proposal, tokens), nodes, depth)
+        nodes = checks.largest(call, cu_nodes, max_nodes, check)
+        deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
+        depth = checks.depth_bound(call, max_depth, nodes, deepest)
+        return cls(
+            tokens, parents, cu_nodes, checks.as_kind(call, "proposal", proposal, tokens), nodes, depth
+        )
 
     @classmethod
     def from_parents(
@@ -184,12 +212,21 @@ class DraftTree:
             max_depth: host bound on depth, default read from the tree.
             check: whether values are read and checked.
 
+        Returns:
+            `DraftTree`.
+
+        Raises:
+            ValueError: wrong shapes or numbers; where values are read, a malformed tree.
+            TypeError: wrong types, dtypes or devices.
+
         Example:
             >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6, 7]]), torch.tensor([[-1, 0, 0, 1]]))
             >>> tree.first_child.tolist(), tree.next_sibling.tolist(), tree.depths.tolist()
             ([1, 3, -1, -1], [-1, 2, -1, -1], [0, 1, 1, 2])
         """
-        return cls._build("from_parents", tokens, parents, cu_nodes, proposals, max_nodes, max_depth, check)
+        return cls._build(
+            "DraftTree.from_parents", tokens, parents, cu_nodes, proposals, max_nodes, max_depth, check
+        )
 
     @classmethod
     def from_paths(
@@ -214,22 +251,30 @@ class DraftTree:
             max_nodes, max_depth: host bounds, default what the paths say.
             check: whether values of tensors are read and checked; the paths always are.
 
+        Returns:
+            `DraftTree`.
+
+        Raises:
+            ValueError: wrong shapes or numbers; malformed paths.
+            TypeError: wrong types, dtypes or devices.
+
         Example:
             >>> tree = DraftTree.from_paths(torch.tensor([[-1, 5, 6, 7]]), [(0,), (1,), (0, 0)])
             >>> tree.parents.tolist(), tree.max_depth
             ([-1, 0, 0, 1], 2)
         """
-        paths = tuple(map(tuple, paths))
-        tokens = checks.as_integers("from_paths", "tokens", tokens, torch.int64)
-        checks.check_dim("from_paths", "tokens", tokens, 2, "[B, len(paths) + 1]")
-        batch, nodes = tokens.shape
-        check_shape("from_paths", "tokens", tokens, "[B, len(paths) + 1]", (batch, len(paths) + 1))
+        call = "DraftTree.from_paths"
+        paths = checks.as_paths(call, paths)
+        checks.check_flag(call, check)
+        tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
+        batch, nodes = tokens.shape[0] if tokens.dim() else 0, len(paths) + 1
+        check_shape(call, "tokens", tokens, "[B, len(paths) + 1]", (batch, nodes))
         parents = torch.tensor(
-            checks.parents_of_paths(paths), dtype=torch.int32, device=tokens.device
+            checks.parents_of_paths(call, paths), dtype=torch.int32, device=tokens.device
         ).repeat(batch)
-        kinds = checks.as_kinds("from_paths", proposals, tokens)
-        nodes = checks.bound("from_paths", "max_nodes", max_nodes, nodes)
-        depth = checks.bound("from_paths", "max_depth", max_depth, max(map(len, paths), default=0))
+        kinds = checks.as_kinds(call, proposals, tokens)
+        nodes = checks.bound(call, "max_nodes", max_nodes, nodes)
+        depth = checks.bound(call, "max_depth", max_depth, max(map(len, paths), default=0))
         tree = cls(
             tokens.flatten(),
             parents,
@@ -239,7 +284,7 @@ class DraftTree:
             depth,
         )
         if isinstance(proposals, Tensor) and checks.reads_values(check, tokens):
-            checks.check_proposals("from_paths", proposals.flatten(), *tree._owners)
+            checks.check_proposals(call, proposals.flatten(), *tree._owners)
         return tree
 
     @classmethod
@@ -263,21 +308,37 @@ class DraftTree:
             max_depth: host bound on depth, default read from the tree.
             check: whether values are read and checked.
 
+        Returns:
+            `DraftTree`.
+
+        Raises:
+            ValueError: wrong shapes or numbers; where values are read, a mask that is no ancestor relation.
+            TypeError: wrong types, dtypes or devices.
+
         Example:
             >>> mask = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]]], dtype=torch.bool)
             >>> DraftTree.from_mask(torch.tensor([[-1, 5, 6]]), mask).parents.tolist()
             [-1, 0, 0]
         """
-        tokens = checks.as_integers("from_mask", "tokens", tokens, torch.int64)
-        checks.check_dim("from_mask", "tokens", tokens, 2, "[B, N]")
+        tokens = checks.as_integers("DraftTree.from_mask", "tokens", tokens, torch.int64)
+        checks.check_flag("DraftTree.from_mask", check)
+        check_dim("DraftTree.from_mask", "tokens", tokens, 2, "[B, N]")
         batch, nodes = tokens.shape
         check_tensor(
-            "from_mask", "mask", mask, "[B, N, N]", (batch, nodes, nodes), (torch.bool,), tokens.device
+            "DraftTree.from_mask",
+            "mask",
+            mask,
+            "[B, N, N]",
+            (batch, nodes, nodes),
+            (torch.bool,),
+            tokens.device,
         )
         parents = topology.parents_from_mask(mask)
         if checks.reads_values(check, tokens):
-            checks.check_mask("from_mask", mask, parents)
-        return cls._build("from_mask", tokens, parents, None, proposals, max_nodes, max_depth, check)
+            checks.check_mask("DraftTree.from_mask", mask, parents)
+        return cls._build(
+            "DraftTree.from_mask", tokens, parents, None, proposals, max_nodes, max_depth, check
+        )
 
     @classmethod
     def from_links(
@@ -303,23 +364,33 @@ class DraftTree:
             max_depth: host bound on depth, default read from the tree.
             check: whether values are read and checked.
 
+        Returns:
+            `DraftTree`.
+
+        Raises:
+            ValueError: wrong shapes or numbers; where values are read, links that make no tree.
+            TypeError: wrong types, dtypes or devices.
+
         Example:
             >>> first, after = torch.tensor([[2, -1, -1]]), torch.tensor([[-1, -1, 1]])
             >>> tree = DraftTree.from_links(torch.tensor([[-1, 5, 6]]), first, after)
             >>> tree.parents.tolist(), tree.next_sibling.tolist()
             ([-1, 0, 0], [-1, -1, 1])
         """
-        tokens = checks.as_integers("from_links", "tokens", tokens, torch.int64)
-        checks.check_dim("from_links", "tokens", tokens, 2, "[B, N]")
+        tokens = checks.as_integers("DraftTree.from_links", "tokens", tokens, torch.int64)
+        checks.check_flag("DraftTree.from_links", check)
+        check_dim("DraftTree.from_links", "tokens", tokens, 2, "[B, N]")
         links = []
         for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
-            check_tensor("from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device)
+            check_tensor(
+                "DraftTree.from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device
+            )
             links.append(link.long())
         if checks.reads_values(check, tokens):
-            checks.check_links("from_links", tokens, *links)
+            checks.check_links("DraftTree.from_links", tokens, *links)
         parents = topology.parents_from_links(tokens, *links)
         return cls._build(
-            "from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
+            "DraftTree.from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
             links=(links[0].int().flatten(), links[1].int().flatten()),
         )  # fmt: skip
 
@@ -337,21 +408,22 @@ class DraftTree:
         links: tuple[Tensor, Tensor] | None = None,
     ) -> DraftTree:
         tokens = checks.as_integers(operation, "tokens", tokens, torch.int64)
+        symbols = "[B, N], or [R] with cu_nodes" if cu_nodes is None else "[R] with cu_nodes"
+        check_dim(operation, "tokens", tokens, 2 if cu_nodes is None else 1, symbols)
         parents = checks.as_integers(operation, "parents", parents, torch.int32)
         check_tensor(
             operation, "parents", parents, "tokens.shape", tokens.shape, (torch.int32,), tokens.device
         )
+        checks.check_flag(operation, check)
         if cu_nodes is None:
-            checks.check_dim(operation, "tokens", tokens, 2, "[B, N], or [R] with cu_nodes")
             batch, nodes = tokens.shape
             cu_nodes = checks.uniform_offsets(batch, nodes, tokens.device)
             nodes = checks.bound(operation, "max_nodes", max_nodes, nodes)
         else:
-            checks.check_dim(operation, "tokens", tokens, 1, "[R] with cu_nodes")
             cu_nodes = checks.as_offsets(operation, cu_nodes, tokens, check)
             nodes = checks.largest(operation, cu_nodes, max_nodes, check)
         kinds = checks.as_kinds(operation, proposals, tokens)
-        depth = max(nodes - 1, 0) if max_depth is None else max_depth
+        depth = checks.depth_bound(operation, max_depth, nodes)
         tree = cls(tokens.flatten(), parents.flatten(), cu_nodes, kinds, nodes, depth, links)
         checking = checks.reads_values(check, tokens)
         if checking:
@@ -413,7 +485,13 @@ def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:
 
 def _unflatten(tensors: Sequence[Tensor], bounds: tuple[int, int]) -> DraftTree:
     tokens, parents, cu_nodes, proposals, *links = tensors
-    return DraftTree(tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
+    values = (tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
+    if isinstance(tokens, Tensor):
+        return DraftTree(*values)
+    tree = object.__new__(DraftTree)  # of whatever a pytree's leaves were mapped to
+    for part, value in zip(fields(DraftTree), (*values, {}), strict=True):
+        object.__setattr__(tree, part.name, value)
+    return tree
 
 
 pytree.register_pytree_node(

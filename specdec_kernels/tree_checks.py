@@ -11,7 +11,26 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .errors import INTEGERS, bad_type, bad_value, check_dtype, check_shape
+from .errors import (
+    INTEGERS,
+    bad_value,
+    check_bool,
+    check_device,
+    check_dtype,
+    check_int,
+    check_ints,
+    check_list,
+    check_tensor,
+)
+
+MOST_KIND = 2  # the largest value of `Proposal`
+KINDS = "must be values of Proposal, 0, 1 or 2"
+
+
+def check_flag(operation: str, check: bool | None) -> None:
+    """Raise `TypeError` unless `check` is True, False or None."""
+    if check is not None:
+        check_bool(operation, "check", check)
 
 
 def reads_values(check: bool | None, tensor: Tensor) -> bool:
@@ -25,12 +44,6 @@ def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype
     return value.to(dtype)
 
 
-def check_dim(operation: str, argument: str, value: Tensor, dim: int, symbols: str) -> None:
-    """Raise `ValueError` unless `value` has `dim` dimensions."""
-    if value.dim() != dim:
-        bad_value(operation, argument, f"must have shape {symbols}", list(value.shape))
-
-
 def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
     """Row offsets [B + 1] of requests of equal size."""
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
@@ -41,8 +54,7 @@ def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | N
     cu_nodes = as_integers(operation, "cu_nodes", cu_nodes, torch.int32)
     if cu_nodes.dim() != 1 or cu_nodes.shape[0] < 1:
         bad_value(operation, "cu_nodes", "must have shape [B + 1]", list(cu_nodes.shape))
-    if cu_nodes.device != tokens.device:
-        bad_type(operation, "cu_nodes", f"must be on device {tokens.device}", cu_nodes.device)
+    check_device(operation, "cu_nodes", cu_nodes, tokens.device)
     if reads_values(check, tokens):
         check_cu_nodes(operation, cu_nodes, tokens.numel())
     return cu_nodes
@@ -51,7 +63,7 @@ def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | N
 def largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool | None) -> int:
     """`max_nodes`, by default the size of the largest request."""
     if max_nodes is not None and not reads_values(check, cu_nodes):
-        return max_nodes
+        return check_int(operation, "max_nodes", max_nodes, 0)
     most = int(cu_nodes.diff().max()) if cu_nodes.numel() > 1 else 0
     return bound(operation, "max_nodes", max_nodes, most)
 
@@ -60,24 +72,54 @@ def bound(operation: str, argument: str, given: int | None, least: int) -> int:
     """A host bound, by default the least that will do."""
     if given is None:
         return least
+    given = check_int(operation, argument, given, 0)
     if given < least:
         bad_value(operation, argument, f"must be >= {least}, what the trees need", given)
     return given
 
 
+def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 0) -> int:
+    """`max_depth`, by default what trees of so many nodes can need."""
+    return bound(operation, "max_depth", max(nodes - 1, 0) if max_depth is None else max_depth, max(least, 0))
+
+
+def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
+    """Proposals [R] uint8, all of one value."""
+    if not 0 <= check_int(operation, argument, proposal) <= MOST_KIND:
+        bad_value(operation, argument, KINDS, proposal)
+    return torch.full((tokens.numel(),), int(proposal), dtype=torch.uint8, device=tokens.device)
+
+
 def as_kinds(operation: str, proposals: int | Tensor, tokens: Tensor) -> Tensor:
     """Proposals [R] uint8 from one value or one per node."""
-    if isinstance(proposals, Tensor):
-        check_dtype(operation, "proposals", proposals, INTEGERS)
-        check_shape(operation, "proposals", proposals, "tokens.shape", tokens.shape)
-        return proposals.to(torch.uint8).flatten()
-    if proposals not in (0, 1, 2):
-        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", proposals)
-    return torch.full((tokens.numel(),), int(proposals), dtype=torch.uint8, device=tokens.device)
+    if not isinstance(proposals, Tensor):
+        return as_kind(operation, "proposals", proposals, tokens)
+    device = tokens.device
+    check_tensor(operation, "proposals", proposals, "tokens.shape", tokens.shape, INTEGERS, device)
+    return proposals.to(torch.uint8).flatten()
+
+
+def mask_beyond(operation: str, tokens: Tensor, lengths: Tensor, check: bool | None) -> Tensor:
+    """Chains [B, K] whose tokens from their lengths on are -1."""
+    batch, depth = tokens.shape
+    check_tensor(operation, "lengths", lengths, "[B]", (batch,), INTEGERS, tokens.device)
+    if reads_values(check, tokens):
+        bad = (lengths < 0) | (lengths > depth)
+        if bool(bad.any()):
+            request = int(bad.nonzero()[0])
+            rule = f"must be in [0, K] = [0, {depth}]"
+            bad_value(operation, "lengths", rule, f"{int(lengths[request])} at request {request}")
+    return torch.where(torch.arange(depth, device=tokens.device) < lengths.unsqueeze(1), tokens, -1)
+
+
+def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
+    """Paths as tuples, which can be looked up."""
+    listed = check_list(operation, "paths", paths, "sequences of ints")
+    return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
 
 @lru_cache(maxsize=64)
-def parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
+def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
     """The parent of every node of a topology of paths."""
     index = {(): 0}
     parents = [-1]
@@ -85,11 +127,11 @@ def parents_of_paths(paths: tuple[tuple[int, ...], ...]) -> list[int]:
     for node, path in enumerate(paths, start=1):
         if not path or path[:-1] not in index or path in index:
             rule = "must be distinct, not empty, and each after the path it extends"
-            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request")
+            bad_value(operation, "paths", rule, f"{path} at node {node} of every request")
         if path[-1] != 0 and (*path[:-1], path[-1] - 1) not in listed:
             rule = "must rank the children of a node 0, 1, 2, ... without a gap"
             missing = (*path[:-1], path[-1] - 1)
-            bad_value("from_paths", "paths", rule, f"{path} at node {node} of every request, no {missing}")
+            bad_value(operation, "paths", rule, f"{path} at node {node} of every request, no {missing}")
         parents.append(index[path[:-1]])
         index[path] = node
     return parents
@@ -119,11 +161,11 @@ def check_parents(operation: str, parents: Tensor, request: Tensor, node: Tensor
 
 def check_proposals(operation: str, proposals: Tensor, request: Tensor, node: Tensor) -> None:
     """Proposals are values of `Proposal`."""
-    bad = (proposals < 0) | (proposals > 2)
+    bad = (proposals < 0) | (proposals > MOST_KIND)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         got = f"{int(proposals[row])} at request {int(request[row])} node {int(node[row])}"
-        bad_value(operation, "proposals", "must be values of Proposal, 0, 1 or 2", got)
+        bad_value(operation, "proposals", KINDS, got)
 
 
 def check_mask(operation: str, mask: Tensor, parents: Tensor) -> None:

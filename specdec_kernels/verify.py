@@ -10,9 +10,20 @@ from torch import Tensor
 
 from . import debug, ops, rules
 from .calls import VerifyCall
-from .errors import FLOATS, bad_value, check_device, check_dtype, check_shape, check_tensor, check_type
+from .errors import (
+    FLOATS,
+    bad_value,
+    check_bool,
+    check_device,
+    check_dtype,
+    check_shape,
+    check_tensor,
+    check_type,
+    what,
+)
+from .memory import check_contiguous, check_last_stride
 from .rules import Rule
-from .sample import check_bitmask, check_last_stride, noise_keys
+from .sample import check_bitmask, noise_keys
 from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
 from .tree import DraftTree
 
@@ -142,12 +153,9 @@ def verify(
     check_device("verify", "tree", tree.tokens, device)
     _check_draft(draft_logits, draft_rows, draft_vocab, tree, vocab, device)
     numbers, tensors = unpack("verify", "sampling", sampling, batch, device)
+    check_draft_sampling("verify", draft_sampling)
     is_logprobs = isinstance(draft_sampling, str)
     if is_logprobs:
-        if draft_sampling != "logprobs":
-            bad_value(
-                "verify", "draft_sampling", "must be a SamplingParams or 'logprobs'", repr(draft_sampling)
-            )
         draft_numbers, draft_tensors = unpack("verify", "draft_sampling", PLAIN, batch, device)
     elif draft_sampling is None:
         draft_numbers, draft_tensors = numbers, tensors
@@ -156,6 +164,7 @@ def verify(
     rule_name, rule_values = rules.resolve("verify", rule, draft_logits is not None)
     seeds, positions = noise_keys("verify", seeds, positions, batch, device)
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
+    check_bool("verify", "return_logprobs", return_logprobs)
     out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
     if debug.enabled():
         debug.check_verify(target_logits, tree, draft_logits, draft_rows)
@@ -195,6 +204,16 @@ def verify(
     return out
 
 
+def check_draft_sampling(operation: str, value: object) -> None:
+    """Raise unless `value` is a `SamplingParams`, "logprobs" or None."""
+    wanted = "a SamplingParams or 'logprobs'"
+    if isinstance(value, str):
+        if value != "logprobs":
+            bad_value(operation, "draft_sampling", f"must be {wanted}", repr(value))
+    elif value is not None:
+        check_type(operation, "draft_sampling", value, SamplingParams, wanted)
+
+
 def _check_target(target_logits: Tensor, tree: DraftTree) -> int:
     """The vocabulary size V."""
     rows = tree.tokens.shape[0]
@@ -221,9 +240,11 @@ def _check_draft(
     device: torch.device,
 ) -> None:
     rows, batch = tree.tokens.shape[0], tree.batch_size
+    if draft_vocab is not None:
+        check_type("verify", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
     if draft_logits is None:
         if draft_rows is not None:
-            bad_value("verify", "draft_rows", "must be None without draft_logits", list(draft_rows.shape))
+            bad_value("verify", "draft_rows", "must be None without draft_logits", what(draft_rows))
         return
     check_dtype("verify", "draft_logits", draft_logits, FLOATS)
     check_device("verify", "draft_logits", draft_logits, device)
@@ -248,7 +269,6 @@ def _check_draft(
         check_tensor("verify", "draft_rows", draft_rows, "[R]", (rows,), (torch.int32,), device)
     check_last_stride("verify", "draft_logits", draft_logits)
     if draft_vocab is not None:
-        check_type("verify", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
         check_device("verify", "draft_vocab", draft_vocab.ids, device)
         if draft_vocab.vocab_size != vocab:
             bad_value("verify", "draft_vocab", f"must have vocab_size V = {vocab}", draft_vocab.vocab_size)
@@ -291,6 +311,5 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
         if field == "logprobs" and value is None:
             continue
         check_tensor("verify", f"out.{field}", value, symbols, shape, (dtype,), device)
-        if not value.is_contiguous():
-            bad_value("verify", f"out.{field}", "must be contiguous", f"strides {list(value.stride())}")
+        check_contiguous("verify", f"out.{field}", value)
     return out

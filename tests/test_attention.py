@@ -387,12 +387,12 @@ VALUES = {
     "table": (dict(block_table=torch.zeros(2, 3).int()),
               "block_table must have shape [B, P], B = 1, got [2, 3]"),
     "lengths": (dict(prefix_lens=torch.zeros(2).int()), "prefix_lens must have shape [B] = [1], got [2]"),
-    "window": (dict(window=0), "window must be a number >= 1, got 0"),
-    "softcap": (dict(softcap=-1.0), "softcap must be a number > 0, got -1.0"),
-    "scale": (dict(scale=float("nan")), "scale must be a finite number, got nan"),
+    "window": (dict(window=0), "window must be >= 1, got 0"),
+    "softcap": (dict(softcap=-1.0), "softcap must be > 0, got -1.0"),
+    "scale": (dict(scale=float("nan")), "scale must be finite, got nan"),
     "sinks": (dict(sinks=torch.zeros(3)), "sinks must have shape [Hq] = [4], got [3]"),
     "scales": (dict(key_scale=torch.zeros(3)), "key_scale must have shape [Hkv] = [2], got [3]"),
-    "layout": (dict(layout="DNH"), "layout must be 'NHD' or 'HND', got 'DNH'"),
+    "layout": (dict(layout="DNH"), "layout must be one of NHD, HND, got 'DNH'"),
     "new value": (dict(new_key=torch.zeros(4, 2, 32)), "new_value must be given with new_key, got None"),
     "bound": (dict(max_prefix_len=-1), "max_prefix_len must be >= 0, got -1"),
     "out": (dict(out=torch.zeros(4, 4, 16)), "out must have shape [R, Hq, Dv] = [4, 4, 32], got [4, 4, 16]"),
@@ -413,7 +413,7 @@ def test_refused_values(name):
     (dict(block_table=torch.zeros(1, 3)), "block_table must have dtype int32, got float32"),
     (dict(tree=3), "tree must be a DraftTree, got int"),
     (dict(new_key=torch.zeros(4, 2, 32).half()), "new_key must have dtype float32, got float16"),
-    (dict(window=torch.tensor(3)), "window must be int, got Tensor"),
+    (dict(window=torch.tensor(3)), "window must be an int, got Tensor"),
 ])  # fmt: skip
 def test_refused_types(changes, message):
     with pytest.raises(TypeError) as error:

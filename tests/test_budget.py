@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,10 +223,25 @@ def test_mutant_without_forgetting_never_tries_again(monkeypatch):
         (dict(costs={2: 1.0}), "Budget: costs must hold positive times of 1 row and of more, got {2: 1.0}"),
         (dict(costs={1: -1.0}), "Budget: costs must hold positive times"),
         (dict(costs={1: 1.0}, credit=-1.0), "Budget: credit must be >= 0, got -1.0"),
-        (dict(costs={1: 1.0}, allowance=-0.1), "Budget: allowance must be >= 0, got -0.1"),
+        (dict(costs={1: 1.0}, allowance=-0.1), "Budget: allowance must be finite and >= 0, got -0.1"),
     ],
 )
 def test_it_refuses(options, message):
     with pytest.raises(ValueError) as error:
         sdk.Budget(**options)
     assert message in str(error.value)
+
+
+def test_costs_of_arrays_are_checked():
+    budget = sdk.Budget({1: 1.0, 4: 2.0})
+    assert budget.cost(np.array([1, 4])).tolist() == [1.0, 2.0]
+    with pytest.raises(TypeError, match="^Budget.cost: rows must hold numbers, got bool$"):
+        budget.cost(np.array([True]))
+    with pytest.raises(ValueError, match="^Budget.cost: rows must be >= 0, got -1$"):
+        budget.cost(np.array([2, -1]))
+
+
+def test_parents_come_before_their_children():
+    rule = "parents must be -1 or earlier nodes, got 2 at node 1"
+    with pytest.raises(ValueError, match=f"^Calibration.believe: {rule}$"):
+        sdk.Calibration().believe([1.0, 0.5, 0.5], [-1, 2, 0])

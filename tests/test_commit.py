@@ -390,14 +390,14 @@ def refused(error, text, caches=None, **changes):
             None,
             dict(page_size=2, layout="HND"),
         ),
-        (ValueError, "page_size must be an int >= 1, got 0", None, dict(page_size=0)),
+        (ValueError, "page_size must be >= 1, got 0", None, dict(page_size=0)),
         (
             ValueError,
             "page_size must be an int >= 1 without a CachePlan, got None",
             None,
             dict(page_size=None),
         ),
-        (ValueError, "layout must be 'NHD' or 'HND', got 'NDH'", lambda c: c, dict(layout="NDH")),
+        (ValueError, "layout must be one of NHD, HND, got 'NDH'", lambda c: c, dict(layout="NDH")),
         (
             ValueError,
             "caches[0] must have contiguous rows (dimensions 2 to 3), got shape [12, 4, 2, 7], strides "

@@ -230,7 +230,7 @@ def test_sample_refuses(changes, kind, message):
     [
         (lambda: sdk.Typical(epsilon=2.0), ValueError, "Typical: epsilon must be in [0.0, 1.0], got 2.0"),
         (lambda: sdk.Typical(delta="a"), TypeError, "Typical: delta must be a number, got str"),
-        (lambda: sdk.Relaxed(top_k=0), ValueError, "Relaxed: top_k must be finite and >= 1, got 0"),
+        (lambda: sdk.Relaxed(top_k=0), ValueError, "Relaxed: top_k must be >= 1, got 0"),
         (lambda: sdk.Relaxed(top_k=2.5), TypeError, "Relaxed: top_k must be an int, got float"),
         (lambda: sdk.Lenient(0.5), ValueError, "Lenient: factor must be finite and >= 1.0, got 0.5"),
         (lambda: sdk.Lenient(float("inf")), ValueError, "Lenient: factor must be finite and >= 1.0, got inf"),
@@ -383,7 +383,8 @@ def test_debug_checks_values(monkeypatch):
         sdk.verify(target, tree, draft)
     target[5, 2] = 0
     with pytest.raises(
-        ValueError, match=r"draft_tokens must be -1 or in \[0, V\) = \[0, 5\), got 9 at request 1 node 3"
+        ValueError,
+        match=r"verify: tree.tokens must be -1 or in \[0, V\) = \[0, 5\), got 9 at request 1 node 3",
     ):
         sdk.verify(target, tree, draft)
     tokens[1, 2] = 4
@@ -421,11 +422,40 @@ def test_debug_tells_of_impossible_drafts(monkeypatch, backend):
     assert sdk.verify(**given, draft_logits=draft, rule="match").status.tolist() == [0, 0]
     got = "must have probability under the laws of their proposals, got 4 at request 1 node 3"
     for rule in ("token", "traversal", sdk.Lenient(1.5)):
-        with pytest.raises(ValueError, match=f"^verify: draft_tokens {got}$"):
+        with pytest.raises(ValueError, match=f"^verify: tree.tokens {got}$"):
             sdk.verify(**given, draft_logits=draft, rule=rule)
     monkeypatch.setattr(debug, "ENABLED", False)
     status = sdk.verify(**given, draft_logits=draft, rule="token").status
     assert status.tolist() == [0, sdk.Status.IMPOSSIBLE]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(temperature=[1.0, -1.0]), "temperature must be finite and >= 0.0, got -1.0 at request 1"),
+        (dict(temperature=[INF, 1.0]), "temperature must be finite and >= 0.0, got inf at request 0"),
+        (dict(top_k=[-2, 0]), "top_k must be finite and >= -1, got -2 at request 0"),
+        (dict(top_p=[0.5, 1.5]), "top_p must be in [0.0, 1.0], got 1.5 at request 1"),
+        (dict(min_p=[NAN, 0.5]), "min_p must be in [0.0, 1.0], got nan at request 0"),
+    ],
+)
+def test_debug_checks_numbers_of_requests(monkeypatch, changes, message):
+    law = sdk.SamplingParams(**{name: torch.tensor(values) for name, values in changes.items()})
+    logits = torch.zeros(B, V)
+    calls = {
+        "verify: sampling": lambda: sdk.verify(**arguments(sampling=law)),
+        "verify: draft_sampling": lambda: sdk.verify(**arguments(draft_sampling=law)),
+        "sample: sampling": lambda: sdk.sample(logits, law),
+        "sample_children: sampling": lambda: sdk.sample_children(logits, 2, sampling=law),
+        "draft_token: sampling": lambda: sdk.draft_token(logits, 0, sampling=law),
+    }
+    for call in calls.values():
+        call()
+    monkeypatch.setattr(debug, "ENABLED", True)
+    for name, call in calls.items():
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == f"{name}.{message}"
 
 
 def test_debug_checks_draft_rows(monkeypatch):

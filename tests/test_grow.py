@@ -473,20 +473,32 @@ def spoil(place, value):
         (dict(max_nodes=0), ValueError, "max_nodes must be >= 1, got 0"),
         (dict(max_depth=0), ValueError, "max_depth must be >= 1, got 0"),
         (dict(width=1.0), TypeError, "width must be an int, got float"),
+        (dict(expand=3), TypeError, "expand must be callable, got int"),
+        (
+            dict(expand=lambda frontier: None),
+            TypeError,
+            "expand must return tokens, proposals and scores, got N",
+        ),
+        (
+            dict(expand=lambda frontier: (1, 2)),
+            TypeError,
+            "expand must return tokens, proposals and scores, got tuple of 2",
+        ),
+        (dict(expand=spoil(0, 3)), TypeError, "tokens of expand must be a tensor, got int"),
         (
             dict(expand=spoil(0, torch.zeros(3, 3).long())),
             ValueError,
-            "tokens must have shape [B * W, k] = [2, k], got [3, 3]",
+            "tokens of expand must have shape [B * W, k] = [2, k], got [3, 3]",
         ),
         (
             dict(expand=spoil(1, torch.zeros(2).byte())),
             ValueError,
-            "proposals must have shape [k] = [3], got [2]",
+            "proposals of expand must have shape [k] = [3], got [2]",
         ),
         (
             dict(expand=spoil(2, torch.zeros(2, 3).double())),
             TypeError,
-            "scores must have dtype float32, got float64",
+            "scores of expand must have dtype float32, got float64",
         ),
     ],
 )

@@ -109,11 +109,28 @@ def test_commit_puts_caches_and_states_right():
 @pytest.mark.parametrize(
     ["options", "arguments", "text"],
     [
-        ("", {}, "commit: plan or states must be given to SpeculativeVerifier, got neither"),
-        ("plan", {}, "commit: block_table must be given with a plan, got None"),
-        ("plan", dict(slots=True), "commit: slots must be None without states, got Tensor"),
-        ("states", dict(slots=True), "commit: snapshots must be given with states, got None"),
-        ("states", dict(prefix_lens=True), "commit: prefix_lens must be None without a plan, got Tensor"),
+        (
+            "",
+            {},
+            "SpeculativeVerifier.commit: plan or states must be given to SpeculativeVerifier, "
+            "got None and no states",
+        ),
+        ("plan", {}, "SpeculativeVerifier.commit: block_table must be given with a plan, got None"),
+        (
+            "plan",
+            dict(slots=True),
+            "SpeculativeVerifier.commit: slots must be None without states, got Tensor",
+        ),
+        (
+            "states",
+            dict(slots=True),
+            "SpeculativeVerifier.commit: snapshots must be given with states, got None",
+        ),
+        (
+            "states",
+            dict(prefix_lens=True),
+            "SpeculativeVerifier.commit: prefix_lens must be None without a plan, got Tensor",
+        ),
     ],
 )
 def test_refusals(options, arguments, text):
@@ -127,6 +144,16 @@ def test_refusals(options, arguments, text):
     with pytest.raises(ValueError) as raised:
         verifier.commit(verifier(logits, tree), tree, **{name: every[name] for name in arguments})
     assert str(raised.value) == text
+
+
+def test_rows_without_a_plan_are_refused():
+    logits, tree, _ = problem(5)
+    _, states, snapshots, _, _ = caches_and_states(tree, 5)
+    verifier = sdk.SpeculativeVerifier(states=states)
+    given = dict(snapshots=snapshots, slots=torch.arange(5), new=[torch.zeros(1)])
+    rule = "^SpeculativeVerifier.commit: new must be None without a plan, got list$"
+    with pytest.raises(ValueError, match=rule):
+        verifier.commit(verifier(logits, tree), tree, **given)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
@@ -182,7 +209,9 @@ def test_speedups():
     assert "1.00 tokens per step" in useless.warning(0.1) and "0.67x the speed" in useless.warning(0.1)
     nothing = sdk.AcceptanceStats(0, 0, 0, (0,), (0,))
     assert nothing.warning(3.0) is None and nothing.mean_accepted_length == 0
-    with pytest.raises(ValueError, match="expected_speedup: cost_ratio must be >= 0, got -1"):
+    with pytest.raises(
+        ValueError, match="AcceptanceStats.expected_speedup: cost_ratio must be finite and >= 0, got -1"
+    ):
         nothing.expected_speedup(-1)
 
 
@@ -192,14 +221,17 @@ def test_measured_times_decide_whether_it_pays():
     counted = sdk.AcceptanceStats(**counts)
     assert counted.speedup is None and counted.warning(0) is None and counted.measured_speedup(0) > 1
     with pytest.raises(
-        ValueError, match="warning: cost_ratio must be given where no time was measured, got N"
+        ValueError,
+        match="AcceptanceStats.warning: cost_ratio must be given where no time was measured, got N",
     ):
         counted.warning()
     slow = sdk.AcceptanceStats(**counts, seconds=5.0, plain_seconds=0.0368, rows=500)
     assert slow.tokens == 125 and slow.speedup == pytest.approx(0.92)
     for text in (slow.warning(), slow.warning(0), slow.warning(cost_ratio=0.1)):
         assert "0.92x the speed" in text and "5.0 rows" in text and "125 tokens took 5 s, 4.6 s" in text
-    with pytest.raises(ValueError, match="warning: cost_ratio must be >= 0, got -1"):
+    with pytest.raises(
+        ValueError, match="AcceptanceStats.warning: cost_ratio must be finite and >= 0, got -1"
+    ):
         slow.warning(-1)
     fast = sdk.AcceptanceStats(**counts, seconds=2.0, plain_seconds=0.0368)
     assert fast.speedup == pytest.approx(2.3) and fast.warning() is None and fast.warning(5.0) is None

@@ -172,11 +172,15 @@ def test_bounds_are_kept():
     tree = DraftTree.from_parents(tokens, parents, max_nodes=8, max_depth=5)
     assert (tree.max_nodes, tree.max_depth) == (8, 5)
     assert tree.ancestor_bits.shape == (6, 1)
-    with pytest.raises(ValueError, match=r"from_parents: max_depth must be >= 2, what the trees need, got 1"):
+    with pytest.raises(
+        ValueError, match=r"DraftTree.from_parents: max_depth must be >= 2, what the trees need, got 1"
+    ):
         DraftTree.from_parents(tokens, torch.tensor([[-1, 0, 1], [-1, 0, 0]]), max_depth=1)
-    with pytest.raises(ValueError, match=r"from_parents: max_nodes must be >= 3, what the trees need, got 2"):
+    with pytest.raises(
+        ValueError, match=r"DraftTree.from_parents: max_nodes must be >= 3, what the trees need, got 2"
+    ):
         DraftTree.from_parents(tokens, parents, max_nodes=2)
-    with pytest.raises(ValueError, match=r"chain: max_depth must be >= 3"):
+    with pytest.raises(ValueError, match=r"DraftTree.chain: max_depth must be >= 3"):
         DraftTree.chain(tokens, max_depth=2)
 
 
@@ -200,7 +204,10 @@ def test_malformed_parents_are_refused(why):
     parents, got = MALFORMED[why]
     parents = torch.tensor(parents)
     tokens = torch.zeros_like(parents)
-    rule = r"from_parents: parents must be -1 at node 0, the root, and 0 <= parent < node elsewhere, got "
+    rule = (
+        r"DraftTree.from_parents: parents must be -1 at node 0, the root, and 0 <= parent < node elsewhere, "
+        r"got "
+    )
     with pytest.raises(ValueError, match=rule + got):
         DraftTree.from_parents(tokens, parents)
     with pytest.raises(ValueError, match=rule + got):
@@ -224,9 +231,9 @@ def test_unchecked_malformed_trees_stay_in_bounds(why):
 def test_malformed_offsets_are_refused(cu_nodes, got):
     tokens = torch.zeros(3, dtype=torch.int64)
     rule = r"cu_nodes must not decrease and stay within \[0, R\] = \[0, 3\], got " + got
-    with pytest.raises(ValueError, match="from_parents: " + rule):
+    with pytest.raises(ValueError, match="DraftTree.from_parents: " + rule):
         DraftTree.from_parents(tokens, torch.tensor([-1, 0, 1]), torch.tensor(cu_nodes))
-    with pytest.raises(ValueError, match="chain: " + rule):
+    with pytest.raises(ValueError, match="DraftTree.chain: " + rule):
         DraftTree.chain(tokens, cu_nodes=torch.tensor(cu_nodes))
 
 
@@ -262,14 +269,14 @@ def test_malformed_links_are_refused(first, after, got):
 )
 def test_malformed_masks_are_refused(mask, got):
     tokens = torch.zeros((1, 3), dtype=torch.int64)
-    with pytest.raises(ValueError, match="from_mask: mask must hold each node, .*" + got):
+    with pytest.raises(ValueError, match="DraftTree.from_mask: mask must hold each node, .*" + got):
         DraftTree.from_mask(tokens, torch.tensor([mask], dtype=torch.bool))
 
 
 @pytest.mark.parametrize("paths", [[(0, 0), (0,)], [(0,), (0,)], [(), (0,)]])
 def test_malformed_paths_are_refused(paths):
     with pytest.raises(
-        ValueError, match="from_paths: paths must be distinct, not empty, and each after the path"
+        ValueError, match="DraftTree.from_paths: paths must be distinct, not empty, and each after the path"
     ):
         DraftTree.from_paths(torch.zeros((1, 3), dtype=torch.int64), paths)
 
@@ -284,7 +291,7 @@ def test_malformed_paths_are_refused(paths):
     ],
 )
 def test_gaps_between_the_ranks_of_siblings_are_refused(paths, got):
-    rule = "from_paths: paths must rank the children of a node 0, 1, 2, ... without a gap"
+    rule = "DraftTree.from_paths: paths must rank the children of a node 0, 1, 2, ... without a gap"
     with pytest.raises(ValueError, match=f"{rule}, {got}"):
         DraftTree.from_paths(torch.zeros((1, 3), dtype=torch.int64), paths)
 
@@ -306,32 +313,66 @@ def test_unknown_proposals_are_refused():
 
 def test_wrong_shapes_and_dtypes_are_refused():
     tokens = torch.zeros((2, 3), dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"chain: lengths must have shape \[B\] = \[2\], got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"DraftTree.chain: lengths must have shape \[B\] = \[2\], got \[3\]"
+    ):
         DraftTree.chain(tokens, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(
-        ValueError, match=r"chain: tokens must have shape \[B, K\], or \[R\] with cu_nodes, got \[3\]"
+        ValueError,
+        match=r"DraftTree.chain: tokens must have shape \[B, K\], or \[R\] with cu_nodes, got \[3\]",
     ):
         DraftTree.chain(tokens[0])
-    with pytest.raises(ValueError, match=r"chain: lengths must be None with cu_nodes"):
+    with pytest.raises(ValueError, match=r"DraftTree.chain: lengths must be None with cu_nodes"):
         DraftTree.chain(tokens[0], torch.ones(1, dtype=torch.int64), cu_nodes=torch.tensor([0, 3]))
-    with pytest.raises(TypeError, match=r"chain: tokens must have dtype int64 \| .*, got float32"):
+    with pytest.raises(TypeError, match=r"DraftTree.chain: tokens must have dtype int64 \| .*, got float32"):
         DraftTree.chain(tokens.float())
-    with pytest.raises(TypeError, match=r"chain: tokens must be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"DraftTree.chain: tokens must be a tensor, got list"):
         DraftTree.chain([[1, 2]])
     with pytest.raises(
-        ValueError, match=r"from_parents: parents must have shape tokens.shape = \[2, 3\], got \[2, 2\]"
+        ValueError,
+        match=r"DraftTree.from_parents: parents must have shape tokens.shape = \[2, 3\], got \[2, 2\]",
     ):
         DraftTree.from_parents(tokens, tokens[:, :2])
-    with pytest.raises(TypeError, match=r"from_mask: mask must have dtype bool, got int64"):
+    with pytest.raises(TypeError, match=r"DraftTree.from_mask: mask must have dtype bool, got int64"):
         DraftTree.from_mask(tokens, torch.zeros((2, 3, 3), dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"from_mask: mask must have shape \[B, N, N\] = \[2, 3, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"DraftTree.from_mask: mask must have shape \[B, N, N\] = \[2, 3, 3\]"
+    ):
         DraftTree.from_mask(tokens, torch.zeros((2, 3, 2), dtype=torch.bool))
     with pytest.raises(
-        ValueError, match=r"from_paths: tokens must have shape \[B, len\(paths\) \+ 1\] = \[2, 2\]"
+        ValueError, match=r"DraftTree.from_paths: tokens must have shape \[B, len\(paths\) \+ 1\] = \[2, 2\]"
     ):
         DraftTree.from_paths(tokens, [(0,)])
     with pytest.raises(TypeError, match=r"DraftTree: parents must have dtype int32, got int64"):
         DraftTree(tokens[0], tokens[0], torch.tensor([0, 3]).int(), tokens[0].byte(), 3, 2)
+
+
+@pytest.mark.parametrize("lengths, got", [([0, 4], "4 at request 1"), ([-1, 3], "-1 at request 0")])
+def test_lengths_beyond_the_tokens_are_refused_where_values_are_read(lengths, got):
+    tokens, lengths = torch.zeros((2, 3), dtype=torch.int64), torch.tensor(lengths)
+    rule = rf"^DraftTree.chain: lengths must be in \[0, K\] = \[0, 3\], got {got}$"
+    for check in (None, True):
+        with pytest.raises(ValueError, match=rule):
+            DraftTree.chain(tokens, lengths, check=check)
+    assert DraftTree.chain(tokens, lengths, check=False).tokens.shape == (8,)
+
+
+def test_chains_are_no_deeper_than_their_bound():
+    tokens, cu_nodes = torch.zeros(5, dtype=torch.int64), torch.tensor([0, 2, 5])
+    with pytest.raises(
+        ValueError, match="^DraftTree.chain: max_depth must be >= 2, what the trees need, got 1$"
+    ):
+        DraftTree.chain(tokens, cu_nodes=cu_nodes, max_depth=1)
+    assert DraftTree.chain(tokens, cu_nodes=cu_nodes, max_depth=1, check=False).max_depth == 1
+
+
+def test_links_are_two_tensors():
+    rows, offsets = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 3]).int()
+    given = (rows.long(), rows - 1, offsets, rows.byte(), 3, 2)
+    with pytest.raises(TypeError, match="^DraftTree: links must be None or two tensors, got list$"):
+        DraftTree(*given, [rows, rows])
+    with pytest.raises(ValueError, match=r"^DraftTree: links\[1\] must have shape \[R\] = \[3\], got \[2\]$"):
+        DraftTree(*given, (rows, rows[:2]))
 
 
 def test_trees_on_other_devices_are_built_without_reading_them():
@@ -352,6 +393,12 @@ def test_trees_are_pytrees():
         leaves, spec = pytree.tree_flatten(tree)
         assert_same(tree, pytree.tree_unflatten(leaves, spec))
         assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        names = pytree.tree_map(lambda leaf: str(leaf.dtype), tree)
+        assert (names.tokens, names.parents, names.max_depth) == (
+            "torch.int64",
+            "torch.int32",
+            tree.max_depth,
+        )
 
 
 def test_trees_are_built_inside_compiled_functions():

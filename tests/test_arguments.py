@@ -1,0 +1,473 @@
+"""Wrong arguments, generated for every parameter of every public callable: each is refused by `TypeError` or
+`ValueError` in the one form of message, `operation: argument rule, got what came`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import specdec_kernels as sdk
+
+B, K, V = 2, 3, 5
+N = K + 1
+R = B * N
+NAN, INF = float("nan"), float("inf")
+
+# Made by the operations, not by callers; enumerations; an exception.
+RESULTS = {"Committed", "Drafts", "Frontier", "Generated", "GrownTree", "Verified"}
+OTHERS = {"BackendUnavailable", "Proposal", "Status"}
+INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
+
+
+class Case(NamedTuple):
+    """A valid call. The operations are those that messages may name, by default the callable's own.
+
+    What does not fit the anchors, which fix shapes and device, is named in their place.
+    """
+
+    name: str
+    call: Callable
+    make: Callable[[], dict]
+    anchors: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+
+
+def long(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def short(*shape: int) -> Tensor:
+    return long(*shape).int()
+
+
+def chain() -> sdk.DraftTree:
+    return sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64))
+
+
+def keys(rows: int = B) -> dict:
+    return dict(seeds=long(rows), positions=long(rows), backend="reference")
+
+
+def verifying() -> dict:
+    out = sdk.Verified(long(B, N), short(B), short(B), short(B, N), torch.zeros(B, N), short(B))
+    options = dict(sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(top_k=3))
+    return keys() | options | dict(
+        target_logits=torch.zeros(R, V),
+        tree=chain(),
+        draft_logits=torch.zeros(R, V),
+        draft_rows=torch.arange(R).int(),
+        draft_vocab=sdk.DraftVocab(torch.arange(V), V),
+        rule="token",
+        token_bitmask=short(R, 1) - 1,
+        return_logprobs=True,
+        out=out,
+    )  # fmt: skip
+
+
+def forwarding() -> dict:
+    given = verifying()
+    return {name: given[name] for name in inspect.signature(sdk.SpeculativeVerifier().forward).parameters}
+
+
+def attending() -> dict:
+    return dict(
+        query=torch.zeros(R, 2, 4),
+        key_cache=torch.zeros(3, 8, 2, 4),
+        value_cache=torch.zeros(3, 8, 2, 4),
+        tree=chain(),
+        block_table=short(B, 2),
+        prefix_lens=short(B),
+        new_key=torch.zeros(R, 2, 4),
+        new_value=torch.zeros(R, 2, 4),
+        scale=0.5,
+        window=4,
+        softcap=2.0,
+        sinks=torch.zeros(2),
+        key_scale=torch.ones(2),
+        value_scale=1.0,
+        max_prefix_len=8,
+        layout="NHD",
+        deterministic=True,
+        return_lse=True,
+        out=torch.zeros(R, 2, 4),
+        backend="reference",
+    )
+
+
+def latent() -> dict:
+    given = attending() | dict(value_cache=None, value_dim=4, new_key=None, new_value=None)
+    return {name: given[name] for name in given if name != "value_scale"}
+
+
+def caches() -> list[Tensor]:
+    return [torch.zeros(3, 4, 2, 4), torch.zeros(3, 4, 2, 4)]
+
+
+def paged() -> dict:
+    return dict(
+        verified=short(B, N),
+        tree=chain(),
+        block_table=short(B, 4),
+        prefix_lens=short(B),
+        new=[torch.zeros(R, 2, 4), torch.zeros(R, 2, 4)],
+    )
+
+
+def recurrent(**tensors: Tensor) -> dict:
+    given = {name: [tensor] for name, tensor in tensors.items()}
+    return given | dict(verified=short(B, N), tree=chain(), slots=torch.arange(B), backend="reference")
+
+
+def stepped() -> dict:
+    slots = dict(snapshots=[torch.zeros(R, 4)], slots=torch.arange(B))
+    return paged() | slots
+
+
+def verifier() -> sdk.SpeculativeVerifier:
+    return sdk.SpeculativeVerifier(
+        plan=sdk.CachePlan(caches(), page_size=4), states=[torch.zeros(B, 4)], backend="reference"
+    )
+
+
+def expand(frontier: sdk.Frontier) -> tuple[Tensor, ...]:
+    return sdk.sample_children(torch.zeros(frontier.tokens.numel(), V), 2, method="top_k")
+
+
+def texts(**options: object) -> dict:
+    given = dict(tokens=long(B, 6), lengths=long(B) + 6, min_ngram=1, max_ngram=4, cyclic=True)
+    return given | options | dict(backend="reference")
+
+
+PARENTS = torch.tensor([[-1, 0, 0, 1]] * B).int()
+CHANCES = [1.0, 0.5, 0.25]
+BUDGET = sdk.Budget({1: 1.0, 4: 2.0})
+STATS = sdk.AcceptanceStats(10, 20, 20, (10, 8), (8, 4))
+TREE = dict(proposals=long(B, N), max_nodes=N, max_depth=3, check=True)
+
+CASES = [
+    Case("verify", sdk.verify, verifying, ("target_logits", "tree", "draft_logits", "draft_vocab")),
+    Case("sample", sdk.sample, lambda: keys() | dict(
+        logits=torch.zeros(B, V), sampling=sdk.SamplingParams(), token_bitmask=short(B, 1) - 1,
+        return_logprobs=True,
+    ), ("logits",)),
+    Case("sample_children", sdk.sample_children, lambda: keys() | dict(
+        logits=torch.zeros(B, V), k=2, method="top_k", sampling=sdk.SamplingParams(), nodes=long(B),
+        coupled=False,
+    ), ("logits",)),
+    Case("draft_token", sdk.draft_token, lambda: keys() | dict(
+        logits=torch.zeros(B, V), node=1, sampling=sdk.SamplingParams(),
+        draft_vocab=sdk.DraftVocab(torch.arange(V), V),
+    ), ("logits",)),
+    Case("ngram_draft", sdk.ngram_draft, lambda: texts(num_draft=3, match="latest"), ("tokens",)),
+    Case("ngram_tree", sdk.ngram_tree, lambda: texts(
+        max_nodes=4, max_depth=3, branches=2, trust=[0.5, 1.0]
+    ), ("tokens",)),
+    Case("grow_tree", sdk.grow_tree, lambda: dict(
+        expand=expand, roots=long(B), max_nodes=4, max_depth=2, width=2
+    ), ("roots",)),
+    Case("tree_attention", sdk.tree_attention, attending, ("query", "key_cache", "value_cache", "tree")),
+    Case("tree_attention", sdk.tree_attention, latent, ("query", "key_cache", "tree")),
+    Case("commit_kv", sdk.commit_kv, lambda: paged() | dict(
+        caches=caches(), page_size=4, layout="NHD", backend="reference"
+    ), ("caches", "tree")),
+    Case("commit_kv", sdk.commit_kv, lambda: paged() | dict(
+        caches=sdk.CachePlan(caches(), page_size=4), page_size=4, layout="NHD", backend="auto"
+    ), ("caches", "tree")),
+    Case("commit_state", sdk.commit_state, lambda: recurrent(
+        states=torch.zeros(B, 4), snapshots=torch.zeros(R, 4)
+    ), ("states", "tree")),
+    Case("replay_conv", sdk.replay_conv, lambda: recurrent(
+        windows=torch.zeros(B, 4, 3), inputs=torch.zeros(R, 4)
+    ), ("windows", "tree")),
+    Case("replay_gated_delta", sdk.replay_gated_delta, lambda: recurrent(
+        states=torch.zeros(B, 2, 3, 4), keys=torch.zeros(R, 2, 3), values=torch.zeros(R, 2, 4),
+        log_decay=torch.zeros(R, 2), beta=torch.zeros(R, 2),
+    ), ("states", "tree")),
+    Case("replay_mamba2", sdk.replay_mamba2, lambda: recurrent(
+        states=torch.zeros(B, 2, 3, 4), x=torch.zeros(R, 2, 3), B=torch.zeros(R, 2, 4),
+        dt=torch.zeros(R, 2), A=torch.zeros(2),
+    ), ("states", "tree")),
+    Case("DraftTree", sdk.DraftTree, lambda: dict(
+        tokens=long(R), parents=PARENTS.flatten(), cu_nodes=torch.tensor([0, N, R]).int(),
+        proposals=long(R).byte(), max_nodes=N, max_depth=3, links=(short(R), short(R)),
+    ), ("tokens",)),
+    Case("DraftTree.chain", sdk.DraftTree.chain, lambda: dict(
+        tokens=long(B, K), lengths=long(B) + 2, proposal=sdk.Proposal.INDEPENDENT, max_nodes=N, max_depth=K,
+        check=True,
+    ), ("tokens",)),
+    Case("DraftTree.chain", sdk.DraftTree.chain, lambda: dict(
+        tokens=long(R), cu_nodes=torch.tensor([0, N, R]), proposal=sdk.Proposal.INDEPENDENT, max_nodes=N,
+        max_depth=K, check=None,
+    ), ("tokens",)),
+    Case("DraftTree.from_parents", sdk.DraftTree.from_parents, lambda: TREE | dict(
+        tokens=long(B, N), parents=PARENTS
+    ), ("tokens",)),
+    Case("DraftTree.from_parents", sdk.DraftTree.from_parents, lambda: dict(
+        tokens=long(R), parents=PARENTS.flatten(), cu_nodes=torch.tensor([0, N, R]), max_nodes=N, max_depth=3,
+        proposals=sdk.Proposal.POINT,
+    ), ("tokens",)),
+    Case("DraftTree.from_paths", sdk.DraftTree.from_paths, lambda: TREE | dict(
+        tokens=long(B, N), paths=[(0,), (1,), (0, 0)]
+    ), ("tokens", "paths")),
+    Case("DraftTree.from_mask", sdk.DraftTree.from_mask, lambda: TREE | dict(
+        tokens=long(B, N), mask=torch.ones(B, N, N).tril().bool()
+    ), ("tokens",)),
+    Case("DraftTree.from_links", sdk.DraftTree.from_links, lambda: TREE | dict(
+        tokens=long(B, N), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1
+    ), ("tokens",)),
+    Case("DraftVocab", sdk.DraftVocab, lambda: dict(ids=torch.arange(3), vocab_size=V)),
+    Case("DraftVocab.from_offsets", sdk.DraftVocab.from_offsets, lambda: dict(d2t=long(3), vocab_size=V)),
+    Case("SamplingParams", sdk.SamplingParams, lambda: dict(
+        temperature=0.5, top_k=3, top_p=0.5, min_p=0.5, order="min_p_last"
+    )),
+    Case("CachePlan", sdk.CachePlan, lambda: dict(caches=caches(), page_size=4, layout="NHD"), ("caches",)),
+    Case("Typical", sdk.Typical, lambda: dict(epsilon=0.5, delta=0.5)),
+    Case("Relaxed", sdk.Relaxed, lambda: dict(top_k=2, delta=0.5)),
+    Case("Lenient", sdk.Lenient, lambda: dict(factor=2.0)),
+    Case("Synthetic", sdk.Synthetic, lambda: dict(rate=0.5)),
+    Case("Synthetic", sdk.Synthetic, lambda: dict(rate=[0.5, 0.25])),
+    Case("SpeculativeVerifier", sdk.SpeculativeVerifier, lambda: dict(
+        rule="token", sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(),
+        draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True,
+        plan=sdk.CachePlan(caches(), page_size=4), states=[torch.zeros(B, 4)], max_depth=3,
+        backend="reference",
+    )),
+    Case("SpeculativeVerifier.forward", sdk.SpeculativeVerifier(backend="reference").forward, forwarding,
+         ("target_logits", "tree", "draft_logits"), ("verify",)),
+    Case("SpeculativeVerifier.commit", verifier().commit, stepped, ("tree",),
+         ("SpeculativeVerifier.commit", "commit_state", "commit_kv")),
+    Case("SpeculativeVerifier.statistics", verifier().statistics, dict),
+    Case("SpeculativeVerifier.reset_statistics", verifier().reset_statistics, dict),
+    Case("AcceptanceStats", sdk.AcceptanceStats, lambda: dict(
+        steps=2, drafted=4, passes=4, tested=(2, 1), accepted=(1, 1), seconds=0.5, plain_seconds=0.5, rows=6
+    ), ("tested",)),
+    Case("AcceptanceStats.expected_speedup", STATS.expected_speedup, lambda: dict(cost_ratio=0.5, depth=2)),
+    Case("AcceptanceStats.measured_speedup", STATS.measured_speedup, lambda: dict(cost_ratio=0.5)),
+    Case("AcceptanceStats.warning", STATS.warning, lambda: dict(cost_ratio=0.5)),
+    Case("Budget", sdk.Budget, lambda: dict(
+        costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, most=4.0, idle=2
+    )),
+    Case("Budget.cost", BUDGET.cost, lambda: dict(rows=[1.0, 4.0])),
+    Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
+    Case("Budget.depth", BUDGET.depth, lambda: dict(chances=CHANCES, draft_cost=0.5, width=2)),
+    Case("Budget.after", BUDGET.after, lambda: dict(rows=4, tokens=[2, 1], drafting=0.5)),
+    Case("Calibration", sdk.Calibration, lambda: dict(promised=(0.5,) * 8, kept=(0.25,) * 8)),
+    Case("Calibration.believe", sdk.Calibration().believe, lambda: dict(
+        chances=CHANCES, parents=[-1, 0, 1]
+    ), ("chances",)),
+    Case("Calibration.after", sdk.Calibration().after, lambda: dict(
+        chances=CHANCES, parents=[-1, 0, 1], path=[0, 1]
+    ), ("chances",)),
+    Case("explain", sdk.explain, dict),
+]  # fmt: skip
+
+# What is taken all the same: a number of the range, a size that nothing else fixes, values that only the
+# operation that is handed the object can judge.
+ACCEPTED: dict[str, dict[str, str]] = {
+    "AcceptanceStats": dict(
+        steps="zero",
+        drafted="zero",
+        passes="zero",
+        tested="item zero",
+        accepted="item zero",
+        seconds="zero",
+        plain_seconds="zero",
+        rows="zero",
+    ),
+    "AcceptanceStats.expected_speedup": dict(cost_ratio="zero", depth="fraction, zero"),
+    "AcceptanceStats.measured_speedup": dict(cost_ratio="zero"),
+    "AcceptanceStats.warning": dict(cost_ratio="zero"),
+    "Budget": dict(credit="infinite, zero", allowance="zero", most="infinite, zero", idle="zero"),
+    "Budget.after": dict(rows="zero", tokens="empty, item zero, longer", drafting="negative, zero"),
+    "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
+    "Budget.cost": dict(rows="empty, item zero, longer, number"),
+    "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
+    "CachePlan": dict(caches="item dtype, item size 0, item size 2, item size 3"),
+    "Calibration": dict(promised="item zero", kept="item zero"),
+    "Calibration.after": dict(
+        chances="item zero", parents="item negative", path="empty, item negative, item zero, longer"
+    ),
+    "Calibration.believe": dict(chances="item zero", parents="item negative"),
+    "DraftTree": dict(cu_nodes="size 0", max_nodes="zero", max_depth="zero"),
+    "DraftTree.chain": dict(proposal="zero", tokens="size 0", cu_nodes="size 0"),
+    "DraftTree.from_parents": dict(cu_nodes="size 0", proposals="zero"),
+    "DraftTree.from_paths": dict(paths="item item zero"),
+    "DraftVocab": dict(ids="device"),
+    "DraftVocab.from_offsets": dict(d2t="device, size 0"),
+    "Relaxed": dict(delta="zero"),
+    "SamplingParams": dict(
+        temperature="scalar, tensor, zero",
+        top_k="negative, scalar, tensor, zero",
+        top_p="scalar, tensor, zero",
+        min_p="scalar, tensor, zero",
+    ),
+    "SpeculativeVerifier": dict(
+        sampling="device of a field, dtype of a field, shape of a field",
+        draft_sampling="device of a field, dtype of a field, shape of a field",
+        draft_vocab="device, size",
+        states="empty, item device, item dtype, item less, item more, item size 0, item size 1, longer",
+        max_depth="zero",
+    ),
+    "SpeculativeVerifier.commit": dict(block_table="size 1"),
+    "SpeculativeVerifier.forward": dict(
+        target_logits="size 1", draft_logits="size 0, size 1", out="logprobs none"
+    ),
+    "Synthetic": dict(rate="item zero, longer, zero"),
+    "Typical": dict(epsilon="zero", delta="zero"),
+    "commit_kv": dict(block_table="size 1", caches="item size 0"),
+    "commit_state": dict(states="item size 0"),
+    "draft_token": dict(node="zero"),
+    "grow_tree": dict(roots="size 0"),
+    "ngram_draft": dict(tokens="size 1"),
+    "ngram_tree": dict(tokens="size 1", max_depth="zero", trust="longer"),
+    "replay_conv": dict(windows="item size 0, item size 2"),
+    "replay_gated_delta": dict(states="item size 0"),
+    "replay_mamba2": dict(states="item size 0"),
+    "sample": dict(logits="size 1"),
+    "sample_children": dict(logits="size 1"),
+    "tree_attention": dict(
+        block_table="size 1",
+        scale="negative, zero",
+        key_scale="less, number",
+        value_scale="negative, scalar, zero",
+        max_prefix_len="zero",
+        key_cache="size 0, size 1",
+    ),
+    "verify": dict(draft_logits="size 0"),
+}
+
+
+def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
+    """Values that can hardly be meant where `value` is right, by what is wrong with them."""
+    if not optional:
+        yield "none", None
+    if not isinstance(value, str):
+        yield "string", "a"
+    if isinstance(value, Tensor):
+        yield "list", value.tolist()
+        yield "number", 3
+        yield "dtype", value.long() if value.is_floating_point() else value.double()
+        yield "more", value.unsqueeze(0)
+        yield "less", value[0]
+        for dim, size in enumerate(value.shape):
+            shape = [*value.shape[:dim], size + 1, *value.shape[dim + 1 :]]
+            yield f"size {dim}", value.new_zeros(shape)
+        yield "device", value.to("meta")
+    elif isinstance(value, bool):
+        yield from (("list", []), ("number", 2), ("tensor", torch.ones(7)))
+    elif isinstance(value, (int, float)):
+        yield from (("list", [[]]), ("bool", True), ("tensor", torch.ones(7)), ("scalar", torch.tensor(0.5)))
+        yield from (("negative", -1), ("zero", 0), ("nan", NAN), ("infinite", INF))
+        yield "huge", 10**400
+        if isinstance(value, int):
+            yield "fraction", 1.5
+    elif isinstance(value, str):
+        yield from (("name", "nonsense"), ("list", []), ("number", 3), ("tensor", torch.ones(7)))
+    elif isinstance(value, (list, tuple)) and not isinstance(value, (sdk.SamplingParams, sdk.Verified)):
+        yield from (("number", 3), ("bool", True), ("tensor", torch.ones(7)), ("empty", value[:0]))
+        yield "longer", value + value
+        for what, item in wrong(value[0], False):
+            yield f"item {what}", type(value)((item, *value[1:]))
+    elif isinstance(value, dict):
+        yield from (("number", 3), ("list", [1.0]), ("empty", {}), ("key", {"a": 1.0, 1: 1.0}))
+        yield from ((f"item {what}", {1: item}) for what, item in wrong(1.0, False))
+    else:
+        yield from (("list", []), ("number", 3), ("tensor", torch.ones(7)))
+    if isinstance(value, sdk.SamplingParams):
+        yield "shape of a field", value._replace(top_p=torch.ones(B + 1))
+        yield "dtype of a field", value._replace(temperature=torch.ones(B).bool())
+        yield "device of a field", value._replace(min_p=torch.ones(B, device="meta"))
+    if isinstance(value, sdk.Verified):
+        for field, part in value._asdict().items():
+            yield from (
+                (f"{field} {what}", value._replace(**{field: bad})) for what, bad in wrong(part, False)
+            )
+    if isinstance(value, sdk.DraftTree):
+        yield "size", sdk.DraftTree.chain(long(B + 1, K))
+        yield "device", sdk.DraftTree.chain(long(B, K).to("meta"))
+    if isinstance(value, sdk.DraftVocab):
+        yield "device", sdk.DraftVocab(torch.arange(V, device="meta"), V)
+        yield "size", sdk.DraftVocab(torch.arange(V - 1), V - 1)
+
+
+def outcome(case: Case, argument: str, what: str, value: object) -> str | None:
+    """None where the value was refused in the right form, "accepted", or what was wrong with the refusal."""
+    given = case.make()
+    named = "|".join(given) if argument in case.anchors else argument
+    operation = "|".join(map(re.escape, case.operations or (case.name,)))
+    try:
+        case.call(**given | {argument: value})
+    except (TypeError, ValueError) as error:
+        if re.search(rf"^({operation}): .*\b({named})\b.*, got .+$", str(error), re.DOTALL):
+            return None
+        return f"{argument} {what}: {type(error).__name__}: {error}"
+    except Exception as error:
+        return f"{argument} {what}: {type(error).__name__}: {error}"
+    return "accepted"
+
+
+def named(cases: list[Case]) -> list:
+    return [pytest.param(case, id=f"{i}-{case.name}") for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_the_valid_call_is_valid(case):
+    case.call(**case.make())
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_numbers_of_numpy_are_numbers(case):
+    kinds = {int: np.int64, float: np.float32}
+    given = {key: kinds.get(type(value), lambda same: same)(value) for key, value in case.make().items()}
+    case.call(**given)
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES}))
+def test_wrong_arguments_are_refused_in_one_form(name):
+    bad, accepted = [], {}
+    for case in CASES:
+        if case.name != name:
+            continue
+        parameters = inspect.signature(case.call).parameters
+        for argument, right in case.make().items():
+            if right is None and argument != "check":
+                continue
+            optional = parameters[argument].default is None
+            for what, value in wrong(right, optional):
+                came = outcome(case, argument, what, value)
+                if came == "accepted":
+                    accepted.setdefault(argument, set()).add(what)
+                elif came:
+                    bad.append(came)
+    assert not bad, "\n".join(bad)
+    assert {key: ", ".join(sorted(found)) for key, found in accepted.items()} == ACCEPTED.get(name, {})
+
+
+def public() -> dict[str, Callable]:
+    """Every public function, class, and method of such a class, of the package."""
+    found = {}
+    for name in set(sdk.__all__) - RESULTS - OTHERS - INTEGRATIONS:
+        value = getattr(sdk, name)
+        found[name] = value
+        if inspect.isclass(value):
+            found |= {
+                f"{name}.{method}": getattr(value, method)
+                for method, kind in vars(value).items()
+                if not method.startswith("_") and isinstance(kind, (classmethod, type(lambda: 0)))
+            }
+    return found
+
+
+def test_every_parameter_of_every_public_callable_has_a_case():
+    assert {case.name for case in CASES} == set(public())
+    for name in public():
+        given = {argument for case in CASES if case.name == name for argument in case.make()}
+        call = next(case.call for case in CASES if case.name == name)
+        assert given == set(inspect.signature(call).parameters), name
