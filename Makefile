@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Everything runs in .venv, which each target sets up as far as it needs.
 VENV := .venv
 BIN := $(VENV)/bin

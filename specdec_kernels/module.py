@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification and committing as a module that keeps options and counts."""
 
 from __future__ import annotations

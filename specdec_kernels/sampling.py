@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law a row of logits stands for: sampling parameters, and reduced draft vocabularies."""
 
 from __future__ import annotations

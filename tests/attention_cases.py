@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems for tree attention, and dense attention to compare with."""
 
 from __future__ import annotations

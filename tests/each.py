@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backends that can serve tensors on `DEVICE` here, for tests of operators to run over."""
 
 from __future__ import annotations

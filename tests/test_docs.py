@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples in docstrings and pages run, and the pages' links lead somewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `generate` withstands: threads that share a model."""
 
 from __future__ import annotations

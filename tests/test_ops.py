@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operators as PyTorch sees them: opcheck, compiled functions, outputs."""
 
 from __future__ import annotations
