@@ -11,7 +11,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference"]
 if DEVICE == "cpu" and find_spec("specdec_kernels.cpu._native"):
     BACKENDS.append("cpu")
-if find_spec("triton"):
+if find_spec("triton") and find_spec("triton.knobs"):  # 3.4 or later, as the backend needs
     BACKENDS.append("triton")
 
 
