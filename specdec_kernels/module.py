@@ -128,8 +128,8 @@ class SpeculativeVerifier(torch.nn.Module):
         for argument, given, needed in (
             ("block_table", block_table, self.plan is not None),
             ("prefix_lens", prefix_lens, self.plan is not None),
-            ("snapshots", snapshots, bool(self.states)),
-            ("slots", slots, bool(self.states)),
+            ("snapshots", snapshots, len(self.states) > 0),  # torch 2.6 compiles no bool of a list
+            ("slots", slots, len(self.states) > 0),
         ):
             if (given is not None) != needed:
                 rule = "must be given" if needed else "must be None"

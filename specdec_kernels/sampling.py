@@ -93,7 +93,8 @@ def unpack(
     if not isinstance(params, SamplingParams):
         bad_type(operation, argument, "must be a SamplingParams", type(params).__name__)
     numbers, rows = [], []
-    for name, value in zip(_RANGES, params, strict=False):
+    *values, order = params
+    for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles no other zip
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
@@ -104,7 +105,7 @@ def unpack(
                 value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
             numbers.append(float(value))
             rows.append(None)
-    last = _order(operation, f"{argument}.order", params.order) == "min_p_last"
+    last = _order(operation, f"{argument}.order", order) == "min_p_last"
     return [*numbers, float(last)], rows if any(row is not None for row in rows) else []
 
 

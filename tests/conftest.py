@@ -17,7 +17,12 @@ collect_ignore_glob = []
 if "triton" not in each.BACKENDS:
     collect_ignore_glob += ["test_gpu_report.py", "test_launch.py", "test_ptx_*.py", "test_triton_*.py"]
 if not find_spec("transformers"):
-    collect_ignore_glob += ["test_custom_generate.py", "test_drafters.py", "test_generate*.py", "test_models.py"]
+    collect_ignore_glob += [
+        "test_custom_generate.py",
+        "test_drafters.py",
+        "test_generate*.py",
+        "test_models.py",
+    ]
 
 
 @pytest.fixture(autouse=True)
