@@ -7,9 +7,11 @@ from importlib.util import find_spec
 
 import torch
 
+from specdec_kernels.backends import _native
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference"]
-if DEVICE == "cpu" and find_spec("specdec_kernels.cpu._native"):
+if DEVICE == "cpu" and _native()[0] is not None:
     BACKENDS.append("cpu")
 if find_spec("triton") and find_spec("triton.knobs"):  # 3.4 or later, as the backend needs
     BACKENDS.append("triton")

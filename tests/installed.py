@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
-from importlib.util import find_spec
 
 import torch
 
 import specdec_kernels as sdk
 
 assert sdk.__version__ == version("specdec-kernels")
-native = find_spec("specdec_kernels.cpu._native") is not None
-assert sdk.explain().startswith("cpu: native extension") == native
+native = sdk.explain().startswith("cpu: native extension")
 assert native == (os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"))
 backend = "cpu" if native else "reference"
 target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
