@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
-.PHONY: sdist wheel wheels test-sdist test-wheel
+.PHONY: test-pure sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -14,6 +14,11 @@ demo: $(VENV)/demo
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
 test: $(VENV)/package
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
+test-pure: $(VENV)/package
+	$(BIN)/python -m pytest -n 2 -k "not triton" tests/test_project.py tests/test_errors.py tests/test_tree.py \
+		tests/test_random.py tests/test_reference.py tests/test_reference_exact.py $(ARGS)
 
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
 test-models: $(VENV)/package

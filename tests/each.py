@@ -9,9 +9,10 @@ import torch
 
 from specdec_kernels.backends import _native
 
+NATIVE = _native()[0]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference"]
-if DEVICE == "cpu" and _native()[0] is not None:
+if DEVICE == "cpu" and NATIVE is not None:
     BACKENDS.append("cpu")
 if find_spec("triton") and find_spec("triton.knobs"):  # 3.4 or later, as the backend needs
     BACKENDS.append("triton")
