@@ -76,7 +76,8 @@ test-sdist: sdist $(VENV)/package
 # The wheel in an environment of its own.
 test-wheel: wheel
 	rm -rf $(VENV)-wheel && python3 -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) dist/*.whl
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) dist/*.whl
 	$(VENV)-wheel/bin/python tests/installed.py
 
 clean:
