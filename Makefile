@@ -1,9 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
 # Everything runs in .venv, which each target sets up as far as it needs.
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
+.PHONY: test-pure sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -11,6 +14,11 @@ demo: $(VENV)/demo
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
 test: $(VENV)/package
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
+test-pure: $(VENV)/package
+	$(BIN)/python -m pytest -n 2 -k "not triton" tests/test_project.py tests/test_errors.py tests/test_tree.py \
+		tests/test_random.py tests/test_reference.py tests/test_reference_exact.py $(ARGS)
 
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
 test-models: $(VENV)/package
@@ -38,17 +46,45 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h bench/*.c
+	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h bench/*.c
 
+sdist: $(VENV)/build
+	rm -f dist/*.tar.gz
+	$(BIN)/python -m build --sdist
+
+# Of this Python; with SPECDEC_NO_CPP=1 of any, without the native backend.
+wheel: $(VENV)/build
+	rm -f dist/*.whl
+	$(BIN)/python -m build --wheel
+
+# Of every Python, in containers.
+wheels: $(VENV)/build
+	$(BIN)/cibuildwheel --output-dir dist
+
+# The tests that are in the sdist, of what is in the sdist.
+test-sdist: sdist $(VENV)/package
+	rm -rf build/sdist && mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz --strip-components 1 -C build/sdist
+	cd build/sdist && $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	cd build/sdist && $(abspath $(BIN))/python -m pytest -n 2 $(ARGS)
+
+# The wheel in an environment of its own.
+test-wheel: wheel
+	rm -rf $(VENV)-wheel && python3 -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) dist/*.whl
+	$(VENV)-wheel/bin/python tests/installed.py
+
 clean:
-	rm -rf build *.egg-info specdec_kernels/cpu/_native*.so
+	rm -rf build dist *.egg-info specdec_kernels/cpu/_native*.so
 
 # torch first and alone: nothing after it may choose another build.
-$(VENV)/torch: constraints.txt
+$(VENV)/torch: $(CONSTRAINTS)
 	python3 -m venv $(VENV)
 	$(PIP) torch numpy
 	@touch $@
@@ -68,5 +104,9 @@ $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
-	$(PIP) ruff==0.17.6 clang-format==23.1.5
+	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0
+	@touch $@
+
+$(VENV)/build: $(VENV)/torch
+	$(PIP) build==1.6.1 "cibuildwheel==4.3.5; python_version >= '3.11'"
 	@touch $@

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build of the native CPU backend. SPECDEC_NO_CPP=1 installs without a compiler."""
 
 import os

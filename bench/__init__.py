@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks of `specdec_kernels`; run with `python -m bench`."""

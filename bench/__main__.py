@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m bench`: checks, times and measures every case; prints and writes the tables."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m bench attention`: tree attention beside PyTorch's attention and the measured read bandwidth."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verification cases and the goals they are held to, as plain data."""
 
 from dataclasses import dataclass

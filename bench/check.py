@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is a contender right? Its acceptance and its tokens against the exact law of its rule, over few tokens.
 
 The law is computed in float64 and involves no draws: given the drafted tokens, the chance to stop at each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Committing paged caches: rows of every layer moved by `commit_kv`, by torch, and by plain memcpy."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who runs on a case: ours and the peers."""
 
 from . import ours

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Plain memcpy of rows that lie anywhere: the least that moving them can cost.
 #include <stdint.h>
 #include <string.h>

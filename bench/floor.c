@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Log-sum-exp of every row, two passes a row (maximum, then sum of exponentials): the least any verifier that
 // normalises these rows can do. Rows are shared out over threads; bfloat16 is widened in registers.
 #include <math.h>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The floor: plain C that does nothing but the log-sum-exp of every row, built when the benchmark starts."""
 
 import ctypes

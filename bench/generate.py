@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m bench generate`: the loop over a real transformers model beside transformers' own.
 
 Every contender writes the greedy texts of the same prompts, all of them in turn in every round. Times are

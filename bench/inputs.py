@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the tensors of a case: laws that overlap as much as the case asks, drafts sampled from them."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak extra memory of one call, in a fresh process: high-water mark of the resident set, reset before."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`specdec_kernels.verify` as contenders: from the draft's log-probabilities and from its raw logits."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contenders on a chain: one token-level rejection step over the whole batch.
 
 Each gets what suits it best and pays for nothing the drafter would have done already: the draft's law comes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From timings to ratios, goals, tables and files."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interleaved timing, and what other processes were doing meanwhile."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contenders on a tree: the token and the traversal rule in PyTorch, for one request.
 
 Siblings are drawn without replacement. Each rule comes twice: with every target row through one softmax, as

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention of the nodes of draft trees over a paged cache: every node sees the prefix, its ancestors and
 // itself.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels of attention_kernels.h, written once for every target; included by kernels_inl.h.
 
 // 2^t for t <= 0; 0 for -inf. Unlike exp2_negative it keeps NaN.

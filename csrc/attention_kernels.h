@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The vector kernels of tree attention, one table for each instruction set. Every row (one query head at one
 // node) is computed by the same additions in the same order by `attend` and `attend_few` and whatever its
 // neighbours are: scores add up over the head's elements in order, outputs over keys in order, weights in

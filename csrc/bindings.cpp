@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Python's view of the core: structs of addresses, sizes and strides come in by name, and the interpreter
 // lock is released.
 #include <pybind11/pybind11.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Children of a draft tree's nodes, chosen or sampled from the drafter's law at their parent.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kept rows of paged caches move to the slots right after the prefix. Bytes are moved, never read as numbers.
 #pragma once
 

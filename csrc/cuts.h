@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Min-p, top-k and top-p as one threshold on the score, found by value and never by sorting a row.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Structs for Python, filled by name: `_native.Rows(data=..., dtype=..., ...)`.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The vector kernels, one table for each instruction set. They work on chunks: up to kChunk float32 scores in
 // L1, padded with -inf to a multiple of kGroup.
 #pragma once

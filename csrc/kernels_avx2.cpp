@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kernels for AVX2; a null table where the compiler or the processor has none.
 #include "kernels.h"
 

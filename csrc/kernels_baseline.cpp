@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kernels for any processor; on x86-64 these are SSE2. Also the choice between the tables.
 #include <cstdlib>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels, written once. Each kernels_<target>.cpp sets the compiler's target and includes this.
 // Only this project's own inline code may appear here: a template of the standard library compiled for a wide
 // target could be the copy that the linker keeps for all.

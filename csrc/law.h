@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The law a row of scores stands for, as a few scalars: p(x) = 2^((x - max) * slope) / mass for every score
 // at or above the cut. Probabilities are never written down.
 #pragma once

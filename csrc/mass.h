@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Passes over a row: chunk by chunk, blocks in parallel, merged in order.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Prompt lookup: what followed earlier occurrences of the n-gram that a text ends with.
 #pragma once
 

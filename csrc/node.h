@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One node of the draft tree under verification: the target's law p, the draft's law q, and the residual as
 // scalars. The residual after any rejections is a * p - b * q where that is positive. Only at the tokens of
 // POINT and WITHOUT_REPLACEMENT children may it differ: they are few, are left out of the passes over the

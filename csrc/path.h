@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kept path of a request: the root and the accepted nodes, as verification left it.
 #pragma once
 

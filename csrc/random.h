@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Counter-based randomness: Philox4x32-10 (Salmon et al. 2011). Every number is a function of
 // (seed, position, purpose, node, index) and of nothing else.
 #pragma once

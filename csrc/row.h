@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reading a row of scores in chunks of float32, whatever it is stored as.
 #pragma once
 

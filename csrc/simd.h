@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A dozen vector operations for the instruction set of the including file, which defines SPECDEC_TARGET and
 // has set the compiler's target before this. F: kLanes floats, U: kLanes uint32. No include guard: included
 // once by each target.

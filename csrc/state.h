@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Recurrent states after verification: copied from a snapshot of the last kept node, or rebuilt from the
 // inputs of the kept nodes.
 #pragma once

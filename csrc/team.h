@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Threads for one call. Items (requests) are claimed one by one; a thread that finds none left helps the
 // others with the vocabulary blocks of the pass they are in. Blocks are fixed by the vocabulary and merged in
 // order by their owner, so no result depends on the number of threads.

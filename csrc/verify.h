@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Verification of a batch of draft trees. The mathematics is in docs/verification.md; the names here are its
 // names.
 #pragma once

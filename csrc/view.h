@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Views of the caller's memory: pointers, sizes and strides in elements. Nothing here owns anything.
 #pragma once
 

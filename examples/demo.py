@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculative decoding of a real model: watch it, time it, and check that the text stays the same.
 
     python examples/demo.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distils a table of n-grams from the model's own answers.
 
     python examples/distil.py texts FILE    # answers to training prompts, written by the model

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continuous batching over draft trees on a paged cache.
 
 A step drafts a tree for every running request, reads all trees in one forward, verifies them in one call and

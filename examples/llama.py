@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Llama forward in plain torch over a batch of token trees, with keys and values in pages.
 
 A chain is a tree too, so the same forward reads prompts, decodes one token or verifies a draft.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt lookup for the engine, as much of it as pays."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of n-grams as a drafter: which tokens the model wrote after the last few, and how surely."""
 
 import heapq

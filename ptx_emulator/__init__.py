@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs Triton kernels without a GPU: the PTX that Triton generates, on CPU tensors, checked and counted.
 
     import ptx_emulator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What launches did: instructions, and bytes and 32-byte sectors of memory. Counts, never times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Triton driver without a GPU: `kernel[grid](cpu_tensors, ...)` compiles as for NVIDIA, and the emulator
 runs the PTX in the tensors' own memory."""
 

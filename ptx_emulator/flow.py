@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be known of a kernel before it runs: basic blocks, live registers, where addresses come from."""
 
 from __future__ import annotations

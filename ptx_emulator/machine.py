@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs programs: all threads of a batch of CTAs together, in groups of threads that stand at the same place.
 
 A group executes a block as a whole. Where its threads disagree on a branch it splits, and groups that meet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory spaces a program sees, and the checks on every access.
 
 Global memory is the process's own memory: an access is checked against the extents of the tensors that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PTX text to a `Kernel`: parameters, registers, labels and a flat list of instructions. No meaning yet."""
 
 from __future__ import annotations

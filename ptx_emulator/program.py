@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A kernel made ready to run: its basic blocks, and what each needs to know of the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registers and spills, as the ptxas of Triton's package reports them."""
 
 from __future__ import annotations

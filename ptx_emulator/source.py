@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A basic block as a Python function with a line or two per instruction.
 
     add.s32 %r3, %r1, %r2;                 r[2] = k0(r[0], r[1])

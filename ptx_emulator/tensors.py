@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The extents of tensors, and the tensors of this process by address."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of PTX as numpy dtypes, immediate operands, and the narrow floating-point formats.
 
 A register holds bits: an unsigned array with an element per thread, or a scalar where all threads agree.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling;
 attention over draft trees.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well speculation pays, in numbers on the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the draft tree on a paged cache."""
 
 from __future__ import annotations

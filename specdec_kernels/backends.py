@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which backend serves a call, and why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much to draft: as much as the past steps say will pay, and no more than they have earned.
 
 Plain numbers and pure functions on the host; nothing here knows a model.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paged caches as addresses and strides in bytes: what a kernel needs to find a row."""
 
 from __future__ import annotations

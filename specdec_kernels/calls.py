@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One record per operator: what a backend is called with.
 
 The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`; its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache put right after verification: kept rows move to the slots right after the prefix."""
 
 from __future__ import annotations

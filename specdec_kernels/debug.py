@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Value checks of `SPECDEC_DEBUG=1`. They synchronise with the device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One form of message for every operation: operation, argument, rule in symbols and numbers, what came."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draft trees that grow where the drafter is confident."""
 
 from __future__ import annotations

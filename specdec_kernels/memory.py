@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of how tensors lie in memory. They read no values."""
 
 from __future__ import annotations

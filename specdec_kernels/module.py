@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification and committing as a module that keeps options and counts."""
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ class SpeculativeVerifier(torch.nn.Module):
         for argument, given, needed in (
             ("block_table", block_table, self.plan is not None),
             ("prefix_lens", prefix_lens, self.plan is not None),
-            ("snapshots", snapshots, bool(self.states)),
-            ("slots", slots, bool(self.states)),
+            ("snapshots", snapshots, len(self.states) > 0),  # torch 2.6 compiles no bool of a list
+            ("slots", slots, len(self.states) > 0),
         ):
             if (given is not None) != needed:
                 rule = "must be given" if needed else "must be None"

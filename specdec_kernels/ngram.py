@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt lookup: the text so far is the draft model. Chains of one continuation, trees of several."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operators as PyTorch sees them: schemas, fakes, and the hand-over to a backend.
 
 Each operation is one operator that fills tensors its caller allocated, so it has no shapes to infer: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counter-based randomness: each number is a function of (seed, position, purpose, node, index) alone.
 
 Philox4x32-10 with key = seed (64 bits) and counter = (index word, purpose + 16 * node, position low, position

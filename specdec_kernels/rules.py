@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification rules: lossless ones go by name, lossy ones are objects that say what they trade."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain one-token sampling."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law a row of logits stands for: sampling parameters, and reduced draft vocabularies."""
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def unpack(
     tensors, or none at all."""
     check_type(operation, argument, params, SamplingParams, "a SamplingParams")
     numbers, rows = [], []
-    for name, value in zip(_RANGES, params, strict=False):
+    *values, order = params
+    for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles no other zip
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
@@ -115,8 +117,8 @@ def unpack(
                 value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
             numbers.append(float(value))
             rows.append(None)
-    check_name(operation, f"{argument}.order", params.order, ORDERS)
-    last = float(params.order == "min_p_last")
+    check_name(operation, f"{argument}.order", order, ORDERS)
+    last = float(order == "min_p_last")
     return [*numbers, last], rows if any(row is not None for row in rows) else []
 
 

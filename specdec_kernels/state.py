@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent states put right after verification: from snapshots, or replayed from the nodes' inputs."""
 
 from __future__ import annotations

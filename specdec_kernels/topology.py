@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What follows from the parent links of a batch of trees: depths, child lists, ancestor sets.
 
 Everything is vectorised over the rows of the batch and free of host synchronisation. A row is an index into

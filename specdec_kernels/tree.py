@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The draft: a batch of token trees, one per request, flat in one set of tensors."""
 
 from __future__ import annotations

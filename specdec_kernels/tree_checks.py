@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the constructors of trees take, and what they refuse.
 
 The `check_` functions that take values read them, which synchronises with a device, and raise `ValueError`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification: which drafted tokens to keep, and the token after them."""
 
 from __future__ import annotations

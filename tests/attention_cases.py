@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems for tree attention, and dense attention to compare with."""
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Problem:
     paths: list[list[list[int]]]
 
     def run(self, backend="cpu", **changes):
-        return sdk.tree_attention(**self.arguments | dict(return_lse=True, backend=backend) | changes)
+        options = {**self.arguments, "return_lse": True, "backend": backend, **changes}
+        return sdk.tree_attention(**options)
 
 
 def random_parents(g, nodes):
@@ -86,7 +88,8 @@ def make(
             index = torch.arange(stored[b])
             seen = index >= (prefixes[b] - window + 1 if window else 0)
             page = table[b].long()[index // page_size]
-            pool[page[seen], index[seen] % page_size] = rows[seen]
+            raw = (lambda x: x.view(torch.uint8)) if rows.element_size() == 1 else (lambda x: x)  # float8
+            raw(pool)[page[seen], index[seen] % page_size] = raw(rows)[seen]
             rows = rows.double() * (gains[side].double()[:, None] if scaled or narrow else 1)
             if new:
                 fresh[side].append(randn(len(tree), heads, d).to(dtype))

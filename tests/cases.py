@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random verification cases that use every option, shared by the tests of agreement and of hostile input."""
 
 from __future__ import annotations

@@ -1,13 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests share."""
+
+from importlib.util import find_spec
 
 import each
 import hypothesis
 import pytest
 import torch
 
+import specdec_kernels
+
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
 each.emulate_gpu()
+
+# The package does without its native core, transformers, and a Triton that is new enough for its kernels.
+collect_ignore_glob = []
+if each.NATIVE is None:
+    collect_ignore_glob += ["test_cpu_kernels.py", "test_sanitizers.py"]
+if "triton" not in each.BACKENDS:
+    collect_ignore_glob += ["test_gpu_report.py", "test_launch.py", "test_ptx_*.py", "test_triton_*.py"]
+if not find_spec("transformers"):
+    collect_ignore_glob += [
+        "test_custom_generate.py",
+        "test_drafters.py",
+        "test_generate*.py",
+        "test_models.py",
+    ]
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the triton backend say so in their names."""
+    if "triton" not in each.BACKENDS:
+        for item in items:
+            if "triton" in item.name:
+                item.add_marker(pytest.mark.skip(reason="needs Triton 3.4"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """A test that names the native backend is skipped where that was not built."""
+    try:
+        return (yield)
+    except (ModuleNotFoundError, specdec_kernels.BackendUnavailable) as error:
+        if each.NATIVE is None and ("cpu._native" in str(error) or "was not built" in str(error)):
+            pytest.skip("needs the native core")
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backends that can serve tensors on `DEVICE` here, for tests of operators to run over."""
 
 from __future__ import annotations
@@ -6,11 +7,14 @@ from importlib.util import find_spec
 
 import torch
 
+from specdec_kernels.backends import _native
+
+NATIVE = _native()[0]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference"]
-if DEVICE == "cpu" and find_spec("specdec_kernels.cpu._native"):
+if DEVICE == "cpu" and NATIVE is not None:
     BACKENDS.append("cpu")
-if find_spec("triton"):
+if find_spec("triton") and find_spec("triton.knobs"):  # 3.4 or later, as the backend needs
     BACKENDS.append("triton")
 
 

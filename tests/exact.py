@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact laws of the reference by enumeration: every draft, and every way its random decisions can fall."""
 
 from __future__ import annotations

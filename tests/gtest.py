@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """G-tests (log-likelihood ratio) of draws against an exact law, and drafts drawn in bulk for them."""
 
 from __future__ import annotations

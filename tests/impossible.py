@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drafts that can and that cannot have been drawn as declared, and what `Status.IMPOSSIBLE` tells of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run by test_commit.py under TRITON_INTERPRET=1: caches and states against the reference, small cases."""
 
 from __future__ import annotations

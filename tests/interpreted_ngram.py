@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run by test_triton_interpreter.py under TRITON_INTERPRET=1: prompt lookup against the reference."""
 
 from __future__ import annotations

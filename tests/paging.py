@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random trees, kept paths and paged caches, shared by the tests of committing."""
 
 from __future__ import annotations

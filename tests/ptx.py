@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PTX written by hand, for tests of the emulator."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mode in which whatever would make the host wait for a GPU fails, though the tensors lie on the CPU."""
 
 from __future__ import annotations

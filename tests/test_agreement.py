@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native backend against the float64 reference: results, thresholds and masses, over every option."""
 
 from __future__ import annotations

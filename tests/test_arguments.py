@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong arguments, generated for every parameter of every public callable: each is refused by `TypeError` or
 `ValueError` in the one form of message, `operation: argument rule, got what came`."""
 

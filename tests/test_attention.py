@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tree attention: against dense attention in float64, and what must not change a single bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The budget by simulation: it loses next to nothing on what cannot be guessed, and finds what pays."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Children of draft nodes: their declared laws, their noise, the backends' agreement, and what is refused."""
 
 from __future__ import annotations

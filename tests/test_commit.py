@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Committing caches: every byte where it belongs, none moved that need not be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vector kernels on every instruction set of this processor: errors in ULP, noise to the bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`model.generate(custom_generate=...)`: what transformers returns, whatever is drafted."""
 
 from collections import Counter

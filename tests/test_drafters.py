@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assistant models as drafters: the text stays the target's, and their caches stay true."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What drafters return: every form, cut to what is of use, pruned without a change of the law, and cheap."""
 
 import importlib

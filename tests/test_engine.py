@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples' engine: draft trees on a paged cache write what plain decoding writes, token for token."""
 
 from __future__ import annotations

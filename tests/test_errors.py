@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operations refuse, in which words; and that they say it without reading values."""
 
 from __future__ import annotations

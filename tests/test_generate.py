@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop over transformers models: its text is the model's own, whatever is drafted."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `generate` withstands: threads that share a model, caches and arguments that do not fit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stays true around the steps of `generate`: caches, probes, modes, seeds, counts."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options, prompts, processors and ends: token by token they give what transformers gives."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU report: what it says of known kernels; that ours keep to the rules and to the counts aimed at."""
 
 from __future__ import annotations

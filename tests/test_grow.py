@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grown trees: against a plain best-first search, lossless by enumeration and at scale."""
 
 from __future__ import annotations

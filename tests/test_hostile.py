@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad data: the documented status or error, every token in range, no other request disturbed. Also run under
 AddressSanitizer and UBSan by test_sanitizers.py."""
 

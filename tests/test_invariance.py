@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bitwise the same whatever else is in the batch, wherever it stands, and on however many threads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launch configurations are pure functions of shapes, and cover what they must."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rule `match` emits exactly what `sample` emits one token at a time, whatever was drafted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One class of the transformers library for each way in which `generate` serves or refuses a model."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SpeculativeVerifier: the same results as the functions, and what it counts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt lookup against searches that only compare lists, on texts over a few letters."""
 
 from __future__ import annotations

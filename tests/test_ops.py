@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operators as PyTorch sees them: opcheck, compiled functions, outputs."""
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def test_verify_compiles_whole(backend, compiler):
     assert torch.equal(plus_one, following)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 compiles no `_replace`")
 def test_sampling_params_compile_whole():
     """Made inside, changed inside, and given; the order is a constant of the graph."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(64, 1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triton kernels launched on CPU tensors compute what PyTorch computes; counts are those of their code."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each instruction does what PTX says: hand-written operands and results."""
 
 from __future__ import annotations

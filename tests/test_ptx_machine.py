@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulator on PTX written by hand: memory, exchange between lanes, barriers, divergence, tensor cores;
 and every check, shown to fire."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Philox against its published vectors, and the keys against what is written of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law of a row, and the edges of the rules that enumeration does not reach, on every backend at hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losslessness of the reference by exact enumeration, and mutants that the same equality refuses.
 
 Sum over drafts of Pr(draft) * law(output | draft) equals the target's chain law to 1e-12 in total variation.

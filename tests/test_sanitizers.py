@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native core built with AddressSanitizer and UBSan, walked through the tests of hostile input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent states: what is committed equals decoding the accepted tokens one by one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losslessness of the native backend by G-tests on a million draws, and mutants that fail the same tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several steps with one set of seeds: the joint law of the first three tokens, for every drafter.
 
 Noise that a drafter uses again in the next step biases no first token and no single step. It shows only in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations on the triton backend never make the host wait, and their launches do not depend on data: what
 capturing them in a CUDA graph takes."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees: constructors, what is derived from them, and what they refuse."""
 
 from __future__ import annotations

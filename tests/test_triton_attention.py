@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tree attention on the Triton backend: what it launches, and what its launches count."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sample_children` as Triton kernels against the reference: every method, every cut, and bad data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launch configurations: pure functions, so they are tested without a kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt lookup as Triton kernels against the reference, bit for bit: texts of several splits, votes with
 many candidates, large trees, and what the emulator counts."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random numbers of Triton kernels against those of specdec_kernels/random.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`sample` as Triton kernels against the reference and the native backend: every option, and bad data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`verify` as Triton kernels against the reference: every rule and option, bad data, invariance, and counts.
 
 To compile few kernels, cases are brought into one form (`shared_form`); sizes are no multiples of 16, which

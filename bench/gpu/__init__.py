@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What there is to know of the Triton kernels without a GPU: see docs/gpu_counts.md."""

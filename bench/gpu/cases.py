@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The standard cases: one call of each operation, the least bytes it needs, and the counts aimed at."""
 
 from __future__ import annotations

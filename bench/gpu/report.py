@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m bench gpu`: counts the standard cases and compiles every kernel; writes docs/gpu_counts.md."""
 
 from __future__ import annotations

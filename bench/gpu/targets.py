@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels compiled for GPUs that are not here: registers, spills, shared memory, occupancy, instructions."""
 
 from __future__ import annotations

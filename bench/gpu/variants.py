@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls that together launch every kernel in every configuration that ships. They are only compiled."""
 
 from __future__ import annotations

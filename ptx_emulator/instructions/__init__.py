@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each instruction means, as functions of numpy arrays. A file per family; `translate` finds the one."""
 
 from . import bits, conversion, floating, integer, matrix, memory, movement, warp  # noqa: F401

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bits: logic, fields, bytes, counts."""
 
 from __future__ import annotations

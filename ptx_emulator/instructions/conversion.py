@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """cvt: between integers, floats and pairs of narrow floats."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating point. Every operation is the exact result rounded once (fma of float64 excepted), also where the
 hardware approximates. `.ftz` flushes subnormal float32 to zero, before and after."""
 

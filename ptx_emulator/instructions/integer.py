@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Integers and predicates: arithmetic, extended precision, division, shifts, comparison.
 
 Opcodes that serve floating point as well are handed on to `floating`.

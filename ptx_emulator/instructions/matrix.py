@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensor cores of sm_80: mma.sync, ldmatrix, and stmatrix. Products are summed in float32."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory: ld, st, atom, red, cp.async."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moving values: mov, cvta, selp, ld.param and its kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step: a function of numpy values, the operands it reads and the registers it fills.
 
 Functions get a value per source, of the dtype of its type: an array with an element per thread, or a scalar

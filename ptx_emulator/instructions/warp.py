@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchange within a warp: shfl, vote, activemask, match, redux."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native CPU backend: operators on addresses, written in C++ (see csrc/)."""
 
 from __future__ import annotations

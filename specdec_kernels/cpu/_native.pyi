@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native core, built from csrc/. Pointers are addresses of memory that outlives the call, 0 = null."""
 
 from collections.abc import Sequence

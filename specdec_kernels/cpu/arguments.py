@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors as the native core takes them: addresses, dtypes, sizes and strides, by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Committing on the CPU: tables of addresses for the native core."""
 
 from __future__ import annotations

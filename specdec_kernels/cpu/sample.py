@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling on the CPU: next tokens, and children of drafted nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent states on the CPU: addresses, sizes and strides for the native core."""
 
 from __future__ import annotations

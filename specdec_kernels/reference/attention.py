@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the draft tree, node by node."""
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class _Cache:
         held = [s for s in held if 0 <= pages[s // self.page_size] < self.cache.shape[0]]
         page = torch.tensor([pages[s // self.page_size] for s in held], dtype=torch.int64)
         slot = torch.tensor([s % self.page_size for s in held], dtype=torch.int64)
-        rows = self.cache[page.to(self.cache.device), slot.to(self.cache.device)].cpu()
+        stored = self.cache.view(torch.uint8) if self.cache.element_size() == 1 else self.cache  # float8
+        rows = stored[page.to(stored.device), slot.to(stored.device)].cpu().view(self.cache.dtype)
         return rows.double() * self.scale.double().unsqueeze(-1)
 
 

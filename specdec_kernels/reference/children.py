@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Children of a draft tree's nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law a row of logits stands for, in float64."""
 
 from __future__ import annotations

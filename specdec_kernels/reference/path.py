@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kept path of each request."""
 
 from __future__ import annotations

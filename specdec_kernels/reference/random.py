@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random decisions of one request."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One request being verified: its tree, the laws at its nodes, and its noise."""
 
 from __future__ import annotations

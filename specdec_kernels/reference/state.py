@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent states, one request and one node at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of verification.
 
 A rule takes a `Request` and returns the last node it keeps and the token after it. p is the target's law at a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton backend: operators as GPU kernels, for whatever device Triton's active driver serves."""
 
 from __future__ import annotations

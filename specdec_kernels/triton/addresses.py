@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses and strides, which only the host knows, brought to where kernels can read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kernels that read rows of logits take: the rows, how to sample from them, and scratch."""
 
 from __future__ import annotations

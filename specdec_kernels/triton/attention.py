@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the draft tree: a kernel over splits of the prefix and over the tree, and one that merges
 the splits. Where the result must be deterministic, the tree is the second kernel's."""
 

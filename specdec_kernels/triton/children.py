@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Children of a draft tree's nodes.
 
 measure, settle         the laws of the rows, as for `sample`

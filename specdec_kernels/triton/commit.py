@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Committing caches: one launch for all of them."""
 
 from __future__ import annotations

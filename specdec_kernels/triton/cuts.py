@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Min-p, top-k and top-p of a row as one threshold on the score, found by one program.
 
     cut, mass = row_cut(

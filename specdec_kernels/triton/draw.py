@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last launch of `verify`: the token after the accepted ones, by an exponential race split over the
 vocabulary.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launch configurations: pure functions of shapes and of the target.
 
 Nothing here looks at data: what is launched never depends on it. How a row is divided does not depend on the

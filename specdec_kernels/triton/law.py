@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law a row of scores stands for, as a few scalars, and probabilities of single tokens.
 
     p(x) = 2^((x - top) slope) / mass for scores x >= cut, else 0

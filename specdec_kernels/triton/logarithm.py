@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A natural logarithm that is accurate everywhere.
 
 The hardware's is not: near 1 it has an absolute error of 2^-22, which leaves nothing of a small result.

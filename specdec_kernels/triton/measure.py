@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first launch of `verify`: what the laws of the rows need to know of them, split over the vocabulary.
 
 Of every split of a row the largest score, the mass relative to it, whether there is a NaN, for greedy

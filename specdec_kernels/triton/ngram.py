@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt lookup: where a text repeats what it ends with, and what followed there.
 
 search  (B, splits)   of every split of a text: its best occurrences

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several continuations of a text as one tree.
 
 search  (B, splits)   of every split of a text: its best occurrences, as in ngram.py

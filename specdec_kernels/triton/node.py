@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One node under verification: the target's law p, the draft's law q, and the residual as scalars.
 
 The residual after any rejections is [a p - b q]+. Only at the tokens of POINT and WITHOUT_REPLACEMENT

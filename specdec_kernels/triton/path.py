@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kept path of each request, as `csrc/path.h` has it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exponential races: the token of largest weight / E wins, and so is drawn with its share of the mass.
 
     score, token = race(weights, words, tokens, score, token)    # one tile; start with 0.0 and NO_TOKEN

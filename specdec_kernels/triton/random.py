@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random numbers of `specdec_kernels/random.py` as device functions: same counters, same bits.
 
     words = race_words(seed, position, purpose, node, index)   # [n] -> [4 n], the tokens 4 index + lane

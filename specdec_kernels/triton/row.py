@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading rows of logits, and what a row's law needs to know of it.
 
     x = read_row(row_ptr, offsets, size, bitmask_ptr)              # [n] float32; -inf where masked or outside

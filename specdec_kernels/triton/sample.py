@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain one-token sampling.
 
 measure   (B, splits)   each row once, as for `verify`; without cuts it races as well

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Special tokens of a node: those of its POINT and WITHOUT_REPLACEMENT children, at which the residual may
 differ.
 

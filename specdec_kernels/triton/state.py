@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recurrent states: one launch for all layers that lie in memory alike, as those of a model do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The draft tree of one request, seen from its nodes: who the children of a node are, and in which order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification in three launches, whatever the rule, the options, the data or the tree.
 
 measure   (R, splits, 1 or 2)   every row once: what the laws need to know of it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The second launch of `verify`: one program per request walks its tree by the rule, and leaves a goal to
 `draw`.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cases that a causal model goes through: its text beside decoding without any cache."""
 
 from __future__ import annotations

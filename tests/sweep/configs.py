@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny model with random weights for every causal class of the transformers library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every causal class of transformers through the cases: `python -m sweep.run [classes] [options]`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding loops around causal language models of the transformers library."""
 
 from .custom import custom_generate

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model remembers of the texts, kept true to what was accepted.
 
 `Together` holds all requests in one cache of every position, whose rows move as `commit_kv` says. `Alone`

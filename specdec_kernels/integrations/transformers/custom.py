@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculative decoding under `model.generate(...)` of the transformers library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ready drafters. Prompt lookup needs none of its own: `partial(ngram_tree, max_nodes=16, cyclic=True)`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a drafter returned, made ready for the target: checked, cut, and no more of it than pays.
 
 Nodes are handled as numbers on the host; laws stay where they are, and rows point into them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole speculative decoding loop for causal language models of the transformers library."""
 
 from __future__ import annotations

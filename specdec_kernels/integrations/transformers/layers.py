@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers of a cache: what they keep, cut, copied, put back, taken apart and assembled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a causal language model of the transformers library is called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of transformers' `GenerationConfig`: honoured, without meaning here, or refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model can be trusted with, found out by a few tiny forwards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands between raw logits and the law of the next token, and what ends a request."""
 
 from __future__ import annotations

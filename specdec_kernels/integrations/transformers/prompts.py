@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts without their padding."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `generate` returns, and the same as transformers returns it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a logits processor answers equal calls equally."""
 
 from __future__ import annotations

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python tests/installed.py`: the installed package verifies on the CPU, natively if it was so built.
+
+Needs nothing but the package. With `SPECDEC_NO_CPP=1` it must be a package without the native backend.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+import torch
+
+import specdec_kernels as sdk
+
+assert sdk.__version__ == version("specdec-kernels")
+native = sdk.explain().startswith("cpu: native extension")
+assert native == (os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"))
+backend = "cpu" if native else "reference"
+target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
+tree = sdk.DraftTree.chain(torch.tensor([[1, 0]]))
+verified = sdk.verify(target, tree, sampling=sdk.SamplingParams(temperature=0.0), backend=backend)
+assert verified.tokens.tolist() == [[1, 2, -1]]
+print(f"specdec_kernels {sdk.__version__} in {sdk.__path__[0]} verifies by {backend}")

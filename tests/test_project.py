@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files around the code: licences, one version, and pins that agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import specdec_kernels
+
+ROOT = Path(__file__).parent.parent
+COMMENTS = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//"}
+FOLDERS = ("bench", "csrc", "examples", "ptx_emulator", "specdec_kernels", "tests")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def files() -> list[str]:
+    """Tracked files; in an unpacked sdist, those of the source folders."""
+    if (ROOT / ".git").exists():
+        return subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    inside = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    return [path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*"), *inside] if path.is_file()]
+
+
+def test_every_source_file_names_its_licence():
+    sources = {name: COMMENTS.get(Path(name).suffix) for name in files() if (ROOT / name).exists()}
+    sources["Makefile"] = "#"
+    sources = {name: mark for name, mark in sources.items() if mark}
+    assert len(sources) > 200
+    for name, mark in sources.items():
+        with open(ROOT / name, encoding="utf-8") as file:
+            assert file.readline() == f"{mark} SPDX-License-Identifier: Apache-2.0\n", name
+
+
+def test_one_version():
+    assert specdec_kernels.__version__ == version("specdec-kernels")
+    assert f"\nversion: {specdec_kernels.__version__}\n" in text("CITATION.cff")
+    assert specdec_kernels.__version__ in text("CHANGELOG.md")
+
+
+@pytest.mark.parametrize("tool", ["ruff", "clang-format"])
+def test_hooks_have_the_versions_of_the_makefile(tool):
+    pinned = re.search(rf"{tool}==(\S+)", text("Makefile"))[1]
+    assert (
+        re.search(rf"{tool}(?:-pre-commit)?\n    rev: v(\S+)", text(".pre-commit-config.yaml"))[1] == pinned
+    )
+
+
+def test_workflows_run_make():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        workflow = path.read_text(encoding="utf-8")
+        steps = re.findall(r"- run: *(.*)", workflow)
+        targets = re.findall(r"^ +target: \[(.*)\]", workflow, re.M)[0].split(", ")
+        targets += [step.removeprefix("make ") for step in steps if "${{ matrix.target }}" not in step]
+        assert len(steps) > 4 and all(step.startswith("make ") for step in steps)
+        assert all(f"\n{target}:" in text("Makefile") for target in targets), path.name
