@@ -10,14 +10,15 @@ attention over draft trees.
 True
 """
 
-from .acceptance import AcceptanceStats
+from ._checks import BackendUnavailable
+from ._ops.backends import explain
 from .attention import tree_attention
-from .backends import explain
-from .budget import Budget, Calibration
-from .children import draft_token, sample_children
 from .commit import CachePlan, Committed, commit_kv
-from .errors import BackendUnavailable
-from .grow import Frontier, GrownTree, grow_tree
+from .drafting.acceptance import AcceptanceStats
+from .drafting.budget import Budget, Calibration
+from .drafting.children import draft_token, sample_children
+from .drafting.grow import Frontier, GrownTree, grow_tree
+from .drafting.ngram import ngram_draft, ngram_tree
 from .integrations.transformers import (
     AssistantDrafter,
     Drafts,
@@ -27,13 +28,11 @@ from .integrations.transformers import (
     generate,
 )
 from .module import SpeculativeVerifier
-from .ngram import ngram_draft, ngram_tree
 from .rules import Lenient, Relaxed, Synthetic, Typical
-from .sample import sample
-from .sampling import DraftVocab, SamplingParams
+from .sampling import DraftVocab, SamplingParams, sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .tree import DraftTree, Proposal
-from .verify import Status, Verified, verify
+from .verification import Status, Verified, verify
 
 __version__ = "0.1.0"
 

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import debug, ops
-from .cache_table import SLOT_DIM
-from .calls import TreeAttentionCall
-from .errors import (
+from . import _debug, _ops
+from ._cache_table import SLOT_DIM
+from ._checks import (
     FLOATS,
     bad_value,
     check_bool,
@@ -27,7 +26,8 @@ from .errors import (
     check_type,
     what,
 )
-from .memory import check_contiguous, check_last_stride
+from ._memory import check_contiguous, check_last_stride
+from ._ops.calls import TreeAttentionCall
 from .tree import DraftTree
 
 OPERATION = "tree_attention"
@@ -158,8 +158,8 @@ def tree_attention(
         OPERATION, "max_prefix_len", table if max_prefix_len is None else max_prefix_len, 0
     )
     out = _output(out, query, value_size)
-    if debug.enabled():
-        debug.check_pages(
+    if _debug.enabled():
+        _debug.check_pages(
             OPERATION, tree, block_table, prefix_lens, page_size, key_cache.shape[0],
             in_cache=new_key is None, window=window, max_prefix_len=max_prefix_len,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def tree_attention(
         out=out,
         out_lse=lse,
     )
-    ops.tree_attention(call, backend)
+    _ops.tree_attention(call, backend)
     return (out, lse) if return_lse else out
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import backends, debug, ops
-from .cache_table import SLOT_DIM, cache_table, row_dims
-from .calls import CommitKVCall
-from .errors import (
+from . import _debug, _ops
+from ._cache_table import SLOT_DIM, cache_table, row_dims
+from ._checks import (
     bad_type,
     bad_value,
     check_device,
@@ -27,9 +26,11 @@ from .errors import (
     check_type,
     name_of,
 )
-from .memory import check_distinct, check_no_overlap, check_row
+from ._memory import check_distinct, check_no_overlap, check_row
+from ._ops import backends
+from ._ops.calls import CommitKVCall
 from .tree import DraftTree
-from .verify import Verified
+from .verification import Verified
 
 
 class Committed(NamedTuple):
@@ -168,10 +169,10 @@ def commit_kv(
     if new is not None:
         new = check_list("commit_kv", "new", new, "tensors")
         _check_new(new, caches, layout, tree.tokens.shape[0])
-    if debug.enabled():
+    if _debug.enabled():
         pages = min(cache.shape[0] for cache in caches)
         in_cache = new is None
-        debug.check_kept(
+        _debug.check_kept(
             "commit_kv", path, block_table, prefix_lens, page_size, pages, in_cache=in_cache
         )  # fmt: skip
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
@@ -190,7 +191,7 @@ def commit_kv(
         out_lengths=out.lengths,
         out_pages_kept=out.pages_kept,
     )
-    (ops.commit_kv_by_table if by_table else ops.commit_kv)(call, backend)
+    (_ops.commit_kv_by_table if by_table else _ops.commit_kv)(call, backend)
     return out
 
 

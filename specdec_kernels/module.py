@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .acceptance import AcceptanceStats
-from .backends import NAMES
+from ._checks import bad_value, check_bool, check_int, check_list, check_name, check_type
+from ._ops.backends import NAMES
 from .commit import CachePlan, Committed, commit_kv
-from .errors import bad_value, check_bool, check_int, check_list, check_name, check_type
+from .drafting.acceptance import AcceptanceStats
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
 from .tree import DraftTree
-from .verify import Verified, check_draft_sampling, verify
+from .verification import Verified, check_draft_sampling, verify
 
 
 class SpeculativeVerifier(torch.nn.Module):

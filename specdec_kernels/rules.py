@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-from .errors import bad_type, bad_value, check_int, check_number, check_numbers
+from ._checks import bad_type, bad_value, check_int, check_number, check_numbers
 
 LOSSLESS = ("match", "token", "traversal")
 

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
-from .calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
-from .commit import check_path
-from .errors import (
+from . import _ops
+from ._checks import (
     FLOATS,
     bad_type,
     bad_value,
@@ -25,9 +23,11 @@ from .errors import (
     check_type,
     name_of,
 )
-from .memory import check_distinct, check_no_overlap, check_row
+from ._memory import check_distinct, check_no_overlap, check_row
+from ._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
+from .commit import check_path
 from .tree import DraftTree
-from .verify import Verified
+from .verification import Verified
 
 
 def commit_state(
@@ -82,7 +82,7 @@ def commit_state(
         )
         check_row(call, f"snapshots[{i}]", snapshot, range(1, snapshot.dim()))
     kept = _kept(path, tree, slots)
-    ops.commit_state(CommitStateCall(states=states, snapshots=snapshots, **kept), backend)
+    _ops.commit_state(CommitStateCall(states=states, snapshots=snapshots, **kept), backend)
 
 
 def replay_conv(
@@ -123,7 +123,7 @@ def replay_conv(
         check_dim(call, f"windows[{i}]", window, 3, "[slots, C, W]")
         _check_copied(call, "inputs", i, given, window, "[R, C]", window.shape[1:2], tree)
     kept = _kept(path, tree, slots)
-    ops.replay_conv(ReplayConvCall(windows=windows, inputs=inputs, **kept), backend)
+    _ops.replay_conv(ReplayConvCall(windows=windows, inputs=inputs, **kept), backend)
 
 
 def replay_gated_delta(
@@ -188,7 +188,7 @@ def replay_gated_delta(
             check_tensor(call, f"{name}[{i}]", scalar, "[R, H]", shape, FLOATS, state.device)
     layers = dict(zip(names, given, strict=True))
     record = ReplayGatedDeltaCall(states=states, **layers, **_kept(path, tree, slots))
-    ops.replay_gated_delta(record, backend)
+    _ops.replay_gated_delta(record, backend)
 
 
 def replay_mamba2(
@@ -245,7 +245,7 @@ def replay_mamba2(
         check_tensor(call, f"dt[{i}]", dt_i, "[R, H]", shape, FLOATS, state.device)
         check_tensor(call, f"A[{i}]", A_i, "[H]", (heads,), FLOATS, state.device)
     layers = dict(zip(names, given, strict=True))
-    ops.replay_mamba2(ReplayMamba2Call(states=states, **layers, **_kept(path, tree, slots)), backend)
+    _ops.replay_mamba2(ReplayMamba2Call(states=states, **layers, **_kept(path, tree, slots)), backend)
 
 
 def _kept(path: Tensor, tree: DraftTree, slots: Tensor) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from . import topology
-from . import tree_checks as checks
-from .errors import (
+from . import _topology as topology
+from . import _tree_checks as checks
+from ._checks import (
     INTEGERS,
     bad_type,
     bad_value,

@@ -8,7 +8,7 @@ import importlib
 import torch
 
 import specdec_kernels as sdk
-from specdec_kernels import ops
+from specdec_kernels import _ops as ops
 from specdec_kernels.reference.request import Trace
 from specdec_kernels.sampling import ORDERS
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from specdec_kernels.backends import _native
+from specdec_kernels._ops.backends import _native
 
 NATIVE = _native()[0]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,7 +3,7 @@
 
 import torch
 
-from specdec_kernels import ops
+from specdec_kernels import _ops as ops
 
 
 def recorded(monkeypatch, operation, run):

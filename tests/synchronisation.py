@@ -65,6 +65,6 @@ def _indexed_by_integers(function: torch._ops.OpOverload, args: tuple) -> bool:
 def no_synchronisation() -> Iterator[None]:
     """Inside, operations run as they do eagerly, and `Synchronises` is raised where the host would wait."""
     eager = {"is_in_torch_dispatch_mode": lambda: False}
-    with mock.patch.multiple("specdec_kernels.ops", **eager):
+    with mock.patch.multiple("specdec_kernels._ops.operators", **eager):
         with mock.patch.multiple("specdec_kernels.commit", **eager), _Functions(), _Operators():
             yield

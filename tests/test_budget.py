@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels import budget as module
+from specdec_kernels.drafting import budget as module
 
 CURVES = {
     "cpu": {1: 1.0, 2: 1.09, 3: 1.17, 4: 1.65, 8: 2.17, 16: 2.21, 32: 2.89, 64: 4.41},

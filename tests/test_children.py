@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, children
-from specdec_kernels.random import Purpose, race_keys
+from specdec_kernels._ops import backends
+from specdec_kernels._random import Purpose, race_keys
+from specdec_kernels.drafting import children
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
 

@@ -20,8 +20,9 @@ from records import opcheck, recorded
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, ops
-from specdec_kernels.calls import CommitKVCall
+from specdec_kernels import _ops as ops
+from specdec_kernels._ops import backends
+from specdec_kernels._ops.calls import CommitKVCall
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.float8_e4m3fn, torch.int64]
 

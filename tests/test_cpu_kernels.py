@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from specdec_kernels._random import Purpose, race_keys
 from specdec_kernels.cpu import _native
-from specdec_kernels.random import Purpose, race_keys
 
 ISAS = ("baseline", "avx2", "avx512")
 MOST_EXP2_ULP = 1.25  # 1.0 where there is a fused multiply-add

@@ -13,7 +13,7 @@ import torch
 from each import BACKENDS
 
 import specdec_kernels as sdk
-from specdec_kernels import children
+from specdec_kernels.drafting import children
 
 EDGE = 2**63 - 1
 SPOILS = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38]

@@ -15,7 +15,7 @@ from specdec_kernels.integrations.transformers import drafts as module
 from specdec_kernels.integrations.transformers.drafts import Drafting, Drafts, Nodes
 from specdec_kernels.reference.request import Request, Tree
 
-rules = importlib.import_module("specdec_kernels.reference.verify")  # the attribute `verify` is the function
+rules = importlib.import_module("specdec_kernels.reference.verification")
 V = 10
 TEXT, LENGTHS = torch.tensor([[1, 2, 3, 1, 2], [4, 5, 0, 0, 0]]), torch.tensor([5, 2])
 FAR = [9, 9]

@@ -14,7 +14,8 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, debug
+from specdec_kernels import _debug as debug
+from specdec_kernels._ops import backends
 
 INF, NAN = float("inf"), float("nan")
 B, K, V = 2, 3, 5

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, children, grow
-from specdec_kernels.random import Purpose
+from specdec_kernels._ops import backends
+from specdec_kernels._random import Purpose
+from specdec_kernels.drafting import children, grow
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
 
-rules = importlib.import_module("specdec_kernels.reference.verify")  # the attribute `verify` is the function
+rules = importlib.import_module("specdec_kernels.reference.verification")
 native = pytest.mark.skipif(backends._native()[0] is None, reason="needs the native extension")
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
 INF = math.inf

@@ -15,7 +15,7 @@ from cases import RULES, both_with_traces, random_case
 from each import BACKENDS
 
 import specdec_kernels as sdk
-from specdec_kernels.children import METHODS
+from specdec_kernels.drafting.children import METHODS
 
 
 def name(rule):

@@ -8,8 +8,8 @@ import torch
 from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import backends, calls
 from specdec_kernels import verify as verify_function
+from specdec_kernels._ops import backends, calls
 
 BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 B, K, V = 2, 3, 37

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from specdec_kernels.random import Purpose, coin, philox, race_keys, words
+from specdec_kernels._random import Purpose, coin, philox, race_keys, words
 
 # the known-answer vectors of Random123, philox4x32 with 10 rounds: counter, key, result
 VECTORS = [

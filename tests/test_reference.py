@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from records import recorded
 
 import specdec_kernels as sdk
-from specdec_kernels import Proposal, SamplingParams, Status, backends
-from specdec_kernels.random import Purpose, coin, race_keys
+from specdec_kernels import Proposal, SamplingParams, Status
+from specdec_kernels._ops import backends
+from specdec_kernels._random import Purpose, coin, race_keys
 from specdec_kernels.reference.law import allowed_tokens, draft_law, law, target_law
 from specdec_kernels.reference.request import Trace
 from specdec_kernels.sampling import ORDERS
@@ -501,7 +502,7 @@ def test_rules_say_whether_they_are_lossless():
 
 
 def test_trace_speaks_of_rows_of_the_batch(monkeypatch):
-    module = importlib.import_module("specdec_kernels.reference.verify")
+    module = importlib.import_module("specdec_kernels.reference.verification")
     tree = sdk.DraftTree.chain(torch.tensor([[1], [0]]))
     trace = Trace(4)
     laws = torch.tensor([[0.8, 0.2], [0.0, 0.0], [0.75, 0.25], [0.0, 0.0]]).log()

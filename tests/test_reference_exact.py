@@ -24,7 +24,7 @@ from specdec_kernels import Status
 from specdec_kernels.reference.request import Request, Trace, Tree, ratio
 from specdec_kernels.tree import Proposal
 
-rules = importlib.import_module("specdec_kernels.reference.verify")  # the attribute `verify` is the function
+rules = importlib.import_module("specdec_kernels.reference.verification")
 LOSSLESS = [rules.match, rules.token, rules.traversal]
 EXACT, FAR = 1e-12, 1e-3
 BUSHY, DEEP = (0, 0, 1, 1, 2), (0, 0, 1, 3)

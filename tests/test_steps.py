@@ -17,7 +17,7 @@ import torch
 from gtest import LEAST_P, MUTANT_P, Model, g_test
 
 import specdec_kernels as sdk
-from specdec_kernels import backends
+from specdec_kernels._ops import backends
 
 pytestmark = pytest.mark.skipif(backends._native()[0] is None, reason="too slow without the native core")
 

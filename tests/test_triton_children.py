@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specdec_kernels as sdk
-from specdec_kernels import children
+from specdec_kernels.drafting import children
 
 # No multiples of 16, which would compile anew, to wider loads.
 VOCABS = (31, 2500)

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from test_random import VECTORS, parse
 
-from specdec_kernels import random as reference
-from specdec_kernels.random import Purpose
+from specdec_kernels import _random as reference
+from specdec_kernels._random import Purpose
 from specdec_kernels.triton import random
 
 SEEDS = (0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF)

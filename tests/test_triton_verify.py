@@ -17,7 +17,7 @@ from test_invariance import same, uniform_case
 
 import ptx_emulator
 import specdec_kernels as sdk
-from specdec_kernels.children import METHODS
+from specdec_kernels.drafting.children import METHODS
 
 VOCABS = (69, 203, 1501)
 

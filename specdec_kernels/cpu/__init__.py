@@ -8,9 +8,9 @@ import specdec_kernels.cpu._native as _native
 from .attention import tree_attention
 from .commit import commit_kv
 from .ngram import ngram_draft, ngram_tree
-from .sample import sample, sample_children
+from .sampling import sample, sample_children
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
-from .verify import verify
+from .verification import verify
 
 __all__ = [
     "commit_kv",

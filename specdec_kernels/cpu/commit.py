@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache_table import cache_table, new_rows
-from ..calls import CommitKVCall
+from .._cache_table import cache_table, new_rows
+from .._ops.calls import CommitKVCall
 from . import _native
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import NgramDraftCall, NgramTreeCall
+from .._ops.calls import NgramDraftCall, NgramTreeCall
 from . import _native
 
 

@@ -9,9 +9,9 @@ from .attention import tree_attention
 from .children import sample_children
 from .commit import commit_kv
 from .ngram import ngram_draft, ngram_tree
-from .sample import sample
+from .sampling import sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
-from .verify import verify
+from .verification import verify
 
 __all__ = [
     "commit_kv",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import TreeAttentionCall
+from .._ops.calls import TreeAttentionCall
 
 
 def tree_attention(call: TreeAttentionCall) -> None:

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..calls import SampleChildrenCall
-from ..random import Purpose
+from .._ops.calls import SampleChildrenCall
+from .._random import Purpose
 from .law import draft_law, params_of
 from .random import Noise
 

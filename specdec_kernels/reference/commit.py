@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import CommitKVCall
+from .._ops.calls import CommitKVCall
 from .path import kept_paths
 
 

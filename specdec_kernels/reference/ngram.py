@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from ..calls import NgramDraftCall, NgramTreeCall
+from .._ops.calls import NgramDraftCall, NgramTreeCall
 
 Occurrence = tuple[int, int]
 

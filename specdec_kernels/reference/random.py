@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..random import Purpose, coin, race_keys
+from .._random import Purpose, coin, race_keys
 from .law import first
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..random import Purpose
+from .._random import Purpose
 from ..tree import Proposal
 from .law import IMPOSSIBLE, point
 from .random import Noise

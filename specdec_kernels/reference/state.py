@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
+from .._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from .path import kept_paths
 
 Kept = CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call

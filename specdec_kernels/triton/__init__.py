@@ -11,9 +11,9 @@ from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401
-from .sample import sample  # noqa: F401
+from .sampling import sample  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
-from .verify import verify  # noqa: F401
+from .verification import verify  # noqa: F401
 
 
 def device_type() -> str:

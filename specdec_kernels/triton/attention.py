@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from ..calls import TreeAttentionCall
+from .._ops.calls import TreeAttentionCall
 from . import launch
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..calls import SampleChildrenCall
+from .._ops.calls import SampleChildrenCall
 from .arguments import sampling_of, target_of, target_row
 from .draw import goal_of, load_law
 from .launch import row_passes
@@ -22,7 +22,7 @@ from .law import log_probability, target_scores
 from .logarithm import log
 from .random import race_key, race_words
 from .row import LOG2E, NO_TOKEN, exponent_of, read_row
-from .sample import settle_rows
+from .sampling import settle_rows
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 INDEPENDENT, WITHOUT_REPLACEMENT, TOP_K, HYBRID = (tl.constexpr(number) for number in range(4))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ..cache_table import FIELDS, cache_rows, new_rows
-from ..calls import CommitKVCall
+from .._cache_table import FIELDS, cache_rows, new_rows
+from .._ops.calls import CommitKVCall
 from .addresses import on_device, pointer, unit_words
 from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
 from .path import kept_nodes, request_rows

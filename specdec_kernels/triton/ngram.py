@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import NgramDraftCall, NgramTreeCall
+from .._ops.calls import NgramDraftCall, NgramTreeCall
 from .launch import (
     NGRAM_BINS,
     NGRAM_LISTED,

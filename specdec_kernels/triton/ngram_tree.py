@@ -17,7 +17,7 @@ import struct
 import triton
 import triton.language as tl
 
-from ..calls import NgramTreeCall
+from .._ops.calls import NgramTreeCall
 from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
 from .ngram import best_below, search, text_length, token_after
 

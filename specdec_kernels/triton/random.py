@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..random import Purpose
+from .._random import Purpose
 from .logarithm import log_binary, split_binary
 
 NEXT = tl.constexpr(int(Purpose.NEXT))

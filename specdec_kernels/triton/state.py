@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
-from ..errors import name_of
+from .._checks import name_of
+from .._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from .addresses import on_device, pointer, unit_words
 from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
 from .path import kept_nodes, request_rows

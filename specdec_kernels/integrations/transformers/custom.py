@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import bad_value
+from ..._checks import bad_value
 from .generate import decode, streamers_of
 from .layers import filled, handed_back, taken
 from .model import Target

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...children import sample_children
-from ...errors import bad_type, bad_value
+from ..._checks import bad_type, bad_value
+from ...drafting.children import sample_children
 from ...sampling import PLAIN, SamplingParams, per_request
 from ...tree import DraftTree, Proposal
 from .caches import Alone, Together

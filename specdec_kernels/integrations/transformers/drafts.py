@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...budget import Budget, Calibration
-from ...errors import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, name_of
-from ...grow import GrownTree
+from ..._checks import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, name_of
+from ...drafting.budget import Budget, Calibration
+from ...drafting.grow import GrownTree
 from ...tree import DraftTree, Proposal
 
 PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says nothing about

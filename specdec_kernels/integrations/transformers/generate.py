@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...acceptance import AcceptanceStats
-from ...budget import Budget
-from ...errors import bad_type, bad_value, check_dtype, check_shape
+from ..._checks import bad_type, bad_value, check_dtype, check_shape
+from ...drafting.acceptance import AcceptanceStats
+from ...drafting.budget import Budget
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams, per_request
-from ...verify import Status, verify
+from ...verification import Status, verify
 from .caches import Alone, Together
 from .drafts import Drafting, Nodes
 from .layers import CachedText

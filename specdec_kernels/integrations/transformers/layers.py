@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import bad_value
+from ..._checks import bad_value
 from .model import Target
 
 KEPT = ("keys", "values", "indexer_keys")  # tensors of a layer whose rows are positions

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...errors import bad_type, bad_value
+from ..._checks import bad_type, bad_value
 
 # Attributes of a configuration that bound what a layer sees, and the type of layer they belong to.
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}

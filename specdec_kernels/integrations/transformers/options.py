@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ...errors import bad_type, bad_value
-from ...ngram import ngram_draft
+from ..._checks import bad_type, bad_value
+from ...drafting.ngram import ngram_draft
 
 HONOURED = {
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample",

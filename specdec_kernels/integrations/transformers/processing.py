@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import bad_type, bad_value, check_type
+from ..._checks import bad_type, bad_value, check_type
 from ...sampling import SamplingParams, unpack
 from .options import mixin
 from .stateless import check_stateless

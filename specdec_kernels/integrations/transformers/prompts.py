@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import INTEGERS, bad_type, bad_value, check_dtype, check_shape
+from ..._checks import INTEGERS, bad_type, bad_value, check_dtype, check_shape
 from .options import mixin
 
 _RULE = "must be integers [B, L] or a list of prompts, each a list of ints"

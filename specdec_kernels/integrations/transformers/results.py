@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...acceptance import AcceptanceStats
-from ...errors import bad_value
+from ..._checks import bad_value
+from ...drafting.acceptance import AcceptanceStats
 
 
 class Generated(NamedTuple):

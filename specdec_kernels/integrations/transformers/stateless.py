@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import bad_value
+from ..._checks import bad_value
 
 
 def check_stateless(

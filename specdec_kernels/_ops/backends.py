@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from .errors import BackendUnavailable
+from .._checks import BackendUnavailable
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import bad_value, check_int, check_ints, check_number
+from .._checks import bad_value, check_int, check_ints, check_number
 
 DEPTHS_SHOWN = 8  # in a repr
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .errors import INF, bad_type, bad_value, check_device, check_dim, check_dtype, check_int, check_tensor
-from .tree import DraftTree, Proposal
+from .._checks import INF, bad_type, bad_value, check_device, check_dim, check_dtype, check_int, check_tensor
+from ..tree import DraftTree, Proposal
 
 Children = tuple[Tensor, Tensor, Tensor]
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..calls import SampleCall
+from .._ops.calls import SampleCall
 from .arguments import (
     Sampling,
     Scratch,

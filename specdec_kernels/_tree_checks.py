@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .errors import (
+from ._checks import (
     INTEGERS,
     bad_value,
     check_bool,

@@ -8,8 +8,8 @@ import os
 import torch
 from torch import Tensor
 
-from .calls import VerifyCall
-from .errors import INF, bad_value
+from ._checks import INF, bad_value
+from ._ops.calls import VerifyCall
 from .tree import DraftTree
 
 ENABLED = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")  # read once, at import
@@ -79,7 +79,7 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     """
     if not bool(impossible.any()):
         return
-    from .reference import verify
+    from .reference import verification as verify
     from .reference.request import Trace
 
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners

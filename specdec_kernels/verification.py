@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import debug, ops, rules
-from .calls import VerifyCall
-from .errors import (
+from . import _debug, _ops, rules
+from ._checks import (
     FLOATS,
     bad_value,
     check_bool,
@@ -22,10 +21,10 @@ from .errors import (
     check_type,
     what,
 )
-from .memory import check_contiguous, check_last_stride
+from ._memory import check_contiguous, check_last_stride
+from ._ops.calls import VerifyCall
 from .rules import Rule
-from .sample import check_bitmask, noise_keys
-from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
+from .sampling import PLAIN, DraftVocab, SamplingParams, check_bitmask, noise_keys, unpack
 from .tree import DraftTree
 
 
@@ -167,8 +166,8 @@ def verify(
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
     check_bool("verify", "return_logprobs", return_logprobs)
     out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
-    if debug.enabled():
-        debug.check_verify(target_logits, tree, draft_logits, draft_rows)
+    if _debug.enabled():
+        _debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
     call = VerifyCall(
         target_logits=target_logits,
@@ -199,9 +198,9 @@ def verify(
         out_logprobs=out.logprobs,
         out_status=out.status,
     )
-    ops.verify(call, backend)
-    if debug.enabled():
-        debug.check_drawn(tree, call, (out.status & Status.IMPOSSIBLE) != 0)
+    _ops.verify(call, backend)
+    if _debug.enabled():
+        _debug.check_drawn(tree, call, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 

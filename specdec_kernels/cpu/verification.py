@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calls import VerifyCall
+from .._ops.calls import VerifyCall
 from . import _native
 from .arguments import address, bitmask_of, rows_of, sampling_of
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .._checks import check_name
 from . import backends, calls
-from .errors import check_name
 
 _KINDS = {
     "Tensor": "Tensor",

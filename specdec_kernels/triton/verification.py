@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..calls import VerifyCall
+from .._ops.calls import VerifyCall
 from .arguments import (
     NO_DRAFT,
     PARAMS,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from ..calls import SampleCall
-from ..random import Purpose
+from .._ops.calls import SampleCall
+from .._random import Purpose
 from .law import allowed_tokens, params_of, target_law
 from .random import Noise
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import bad_value
+from ._checks import bad_value
 
 
 def check_last_stride(operation: str, argument: str, tensor: Tensor, symbol: str = "V") -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import debug, ops
-from .backends import NAMES
-from .calls import SampleChildrenCall
-from .errors import (
+from .. import _debug, _ops
+from .._checks import (
     FLOATS,
     bad_value,
     check_bool,
@@ -22,11 +20,12 @@ from .errors import (
     check_type,
     what,
 )
-from .memory import check_last_stride
-from .random import Purpose
-from .sample import noise_keys
-from .sampling import PLAIN, DraftVocab, SamplingParams, unpack
-from .tree import Proposal
+from .._memory import check_last_stride
+from .._ops.backends import NAMES
+from .._ops.calls import SampleChildrenCall
+from .._random import Purpose
+from ..sampling import PLAIN, DraftVocab, SamplingParams, noise_keys, unpack
+from ..tree import Proposal
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 MOST_CHILDREN = 256  # ordinals that the counter of the noise tells apart
@@ -114,8 +113,8 @@ def sample_children(
     if seeds is None and nodes is not None:
         bad_value("sample_children", "nodes", "must be None without seeds", what(nodes))
     seeds, positions = noise_keys("sample_children", seeds, positions, rows, device, symbols="[N]")
-    if debug.enabled():
-        debug.check_logits("sample_children", "logits", logits)
+    if _debug.enabled():
+        _debug.check_logits("sample_children", "logits", logits)
     tokens = torch.empty((rows, k), dtype=torch.int64, device=device)
     scores = torch.empty((rows, k), dtype=torch.float32, device=device)
     call = SampleChildrenCall(
@@ -130,7 +129,7 @@ def sample_children(
         out_tokens=tokens,
         out_scores=scores,
     )
-    ops.sample_children(call, backend)
+    _ops.sample_children(call, backend)
     return tokens, _proposals(method, k, coupled, device), scores
 
 
@@ -202,8 +201,8 @@ def draft_token(
         width = draft_vocab.ids.shape[0]
         check_shape("draft_token", "logits", logits, "[B, Vd], Vd of draft_vocab,", (batch, width))
     seeds, positions = noise_keys("draft_token", seeds, positions, batch, device)
-    if debug.enabled():
-        debug.check_logits("draft_token", "logits", logits)
+    if _debug.enabled():
+        _debug.check_logits("draft_token", "logits", logits)
     tokens, _, _ = sample_children(
         logits,
         1,

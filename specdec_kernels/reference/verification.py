@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..calls import VerifyCall
-from ..random import Purpose
+from .._ops.calls import VerifyCall
+from .._random import Purpose
 from ..rules import LOSSLESS
 from .law import Params, allowed_tokens, draft_law, params_of, target_law
 from .random import Noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ..calls import SampleCall, SampleChildrenCall
+from .._ops.calls import SampleCall, SampleChildrenCall
 from . import _native
 from .arguments import address, bitmask_of, rows_of, sampling_of
 

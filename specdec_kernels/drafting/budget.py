@@ -13,7 +13,7 @@ from numbers import Real
 
 import numpy as np
 
-from .errors import (
+from .._checks import (
     bad_type,
     bad_value,
     check_int,

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import debug, ops
-from .calls import NgramDraftCall, NgramTreeCall
-from .errors import (
+from .. import _debug, _ops
+from .._checks import (
     INTEGERS,
     bad_value,
     check_bool,
@@ -21,7 +20,8 @@ from .errors import (
     check_numbers,
     check_tensor,
 )
-from .tree import DraftTree
+from .._ops.calls import NgramDraftCall, NgramTreeCall
+from ..tree import DraftTree
 
 # How often the token after the longest repeated n-gram, n = 1, 2, ..., is the one that followed it before,
 # about; counted on texts of a small language model, none of them of the demo. The last entry: n >= 10.
@@ -86,7 +86,7 @@ def ngram_draft(
         cyclic=cyclic,
         out=out,
     )
-    ops.ngram_draft(call, backend)
+    _ops.ngram_draft(call, backend)
     return out
 
 
@@ -166,7 +166,7 @@ def ngram_tree(
         out_parents=parents,
         out_scores=scores,
     )
-    ops.ngram_tree(call, backend)
+    _ops.ngram_tree(call, backend)
     # Depth 1 is that of unused nodes.
     depth = max(max_depth, min(max_nodes - 1, 1))
     return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores
@@ -181,6 +181,6 @@ def _check(
     check_tensor(operation, "lengths", lengths, "[B]", tokens.shape[:1], INTEGERS, tokens.device)
     min_ngram = check_int(operation, "min_ngram", min_ngram, 1)
     max_ngram = check_int(operation, "max_ngram", max_ngram, min_ngram)
-    if debug.enabled():
-        debug.check_lengths(operation, lengths, tokens.shape[1])
+    if _debug.enabled():
+        _debug.check_lengths(operation, lengths, tokens.shape[1])
     return lengths.long().contiguous(), min_ngram, max_ngram

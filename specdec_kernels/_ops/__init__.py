@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a public function to a backend: the record of a call, the operator, and who serves it.
+
+Internal. `calls` has the records, `operators` what PyTorch sees, `backends` which backend serves and why.
+"""
+
+from .operators import (
+    commit_kv,
+    commit_kv_by_table,
+    commit_state,
+    ngram_draft,
+    ngram_tree,
+    replay_conv,
+    replay_gated_delta,
+    replay_mamba2,
+    sample,
+    sample_children,
+    tree_attention,
+    verify,
+)
+
+__all__ = [
+    "commit_kv",
+    "commit_kv_by_table",
+    "commit_state",
+    "ngram_draft",
+    "ngram_tree",
+    "replay_conv",
+    "replay_gated_delta",
+    "replay_mamba2",
+    "sample",
+    "sample_children",
+    "tree_attention",
+    "verify",
+]

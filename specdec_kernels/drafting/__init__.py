@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to draft, and how much: prompt lookup, children of a drafter's laws, trees that grow, budgets."""
+
+from .acceptance import AcceptanceStats
+from .budget import Budget, Calibration
+from .children import draft_token, sample_children
+from .grow import Frontier, GrownTree, grow_tree
+from .ngram import ngram_draft, ngram_tree
+
+__all__ = [
+    "AcceptanceStats",
+    "Budget",
+    "Calibration",
+    "Frontier",
+    "GrownTree",
+    "draft_token",
+    "grow_tree",
+    "ngram_draft",
+    "ngram_tree",
+    "sample_children",
+]
