@@ -61,3 +61,19 @@ def test_workflows_run_make():
         targets += [step.removeprefix("make ") for step in steps if "${{ matrix.target }}" not in step]
         assert len(steps) > 4 and all(step.startswith("make ") for step in steps)
         assert all(f"\n{target}:" in text("Makefile") for target in targets), path.name
+
+
+def test_the_page_of_the_structure_names_every_file():
+    """And no other: modules by their names, headers, examples and the emulator."""
+    block = text("docs/structure.md").split("```")[1]
+    block = re.sub(
+        r"(\w+)\{([\w,]+)\}(\.\w+)", lambda m: " ".join(m[1] + x + m[3] for x in m[2].split(",")), block
+    )
+    named = set(re.findall(r"[\w-]+\.(?:py|h|cpp)\b", block))
+    there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
+    listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
+    listed += ("specdec_kernels/integrations/transformers", "examples", "ptx_emulator")
+    modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}
+    headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}
+    assert (modules | headers) - named == set()
+    assert named - {path.name for path in there} == set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The random numbers of `specdec_kernels/random.py` as device functions: same counters, same bits.
+"""The random numbers of `specdec_kernels/_random.py` as device functions: same counters, same bits.
 
     words = race_words(seed, position, purpose, node, index)   # [n] -> [4 n], the tokens 4 index + lane
     word = token_word(seed, position, purpose, node, token)    # one word per token, any tokens
