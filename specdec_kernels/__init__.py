@@ -14,15 +14,25 @@ from ._checks import BackendUnavailable
 from ._ops.backends import explain
 from .attention import tree_attention
 from .commit import CachePlan, Committed, commit_kv
-from .drafting.acceptance import AcceptanceStats
-from .drafting.budget import Budget, Calibration
-from .drafting.children import draft_token, sample_children
-from .drafting.grow import Frontier, GrownTree, grow_tree
-from .drafting.ngram import ngram_draft, ngram_tree
+from .drafting import (
+    AcceptanceStats,
+    Budget,
+    Calibration,
+    Children,
+    Frontier,
+    GrownTree,
+    NgramTree,
+    draft_token,
+    grow_tree,
+    ngram_draft,
+    ngram_tree,
+    sample_children,
+)
 from .integrations.transformers import (
     AssistantDrafter,
     Drafts,
     Generated,
+    Verdict,
     custom_generate,
     explain_model,
     generate,
@@ -43,6 +53,7 @@ __all__ = [
     "Budget",
     "CachePlan",
     "Calibration",
+    "Children",
     "Committed",
     "DraftTree",
     "Drafts",
@@ -51,6 +62,7 @@ __all__ = [
     "Generated",
     "GrownTree",
     "Lenient",
+    "NgramTree",
     "Proposal",
     "Relaxed",
     "SamplingParams",
@@ -58,6 +70,7 @@ __all__ = [
     "Status",
     "Synthetic",
     "Typical",
+    "Verdict",
     "Verified",
     "commit_kv",
     "commit_state",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -32,6 +32,87 @@ from .tree import DraftTree
 
 OPERATION = "tree_attention"
 CACHES = (*FLOATS, torch.int8, torch.float8_e4m3fn)
+
+
+@overload
+def tree_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor | None,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    *,
+    new_key: Tensor | None = None,
+    new_value: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: float | Tensor | None = None,
+    value_scale: float | Tensor | None = None,
+    value_dim: int | None = None,
+    max_prefix_len: int | None = None,
+    layout: Literal["NHD", "HND"] = "NHD",
+    deterministic: bool = False,
+    return_lse: Literal[False] = False,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def tree_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor | None,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    *,
+    new_key: Tensor | None = None,
+    new_value: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: float | Tensor | None = None,
+    value_scale: float | Tensor | None = None,
+    value_dim: int | None = None,
+    max_prefix_len: int | None = None,
+    layout: Literal["NHD", "HND"] = "NHD",
+    deterministic: bool = False,
+    return_lse: Literal[True],
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def tree_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor | None,
+    tree: DraftTree,
+    block_table: Tensor,
+    prefix_lens: Tensor,
+    *,
+    new_key: Tensor | None = None,
+    new_value: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scale: float | Tensor | None = None,
+    value_scale: float | Tensor | None = None,
+    value_dim: int | None = None,
+    max_prefix_len: int | None = None,
+    layout: Literal["NHD", "HND"] = "NHD",
+    deterministic: bool = False,
+    return_lse: bool,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def tree_attention(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from numbers import Integral
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -223,6 +223,45 @@ def _check_ids(operation: str, argument: str, ids: Tensor, vocab_size: int) -> N
     distinct, count = ids.unique(return_counts=True)
     if distinct.numel() < ids.numel():
         bad_value(operation, argument, "must be distinct", f"{int(distinct[count > 1][0])} more than once")
+
+
+@overload
+def sample(
+    logits: Tensor,
+    sampling: SamplingParams = PLAIN,
+    *,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    return_logprobs: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    logits: Tensor,
+    sampling: SamplingParams = PLAIN,
+    *,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    return_logprobs: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def sample(
+    logits: Tensor,
+    sampling: SamplingParams = PLAIN,
+    *,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    return_logprobs: bool,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def sample(

@@ -22,7 +22,9 @@ R = B * N
 NAN, INF = float("nan"), float("inf")
 
 # Made by the operations, not by callers; enumerations; an exception.
-RESULTS = {"Committed", "Drafts", "Frontier", "Generated", "GrownTree", "Verified"}
+RESULTS = {
+    "Children", "Committed", "Drafts", "Frontier", "Generated", "GrownTree", "NgramTree", "Verdict", "Verified",
+}  # fmt: skip
 OTHERS = {"BackendUnavailable", "Proposal", "Status"}
 INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
 
@@ -253,13 +255,15 @@ CASES = [
     Case("AcceptanceStats.measured_speedup", STATS.measured_speedup, lambda: dict(cost_ratio=0.5)),
     Case("AcceptanceStats.warning", STATS.warning, lambda: dict(cost_ratio=0.5)),
     Case("Budget", sdk.Budget, lambda: dict(
-        costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, most=4.0, idle=2
+        costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, max_credit=4.0, idle_steps=2, patience=9
     )),
     Case("Budget.cost", BUDGET.cost, lambda: dict(rows=[1.0, 4.0])),
     Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
     Case("Budget.depth", BUDGET.depth, lambda: dict(chances=CHANCES, draft_cost=0.5, width=2)),
     Case("Budget.after", BUDGET.after, lambda: dict(rows=4, tokens=[2, 1], drafting=0.5)),
-    Case("Calibration", sdk.Calibration, lambda: dict(promised=(0.5,) * 8, kept=(0.25,) * 8)),
+    Case("Calibration", sdk.Calibration, lambda: dict(
+        promised=(0.5,) * 8, kept=(0.25,) * 8, decay=0.9, prior=0.5
+    )),
     Case("Calibration.believe", sdk.Calibration().believe, lambda: dict(
         chances=CHANCES, parents=[-1, 0, 1]
     ), ("chances",)),
@@ -285,7 +289,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "AcceptanceStats.expected_speedup": dict(cost_ratio="zero", depth="fraction, zero"),
     "AcceptanceStats.measured_speedup": dict(cost_ratio="zero"),
     "AcceptanceStats.warning": dict(cost_ratio="zero"),
-    "Budget": dict(credit="infinite, zero", allowance="zero", most="infinite, zero", idle="zero"),
+    "Budget": dict(credit="infinite, zero", allowance="zero", max_credit="infinite, zero", idle_steps="zero"),
     "Budget.after": dict(rows="zero", tokens="empty, item zero, longer", drafting="negative, zero"),
     "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
     "Budget.cost": dict(rows="empty, item zero, longer, number"),

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels.drafting import budget as module
 
 CURVES = {
     "cpu": {1: 1.0, 2: 1.09, 3: 1.17, 4: 1.65, 8: 2.17, 16: 2.21, 32: 2.89, 64: 4.41},
@@ -204,15 +203,14 @@ def test_only_promises_put_to_the_test_count():
 
 def test_mutant_without_a_ledger_loses():
     """An unlimited credit: the bound above is the credit's doing."""
-    start = (sdk.Budget(CURVES["cpu"], credit=1e9, most=1e9), sdk.Calibration())
+    start = (sdk.Budget(CURVES["cpu"], credit=1e9, max_credit=1e9), sdk.Calibration())
     time, tokens, _ = simulate("cpu", 0.95, lambda step, depth: False, 100, start)
     assert time > 1.03 * tokens
 
 
-def test_mutant_without_forgetting_never_tries_again(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 10**9)
-    monkeypatch.setattr(module, "DECAY", 1.0)
-    _, _, state = simulate("cpu", 0.8, lambda step, depth: False, 500)
+def test_mutant_without_forgetting_never_tries_again():
+    start = (sdk.Budget(CURVES["cpu"], patience=10**9), sdk.Calibration(decay=1.0))
+    _, _, state = simulate("cpu", 0.8, lambda step, depth: False, 500, start)
     time, tokens, _ = simulate("cpu", 0.8, lambda step, depth: True, 50, state)
     assert tokens / time < 0.5 * best_fixed("cpu", 1.0)
 

@@ -2,8 +2,8 @@
 """One record per operator: what a backend is called with.
 
 The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`; its
-schema is made of them (see `operators`). A public function fills a record by name, and a backend reads it by name.
-An option is added as a field at the end with a default.
+schema is made of them (see `operators`). A public function fills a record by name, and a backend reads it by
+name. An option is added as a field at the end with a default.
 
 Conventions of the fields:
 

@@ -3,16 +3,18 @@
 
 from .acceptance import AcceptanceStats
 from .budget import Budget, Calibration
-from .children import draft_token, sample_children
+from .children import Children, draft_token, sample_children
 from .grow import Frontier, GrownTree, grow_tree
-from .ngram import ngram_draft, ngram_tree
+from .ngram import NgramTree, ngram_draft, ngram_tree
 
 __all__ = [
     "AcceptanceStats",
     "Budget",
     "Calibration",
+    "Children",
     "Frontier",
     "GrownTree",
+    "NgramTree",
     "draft_token",
     "grow_tree",
     "ngram_draft",

@@ -25,9 +25,6 @@ from .._checks import (
 )
 
 BUCKETS = 8  # of chances, one for each power of two of the odds
-DECAY = 0.97  # of a count, per step: what is forgotten is tried again
-PATIENCE = 50  # steps of plain decoding before a trial that nothing speaks for
-PRIOR = 1.0  # expected acceptances that a drafter's word is worth at first
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class Calibration:
     Args:
         promised, kept: by kind of promise, the decayed sums of those that were put to the test and of those
             kept.
+        decay: in (0, 1], of these sums, per step: what is forgotten is tried again.
+        prior: expected acceptances that a drafter's word is worth at first, > 0.
 
     Trees are sequences over nodes, parents first, the root included: `chances` with 1 for the root and 0 for
     unused nodes, as `scores.exp()` of `ngram_tree` and `grow_tree`, and `parents` with -1 for the root.
@@ -55,12 +54,18 @@ class Calibration:
 
     promised: tuple[float, ...] = (0.0,) * BUCKETS
     kept: tuple[float, ...] = (0.0,) * BUCKETS
+    decay: float = 0.97
+    prior: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("promised", "kept"):
             count = len(check_numbers("Calibration", name, getattr(self, name)))
             if count != BUCKETS:
                 bad_value("Calibration", name, f"must hold {BUCKETS} numbers", count)
+        for name, most in (("decay", 1.0), ("prior", math.inf)):
+            if not 0.0 < check_number("Calibration", name, getattr(self, name)) <= most:
+                rule = "must be in (0, 1]" if name == "decay" else "must be > 0"
+                bad_value("Calibration", name, rule, getattr(self, name))
 
     def believe(self, chances: Sequence[float], parents: Sequence[int]) -> list[float]:
         """The chances as far as they are to be believed. No node has a better one than its parent.
@@ -73,7 +78,7 @@ class Calibration:
         believed: list[float] = []
         for promise, parent in zip(_promises(chances, parents), parents, strict=True):
             kind = _kind(promise)
-            share = (self.kept[kind] + PRIOR) / (self.promised[kind] + PRIOR)
+            share = (self.kept[kind] + self.prior) / (self.promised[kind] + self.prior)
             believed.append(1.0 if parent < 0 else believed[parent] * min(promise * share, 1.0))
         return believed
 
@@ -85,14 +90,14 @@ class Calibration:
             TypeError: no sequences of numbers.
         """
         chances, parents = _checked("Calibration.after", chances, parents)
-        promised = [DECAY * value for value in self.promised]
-        kept = [DECAY * value for value in self.kept]
+        promised = [self.decay * value for value in self.promised]
+        kept = [self.decay * value for value in self.kept]
         accepted = set(check_ints("Calibration.after", "path", path, -1))
         for node, promise in enumerate(_promises(chances, parents)):
             if parents[node] in accepted and promise > 0:
                 promised[_kind(promise)] += promise
                 kept[_kind(promise)] += node in accepted
-        return Calibration(tuple(promised), tuple(kept))
+        return replace(self, promised=tuple(promised), kept=tuple(kept))
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,10 @@ class Budget:
         credit: time that may be lost at once, in that unit; default one step over one row. Infinite: take
             every choice for what it promises.
         allowance: share of plain decoding's time that may be lost on trials.
-        most: the credit is cut off here, so that a good past does not pay for a bad future; default four
-            steps over one row.
-        idle: steps since the last one that drafted.
+        max_credit: the credit is cut off here, so that a good past does not pay for a bad future; default
+            four steps over one row.
+        idle_steps: since the last one that drafted.
+        patience: steps of plain decoding before a trial that nothing speaks for, >= 1.
 
     Raises:
         ValueError: numbers out of range, no time of 1 row.
@@ -131,8 +137,9 @@ class Budget:
     costs: Mapping[int, float]
     credit: float | None = None
     allowance: float = 0.02
-    most: float | None = None
-    idle: int = 0
+    max_credit: float | None = None
+    idle_steps: int = 0
+    patience: int = 50
 
     def __post_init__(self) -> None:
         check_type("Budget", "costs", self.costs, Mapping, "a mapping of rows to times")
@@ -141,12 +148,13 @@ class Budget:
             check_number("Budget", f"costs[{size}]", self.costs[size])
         if 1 not in self.costs or min(self.costs.values()) <= 0:
             bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
-        for name, default in (("credit", 1.0), ("most", 4.0)):
+        for name, default in (("credit", 1.0), ("max_credit", 4.0)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default * self.costs[1])
             check_number("Budget", name, getattr(self, name), 0, infinite=True)
         check_number("Budget", "allowance", self.allowance, 0)
-        check_int("Budget", "idle", self.idle, 0)
+        check_int("Budget", "idle_steps", self.idle_steps, 0)
+        check_int("Budget", "patience", self.patience, 1)
 
     def cost(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Time of steps over so many rows each.
@@ -225,14 +233,14 @@ class Budget:
             return self
         plain = float(self.cost(len(tokens))) * sum(tokens) / len(tokens)
         credit = self.credit + (1.0 + self.allowance) * plain - float(self.cost(rows)) - drafting
-        idle = self.idle + 1 if rows <= len(tokens) else 0
-        return replace(self, credit=min(max(credit, 0.0), self.most), idle=idle)
+        idle_steps = self.idle_steps + 1 if rows <= len(tokens) else 0
+        return replace(self, credit=min(max(credit, 0.0), self.max_credit), idle_steps=idle_steps)
 
     def _best(self, tokens: np.ndarray, costs: np.ndarray) -> int:
         """The choice of the most tokens per time among those that the credit covers. The first is plain
         decoding; where it was chosen long enough, the best of the others is."""
         rates = np.where(costs - costs[0] <= self.credit, tokens / costs, 0.0)
-        if self.idle >= PATIENCE and rates[1:].any():
+        if self.idle_steps >= self.patience and rates[1:].any():
             return 1 + int(np.argmax(rates[1:]))
         return int(np.argmax(rates))
 

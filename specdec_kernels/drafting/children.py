@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,17 @@ METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 MOST_CHILDREN = 256  # ordinals that the counter of the noise tells apart
 
 
+class Children(NamedTuple):
+    """Of every parent, k children in the order of verification."""
+
+    tokens: Tensor
+    """[N, k] int64, -1 where fewer than k tokens have any probability."""
+    proposals: Tensor
+    """[k] uint8, how to declare them."""
+    scores: Tensor
+    """[N, k] float32, the log-probability of each token under the law of its parent, -inf for -1."""
+
+
 def sample_children(
     logits: Tensor,
     k: int,
@@ -42,7 +55,7 @@ def sample_children(
     nodes: Tensor | None = None,
     coupled: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Children:
     """k children of every parent, and how to declare them.
 
     | method | children, in the order of verification | proposals |
@@ -71,8 +84,7 @@ def sample_children(
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        tokens [N, k] int64, -1 where fewer than k tokens have any probability; proposals [k] uint8; scores
-        [N, k] float32, the log-probability of each token under q, -inf for -1.
+        `Children`.
 
     Raises:
         ValueError: wrong shapes, k or method; some of seeds, positions and nodes without the others.
@@ -130,7 +142,7 @@ def sample_children(
         out_scores=scores,
     )
     _ops.sample_children(call, backend)
-    return tokens, _proposals(method, k, coupled, device), scores
+    return Children(tokens, _proposals(method, k, coupled, device), scores)
 
 
 def draft_token(

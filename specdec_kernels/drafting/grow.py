@@ -12,8 +12,7 @@ from torch.nn.functional import pad
 
 from .._checks import INF, bad_type, bad_value, check_device, check_dim, check_dtype, check_int, check_tensor
 from ..tree import DraftTree, Proposal
-
-Children = tuple[Tensor, Tensor, Tensor]
+from .children import Children
 
 
 class Frontier(NamedTuple):
@@ -48,7 +47,7 @@ class GrownTree(NamedTuple):
 
 
 def grow_tree(
-    expand: Callable[[Frontier], Children],
+    expand: Callable[[Frontier], Children | tuple[Tensor, Tensor, Tensor]],
     roots: Tensor,
     max_nodes: int,
     *,
@@ -142,7 +141,7 @@ def _root(roots: Tensor) -> Level:
     return Level(tokens, none, none, zeros.to(torch.uint8), scores, scores + INF, zeros.bool(), none.clone())
 
 
-def _checked(children: Children, frontier: Frontier) -> Children:
+def _checked(children: object, frontier: Frontier) -> Children:
     """What `expand` returned."""
     if not isinstance(children, (tuple, list)) or len(children) != 3:
         rule = "must return tokens, proposals and scores"
@@ -157,7 +156,7 @@ def _checked(children: Children, frontier: Frontier) -> Children:
         bad_value("grow_tree", names[0], f"must have shape [B * W, k] = [{rows}, k]", list(tokens.shape))
     check_tensor("grow_tree", names[1], proposals, "[k]", tokens.shape[1:], (torch.uint8,), device)
     check_tensor("grow_tree", names[2], scores, "[B * W, k]", tokens.shape, (torch.float32,), device)
-    return tokens, proposals, scores
+    return Children(tokens, proposals, scores)
 
 
 def _children(

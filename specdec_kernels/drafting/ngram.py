@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +91,15 @@ def ngram_draft(
     return out
 
 
+class NgramTree(NamedTuple):
+    """What `ngram_tree` found."""
+
+    tree: DraftTree
+    """Of `POINT` nodes, `max_nodes` rows for every request; unused ones hold -1."""
+    scores: Tensor
+    """[B, max_nodes] float32: the logarithm of each node's chance, 0 at roots and -inf at unused nodes."""
+
+
 def ngram_tree(
     tokens: Tensor,
     lengths: Tensor,
@@ -102,7 +112,7 @@ def ngram_tree(
     trust: Sequence[float] = TRUST,
     cyclic: bool = False,
     backend: str = "auto",
-) -> tuple[DraftTree, Tensor]:
+) -> NgramTree:
     """The continuations of several earlier occurrences of what the text ends with, as one tree.
 
     Occurrences come by the length of the n-gram they repeat, the most recent of equals first. Each is
@@ -125,8 +135,7 @@ def ngram_tree(
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        A tree of `POINT` nodes with `max_nodes` rows for every request, unused ones holding -1, and scores
-        [B, max_nodes] float32: the logarithm of each node's chance, 0 at roots and -inf at unused nodes.
+        `NgramTree`.
 
     Raises:
         ValueError: wrong shapes or numbers.
@@ -169,7 +178,7 @@ def ngram_tree(
     _ops.ngram_tree(call, backend)
     # Depth 1 is that of unused nodes.
     depth = max(max_depth, min(max_nodes - 1, 1))
-    return DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores
+    return NgramTree(DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores)
 
 
 def _check(
