@@ -23,7 +23,8 @@ NAN, INF = float("nan"), float("inf")
 
 # Made by the operations, not by callers; enumerations; an exception.
 RESULTS = {
-    "Children", "Committed", "Drafts", "Frontier", "Generated", "GrownTree", "NgramTree", "Verdict", "Verified",
+    "Children", "Committed", "Drafts", "Frontier", "Generated", "GrownTree", "NgramTree", "Verdict",
+    "Verified",
 }  # fmt: skip
 OTHERS = {"BackendUnavailable", "Proposal", "Status"}
 INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
