@@ -79,7 +79,7 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     """
     if not bool(impossible.any()):
         return
-    from .reference import verification as verify
+    from .reference import verify
     from .reference.request import Trace
 
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners

@@ -571,7 +571,7 @@ def test_debug_checks_lengths_of_texts(monkeypatch, lengths):
 
 def test_only_public_names_are_listed():
     assert dir(sdk) == sorted(sdk.__all__)
-    for name in ("children", "sampling", "errors"):
+    for name in ("verification", "sampling", "drafting", "_checks"):
         assert getattr(sdk, name).__name__ == f"specdec_kernels.{name}"
 
 
