@@ -51,129 +51,175 @@ void bind_enums(py::module_& m) {
 }
 
 void bind_rows(py::module_& m) {
-  bind_struct<Rows>(m, "Rows", field<Rows>("data", &Rows::data), field<Rows>("dtype", &Rows::dtype),
-                    field<Rows>("count", &Rows::count), field<Rows>("size", &Rows::size),
-                    field<Rows>("group", &Rows::group), field<Rows>("group_stride", &Rows::group_stride),
-                    field<Rows>("row_stride", &Rows::row_stride));
+  bind_struct<Rows>(m, "Rows",
+                    {field<Rows, &Rows::data>("data"), field<Rows, &Rows::dtype>("dtype"),
+                     field<Rows, &Rows::count>("count"), field<Rows, &Rows::size>("size"),
+                     field<Rows, &Rows::group>("group"), field<Rows, &Rows::group_stride>("group_stride"),
+                     field<Rows, &Rows::row_stride>("row_stride")});
   using S = SamplingArgs;
-  bind_struct<S>(m, "SamplingArgs", field<S>("temperature", &S::temperature), field<S>("top_k", &S::top_k),
-                 field<S>("top_p", &S::top_p), field<S>("min_p", &S::min_p),
-                 field<S>("min_p_last", &S::min_p_last));
-  bind_struct<Bitmask>(m, "Bitmask", field<Bitmask>("words", &Bitmask::words),
-                       field<Bitmask>("stride", &Bitmask::stride));
+  bind_struct<S>(
+      m, "SamplingArgs",
+      {field<S, &S::temperature>("temperature"), field<S, &S::top_k>("top_k"), field<S, &S::top_p>("top_p"),
+       field<S, &S::min_p>("min_p"), field<S, &S::min_p_last>("min_p_last")});
+  bind_struct<Bitmask>(
+      m, "Bitmask", {field<Bitmask, &Bitmask::words>("words"), field<Bitmask, &Bitmask::stride>("stride")});
 }
 
 void bind_verify(py::module_& m) {
   using V = VerifyArgs;
-  bind_struct<V>(
-      m, "VerifyArgs", field<V>("target", &V::target), field<V>("tokens", &V::tokens),
-      field<V>("parents", &V::parents), field<V>("cu_nodes", &V::cu_nodes),
-      field<V>("proposals", &V::proposals), field<V>("first_child", &V::first_child),
-      field<V>("next_sibling", &V::next_sibling), field<V>("requests", &V::requests),
-      field<V>("draft", &V::draft), field<V>("draft_rows", &V::draft_rows),
-      field<V>("draft_chain", &V::draft_chain), field<V>("draft_ids", &V::draft_ids),
-      field<V>("draft_columns", &V::draft_columns), field<V>("draft_is_logprobs", &V::draft_is_logprobs),
-      field<V>("sampling", &V::sampling), field<V>("draft_sampling", &V::draft_sampling),
-      field<V>("rule", &V::rule), field<V>("rule_values", &V::rule_values), field<V>("seeds", &V::seeds),
-      field<V>("positions", &V::positions), field<V>("bitmask", &V::bitmask), field<V>("width", &V::width),
-      field<V>("out_tokens", &V::out_tokens), field<V>("out_num_tokens", &V::out_num_tokens),
-      field<V>("out_num_accepted", &V::out_num_accepted), field<V>("out_path", &V::out_path),
-      field<V>("out_logprobs", &V::out_logprobs), field<V>("out_status", &V::out_status),
-      field<V>("trace_thresholds", &V::trace_thresholds), field<V>("trace_masses", &V::trace_masses));
+  bind_struct<V>(m, "VerifyArgs",
+                 {field<V, &V::target>("target"),
+                  field<V, &V::tokens>("tokens"),
+                  field<V, &V::parents>("parents"),
+                  field<V, &V::cu_nodes>("cu_nodes"),
+                  field<V, &V::proposals>("proposals"),
+                  field<V, &V::first_child>("first_child"),
+                  field<V, &V::next_sibling>("next_sibling"),
+                  field<V, &V::requests>("requests"),
+                  field<V, &V::draft>("draft"),
+                  field<V, &V::draft_rows>("draft_rows"),
+                  field<V, &V::draft_chain>("draft_chain"),
+                  field<V, &V::draft_ids>("draft_ids"),
+                  field<V, &V::draft_columns>("draft_columns"),
+                  field<V, &V::draft_is_logprobs>("draft_is_logprobs"),
+                  field<V, &V::sampling>("sampling"),
+                  field<V, &V::draft_sampling>("draft_sampling"),
+                  field<V, &V::rule>("rule"),
+                  field<V, &V::rule_values>("rule_values"),
+                  field<V, &V::seeds>("seeds"),
+                  field<V, &V::positions>("positions"),
+                  field<V, &V::bitmask>("bitmask"),
+                  field<V, &V::width>("width"),
+                  field<V, &V::out_tokens>("out_tokens"),
+                  field<V, &V::out_num_tokens>("out_num_tokens"),
+                  field<V, &V::out_num_accepted>("out_num_accepted"),
+                  field<V, &V::out_path>("out_path"),
+                  field<V, &V::out_logprobs>("out_logprobs"),
+                  field<V, &V::out_status>("out_status"),
+                  field<V, &V::trace_thresholds>("trace_thresholds"),
+                  field<V, &V::trace_masses>("trace_masses")});
   using S = SampleArgs;
-  bind_struct<S>(m, "SampleArgs", field<S>("logits", &S::logits), field<S>("sampling", &S::sampling),
-                 field<S>("seeds", &S::seeds), field<S>("positions", &S::positions),
-                 field<S>("bitmask", &S::bitmask), field<S>("out_tokens", &S::out_tokens),
-                 field<S>("out_logprobs", &S::out_logprobs));
+  bind_struct<S>(
+      m, "SampleArgs",
+      {field<S, &S::logits>("logits"), field<S, &S::sampling>("sampling"), field<S, &S::seeds>("seeds"),
+       field<S, &S::positions>("positions"), field<S, &S::bitmask>("bitmask"),
+       field<S, &S::out_tokens>("out_tokens"), field<S, &S::out_logprobs>("out_logprobs")});
 }
 
 void bind_drafting(py::module_& m) {
   using C = ChildrenArgs;
-  bind_struct<C>(m, "ChildrenArgs", field<C>("logits", &C::logits), field<C>("k", &C::k),
-                 field<C>("method", &C::method), field<C>("sampling", &C::sampling),
-                 field<C>("seeds", &C::seeds), field<C>("positions", &C::positions),
-                 field<C>("nodes", &C::nodes), field<C>("purpose", &C::purpose),
-                 field<C>("out_tokens", &C::out_tokens), field<C>("out_scores", &C::out_scores));
+  bind_struct<C>(
+      m, "ChildrenArgs",
+      {field<C, &C::logits>("logits"), field<C, &C::k>("k"), field<C, &C::method>("method"),
+       field<C, &C::sampling>("sampling"), field<C, &C::seeds>("seeds"), field<C, &C::positions>("positions"),
+       field<C, &C::nodes>("nodes"), field<C, &C::purpose>("purpose"), field<C, &C::out_tokens>("out_tokens"),
+       field<C, &C::out_scores>("out_scores")});
   using D = NgramDraftArgs;
-  bind_struct<D>(m, "NgramDraftArgs", field<D>("tokens", &D::tokens), field<D>("lengths", &D::lengths),
-                 field<D>("requests", &D::requests), field<D>("width", &D::width),
-                 field<D>("min_ngram", &D::min_ngram), field<D>("max_ngram", &D::max_ngram),
-                 field<D>("cyclic", &D::cyclic), field<D>("frequent", &D::frequent),
-                 field<D>("num_draft", &D::num_draft), field<D>("out", &D::out));
+  bind_struct<D>(
+      m, "NgramDraftArgs",
+      {field<D, &D::tokens>("tokens"), field<D, &D::lengths>("lengths"), field<D, &D::requests>("requests"),
+       field<D, &D::width>("width"), field<D, &D::min_ngram>("min_ngram"),
+       field<D, &D::max_ngram>("max_ngram"), field<D, &D::cyclic>("cyclic"),
+       field<D, &D::frequent>("frequent"), field<D, &D::num_draft>("num_draft"), field<D, &D::out>("out")});
   using T = NgramTreeArgs;
-  bind_struct<T>(m, "NgramTreeArgs", field<T>("tokens", &T::tokens), field<T>("lengths", &T::lengths),
-                 field<T>("requests", &T::requests), field<T>("width", &T::width),
-                 field<T>("min_ngram", &T::min_ngram), field<T>("max_ngram", &T::max_ngram),
-                 field<T>("cyclic", &T::cyclic), field<T>("max_depth", &T::max_depth),
-                 field<T>("branches", &T::branches), field<T>("max_nodes", &T::max_nodes),
-                 field<T>("trust", &T::trust), field<T>("out_tokens", &T::out_tokens),
-                 field<T>("out_parents", &T::out_parents), field<T>("out_scores", &T::out_scores));
+  bind_struct<T>(m, "NgramTreeArgs",
+                 {field<T, &T::tokens>("tokens"), field<T, &T::lengths>("lengths"),
+                  field<T, &T::requests>("requests"), field<T, &T::width>("width"),
+                  field<T, &T::min_ngram>("min_ngram"), field<T, &T::max_ngram>("max_ngram"),
+                  field<T, &T::cyclic>("cyclic"), field<T, &T::max_depth>("max_depth"),
+                  field<T, &T::branches>("branches"), field<T, &T::max_nodes>("max_nodes"),
+                  field<T, &T::trust>("trust"), field<T, &T::out_tokens>("out_tokens"),
+                  field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});
 }
 
 void bind_attention(py::module_& m) {
   using R = HeadRows;
-  bind_struct<R>(m, "HeadRows", field<R>("data", &R::data), field<R>("dtype", &R::dtype),
-                 field<R>("row_stride", &R::row_stride), field<R>("head_stride", &R::head_stride));
+  bind_struct<R>(m, "HeadRows",
+                 {field<R, &R::data>("data"), field<R, &R::dtype>("dtype"),
+                  field<R, &R::row_stride>("row_stride"), field<R, &R::head_stride>("head_stride")});
   using C = HeadCache;
-  bind_struct<C>(m, "HeadCache", field<C>("data", &C::data), field<C>("dtype", &C::dtype),
-                 field<C>("page_stride", &C::page_stride), field<C>("slot_stride", &C::slot_stride),
-                 field<C>("head_stride", &C::head_stride), field<C>("scales", &C::scales),
-                 field<C>("scale", &C::scale));
+  bind_struct<C>(
+      m, "HeadCache",
+      {field<C, &C::data>("data"), field<C, &C::dtype>("dtype"), field<C, &C::page_stride>("page_stride"),
+       field<C, &C::slot_stride>("slot_stride"), field<C, &C::head_stride>("head_stride"),
+       field<C, &C::scales>("scales"), field<C, &C::scale>("scale")});
   using A = AttentionArgs;
-  bind_struct<A>(
-      m, "AttentionArgs", field<A>("query", &A::query), field<A>("new_key", &A::new_key),
-      field<A>("new_value", &A::new_value), field<A>("key", &A::key), field<A>("value", &A::value),
-      field<A>("rows", &A::rows), field<A>("query_heads", &A::query_heads), field<A>("heads", &A::heads),
-      field<A>("head", &A::head), field<A>("value_size", &A::value_size), field<A>("parents", &A::parents),
-      field<A>("cu_nodes", &A::cu_nodes), field<A>("requests", &A::requests),
-      field<A>("block_table", &A::block_table), field<A>("table_width", &A::table_width),
-      field<A>("pages", &A::pages), field<A>("page_size", &A::page_size),
-      field<A>("prefix_lens", &A::prefix_lens), field<A>("max_prefix", &A::max_prefix),
-      field<A>("scale", &A::scale), field<A>("softcap", &A::softcap), field<A>("window", &A::window),
-      field<A>("sinks", &A::sinks), field<A>("deterministic", &A::deterministic), field<A>("out", &A::out),
-      field<A>("out_lse", &A::out_lse));
+  bind_struct<A>(m, "AttentionArgs",
+                 {field<A, &A::query>("query"),
+                  field<A, &A::new_key>("new_key"),
+                  field<A, &A::new_value>("new_value"),
+                  field<A, &A::key>("key"),
+                  field<A, &A::value>("value"),
+                  field<A, &A::rows>("rows"),
+                  field<A, &A::query_heads>("query_heads"),
+                  field<A, &A::heads>("heads"),
+                  field<A, &A::head>("head"),
+                  field<A, &A::value_size>("value_size"),
+                  field<A, &A::parents>("parents"),
+                  field<A, &A::cu_nodes>("cu_nodes"),
+                  field<A, &A::requests>("requests"),
+                  field<A, &A::block_table>("block_table"),
+                  field<A, &A::table_width>("table_width"),
+                  field<A, &A::pages>("pages"),
+                  field<A, &A::page_size>("page_size"),
+                  field<A, &A::prefix_lens>("prefix_lens"),
+                  field<A, &A::max_prefix>("max_prefix"),
+                  field<A, &A::scale>("scale"),
+                  field<A, &A::softcap>("softcap"),
+                  field<A, &A::window>("window"),
+                  field<A, &A::sinks>("sinks"),
+                  field<A, &A::deterministic>("deterministic"),
+                  field<A, &A::out>("out"),
+                  field<A, &A::out_lse>("out_lse")});
 }
 
 void bind_commit(py::module_& m) {
   using P = Paths;
-  bind_struct<P>(m, "Paths", field<P>("nodes", &P::nodes), field<P>("width", &P::width),
-                 field<P>("cu_nodes", &P::cu_nodes), field<P>("rows", &P::rows),
-                 field<P>("requests", &P::requests));
+  bind_struct<P>(
+      m, "Paths",
+      {field<P, &P::nodes>("nodes"), field<P, &P::width>("width"), field<P, &P::cu_nodes>("cu_nodes"),
+       field<P, &P::rows>("rows"), field<P, &P::requests>("requests")});
   using C = CommitArgs;
-  bind_struct<C>(m, "CommitArgs", field<C>("caches", &C::caches), field<C>("fresh", &C::fresh),
-                 field<C>("cache_count", &C::cache_count), field<C>("paths", &C::paths),
-                 field<C>("block_table", &C::block_table),
-                 field<C>("pages_per_request", &C::pages_per_request),
-                 field<C>("prefix_lens", &C::prefix_lens), field<C>("page_size", &C::page_size),
-                 field<C>("out_lengths", &C::out_lengths), field<C>("out_pages_kept", &C::out_pages_kept));
+  bind_struct<C>(
+      m, "CommitArgs",
+      {field<C, &C::caches>("caches"), field<C, &C::fresh>("fresh"), field<C, &C::cache_count>("cache_count"),
+       field<C, &C::paths>("paths"), field<C, &C::block_table>("block_table"),
+       field<C, &C::pages_per_request>("pages_per_request"), field<C, &C::prefix_lens>("prefix_lens"),
+       field<C, &C::page_size>("page_size"), field<C, &C::out_lengths>("out_lengths"),
+       field<C, &C::out_pages_kept>("out_pages_kept")});
 }
 
 void bind_states(py::module_& m) {
   using C = Commits;
-  bind_struct<C>(m, "Commits", field<C>("paths", &C::paths), field<C>("slots", &C::slots));
+  bind_struct<C>(m, "Commits", {field<C, &C::paths>("paths"), field<C, &C::slots>("slots")});
   using R = StateRows;
-  bind_struct<R>(m, "StateRows", field<R>("address", &R::address), field<R>("slots", &R::slots),
-                 field<R>("slot_stride", &R::slot_stride), field<R>("row_bytes", &R::row_bytes));
+  bind_struct<R>(m, "StateRows",
+                 {field<R, &R::address>("address"), field<R, &R::slots>("slots"),
+                  field<R, &R::slot_stride>("slot_stride"), field<R, &R::row_bytes>("row_bytes")});
   using S = Snapshots;
-  bind_struct<S>(m, "Snapshots", field<S>("address", &S::address), field<S>("row_stride", &S::row_stride));
+  bind_struct<S>(m, "Snapshots", {field<S, &S::address>("address"), field<S, &S::row_stride>("row_stride")});
   using W = Windows;
-  bind_struct<W>(m, "Windows", field<W>("address", &W::address), field<W>("slots", &W::slots),
-                 field<W>("channels", &W::channels), field<W>("taps", &W::taps),
-                 field<W>("slot_stride", &W::slot_stride), field<W>("channel_stride", &W::channel_stride),
-                 field<W>("tap_stride", &W::tap_stride), field<W>("item_bytes", &W::item_bytes));
+  bind_struct<W>(m, "Windows",
+                 {field<W, &W::address>("address"), field<W, &W::slots>("slots"),
+                  field<W, &W::channels>("channels"), field<W, &W::taps>("taps"),
+                  field<W, &W::slot_stride>("slot_stride"), field<W, &W::channel_stride>("channel_stride"),
+                  field<W, &W::tap_stride>("tap_stride"), field<W, &W::item_bytes>("item_bytes")});
   using I = WindowInputs;
-  bind_struct<I>(m, "WindowInputs", field<I>("address", &I::address), field<I>("row_stride", &I::row_stride),
-                 field<I>("channel_stride", &I::channel_stride));
+  bind_struct<I>(m, "WindowInputs",
+                 {field<I, &I::address>("address"), field<I, &I::row_stride>("row_stride"),
+                  field<I, &I::channel_stride>("channel_stride")});
   using M = Matrices;
-  bind_struct<M>(m, "Matrices", field<M>("address", &M::address), field<M>("dtype", &M::dtype),
-                 field<M>("slots", &M::slots), field<M>("heads", &M::heads), field<M>("rows", &M::rows),
-                 field<M>("columns", &M::columns), field<M>("slot_stride", &M::slot_stride),
-                 field<M>("head_stride", &M::head_stride), field<M>("row_stride", &M::row_stride),
-                 field<M>("column_stride", &M::column_stride));
+  bind_struct<M>(
+      m, "Matrices",
+      {field<M, &M::address>("address"), field<M, &M::dtype>("dtype"), field<M, &M::slots>("slots"),
+       field<M, &M::heads>("heads"), field<M, &M::rows>("rows"), field<M, &M::columns>("columns"),
+       field<M, &M::slot_stride>("slot_stride"), field<M, &M::head_stride>("head_stride"),
+       field<M, &M::row_stride>("row_stride"), field<M, &M::column_stride>("column_stride")});
   using N = NodeInputs;
-  bind_struct<N>(m, "NodeInputs", field<N>("address", &N::address), field<N>("dtype", &N::dtype),
-                 field<N>("heads", &N::heads), field<N>("size", &N::size),
-                 field<N>("row_stride", &N::row_stride), field<N>("head_stride", &N::head_stride));
+  bind_struct<N>(m, "NodeInputs",
+                 {field<N, &N::address>("address"), field<N, &N::dtype>("dtype"),
+                  field<N, &N::heads>("heads"), field<N, &N::size>("size"),
+                  field<N, &N::row_stride>("row_stride"), field<N, &N::head_stride>("head_stride")});
 }
 
 const Kernels& kernels_named(const std::string& isa) {

@@ -9,6 +9,8 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "view.h"
 
@@ -16,18 +18,13 @@ namespace specdec {
 
 namespace py = pybind11;
 
-// A member under its own name. Pointers are addresses in Python, 0 = null.
-template <class T, class M>
+// A member under its own name, and how it is set. The name is interned, and is there for good.
 struct Field {
-  py::str name;
-  M T::* member;
+  PyObject* name;
+  void (*set)(void* object, py::handle value);
 };
 
-template <class T, class Base, class M>
-Field<T, M> field(const char* name, M Base::* member) {
-  return {py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)), static_cast<M T::*>(member)};
-}
-
+// Pointers are addresses in Python, 0 = null.
 template <class M>
 void assign(M& out, py::handle value) {
   if constexpr (std::is_pointer_v<M>) {
@@ -40,20 +37,31 @@ void assign(M& out, py::handle value) {
   }
 }
 
+template <class T, auto member>
+Field field(const char* name) {
+  const auto set = [](void* object, py::handle value) { assign(static_cast<T*>(object)->*member, value); };
+  return {PyUnicode_InternFromString(name), set};
+}
+
+inline void fill(void* object, const char* name, const std::vector<Field>& fields, const py::kwargs& given) {
+  for (const Field& field : fields) {
+    PyObject* value = PyDict_GetItemWithError(given.ptr(), field.name);
+    if (!value) throw py::type_error(std::string(name) + " needs " + std::string(py::str(field.name)));
+    field.set(object, value);
+  }
+  if (given.size() != fields.size()) throw py::type_error(std::string(name) + " was given an unknown field");
+}
+
 // A class whose constructor takes every field by keyword, and no other; `fields` has their names.
-template <class T, class... M>
-void bind_struct(py::module_& module, const char* name, Field<T, M>... fields) {
+template <class T>
+void bind_struct(py::module_& module, const char* name, std::vector<Field> fields) {
   py::class_<T> bound(module, name);
-  bound.attr("fields") = py::make_tuple(fields.name...);
-  bound.def(py::init([name = std::string(name), fields...](const py::kwargs& given) {
+  py::tuple names(fields.size());
+  for (size_t i = 0; i < fields.size(); ++i) names[i] = py::handle(fields[i].name);
+  bound.attr("fields") = names;
+  bound.def(py::init([name, fields = std::move(fields)](const py::kwargs& given) {
     T out{};
-    const auto set = [&](const auto& f) {
-      PyObject* value = PyDict_GetItemWithError(given.ptr(), f.name.ptr());
-      if (!value) throw py::type_error(name + " needs " + std::string(f.name));
-      assign(out.*f.member, value);
-    };
-    (set(fields), ...);
-    if (given.size() != sizeof...(fields)) throw py::type_error(name + " was given an unknown field");
+    fill(&out, name, fields, given);
     return out;
   }));
 }
