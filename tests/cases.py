@@ -22,6 +22,7 @@ RULES = (
     sdk.Lenient(1.5),
     sdk.Synthetic((0.9, 0.5)),
 )
+MAY_DIFFER = dict(rtol=3e-5, atol=1e-6)  # of thresholds and masses, where backends agree
 
 
 def pick(generator, options):
@@ -171,3 +172,55 @@ def both_with_traces(arguments: dict, rule, backend="cpu"):
     module.verify(captured[0], traces[0].thresholds, traces[0].masses)
     reference.verify(captured[1], trace=traces[1])
     return list(zip(outs, traces, strict=True))
+
+
+def rule_name(rule):
+    return rule if isinstance(rule, str) else rule.name
+
+
+def check_in_range(verified, arguments):
+    tree, vocab = arguments["tree"], arguments["target_logits"].shape[-1]
+    count, width = verified.num_tokens, tree.max_depth + 1
+    index = torch.arange(width)
+    inside = index < count[:, None]
+    assert bool((count >= 0).all() and (count <= width).all())
+    assert bool(((verified.tokens >= 0) & (verified.tokens < vocab))[inside].all())
+    assert bool((verified.tokens[~inside] == -1).all() and (verified.path[~inside] == -1).all())
+    assert torch.equal(verified.num_accepted, (count - 1).clamp_min(0))
+
+
+def uniform_case(seed, batch, vocab, nodes=6):
+    """Trees of the same size, as stacked tensors."""
+    g = torch.Generator().manual_seed(seed)
+    parents = torch.tensor(
+        [
+            [-1] + [int(torch.randint(max(0, i - 2), i, (1,), generator=g)) for i in range(1, nodes)]
+            for _ in range(batch)
+        ]
+    )
+    target = torch.randn(batch, nodes, vocab, generator=g) * 3
+    draft = target + torch.randn(batch, nodes, vocab, generator=g)
+    tokens = draft.argsort(-1, descending=True).gather(
+        -1, torch.randint(0, min(3, vocab), (batch, nodes, 1), generator=g)
+    )
+    proposals = torch.randint(0, 3, (batch, nodes), generator=g).to(torch.uint8)
+    return dict(
+        tokens=tokens.squeeze(-1).roll(1, 1),
+        parents=parents,
+        proposals=proposals,
+        target=target,
+        draft=draft,
+        seeds=torch.randint(2**40, (batch,), generator=g),
+        positions=torch.randint(2**20, (batch,), generator=g),
+        temperature=torch.rand(batch, generator=g) * (torch.arange(batch) % 5 > 0),
+        top_p=torch.rand(batch, generator=g) * 0.5 + 0.5,
+    )
+
+
+def all_equal(a, b):
+    return all(
+        torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
+        if x.is_floating_point()
+        else torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )

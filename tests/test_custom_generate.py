@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from gtest import g_test
-from test_generate import CACHE
+from loop_cases import CACHE
 from transformers import (
     DynamicCache,
     GPT2Config,

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from gtest import g_test
-from test_generate import CACHE, GREEDY, PROMPTS, TARGET, chains, model, noise, nothing, plainly, trees
+from loop_cases import CACHE, GREEDY, PROMPTS, TARGET, chains, model, noise, nothing, plainly, trees
 from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM, LlamaForCausalLM, StaticCache
 
 import specdec_kernels as sdk

@@ -11,36 +11,21 @@ import sys
 import impossible
 import pytest
 import torch
-from cases import RULES, both_with_traces, random_case
+from cases import RULES, both_with_traces, check_in_range, random_case, rule_name
 from each import BACKENDS
 
 import specdec_kernels as sdk
 from specdec_kernels.drafting.children import METHODS
 
 
-def name(rule):
-    return rule if isinstance(rule, str) else rule.name
-
-
-def check_range(verified, arguments):
-    tree, vocab = arguments["tree"], arguments["target_logits"].shape[-1]
-    count, width = verified.num_tokens, tree.max_depth + 1
-    index = torch.arange(width)
-    inside = index < count[:, None]
-    assert bool((count >= 0).all() and (count <= width).all())
-    assert bool(((verified.tokens >= 0) & (verified.tokens < vocab))[inside].all())
-    assert bool((verified.tokens[~inside] == -1).all() and (verified.path[~inside] == -1).all())
-    assert torch.equal(verified.num_accepted, (count - 1).clamp_min(0))
-
-
-@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_spoiled_rows_and_tokens(rule):
     differing = requests = 0
     for seed in range(1000, 1150):
         arguments = random_case(seed, hostile=True)
         (native, _), (reference, _) = both_with_traces(arguments, rule)
-        check_range(native, arguments)
-        check_range(reference, arguments)
+        check_in_range(native, arguments)
+        check_in_range(reference, arguments)
         if arguments.get("draft_sampling") == "logprobs":
             continue  # spoiled log-probabilities are no law: in range is all that is promised
         same = (native.tokens == reference.tokens).all(1) & (native.status == reference.status)
@@ -51,7 +36,7 @@ def test_spoiled_rows_and_tokens(rule):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_malformed_trees_are_walked_safely(rule, backend):
     g = torch.Generator().manual_seed(9)
     for trial in range(40):
@@ -70,7 +55,7 @@ def test_malformed_trees_are_walked_safely(rule, backend):
             tree.tokens, wild(), cu_nodes, tree.proposals, tree.max_nodes, tree.max_depth, links
         )
         verified = sdk.verify(rule=rule, backend=backend, **arguments)
-        check_range(verified, arguments)
+        check_in_range(verified, arguments)
 
 
 def test_a_cycle_of_links_ends():
@@ -109,7 +94,7 @@ def test_status_of_visited_rows(rule, backend, temperature):
 
 
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
-@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_status_of_drafts_that_cannot_have_been_drawn(rule, backend):
     assert impossible.told(
         sdk.verify(**impossible.batch(), rule=rule, backend=backend)
@@ -118,7 +103,7 @@ def test_status_of_drafts_that_cannot_have_been_drawn(rule, backend):
 
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rule", impossible.RULES, ids=name)
+@pytest.mark.parametrize("rule", impossible.RULES, ids=rule_name)
 def test_honest_drafts_are_never_called_impossible(rule, method, backend):
     for seed in range(6):
         arguments = impossible.honest(seed, method, backend)

@@ -10,41 +10,13 @@ import threading
 
 import pytest
 import torch
-from cases import RULES
+from cases import RULES, all_equal, uniform_case
 from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
 
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
-
-
-def uniform_case(seed, batch, vocab, nodes=6):
-    """Trees of the same size, as stacked tensors."""
-    g = torch.Generator().manual_seed(seed)
-    parents = torch.tensor(
-        [
-            [-1] + [int(torch.randint(max(0, i - 2), i, (1,), generator=g)) for i in range(1, nodes)]
-            for _ in range(batch)
-        ]
-    )
-    target = torch.randn(batch, nodes, vocab, generator=g) * 3
-    draft = target + torch.randn(batch, nodes, vocab, generator=g)
-    tokens = draft.argsort(-1, descending=True).gather(
-        -1, torch.randint(0, min(3, vocab), (batch, nodes, 1), generator=g)
-    )
-    proposals = torch.randint(0, 3, (batch, nodes), generator=g).to(torch.uint8)
-    return dict(
-        tokens=tokens.squeeze(-1).roll(1, 1),
-        parents=parents,
-        proposals=proposals,
-        target=target,
-        draft=draft,
-        seeds=torch.randint(2**40, (batch,), generator=g),
-        positions=torch.randint(2**20, (batch,), generator=g),
-        temperature=torch.rand(batch, generator=g) * (torch.arange(batch) % 5 > 0),
-        top_p=torch.rand(batch, generator=g) * 0.5 + 0.5,
-    )
 
 
 def run(case, rule, rows=slice(None)):
@@ -64,24 +36,15 @@ def run(case, rule, rows=slice(None)):
     )
 
 
-def same(a, b):
-    return all(
-        torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
-        if x.is_floating_point()
-        else torch.equal(x, y)
-        for x, y in zip(a, b, strict=True)
-    )
-
-
 @given(seed=st.integers(0, 10**6), vocab=st.sampled_from([5, 64, 300]), rule=st.sampled_from(RULES))
 def test_batch_order_and_split(seed, vocab, rule):
     case = uniform_case(seed, 7, vocab)
     whole = run(case, rule)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
     permuted = run(case, rule, order)
-    assert same([x[order] for x in whole], permuted)
+    assert all_equal([x[order] for x in whole], permuted)
     parts = [run(case, rule, slice(0, 3)), run(case, rule, slice(3, 4)), run(case, rule, slice(4, 7))]
-    assert same(whole, [torch.cat(xs) for xs in zip(*parts, strict=True)])
+    assert all_equal(whole, [torch.cat(xs) for xs in zip(*parts, strict=True)])
 
 
 @given(seed=st.integers(0, 10**6), rule=st.sampled_from(RULES))
@@ -111,7 +74,7 @@ def test_padding(seed, rule):
         return_logprobs=True,
         sampling=sdk.SamplingParams(temperature=pad(case["temperature"], 1), top_p=pad(case["top_p"], 1)),
     )
-    assert same(whole, [x[:4] for x in got]) and got.num_tokens[4] == 0
+    assert all_equal(whole, [x[:4] for x in got]) and got.num_tokens[4] == 0
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -126,7 +89,7 @@ def test_threads(rule, batch, vocab):
             results += [run(case, rule) for _ in range(3)]
     finally:
         torch.set_num_threads(before)
-    assert all(same(results[0], other) for other in results[1:])
+    assert all(all_equal(results[0], other) for other in results[1:])
 
 
 def test_calls_from_several_threads_at_once():
@@ -137,7 +100,7 @@ def test_calls_from_several_threads_at_once():
         caller.start()
     for caller in callers:
         caller.join()
-    assert len(answers) == 6 and all(same(alone, answer) for answer in answers)
+    assert len(answers) == 6 and all(all_equal(alone, answer) for answer in answers)
 
 
 def test_a_forked_child_computes_the_same():
@@ -145,7 +108,7 @@ def test_a_forked_child_computes_the_same():
     alone = run(case, "token")
     child = os.fork()
     if child == 0:
-        os._exit(0 if same(alone, run(case, "token")) else 1)
+        os._exit(0 if all_equal(alone, run(case, "token")) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

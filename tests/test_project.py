@@ -77,3 +77,10 @@ def test_the_page_of_the_structure_names_every_file():
     headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}
     assert (modules | headers) - named == set()
     assert named - {path.name for path in there} == set()
+
+
+def test_no_test_file_imports_another():
+    """What several share stands in modules that are no tests."""
+    for name in files():
+        if name.startswith("tests/") and name.endswith(".py"):
+            assert not re.search(r"^ *(?:from|import) test_", text(name), re.M), name

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_random import VECTORS, parse
+from philox_vectors import VECTORS, parse
 
 from specdec_kernels import _random as reference
 from specdec_kernels._random import Purpose
