@@ -125,7 +125,9 @@ def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     split over compute units."""
     gfx942 = targets.PROCESSORS[-1]
     found = targets.kernels(gfx942, variants.verify())
-    walk = next(k for k in found if k.name == "walk_kernel" and "traversal" in k.source.constants.values())
+    walk = next(
+        k for k in found if k.name == "verify_walk_kernel" and "traversal" in k.source.constants.values()
+    )
     code = triton.compile(walk.source, target=gfx942.target, options=walk.options).asm
     assert ".amdhsa_tg_split 0" in code["amdgcn"]
     # One after the tree was laid out, two around the reading of a node on the way. Fences of shared memory

@@ -158,7 +158,7 @@ def test_wide_cuts_read_a_row_as_often_as_stated(dtype, top_k, top_p, reads):
     logits = (torch.randn(2, 100_001, generator=generator(7)) * 1.5 + 1).to(dtype)
     with ptx_emulator.count() as counted:
         sdk.sample(logits, sdk.SamplingParams(1.2, top_k, top_p), backend="triton", **keys(2))
-    settle = next(launch for launch in counted if launch.name == "_settle_kernel")
+    settle = next(launch for launch in counted if launch.name == "_sample_settle_kernel")
     read = settle.n["global_ld_bytes"] / (logits.numel() * logits.element_size())
     assert read < min(reads * 1.5, reads + 1)
 

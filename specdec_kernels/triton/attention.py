@@ -113,7 +113,7 @@ def tree_attention(call: TreeAttentionCall) -> None:
         **launch.attention_registers(target.backend, widened),
     )
     if tiles > 0:
-        _attend_splits_kernel[(tiles * kv_heads, splits)](
+        _attention_splits_kernel[(tiles * kv_heads, splits)](
             **shared,
             LATENT=latent and whole and shape.block_value == shape.block_head,
             BLOCK_ROWS=shape.block_rows,
@@ -122,7 +122,7 @@ def tree_attention(call: TreeAttentionCall) -> None:
             num_stages=shape.stages,
         )
     spans, span = (kv_heads, group) if call.deterministic else (1, query_heads)
-    _merge_splits_kernel[(rows, spans, triton.cdiv(span, shape.block_heads))](
+    _attention_merge_kernel[(rows, spans, triton.cdiv(span, shape.block_heads))](
         **shared,
         sinks_ptr=call.sinks,
         out_ptr=call.out,
@@ -147,7 +147,7 @@ _VARYING = ["rows", "requests", "longest", "table_width", "pages", "window"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _attend_splits_kernel(
+def _attention_splits_kernel(
     query_ptr,  # [rows, QUERY_HEADS, HEAD]
     new_key_ptr,  # [rows, KV_HEADS, HEAD] or None
     new_value_ptr,  # [rows, KV_HEADS, VALUE] or None
@@ -315,7 +315,7 @@ def _attend_splits_kernel(
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _merge_splits_kernel(
+def _attention_merge_kernel(
     query_ptr,
     new_key_ptr,
     new_value_ptr,

@@ -46,7 +46,7 @@ def sample_children(call: SampleChildrenCall) -> None:
         k=k,
         METHOD=METHODS.index(call.method),
     )
-    _list_kernel[(rows, passes.splits)](
+    _children_list_kernel[(rows, passes.splits)](
         **given,
         **keys,
         nodes_ptr=call.nodes,
@@ -54,7 +54,7 @@ def sample_children(call: SampleChildrenCall) -> None:
         SPLIT=passes.split,
         num_warps=passes.split_warps,
     )
-    _merge_kernel[(rows,)](
+    _children_merge_kernel[(rows,)](
         **given,
         out_tokens_ptr=call.out_tokens,
         out_scores_ptr=call.out_scores,
@@ -83,7 +83,7 @@ def _race(exponents, seed, position, purpose, node, index):
 
 
 @triton.jit
-def _list_kernel(
+def _children_list_kernel(
     target,
     scratch,
     seeds_ptr,  # [N]
@@ -137,7 +137,7 @@ def _pop(scores_ptr, tokens_ptr, heads, splits, count, k, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _merge_kernel(
+def _children_merge_kernel(
     target,
     scratch,
     scores_ptr,  # [1 or 2, N, splits, k]

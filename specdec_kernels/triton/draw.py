@@ -154,7 +154,7 @@ def _load_goal(words, CUTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
-def draw_kernel(
+def verify_draw_kernel(
     target,
     draft,
     sampling,

@@ -194,7 +194,7 @@ def _kinds_of_children(tokens, parents, proposals, node, count):
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
-def measure_kernel(
+def verify_measure_kernel(
     target,
     draft,
     sampling,

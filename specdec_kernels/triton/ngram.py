@@ -36,7 +36,7 @@ def ngram_draft(call: NgramDraftCall) -> None:
         return
     listed, places = search(call, branches=1, places=call.frequent)
     shape = (batch, 2, NGRAM_BINS)
-    _draft_kernel[(batch,)](
+    _ngram_draft_kernel[(batch,)](
         tokens_ptr=call.tokens,
         lengths_ptr=call.lengths,
         listed_ptr=listed,
@@ -67,7 +67,7 @@ def search(
     listed = torch.empty((batch, splits, branches), dtype=torch.int64, device=device)
     shape = (batch, 2, splits * NGRAM_SPLIT // 32)
     bits = torch.empty(shape, dtype=torch.int32, device=device) if places else None
-    _search_kernel[(batch, splits)](
+    _ngram_search_kernel[(batch, splits)](
         tokens_ptr=call.tokens,
         lengths_ptr=call.lengths,
         listed_ptr=listed,
@@ -83,7 +83,7 @@ def search(
 
 
 @triton.jit(do_not_specialize=["width", "branches", "min_ngram", "max_ngram"])
-def _search_kernel(
+def _ngram_search_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
     listed_ptr,  # [B, splits, branches]
@@ -158,7 +158,7 @@ def goes_on(length, end, i, CYCLIC: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["width", "splits", "num_draft"])
-def _draft_kernel(
+def _ngram_draft_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
     listed_ptr,  # [B, splits]

@@ -32,7 +32,7 @@ def ngram_tree(call: NgramTreeCall) -> None:
     trust_bits = tuple(2 * bits + 1 for (bits,) in struct.iter_unpack("q", packed))
     listed, _ = search(call, branches=call.branches, places=False)
     block_branches, block_depths, warps = ngram_branches(call.branches)
-    _tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
+    _ngram_tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
         tokens_ptr=call.tokens,
         lengths_ptr=call.lengths,
         listed_ptr=listed,
@@ -56,7 +56,7 @@ def ngram_tree(call: NgramTreeCall) -> None:
 
 
 @triton.jit(do_not_specialize=["width", "splits", "branches", "max_depth", "max_nodes"])
-def _tree_kernel(
+def _ngram_tree_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
     listed_ptr,  # [B, splits, branches]

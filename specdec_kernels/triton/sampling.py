@@ -49,7 +49,7 @@ def sample(call: SampleCall) -> None:
     scratch = settle_rows(target, law, **keys, **out, race=not cuts)
     if cuts:
         passes = row_passes(vocab)
-        _draw_kernel[(batch, passes.splits)](
+        _sample_draw_kernel[(batch, passes.splits)](
             target=target,
             scratch=scratch,
             **keys,
@@ -80,7 +80,7 @@ def settle_rows(
     )
     given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
     splits = dict(SPLIT=passes.split, SPLITS=passes.padded_splits)
-    _measure_kernel[(batch, passes.splits)](
+    _sample_measure_kernel[(batch, passes.splits)](
         **given,
         **splits,
         seeds_ptr=seeds_ptr,
@@ -89,7 +89,7 @@ def settle_rows(
         WHOLE=vocab % passes.split == 0,
         num_warps=passes.split_warps,
     )
-    _settle_kernel[(batch,)](
+    _sample_settle_kernel[(batch,)](
         **given,
         **splits,
         tokens_ptr=tokens_ptr,
@@ -103,7 +103,7 @@ def settle_rows(
 
 
 @triton.jit
-def _measure_kernel(
+def _sample_measure_kernel(
     target,
     sampling,
     scratch,
@@ -125,7 +125,7 @@ def _measure_kernel(
 
 
 @triton.jit
-def _settle_kernel(
+def _sample_settle_kernel(
     target,
     sampling,
     scratch,
@@ -154,7 +154,7 @@ def _settle_kernel(
 
 
 @triton.jit
-def _draw_kernel(
+def _sample_draw_kernel(
     target,
     scratch,
     seeds_ptr,  # [B]

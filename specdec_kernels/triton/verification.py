@@ -25,10 +25,10 @@ from .arguments import (
     target_of,
 )
 from .cuts import BINS
-from .draw import GOAL, draw_kernel
+from .draw import GOAL, verify_draw_kernel
 from .launch import verify_launch
-from .measure import RESULT, measure_kernel
-from .walk import VISIT, walk_kernel
+from .measure import RESULT, verify_measure_kernel
+from .walk import VISIT, verify_walk_kernel
 
 _READS_DRAFT = ("token", "traversal", "lenient")
 
@@ -98,7 +98,7 @@ def verify(
     tree = dict(tokens_ptr=call.tokens, parents_ptr=call.parents, proposals_ptr=call.proposals)
     splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
     if rows > 0:
-        measure_kernel[(rows, launch.splits, sides)](
+        verify_measure_kernel[(rows, launch.splits, sides)](
             **given,
             **tree,
             draft_sampling=drafted_by,
@@ -110,7 +110,7 @@ def verify(
             and (draft_logits is None or draft_logits.shape[-1] % launch.split == 0),
             num_warps=launch.split_warps,
         )
-    walk_kernel[(requests,)](
+    verify_walk_kernel[(requests,)](
         **given,
         **tree,
         draft_sampling=drafted_by,
@@ -137,7 +137,7 @@ def verify(
         **compiler_options(cuts or draft_cuts),
     )
     if rule != "match":
-        draw_kernel[(requests, launch.draw_splits)](
+        verify_draw_kernel[(requests, launch.draw_splits)](
             **given,
             out_tokens_ptr=call.out_tokens,
             out_logprobs_ptr=call.out_logprobs,

@@ -53,7 +53,7 @@ _LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit(do_not_specialize=["rows", "draft_count", "width"])
-def walk_kernel(
+def verify_walk_kernel(
     target,
     draft,
     sampling,
