@@ -30,6 +30,9 @@ LAWS = {
 }
 DRAFTS = ("no drafts", "chain", "tree", "ragged chains", "ragged trees")
 TIE = 1e-4  # of the spread of the logits
+ROUNDING = (
+    1e-6  # of embeddings: what readings in other orders differ by, and discontinuous models make much of
+)
 
 
 class Outcome(NamedTuple):
@@ -74,6 +77,20 @@ class Oracle:
     def logits(self, text: list[int]) -> Tensor:
         return self.model(torch.tensor([text]), **self.options).logits[0].float()
 
+    @torch.inference_mode()
+    def moved(self, text: list[int], count: int = 20) -> list[Tensor]:
+        """The logits behind a text, read plainly with embeddings that are off by a rounding: a router between
+        experts, or a recurrence that is chaotic with random weights, may then answer otherwise."""
+
+        def move(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+            return out * (1 + ROUNDING * torch.randn_like(out))
+
+        hook = self.model.get_input_embeddings().register_forward_hook(move)
+        try:
+            return [self.logits(text)[-1] for _ in range(count)]
+        finally:
+            hook.remove()
+
     def check_causal(self) -> None:
         """Raise if a later token changes what stands before it."""
         text = PROMPTS[2]
@@ -113,6 +130,7 @@ class Oracle:
         text = PROMPTS[request] + expected[:place]
         logits = self.logits(text)[-1]
         moved = [logits + TIE * spread(logits) * torch.randn_like(logits) for _ in range(50)]
+        moved += self.moved(text)
         drawn = {self.draw(row, LAWS[law], seed, len(text)) for row in moved}
         top = logits.topk(2).values
         margin = f"margin of the first two {float(top[0] - top[1]) / spread(logits):.2g} of the spread"
