@@ -158,7 +158,9 @@ def reasons(result: dict[str, Any]) -> str:
     for name, (kind, detail) in result["cases"].items():
         if kind in ("wrong", "crash", "refused"):
             told.setdefault(kind + detail, f"{name}: {kind}, {detail}")
-    return "; ".join(list(told.values())[:3]) or result["problem"] or ""
+    ties = sum(kind == "tie" for kind, _ in result["cases"].values())
+    found = [*list(told.values())[:3], *([f"{ties} cases end in a tie"] if ties else [])]
+    return "; ".join(found) or result["problem"] or ""
 
 
 def table(results: list[dict[str, Any]]) -> str:
