@@ -118,7 +118,7 @@ class Request:
 
     def _linked(self, node: int) -> list[int]:
         tree, count = self.tree, len(self.tree.tokens)
-        if tree.first_child is None:
+        if tree.first_child is None or tree.next_sibling is None:
             return [child for child in range(node + 1, count) if tree.parents[child] == node]
         linked: list[int] = []
         child = tree.first_child[node]
@@ -144,6 +144,7 @@ class Request:
         if self.proposal(child) == Proposal.POINT:
             return point(self.token(child), self.vocab_size)
         q = self.draft(parent)
+        assert q is not None  # or the child would count as POINT
         if self.proposal(child) == Proposal.WITHOUT_REPLACEMENT:
             q = q.clone()
             q[[token for token in self.removed(child) if token < q.numel()]] = 0.0

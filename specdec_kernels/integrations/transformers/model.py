@@ -59,8 +59,8 @@ class Target:
     """
 
     def __init__(self, model: Any) -> None:
-        config = getattr(model, "config", None)
-        if not isinstance(model, torch.nn.Module) or config is None:
+        config, module = getattr(model, "config", None), isinstance(model, torch.nn.Module)
+        if not module or config is None:
             bad_type(
                 "generate", "target", "must be a causal language model of transformers", type(model).__name__
             )
@@ -102,7 +102,7 @@ class Target:
         given: dict[str, Any] = {}
         if self.takes_use_cache:
             given["use_cache"] = use_cache
-        if use_cache and cache is not None:
+        if use_cache and cache is not None and self.cache_name is not None:
             given[self.cache_name] = cache
         if positions is not None and self.takes_positions:
             given["position_ids"] = positions
@@ -162,7 +162,7 @@ class Target:
             if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
             else ([v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else [])
         )
-        lengths = []
+        lengths: list[int] = []
         for each in ropes:
             if each.get("rope_type", each.get("type")) in ("dynamic", "longrope"):
                 length = each.get("original_max_position_embeddings") or getattr(
@@ -208,7 +208,7 @@ class Target:
 
 _KEYS: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 _LOCK = threading.Lock()
-_READERS: WeakKeyDictionary[torch.nn.Module, list] = (
+_READERS: WeakKeyDictionary[torch.nn.Module, list[Any]] = (
     WeakKeyDictionary()
 )  # how many; what was in training mode
 
