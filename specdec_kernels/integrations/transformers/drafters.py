@@ -92,7 +92,7 @@ class AssistantDrafter:
                 bad_type("AssistantDrafter", name, "must be a tokenizer", type(given).__name__)
         self.num_draft = num_draft
         self.confidence = confidence
-        self.tokenizers = None if tokenizer is None else (tokenizer, assistant_tokenizer)
+        self.tokenizers: Any = None if tokenizer is None else (tokenizer, assistant_tokenizer)
         self._reader = Reader(model)
         self.reset(0)
 
@@ -191,7 +191,7 @@ class AssistantDrafter:
             return tokens, scores, False
         level = len(drafted.tokens[places[0]])  # all that still run are as deep
         match, device = self.rule == "match", logits.device
-        keys = {}
+        keys: dict[str, Any] = {}
         if self.seeds is not None:
             positions = lengths[places].to(device, torch.int64)
             keys = {
@@ -293,9 +293,9 @@ class Reader:
             self.reset()
         if self.cache is None:
             return
-        self.read, self.ends, self.saved = (
-            [each[place] for place in places] for each in (self.read, self.ends, self.saved)
-        )
+        self.read = [self.read[place] for place in places]
+        self.ends = [self.ends[place] for place in places]
+        self.saved = [self.saved[place] for place in places]
         self.cache.keep(places, [end + 1 for end in self.ends])
 
     def begin(self, ids: list[list[int]], more: int, drafts: list[bool]) -> None:
@@ -319,13 +319,14 @@ class Reader:
             self.ends = [size - 1 for size in self.sizes]
         else:
             self.ends = [common(read, each) for read, each in zip(self.read, ids, strict=True)]
-            self._forget()
+            self._forget(self.cache)
         self.read = [each[:end] for each, end in zip(ids, self.ends, strict=True)]
         self.drafts = drafts
 
     def feed(self, counts: list[int]) -> Tensor:
         """Read `counts[b]` more tokens of each text; the logits after the last one of each that has some."""
-        rows = [0, *accumulate(counts)]
+        cache, rows = self.cache, [0, *accumulate(counts)]
+        assert cache is not None  # `begin` made it
         tokens = [
             self.text[b, end : end + count]
             for b, (end, count) in enumerate(zip(self.ends, counts, strict=True))
@@ -340,14 +341,14 @@ class Reader:
         lengths = torch.tensor(self.ends, device=device) + 1
         sizes = [end + 1 for end in self.ends]
         parents = [range(-1, count - 1) for count in counts]
-        logits = self.cache.forward(tree, self.text, lengths, sizes, parents)
+        logits = cache.forward(tree, self.text, lengths, sizes, parents)
         index = torch.arange(most, device=device)
         path = torch.where(index < torch.tensor(counts, device=device)[:, None], index, -1).int()
-        self.cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
+        cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
         for b, each in enumerate(tokens):
             self.read[b] += each.tolist()
             self.ends[b] += counts[b]
-        self._save(counts)
+        self._save(cache, counts)
         return logits[[rows[b + 1] - 1 for b, count in enumerate(counts) if count]]
 
     def write(self, places: list[int], tokens: Tensor) -> None:
@@ -356,23 +357,23 @@ class Reader:
         for place in places:
             self.sizes[place] += 1
 
-    def _save(self, counts: list[int]) -> None:
+    def _save(self, reader: Together | Alone, counts: list[int]) -> None:
         """What cannot be cut is kept as it is after the text, before what was drafted."""
-        if isinstance(self.cache, Together) or self.cache.rereads:
+        if isinstance(reader, Together) or reader.rereads:
             return
         for place, count in enumerate(counts):
-            if count and self.drafts[place] and not croppable(self.cache.caches[place]):
-                self.saved[place] = (self.ends[place], snapshot(self.cache.caches[place]))
+            if count and self.drafts[place] and not croppable(reader.caches[place]):
+                self.saved[place] = (self.ends[place], snapshot(reader.caches[place]))
                 self.drafts[place] = False
 
-    def _forget(self) -> None:
+    def _forget(self, reader: Together | Alone) -> None:
         """Let caches hold no more than `ends`, or less."""
-        if isinstance(self.cache, Together):
-            self.cache._cut(self.ends)
+        if isinstance(reader, Together):
+            reader._cut(self.ends)
             return
         for place, end in enumerate(self.ends):
-            cache, saved = self.cache.caches[place], self.saved[place]
-            if end == self.cache.cached[place]:
+            cache, saved = reader.caches[place], self.saved[place]
+            if end == reader.cached[place]:
                 continue
             if croppable(cache):
                 crop(cache, end)
@@ -380,7 +381,7 @@ class Reader:
                 cache, end = restored(cache, saved[1]), saved[0]
             else:
                 cache, end = self.target.fresh_cache(), 0
-            self.cache.caches[place], self.cache.cached[place], self.ends[place] = cache, end, end
+            reader.caches[place], reader.cached[place], self.ends[place] = cache, end, end
             self.saved[place] = None
 
 

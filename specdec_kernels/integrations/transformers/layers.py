@@ -130,7 +130,7 @@ def assemble(
             shape[0], shape[dim] = len(states), slots
             whole = like.new_zeros(shape)
             for row, state, start, length in zip(whole, states, starts, lengths, strict=True):
-                if state and length:
+                if state is not None and length:
                     kept = state[number].tensors[name][0].narrow(dim - 1, 0, length)
                     row.narrow(dim - 1, start, length).copy_(kept)
             setattr(layer, name, whole)

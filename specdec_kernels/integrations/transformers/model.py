@@ -59,8 +59,8 @@ class Target:
     """
 
     def __init__(self, model: Any) -> None:
-        config, module = getattr(model, "config", None), isinstance(model, torch.nn.Module)
-        if not module or config is None:
+        config, is_module = getattr(model, "config", None), isinstance(model, torch.nn.Module)
+        if not is_module or config is None:
             bad_type(
                 "generate", "target", "must be a causal language model of transformers", type(model).__name__
             )
@@ -162,7 +162,7 @@ class Target:
             if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
             else ([v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else [])
         )
-        lengths: list[int] = []
+        lengths: list[Any] = []
         for each in ropes:
             if each.get("rope_type", each.get("type")) in ("dynamic", "longrope"):
                 length = each.get("original_max_position_embeddings") or getattr(

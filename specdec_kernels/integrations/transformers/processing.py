@@ -7,7 +7,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ..._checks import bad_type, bad_value, check_type
 from ...sampling import SamplingParams, unpack
 from .options import mixin
 from .stateless import check_stateless
+
+T = TypeVar("T")
 
 # transformers' own processors. These read no text at all,
 _FREE = {
@@ -332,8 +334,9 @@ def processing(
             if strings[request] not in endings:
                 unending = copy.copy(options)
                 unending.max_length = unending._eos_token_tensor = None
-                unending.stop_strings = strings[request] and list(strings[request])
-                endings[strings[request]] = own._get_stopping_criteria(unending, criteria, tokenizer)
+                ending = strings[request]
+                unending.stop_strings = None if ending is None else list(ending)
+                endings[ending] = own._get_stopping_criteria(unending, criteria, tokenizer)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{operation}: generation_config: {error}") from error
         lists.append(built[key])
@@ -369,12 +372,10 @@ def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> 
     from transformers import StopStringCriteria
 
     strings = _strings(stop_strings, None, 1, operation)[0]
-    if strings is None or tokenizer is None:
-        given = (
-            ("stop_strings", "must not be empty", stop_strings),
-            ("tokenizer", "must be given with stop_strings", None),
-        )
-        bad_value(operation, *given[strings is not None])
+    if strings is None:
+        bad_value(operation, "stop_strings", "must not be empty", stop_strings)
+    if tokenizer is None:
+        bad_value(operation, "tokenizer", "must be given with stop_strings", None)
     return StopStringCriteria(tokenizer, list(strings))
 
 
