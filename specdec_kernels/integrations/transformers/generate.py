@@ -495,9 +495,9 @@ class Loop:
         met = Status(0)
         for status in statuses:
             met |= Status(status)
-        for bit in Status:
+        for name, bit in Status.__members__.items():
             if bit & met & ~self.warned:
-                warnings.warn(f"generate: {WARNINGS.get(bit.name, bit.name)}", stacklevel=4)
+                warnings.warn(f"generate: {WARNINGS.get(name, name)}", stacklevel=4)
         self.warned |= met
 
 
