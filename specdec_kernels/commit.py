@@ -71,11 +71,11 @@ class CachePlan:
     """
 
     def __init__(self, caches: Sequence[Tensor], *, page_size: int, layout: str = "NHD") -> None:
-        self.caches = check_list("CachePlan", "caches", caches, "tensors")
-        self.page_size = check_int("CachePlan", "page_size", page_size, 1)
+        self.caches: list[Tensor] = check_list("CachePlan", "caches", caches, "tensors")
+        self.page_size: int = check_int("CachePlan", "page_size", page_size, 1)
         self.layout = layout
         check_caches("CachePlan", self.caches, self.page_size, layout)
-        self.table = cache_table(self.caches, layout)
+        self.table: Tensor = cache_table(self.caches, layout)
         """[len(caches), 7] int64 on the caches' device, see `cache_table.FIELDS`."""
 
     def __repr__(self) -> str:

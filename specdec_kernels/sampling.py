@@ -178,12 +178,12 @@ class DraftVocab:
         vocab_size = check_int("DraftVocab", "vocab_size", vocab_size, 1)
         if ids.device.type == "cpu":
             _check_ids("DraftVocab", "ids", ids, vocab_size)
-        self.ids = ids.contiguous()
+        self.ids: Tensor = ids.contiguous()
         self.vocab_size = vocab_size
         column = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
         inside = torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size)
         columns = torch.full((vocab_size + 1,), -1, dtype=torch.int32, device=ids.device)
-        self.columns = columns.scatter_(0, inside, column)[:vocab_size].clone()
+        self.columns: Tensor = columns.scatter_(0, inside, column)[:vocab_size].clone()
 
     @classmethod
     def from_offsets(cls, d2t: Tensor, vocab_size: int) -> DraftVocab:

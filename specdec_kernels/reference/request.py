@@ -38,9 +38,9 @@ class Trace:
     """
 
     def __init__(self, rows: int) -> None:
-        self.thresholds = torch.full((rows,), torch.nan, dtype=torch.float64)
-        self.masses = torch.full((rows,), torch.nan, dtype=torch.float64)
-        self.impossible = torch.zeros(rows, dtype=torch.bool)
+        self.thresholds: Tensor = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.masses: Tensor = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.impossible: Tensor = torch.zeros(rows, dtype=torch.bool)
 
 
 class Request:
@@ -72,7 +72,7 @@ class Request:
         self.tree = tree
         self.vocab_size = vocab_size
         self.noise = noise
-        self.status = 0
+        self.status: int = 0
         self._target, self._draft, self._unscaled = target, draft, unscaled
         self._targets: dict[int, Tensor] = {}
         self._drafts: dict[int, Tensor | None] = {}

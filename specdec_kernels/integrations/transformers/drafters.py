@@ -113,9 +113,10 @@ class AssistantDrafter:
         if not isinstance(sampling, SamplingParams):
             rule = "must be a SamplingParams where an AssistantDrafter drafts"
             bad_type("generate", "draft_sampling", rule, repr(sampling))
-        self.sampling, self.seeds, self.rule = sampling, seeds, rule
-        self.batch_size = batch_size
-        self.greedy = self.tokenizers is not None or _greedy(sampling)
+        self.sampling, self.rule = sampling, rule
+        self.seeds: Tensor | None = seeds
+        self.batch_size: int = batch_size
+        self.greedy: bool = self.tokenizers is not None or _greedy(sampling)
         self._reader.reset()
 
     def keep(self, places: Sequence[int]) -> None:

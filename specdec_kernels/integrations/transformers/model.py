@@ -70,23 +70,23 @@ class Target:
         if not hasattr(model, "get_input_embeddings") or model.get_output_embeddings() is None:
             bad_type("generate", "target", "must have a language model head", type(model).__name__)
         self.model = model
-        self.name = type(model).__name__
-        self.config = config.get_text_config(decoder=True)
+        self.name: str = type(model).__name__
+        self.config: Any = config.get_text_config(decoder=True)
         embeddings = model.get_input_embeddings()
-        self.device = _device(embeddings)
-        self.vocab_size = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
+        self.device: torch.device = _device(embeddings)
+        self.vocab_size: int = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
         names = _parameters(model)
-        self.cache_name = next((name for name in CACHES if name in names), None)
+        self.cache_name: str | None = next((name for name in CACHES if name in names), None)
         self.takes_positions = "position_ids" in names
         self.takes_mask = "attention_mask" in names
         self.keeps_logits = "logits_to_keep" in names
         self.takes_use_cache = "use_cache" in names
-        self.padding_idx = _padding_idx(model) if self.takes_positions else None
+        self.padding_idx: int | None = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
-        self.key = _KEYS.setdefault(model, uuid.uuid4().hex)
+        self.key: str = _KEYS.setdefault(model, uuid.uuid4().hex)
         self.at_least = 2 if _limits_time_steps(model) else 1
-        self.grows = False
-        self.attention = getattr(self.config, "_attn_implementation", None) or "eager"
+        self.grows: bool = False
+        self.attention: str = getattr(self.config, "_attn_implementation", None) or "eager"
 
     def __call__(
         self,
