@@ -57,8 +57,9 @@ class Together:
     def __init__(self, target: Target, *, trees: bool = True) -> None:
         self.target = target
         self.trees = trees
-        self.cache = full_cache(target)
-        self.shortest = self.longest = 0  # of the cached prefixes
+        self.cache: Any = full_cache(target)
+        self.shortest: int = 0  # of the cached prefixes
+        self.longest: int = 0
         self.ends: list[int] = []  # of those that `load` brought
 
     def read(
@@ -288,7 +289,7 @@ class Alone:
     ) -> None:
         self.target = target
         self.rereads = rereads
-        self.at_least = 1 if singly else at_least
+        self.at_least: int = 1 if singly else at_least
         self.singly = singly
         self.caches: list[Any] = []
         self.cached: list[int] = []  # tokens that each cache holds

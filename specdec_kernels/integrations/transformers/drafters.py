@@ -19,7 +19,7 @@ from .caches import Alone, Together
 from .drafts import Drafts
 from .layers import common, crop, croppable, restored, snapshot
 from .model import Target
-from .probe import verdict
+from .probe import Verdict, verdict
 
 NUM_DRAFT = 5
 TAIL = 32  # last tokens of a text, in whose context drafts pass from one tokenizer to another
@@ -113,7 +113,8 @@ class AssistantDrafter:
         if not isinstance(sampling, SamplingParams):
             rule = "must be a SamplingParams where an AssistantDrafter drafts"
             bad_type("generate", "draft_sampling", rule, repr(sampling))
-        self.sampling, self.rule = sampling, rule
+        self.sampling: SamplingParams = sampling
+        self.rule: Any = rule
         self.seeds: Tensor | None = seeds
         self.batch_size: int = batch_size
         self.greedy: bool = self.tokenizers is not None or _greedy(sampling)
@@ -236,7 +237,10 @@ class Chains:
     def __init__(
         self, tokens: list[list[int]], scores: list[list[float]], rows: list[list[int]], laws: list[Tensor]
     ) -> None:
-        self.tokens, self.scores, self.rows, self.laws = tokens, scores, rows, laws
+        self.tokens: list[list[int]] = tokens
+        self.scores: list[list[float]] = scores
+        self.rows: list[list[int]] = rows
+        self.laws: list[Tensor] = laws
 
     def on(self, device: torch.device) -> Drafts:
         """What a drafter returns."""
@@ -266,10 +270,10 @@ class Reader:
     """
 
     def __init__(self, model: Any) -> None:
-        self.target = Target(model)
-        self.most_positions = self.target.most_positions() or 2**62
+        self.target: Target = Target(model)
+        self.most_positions: int = self.target.most_positions() or 2**62
         with torch.inference_mode(), self.target.reading():
-            self.verdict = verdict(self.target)
+            self.verdict: Verdict = verdict(self.target)
         if self.verdict.serves == "refused":
             bad_value("AssistantDrafter", "model", "must be one that can be read", self.verdict.reason)
         self.reset()
@@ -304,8 +308,8 @@ class Reader:
         room for what will be drafted."""
         device = self.target.device
         width = max(map(len, ids)) + more
-        self.text = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
-        self.sizes = [max(len(each), 1) for each in ids]
+        self.text: Tensor = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
+        self.sizes: list[int] = [max(len(each), 1) for each in ids]
         if self.cache is None:
             trees = self.verdict.serves == "trees"
             together = trees or self.verdict.serves == "chains"

@@ -141,16 +141,17 @@ class Drafting:
         self.rule = rule
         self.clock = clock
         self.chains = False
-        self.told = accepts(drafter, "max_draft")
+        self.told: bool = accepts(drafter, "max_draft")
         self.budget = budget if isinstance(budget, Budget) else None
         self.costs = StepCosts() if budget is True else None
         # Until the first drafts are seen nobody knows whether they bring laws, which "auto" would look at.
         self.unsure = self.costs is not None and seeded and rule == "auto"
         if self.costs is not None and seeded and rule not in ("auto", "match"):
             self.costs = None
-        self.chosen_only = False
-        self.width = 0  # nodes of a level of the last drafts that were drawn from a law
-        self.seconds = self._since = self._debt = 0.0
+        self.chosen_only: bool = False
+        self.width: int = 0  # nodes of a level of the last drafts that were drawn from a law
+        self.seconds: float = 0.0
+        self._since = self._debt = 0.0
         self.reset(0)
 
     def reset(self, batch_size: int, **given: Any) -> None:
@@ -322,8 +323,8 @@ class StepCosts:
     def __init__(self) -> None:
         self.times: dict[int, deque[float]] = {}
         self.levels: deque[float] = deque(maxlen=WINDOW)
-        self.calls = 0
-        self.prompt = (0, 0.0)  # rows and seconds of the forward that read the prompts
+        self.calls: int = 0
+        self.prompt: tuple[int, float] = (0, 0.0)  # rows and seconds of the forward that read the prompts
 
     def stepped(self, batch: int, rows: int, seconds: float) -> float:
         """Remember a step; returns its time in plain steps, no more than `rows` steps of one row take."""

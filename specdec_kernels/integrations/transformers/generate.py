@@ -324,26 +324,26 @@ class Loop:
         self.prompts = prompts
         self.drafting = drafting
         self.processing = processing
-        self.seeds = seeds
-        self.sampling = processing.sampling
-        self.draft_sampling = draft_sampling
+        self.seeds: Tensor = seeds
+        self.sampling: Any = processing.sampling
+        self.draft_sampling: Any = draft_sampling
         self.options = options
-        self.keeps_caches = "cache" in outputs
+        self.keeps_caches: bool = "cache" in outputs
         self.outputs: dict[str, list[list[Tensor]]] = {
             name: [[] for _ in prompts] for name in outputs if name != "cache"
         }
-        self.requests = list(range(len(prompts)))
+        self.requests: list[int] = list(range(len(prompts)))
         self.written: list[list[int]] = [[] for _ in prompts]
         self.reasons: list[str | None] = [None for _ in prompts]
         self.caches: list[Any] = [None for _ in prompts]
-        self.sizes = [len(prompt) for prompt in prompts]
-        self.text = torch.zeros(len(prompts), max(self.sizes), dtype=torch.int64)
+        self.sizes: list[int] = [len(prompt) for prompt in prompts]
+        self.text: Tensor = torch.zeros(len(prompts), max(self.sizes), dtype=torch.int64)
         for row, prompt in zip(self.text, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
         self.text = self.text.to(target.device)
-        self.lengths = torch.tensor(self.sizes, device=target.device)
-        self.counts = Counts()
-        self.warned = Status(0)
+        self.lengths: Tensor = torch.tensor(self.sizes, device=target.device)
+        self.counts: Counts = Counts()
+        self.warned: Status = Status(0)
 
     def step(
         self,
@@ -513,10 +513,13 @@ class Counts:
     """What was accepted, of the tokens that were written."""
 
     def __init__(self) -> None:
-        self.steps = self.drafted = self.passes = self.rows = 0
-        self.seconds = 0.0
+        self.steps: int = 0
+        self.drafted: int = 0
+        self.passes: int = 0
+        self.rows: int = 0
+        self.seconds: float = 0.0
         self.plain: list[float] = []  # of steps that drafted nothing, for a token
-        self.untimed = 0  # tokens that came with the prompts
+        self.untimed: int = 0  # tokens that came with the prompts
         self.tested: list[int] = []
         self.accepted: list[int] = []
 

@@ -77,10 +77,10 @@ class Target:
         self.vocab_size: int = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
         names = _parameters(model)
         self.cache_name: str | None = next((name for name in CACHES if name in names), None)
-        self.takes_positions = "position_ids" in names
-        self.takes_mask = "attention_mask" in names
-        self.keeps_logits = "logits_to_keep" in names
-        self.takes_use_cache = "use_cache" in names
+        self.takes_positions: bool = "position_ids" in names
+        self.takes_mask: bool = "attention_mask" in names
+        self.keeps_logits: bool = "logits_to_keep" in names
+        self.takes_use_cache: bool = "use_cache" in names
         self.padding_idx: int | None = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
         self.key: str = _KEYS.setdefault(model, uuid.uuid4().hex)

@@ -100,7 +100,7 @@ class Processing:
         operation: str = "generate",
     ) -> None:
         self.sampling = sampling
-        self.limits = [end.limit for end in ends]
+        self.limits: list[int] = [end.limit for end in ends]
         self._ends = [
             end._replace(criteria=[copy.copy(criterion) for criterion in end.criteria]) if request else end
             for request, end in enumerate(ends)
@@ -110,7 +110,7 @@ class Processing:
         self._contexts = [torch.tensor(context, dtype=torch.int64, device=device) for context in contexts]
         self._history: list[list[Tensor]] = [[] for _ in contexts]
         self._probed: set[tuple[int, int]] = set()
-        self.processors = [list(column) for column in zip(*processors, strict=True)]
+        self.processors: list[list[Any]] = [list(column) for column in zip(*processors, strict=True)]
         for column in self.processors:
             if _kind(column[0]) == "stateful":
                 rule = "must answer equal calls equally: stateful processors cannot see drafts"
