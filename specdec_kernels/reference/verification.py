@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,9 +80,7 @@ def traversal(request: Request) -> Answer:
             return None
         return node, request.draw(request.target(node) if P is None else P, Purpose.RESIDUAL, node)
 
-    answer = visit(0, 1.0)
-    assert answer is not None  # the root has w = 1 left, and a coin is below 1
-    return answer
+    return cast(Answer, visit(0, 1.0))  # the root has w = 1 left, and a coin is below 1
 
 
 def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
