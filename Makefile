@@ -47,6 +47,7 @@ lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h bench/*.c
 	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff
+	$(BIN)/python -m mypy
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
@@ -104,7 +105,7 @@ $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
-	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0
+	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0 mypy==2.4.1
 	@touch $@
 
 $(VENV)/build: $(VENV)/torch

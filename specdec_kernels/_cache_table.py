@@ -20,7 +20,7 @@ def row_dims(cache: Tensor, layout: str) -> range:
 
 def cache_rows(caches: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
     """The `FIELDS` of each cache."""
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for cache in caches:
         size, slot = cache.element_size(), SLOT_DIM[layout]
         heads, head_stride = (cache.shape[1], cache.stride(1) * size) if slot == 2 else (1, 0)
@@ -38,7 +38,7 @@ def cache_table(caches: Sequence[Tensor], layout: str) -> Tensor:
 
 def new_rows(new: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
     """Address, and strides in bytes of rows and heads, of each tensor of rows that are not in a cache yet."""
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for fresh in new:
         size = fresh.element_size()
         head_stride = fresh.stride(1) * size if layout == "HND" else 0

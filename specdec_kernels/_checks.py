@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -53,12 +53,14 @@ def check_int(
     """The number. Raise `TypeError` unless it is an int, `ValueError` unless it lies in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, (int, Integral, torch.SymInt)):
         bad_type(operation, argument, "must be an int", type(value).__name__)
-    if value < least or (most is not None and value > most):
+    number: Any = value  # type checkers take no SymInt for an int
+    if number < least or (most is not None and number > most):
         bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
         bad_value(operation, argument, f"must be {bounds}", value)
-    if value >= 2**63:
+    if number >= 2**63:
         bad_value(operation, argument, "must be < 2**63", value)
-    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+    whole: int = number if isinstance(value, (int, torch.SymInt)) else int(number)
+    return whole
 
 
 def check_number(
@@ -106,7 +108,7 @@ def check_ints(operation: str, argument: str, values: object, least: float = -IN
     return values
 
 
-def check_list(operation: str, argument: str, values: object, noun: str) -> list:
+def check_list(operation: str, argument: str, values: object, noun: str) -> list[Any]:
     """The values as a list. Raise `TypeError` unless they are a sequence; a tensor is none."""
     if isinstance(values, (Tensor, str, bytes, Mapping)) or not isinstance(values, Iterable):
         bad_type(operation, argument, f"must be a sequence of {noun}", type(values).__name__)
@@ -157,7 +159,7 @@ def check_device(operation: str, argument: str, value: Tensor, device: torch.dev
 def check_tensor(
     operation: str,
     argument: str,
-    value: object,
+    value: Any,
     symbols: str,
     shape: Sequence[int],
     dtypes: Sequence[torch.dtype],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import INF, bad_value
-from ._ops.calls import VerifyCall
+from ._ops.calls import OPERATORS, VerifyCall
 from .tree import DraftTree
 
 ENABLED = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")  # read once, at import
@@ -79,11 +79,12 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     """
     if not bool(impossible.any()):
         return
-    from .reference import verify
     from .reference.request import Trace
+    from .reference.verification import verify
 
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
-    others = {name: out.clone() for name in call.written if (out := getattr(call, name)) is not None}
+    written = OPERATORS["verify"].written
+    others = {name: out.clone() for name in written if (out := getattr(call, name)) is not None}
     trace = Trace(tree.tokens.numel())
     verify(call._replace(**others), trace=trace)
     found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()

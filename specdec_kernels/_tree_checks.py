@@ -122,7 +122,7 @@ def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
 @lru_cache(maxsize=64)
 def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
     """The parent of every node of a topology of paths."""
-    index = {(): 0}
+    index: dict[tuple[int, ...], int] = {(): 0}
     parents = [-1]
     listed = set(paths)
     for node, path in enumerate(paths, start=1):
@@ -202,10 +202,10 @@ def check_links(operation: str, tokens: Tensor, next_token: Tensor, next_sibling
         reached.scatter_add_(1, target, torch.ones_like(target))
     wanted = torch.ones(nodes, dtype=torch.int64)
     wanted[:1] = 0
-    got = reached[:, :nodes]
-    bad = (got != wanted) & ~((got == 0) & (tokens.cpu() < 0))
+    links = reached[:, :nodes]
+    bad = (links != wanted) & ~((links == 0) & (tokens.cpu() < 0))
     if bool(bad.any()):
         request, node = bad.nonzero()[0].tolist()
         rule = "must reach node 0, the root, by no link and every other node by exactly one"
-        came = f"{int(got[request, node])} links to request {request} node {node}"
+        came = f"{int(links[request, node])} links to request {request} node {node}"
         bad_value(operation, "next_token and next_sibling", rule, came)

@@ -271,7 +271,7 @@ def tree_attention(
         out_lse=lse,
     )
     _ops.tree_attention(call, backend)
-    return (out, lse) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
 def _check_caches(

@@ -71,11 +71,11 @@ class CachePlan:
     """
 
     def __init__(self, caches: Sequence[Tensor], *, page_size: int, layout: str = "NHD") -> None:
-        self.caches = check_list("CachePlan", "caches", caches, "tensors")
-        self.page_size = check_int("CachePlan", "page_size", page_size, 1)
+        self.caches: list[Tensor] = check_list("CachePlan", "caches", caches, "tensors")
+        self.page_size: int = check_int("CachePlan", "page_size", page_size, 1)
         self.layout = layout
         check_caches("CachePlan", self.caches, self.page_size, layout)
-        self.table = cache_table(self.caches, layout)
+        self.table: Tensor = cache_table(self.caches, layout)
         """[len(caches), 7] int64 on the caches' device, see `cache_table.FIELDS`."""
 
     def __repr__(self) -> str:
@@ -143,6 +143,7 @@ def commit_kv(
         >>> cache.flatten().tolist()  # slots 2, 4, 5 of the request moved to 2, 3, 4
         [1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]
     """
+    plan: CachePlan | None = None
     if isinstance(caches, CachePlan):
         if page_size is not None and check_int("commit_kv", "page_size", page_size) != caches.page_size:
             bad_value("commit_kv", "page_size", f"must be the plan's, {caches.page_size}", page_size)
@@ -150,15 +151,15 @@ def commit_kv(
             check_name("commit_kv", "layout", layout, SLOT_DIM)
         if layout not in (None, caches.layout):
             bad_value("commit_kv", "layout", f"must be the plan's, {caches.layout!r}", repr(layout))
-        plan, caches, page_size, layout = caches, caches.caches, caches.page_size, caches.layout
+        plan, tensors, page_size, layout = caches, caches.caches, caches.page_size, caches.layout
     else:
         if page_size is None:
             bad_value("commit_kv", "page_size", "must be an int >= 1 without a CachePlan", None)
         page_size = check_int("commit_kv", "page_size", page_size, 1)
-        plan, layout = None, "NHD" if layout is None else layout
-        caches = check_list("commit_kv", "caches", caches, "tensors")
-        check_caches("commit_kv", caches, page_size, layout)
-    path, device = check_path("commit_kv", verified, tree), caches[0].device
+        layout = "NHD" if layout is None else layout
+        tensors = check_list("commit_kv", "caches", caches, "tensors")
+        check_caches("commit_kv", tensors, page_size, layout)
+    path, device = check_path("commit_kv", verified, tree), tensors[0].device
     check_device("commit_kv", "verified", path, device)
     batch = tree.batch_size
     check_dtype("commit_kv", "block_table", block_table, (torch.int32,))
@@ -168,9 +169,9 @@ def commit_kv(
     check_tensor("commit_kv", "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
     if new is not None:
         new = check_list("commit_kv", "new", new, "tensors")
-        _check_new(new, caches, layout, tree.tokens.shape[0])
+        _check_new(new, tensors, layout, tree.tokens.shape[0])
     if _debug.enabled():
-        pages = min(cache.shape[0] for cache in caches)
+        pages = min(cache.shape[0] for cache in tensors)
         in_cache = new is None
         _debug.check_kept(
             "commit_kv", path, block_table, prefix_lens, page_size, pages, in_cache=in_cache
@@ -178,7 +179,7 @@ def commit_kv(
     out = Committed(torch.empty_like(prefix_lens), torch.empty_like(prefix_lens))
     by_table = plan is not None and _table_suffices(device, backend)
     call = CommitKVCall(
-        caches=[] if by_table else caches,
+        caches=[] if by_table else tensors,
         table=None if plan is None else plan.table,
         new=new or [],
         path=path,

@@ -50,6 +50,12 @@ class SpeculativeVerifier(torch.nn.Module):
         (1, 0)
     """
 
+    steps: Tensor
+    drafted: Tensor
+    passes: Tensor
+    tested: Tensor
+    accepted: Tensor
+
     def __init__(
         self,
         *,
@@ -173,9 +179,9 @@ class SpeculativeVerifier(torch.nn.Module):
         if new is not None and self.plan is None:
             bad_value(call, "new", "must be None without a plan", type(new).__name__)
         # States first: written again they are the same, so a call that `commit_kv` refuses can be repeated.
-        if self.states:
+        if snapshots is not None and slots is not None:
             commit_state(self.states, snapshots, verified, tree, slots, backend=self.backend)
-        if self.plan is None:
+        if self.plan is None or block_table is None or prefix_lens is None:
             return None
         return commit_kv(self.plan, verified, tree, block_table, prefix_lens, new=new, backend=self.backend)
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from numbers import Integral
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -31,22 +31,24 @@ from ._memory import check_last_stride
 from ._ops.calls import SampleCall
 
 Numbers = tuple[list[float], list[Tensor | None]]
+Class = TypeVar("Class", bound=type)
 
 ORDERS = ("min_p_first", "min_p_last")
 _RANGES = {"temperature": (0.0, INF), "top_k": (-1, INF), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
 
 
-def _checked(cls: type) -> type:
+def _checked(cls: Class) -> Class:
     """Lets a NamedTuple of sampling parameters check what it is made of, `_replace` and unpickling included.
 
     The class stays the one that `NamedTuple` made: a subclass with a `__new__` of its own is no named tuple
     to `torch.compile`, nor to older pytrees. Compiled code makes it without the check, so `unpack` checks
     there.
     """
-    plain = cls.__new__
+    named: Any = cls
+    plain = named.__new__
 
     @wraps(plain)
-    def new(cls, *args: object, **kwargs: object):
+    def new(cls: Any, *args: object, **kwargs: object) -> Any:
         *values, order = plain(cls, *args, **kwargs)
         for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
             if not isinstance(value, Tensor):
@@ -54,8 +56,8 @@ def _checked(cls: type) -> type:
         check_name("SamplingParams", "order", order, ORDERS)
         return plain(cls, *values, order)
 
-    cls.__new__ = new
-    cls._make = classmethod(lambda cls, values: cls(*values))
+    named.__new__ = new
+    named._make = classmethod(lambda cls, values: cls(*values))
     return cls
 
 
@@ -107,7 +109,8 @@ def unpack(
     """The four numbers (the default where given per request) and 1 for min-p last, else 0; and the four
     tensors, or none at all."""
     check_type(operation, argument, params, SamplingParams, "a SamplingParams")
-    numbers, rows = [], []
+    numbers: list[float] = []
+    rows: list[Tensor | None] = []
     *values, order = params
     for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles no other zip
         if isinstance(value, Tensor):
@@ -139,9 +142,10 @@ PLAIN = SamplingParams()
 
 def per_request(params: SamplingParams, change: Callable[[Tensor], Tensor]) -> SamplingParams:
     """The parameters with their [B] tensors changed, and their numbers as they are."""
-    return SamplingParams(
-        *(change(value) if isinstance(value, Tensor) and value.dim() else value for value in params)
+    values: Iterable[Any] = (
+        change(value) if isinstance(value, Tensor) and value.dim() else value for value in params
     )
+    return SamplingParams(*values)
 
 
 class DraftVocab:
@@ -174,12 +178,12 @@ class DraftVocab:
         vocab_size = check_int("DraftVocab", "vocab_size", vocab_size, 1)
         if ids.device.type == "cpu":
             _check_ids("DraftVocab", "ids", ids, vocab_size)
-        self.ids = ids.contiguous()
+        self.ids: Tensor = ids.contiguous()
         self.vocab_size = vocab_size
         column = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
         inside = torch.where((ids >= 0) & (ids < vocab_size), ids, vocab_size)
         columns = torch.full((vocab_size + 1,), -1, dtype=torch.int32, device=ids.device)
-        self.columns = columns.scatter_(0, inside, column)[:vocab_size].clone()
+        self.columns: Tensor = columns.scatter_(0, inside, column)[:vocab_size].clone()
 
     @classmethod
     def from_offsets(cls, d2t: Tensor, vocab_size: int) -> DraftVocab:
@@ -342,7 +346,7 @@ def sample(
         out_logprobs=logprobs,
     )
     _ops.sample(call, backend)
-    return (tokens, logprobs) if return_logprobs else tokens
+    return tokens if logprobs is None else (tokens, logprobs)
 
 
 def check_bitmask(

@@ -186,7 +186,7 @@ def replay_gated_delta(
         for name, scalar in (("log_decay", decay), ("beta", rate)):
             shape = (tree.tokens.shape[0], heads)
             check_tensor(call, f"{name}[{i}]", scalar, "[R, H]", shape, FLOATS, state.device)
-    layers = dict(zip(names, given, strict=True))
+    layers: dict[str, Any] = dict(zip(names, given, strict=True))
     record = ReplayGatedDeltaCall(states=states, **layers, **_kept(path, tree, slots))
     _ops.replay_gated_delta(record, backend)
 
@@ -244,7 +244,7 @@ def replay_mamba2(
         shape = (tree.tokens.shape[0], heads)
         check_tensor(call, f"dt[{i}]", dt_i, "[R, H]", shape, FLOATS, state.device)
         check_tensor(call, f"A[{i}]", A_i, "[H]", (heads,), FLOATS, state.device)
-    layers = dict(zip(names, given, strict=True))
+    layers: dict[str, Any] = dict(zip(names, given, strict=True))
     _ops.replay_mamba2(ReplayMamba2Call(states=states, **layers, **_kept(path, tree, slots)), backend)
 
 
@@ -309,7 +309,8 @@ def _check_copied(
 def _matrix(operation: str, i: int, state: Tensor, symbols: str) -> tuple[int, int, int]:
     check_dtype(operation, f"states[{i}]", state, FLOATS)
     check_dim(operation, f"states[{i}]", state, 4, symbols)
-    return tuple(state.shape[1:])
+    heads, rows, columns = state.shape[1:]
+    return heads, rows, columns
 
 
 def _check_vectors(

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -47,18 +47,19 @@ class Proposal(enum.IntEnum):
     """Sampled from q at its parent with earlier such siblings and all POINT siblings removed."""
 
 
-def _derived(compute: Callable[[DraftTree], T]) -> T:
+def _derived(compute: Callable[[Any], T]) -> T:
     """A property computed once; inside `torch.compile`, which cannot see through the cache, on every
     access."""
 
-    def value(tree):
+    def value(tree: DraftTree) -> T:
         if torch.compiler.is_compiling():
             return compute(tree)
         if compute.__name__ not in tree._cache:
             tree._cache[compute.__name__] = compute(tree)
-        return tree._cache[compute.__name__]
+        computed: T = tree._cache[compute.__name__]
+        return computed
 
-    return property(value, doc=compute.__doc__)
+    return cast(T, property(value, doc=compute.__doc__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class DraftTree:
     links: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     """First child and next sibling, [R] int32 each, where the sibling order may differ from index order."""
 
-    _cache: dict = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_dtype("DraftTree", "tokens", self.tokens, (torch.int64,))
@@ -484,9 +485,9 @@ def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:
     return tensors, (tree.max_nodes, tree.max_depth)
 
 
-def _unflatten(tensors: Sequence[Tensor], bounds: tuple[int, int]) -> DraftTree:
+def _unflatten(tensors: Iterable[Any], bounds: tuple[int, int]) -> DraftTree:
     tokens, parents, cu_nodes, proposals, *links = tensors
-    values = (tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
+    values: tuple[Any, ...] = (tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
     if isinstance(tokens, Tensor):
         return DraftTree(*values)
     tree = object.__new__(DraftTree)  # of whatever a pytree's leaves were mapped to

@@ -154,11 +154,10 @@ def verify(
     _check_draft(draft_logits, draft_rows, draft_vocab, tree, vocab, device)
     numbers, tensors = unpack("verify", "sampling", sampling, batch, device)
     check_draft_sampling("verify", draft_sampling)
-    is_logprobs = isinstance(draft_sampling, str)
-    if is_logprobs:
-        draft_numbers, draft_tensors = unpack("verify", "draft_sampling", PLAIN, batch, device)
-    elif draft_sampling is None:
+    if draft_sampling is None:
         draft_numbers, draft_tensors = numbers, tensors
+    elif isinstance(draft_sampling, str):
+        draft_numbers, draft_tensors = unpack("verify", "draft_sampling", PLAIN, batch, device)
     else:
         draft_numbers, draft_tensors = unpack("verify", "draft_sampling", draft_sampling, batch, device)
     rule_name, rule_values = rules.resolve("verify", rule, draft_logits is not None)
@@ -185,7 +184,7 @@ def verify(
         sampling_rows=tensors,
         draft_sampling=draft_numbers,
         draft_sampling_rows=draft_tensors,
-        draft_is_logprobs=is_logprobs,
+        draft_is_logprobs=isinstance(draft_sampling, str),
         rule=rule_name,
         rule_values=rule_values,
         seeds=seeds,

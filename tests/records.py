@@ -4,6 +4,7 @@
 import torch
 
 from specdec_kernels import _ops as ops
+from specdec_kernels._ops.calls import OPERATORS
 
 
 def recorded(monkeypatch, operation, run):
@@ -17,5 +18,5 @@ def recorded(monkeypatch, operation, run):
 
 def opcheck(call, backend):
     """PyTorch's own checks of the operator of a record."""
-    operator = getattr(torch.ops.specdec_kernels, call.operation).default
-    torch.library.opcheck(operator, (backend, *call))
+    operation = next(name for name, operator in OPERATORS.items() if type(call) is operator.record)
+    torch.library.opcheck(getattr(torch.ops.specdec_kernels, operation).default, (backend, *call))

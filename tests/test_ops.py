@@ -176,20 +176,19 @@ def test_public_function_and_operator_share_a_name():
     assert "Tensor(a!) out_tokens" in str(torch.ops.specdec_kernels.verify.default._schema)
 
 
-RECORDS = [record for record in vars(calls).values() if hasattr(record, "operation")]
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.operation)
-def test_a_record_names_the_arguments_of_its_operator(record):
+@pytest.mark.parametrize("operation", calls.OPERATORS)
+def test_a_record_names_the_arguments_of_its_operator(operation):
     """And says of each what PyTorch is told: whether it is written, and its default."""
-    schema = getattr(torch.ops.specdec_kernels, record.operation).default._schema
+    record, written, chosen_by = calls.OPERATORS[operation]
+    schema = getattr(torch.ops.specdec_kernels, operation).default._schema
     backend, *arguments = schema.arguments
     assert tuple(a.name for a in arguments) == record._fields and backend.name == "backend"
-    assert {a.name for a in arguments if a.is_write} == set(record.written)
+    assert {a.name for a in arguments if a.is_write} == set(written)
     assert {a.name: a.default_value for a in arguments if a.has_default_value()} == record._field_defaults
-    assert set(record.chosen_by) <= set(record._fields)
-    assert record.operation in backends.OPERATIONS
+    assert set(chosen_by) <= set(record._fields)
 
 
 def test_every_operation_has_a_record():
-    assert {record.operation for record in RECORDS} == set(backends.OPERATIONS)
+    records = {record for name, record in vars(calls).items() if name.endswith("Call")}
+    assert {operator.record for operator in calls.OPERATORS.values()} == records
+    assert set(calls.OPERATORS) == set(backends.OPERATIONS)

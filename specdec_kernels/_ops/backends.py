@@ -40,10 +40,10 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
     name, _ = choose(operation, device_type, dtypes) if backend == "auto" else (backend, "")
     if name == "reference":
         return importlib.import_module("specdec_kernels.reference")
-    reason = _why_not(name, operation, device_type, dtypes)
-    if reason:
+    module, reason = _module(name)[0], _why_not(name, operation, device_type, dtypes)
+    if module is None or reason:
         raise BackendUnavailable(f"{operation}: backend {name!r} cannot serve this call: {reason}")
-    return _module(name)[0]
+    return module
 
 
 def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:

@@ -23,13 +23,14 @@ Conventions of the fields:
   copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
 - One-dimensional tensors are contiguous; so are outputs, which hold anything; a backend writes every element.
 
-Every record says which fields are `written`, and which tensors' device and dtypes choose the backend
-(`chosen_by`; operations on caches and states move bytes, so `path` chooses, whose dtype never varies).
+`OPERATORS` says of every record which operator it belongs to, which fields are `written`, and which tensors'
+device and dtypes choose the backend (`chosen_by`; operations on caches and states move bytes, so `path`
+chooses, whose dtype never varies).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -67,10 +68,6 @@ class VerifyCall(NamedTuple):
     out_logprobs: Tensor | None
     out_status: Tensor
 
-    operation = "verify"
-    written = ("out_tokens", "out_num_tokens", "out_num_accepted", "out_path", "out_logprobs", "out_status")
-    chosen_by = ("target_logits", "draft_logits")
-
 
 class SampleCall(NamedTuple):
     """Of `sample`."""
@@ -83,10 +80,6 @@ class SampleCall(NamedTuple):
     token_bitmask: Tensor | None
     out_tokens: Tensor
     out_logprobs: Tensor | None
-
-    operation = "sample"
-    written = ("out_tokens", "out_logprobs")
-    chosen_by = ("logits",)
 
 
 class SampleChildrenCall(NamedTuple):
@@ -103,10 +96,6 @@ class SampleChildrenCall(NamedTuple):
     out_tokens: Tensor
     out_scores: Tensor
 
-    operation = "sample_children"
-    written = ("out_tokens", "out_scores")
-    chosen_by = ("logits",)
-
 
 class NgramDraftCall(NamedTuple):
     """Of `ngram_draft`."""
@@ -118,10 +107,6 @@ class NgramDraftCall(NamedTuple):
     frequent: bool
     cyclic: bool
     out: Tensor
-
-    operation = "ngram_draft"
-    written = ("out",)
-    chosen_by = ("tokens",)
 
 
 class NgramTreeCall(NamedTuple):
@@ -138,10 +123,6 @@ class NgramTreeCall(NamedTuple):
     out_tokens: Tensor
     out_parents: Tensor
     out_scores: Tensor
-
-    operation = "ngram_tree"
-    written = ("out_tokens", "out_parents", "out_scores")
-    chosen_by = ("tokens",)
 
 
 class TreeAttentionCall(NamedTuple):
@@ -171,10 +152,6 @@ class TreeAttentionCall(NamedTuple):
     out: Tensor
     out_lse: Tensor | None
 
-    operation = "tree_attention"
-    written = ("out", "out_lse")
-    chosen_by = ("query", "key_cache")
-
 
 class CommitKVCall(NamedTuple):
     """Of `commit_kv`."""
@@ -192,10 +169,6 @@ class CommitKVCall(NamedTuple):
     out_lengths: Tensor
     out_pages_kept: Tensor
 
-    operation = "commit_kv"
-    written = ("caches", "out_lengths", "out_pages_kept")
-    chosen_by = ("path",)
-
 
 class CommitStateCall(NamedTuple):
     """Of `commit_state`."""
@@ -207,10 +180,6 @@ class CommitStateCall(NamedTuple):
     rows: int
     slots: Tensor
 
-    operation = "commit_state"
-    written = ("states",)
-    chosen_by = ("path",)
-
 
 class ReplayConvCall(NamedTuple):
     """Of `replay_conv`."""
@@ -221,10 +190,6 @@ class ReplayConvCall(NamedTuple):
     cu_nodes: Tensor
     rows: int
     slots: Tensor
-
-    operation = "replay_conv"
-    written = ("windows",)
-    chosen_by = ("path",)
 
 
 class ReplayGatedDeltaCall(NamedTuple):
@@ -240,10 +205,6 @@ class ReplayGatedDeltaCall(NamedTuple):
     rows: int
     slots: Tensor
 
-    operation = "replay_gated_delta"
-    written = ("states",)
-    chosen_by = ("states", "keys", "values", "log_decay", "beta")
-
 
 class ReplayMamba2Call(NamedTuple):
     """Of `replay_mamba2`."""
@@ -258,6 +219,48 @@ class ReplayMamba2Call(NamedTuple):
     rows: int
     slots: Tensor
 
-    operation = "replay_mamba2"
-    written = ("states",)
-    chosen_by = ("states", "x", "B", "dt", "A")
+
+class Operator(NamedTuple):
+    """What PyTorch and `backends` are told of an operator."""
+
+    record: type[Any]
+    written: tuple[str, ...]
+    chosen_by: tuple[str, ...]
+
+
+OPERATORS = {
+    "verify": Operator(
+        VerifyCall,
+        written=(
+            "out_tokens",
+            "out_num_tokens",
+            "out_num_accepted",
+            "out_path",
+            "out_logprobs",
+            "out_status",
+        ),
+        chosen_by=("target_logits", "draft_logits"),
+    ),
+    "sample": Operator(SampleCall, written=("out_tokens", "out_logprobs"), chosen_by=("logits",)),
+    "sample_children": Operator(
+        SampleChildrenCall, written=("out_tokens", "out_scores"), chosen_by=("logits",)
+    ),
+    "ngram_draft": Operator(NgramDraftCall, written=("out",), chosen_by=("tokens",)),
+    "ngram_tree": Operator(
+        NgramTreeCall, written=("out_tokens", "out_parents", "out_scores"), chosen_by=("tokens",)
+    ),
+    "tree_attention": Operator(
+        TreeAttentionCall, written=("out", "out_lse"), chosen_by=("query", "key_cache")
+    ),
+    "commit_kv": Operator(
+        CommitKVCall, written=("caches", "out_lengths", "out_pages_kept"), chosen_by=("path",)
+    ),
+    "commit_state": Operator(CommitStateCall, written=("states",), chosen_by=("path",)),
+    "replay_conv": Operator(ReplayConvCall, written=("windows",), chosen_by=("path",)),
+    "replay_gated_delta": Operator(
+        ReplayGatedDeltaCall, written=("states",), chosen_by=("states", "keys", "values", "log_decay", "beta")
+    ),
+    "replay_mamba2": Operator(
+        ReplayMamba2Call, written=("states",), chosen_by=("states", "x", "B", "dt", "A")
+    ),
+}

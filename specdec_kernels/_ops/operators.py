@@ -9,7 +9,7 @@ function per operation, which takes the record.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ForwardRef
 
 import torch
 from torch import Tensor
@@ -33,29 +33,30 @@ _KINDS = {
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
-def schema(record: Any) -> str:
+def schema(operation: str) -> str:
     """The operator's schema: `backend`, and the fields of its record in their order."""
+    record, written, _ = calls.OPERATORS[operation]
     arguments, letters = ["str backend"], iter("abcdefgh")
     for name, kind in record.__annotations__.items():
-        text = _KINDS[getattr(kind, "__forward_arg__", kind)]
-        if name in record.written:
+        text = _KINDS[kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind]
+        if name in written:
             text = text.replace("Tensor", f"Tensor({next(letters)}!)")
         default = record._field_defaults.get(name, ...)
         arguments.append(f"{text} {name}" + ("" if default is ... else f"={default}"))
-    return f"{record.operation}({', '.join(arguments)}) -> ()"
+    return f"{operation}({', '.join(arguments)}) -> ()"
 
 
-def _register(record: Any) -> Callable[..., None]:
-    """Define the operator of a record. Returns what calls it.
+def _register(operation: str) -> Callable[[Any, str], None]:
+    """Define an operator. Returns what calls it.
 
     Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
     cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
     traces (`torch.compile`, dispatch modes, fake and meta tensors, other subclasses) meets the operator.
     """
-    operation = record.operation
+    record, _, chosen_by = calls.OPERATORS[operation]
 
     def serve(call: Any, backend: str) -> None:
-        given = [value for name in record.chosen_by if (value := getattr(call, name)) is not None]
+        given = [value for name in chosen_by if (value := getattr(call, name)) is not None]
         given = [row for value in given for row in (value if isinstance(value, list) else [value])]
         module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(call)
@@ -66,7 +67,7 @@ def _register(record: Any) -> Callable[..., None]:
     def fake(backend: str, *arguments: Any) -> None:
         return None
 
-    _library.define(schema(record), tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(schema(operation), tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(operation, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"specdec_kernels::{operation}", fake, lib=_library)
     operator = getattr(torch.ops.specdec_kernels, operation).default
@@ -83,20 +84,20 @@ def _register(record: Any) -> Callable[..., None]:
     return run
 
 
-verify = _register(calls.VerifyCall)
-sample = _register(calls.SampleCall)
-sample_children = _register(calls.SampleChildrenCall)
-ngram_draft = _register(calls.NgramDraftCall)
-ngram_tree = _register(calls.NgramTreeCall)
-tree_attention = _register(calls.TreeAttentionCall)
-commit_kv = _register(calls.CommitKVCall)
-commit_state = _register(calls.CommitStateCall)
-replay_conv = _register(calls.ReplayConvCall)
-replay_gated_delta = _register(calls.ReplayGatedDeltaCall)
-replay_mamba2 = _register(calls.ReplayMamba2Call)
+verify = _register("verify")
+sample = _register("sample")
+sample_children = _register("sample_children")
+ngram_draft = _register("ngram_draft")
+ngram_tree = _register("ngram_tree")
+tree_attention = _register("tree_attention")
+commit_kv = _register("commit_kv")
+commit_state = _register("commit_state")
+replay_conv = _register("replay_conv")
+replay_gated_delta = _register("replay_gated_delta")
+replay_mamba2 = _register("replay_mamba2")
 
 
 def commit_kv_by_table(call: calls.CommitKVCall, backend: str) -> None:
     """`commit_kv` of a backend that works from the table alone, outside any tracer and past the dispatcher:
     to show it 64 caches takes as long as to move a small batch."""
-    backends.load(backend, "commit_kv", call.table.device.type, ()).commit_kv(call)
+    backends.load(backend, "commit_kv", call.path.device.type, ()).commit_kv(call)

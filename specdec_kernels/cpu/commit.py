@@ -15,7 +15,7 @@ def commit_kv(call: CommitKVCall) -> None:
     """Move the kept rows."""
     table = call.table
     # A tracer may hand over copies of the caches that the plan was made for.
-    if call.caches and (table is None or table[:, 0].tolist() != [c.data_ptr() for c in call.caches]):
+    if table is None or (call.caches and table[:, 0].tolist() != [c.data_ptr() for c in call.caches]):
         table = cache_table(call.caches, call.layout)
     fresh = torch.tensor(new_rows(call.new, call.layout), dtype=torch.int64)
     args = _native.CommitArgs(

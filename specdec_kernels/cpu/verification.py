@@ -23,7 +23,7 @@ def verify(
     """
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     draft_sampling, draft_pinned = sampling_of(call.draft_sampling, call.draft_sampling_rows)
-    chain = call.draft_logits is not None and call.draft_logits.dim() == 3
+    draft = call.draft_logits
     args = _native.VerifyArgs(
         target=rows_of(call.target_logits),
         tokens=call.tokens.data_ptr(),
@@ -33,9 +33,9 @@ def verify(
         first_child=address(call.first_child),
         next_sibling=address(call.next_sibling),
         requests=call.cu_nodes.shape[0] - 1,
-        draft=rows_of(call.draft_logits),
+        draft=rows_of(draft),
         draft_rows=address(call.draft_rows),
-        draft_chain=call.draft_logits.shape[1] if chain else 0,
+        draft_chain=draft.shape[1] if draft is not None and draft.dim() == 3 else 0,
         draft_ids=address(call.draft_ids),
         draft_columns=address(call.draft_columns),
         draft_is_logprobs=call.draft_is_logprobs,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import cast
 
 import numpy as np
 
@@ -135,9 +136,9 @@ class Budget:
     """
 
     costs: Mapping[int, float]
-    credit: float | None = None
+    credit: float = cast(float, None)  # set below where it is not given
     allowance: float = 0.02
-    max_credit: float | None = None
+    max_credit: float = cast(float, None)
     idle_steps: int = 0
     patience: int = 50
 
@@ -156,7 +157,7 @@ class Budget:
         check_int("Budget", "idle_steps", self.idle_steps, 0)
         check_int("Budget", "patience", self.patience, 1)
 
-    def cost(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def cost(self, rows: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """Time of steps over so many rows each.
 
         Raises:
@@ -167,7 +168,8 @@ class Budget:
         sizes = sorted(self.costs)
         times = [self.costs[size] for size in sizes]
         slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else times[0]
-        return np.interp(rows, sizes, times) + max(slope, 0.0) * np.maximum(rows - sizes[-1], 0.0)
+        cost: np.ndarray = np.interp(rows, sizes, times) + max(slope, 0.0) * np.maximum(rows - sizes[-1], 0.0)
+        return cost
 
     def choose(self, chances: Sequence[Sequence[float]]) -> list[list[int]]:
         """Which nodes of each request's tree to verify, ascending, the root included.

@@ -38,7 +38,7 @@ def tree_attention(call: TreeAttentionCall) -> None:
             if call.new_key is None:
                 slots += [prefix + node for node in nodes]
             key, value = stored_key.read(pages, slots), stored_value.read(pages, slots)
-            if call.new_key is not None:
+            if call.new_key is not None and new_value is not None:
                 rows = [start + node for node in nodes]
                 key = torch.cat([key, call.new_key[rows].cpu().double()])
                 value = torch.cat([value, new_value[rows].cpu().double()])

@@ -22,6 +22,7 @@ def commit_kv(call: CommitKVCall) -> None:
         length = prefix + len(kept)
         call.out_lengths[b] = min(length, largest)
         call.out_pages_kept[b] = min(-(-length // call.page_size), largest)
+        row: Tensor | None
         for j, node in enumerate(kept):
             for i, cache in enumerate(call.caches):
                 to = _slot(cache, pages, prefix + j, call.page_size, call.layout)

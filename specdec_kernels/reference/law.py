@@ -115,4 +115,5 @@ def params_of(numbers: list[float], rows: list[Tensor | None], request: int) -> 
     *numbers, last = numbers
     per_request = rows or [None] * len(numbers)
     values = (n if row is None else float(row[request]) for n, row in zip(numbers, per_request, strict=True))
-    return Params(*values, ORDERS[int(last)])
+    temperature, top_k, top_p, min_p = values
+    return Params(temperature, top_k, top_p, min_p, ORDERS[int(last)])

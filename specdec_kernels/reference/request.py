@@ -38,9 +38,9 @@ class Trace:
     """
 
     def __init__(self, rows: int) -> None:
-        self.thresholds = torch.full((rows,), torch.nan, dtype=torch.float64)
-        self.masses = torch.full((rows,), torch.nan, dtype=torch.float64)
-        self.impossible = torch.zeros(rows, dtype=torch.bool)
+        self.thresholds: Tensor = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.masses: Tensor = torch.full((rows,), torch.nan, dtype=torch.float64)
+        self.impossible: Tensor = torch.zeros(rows, dtype=torch.bool)
 
 
 class Request:
@@ -72,7 +72,7 @@ class Request:
         self.tree = tree
         self.vocab_size = vocab_size
         self.noise = noise
-        self.status = 0
+        self.status: int = 0
         self._target, self._draft, self._unscaled = target, draft, unscaled
         self._targets: dict[int, Tensor] = {}
         self._drafts: dict[int, Tensor | None] = {}
@@ -118,7 +118,7 @@ class Request:
 
     def _linked(self, node: int) -> list[int]:
         tree, count = self.tree, len(self.tree.tokens)
-        if tree.first_child is None:
+        if tree.first_child is None or tree.next_sibling is None:
             return [child for child in range(node + 1, count) if tree.parents[child] == node]
         linked: list[int] = []
         child = tree.first_child[node]
@@ -144,6 +144,7 @@ class Request:
         if self.proposal(child) == Proposal.POINT:
             return point(self.token(child), self.vocab_size)
         q = self.draft(parent)
+        assert q is not None  # or the child would count as POINT
         if self.proposal(child) == Proposal.WITHOUT_REPLACEMENT:
             q = q.clone()
             q[[token for token in self.removed(child) if token < q.numel()]] = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def traversal(request: Request) -> Answer:
             return None
         return node, request.draw(request.target(node) if P is None else P, Purpose.RESIDUAL, node)
 
-    return visit(0, 1.0)  # the root has w = 1 left, and a coin is below 1
+    return cast(Answer, visit(0, 1.0))  # the root has w = 1 left, and a coin is below 1
 
 
 def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
@@ -210,7 +211,7 @@ def _draft(call: VerifyCall, params: Params, request: int, start: int, node: int
     return draft_law(table[row].cpu(), params, call.draft_is_logprobs, ids, call.target_logits.shape[-1])
 
 
-RULES = {
+RULES: dict[str, Callable[..., Answer]] = {
     "match": match,
     "token": token,
     "traversal": traversal,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -57,8 +57,9 @@ class Together:
     def __init__(self, target: Target, *, trees: bool = True) -> None:
         self.target = target
         self.trees = trees
-        self.cache = full_cache(target)
-        self.shortest = self.longest = 0  # of the cached prefixes
+        self.cache: Any = full_cache(target)
+        self.shortest: int = 0  # of the cached prefixes
+        self.longest: int = 0
         self.ends: list[int] = []  # of those that `load` brought
 
     def read(
@@ -136,7 +137,7 @@ class Together:
         if tree.max_nodes == 1:
             ids, there, rows = text.gather(1, lengths[:, None] - 1), None, None
             positions = self._root_numbers(text, lengths)
-            bits = torch.ones(1, 1, 1, dtype=torch.bool, device=text.device)
+            seen = torch.ones(1, 1, 1, dtype=torch.bool, device=text.device)
             depths = torch.zeros_like(ids)
             chains = True
         else:
@@ -153,13 +154,13 @@ class Together:
                 words = tree.ancestor_bits[rows][..., index // 64] >> (index % 64) & 1
                 own = index[:, None] == index  # a row that is no node sees itself
                 bits = torch.where(there[..., None], words.bool(), own)
-            if self.target.padding_idx is None:
+            padding = self.target.padding_idx
+            if bits is None or padding is None:
                 positions = lengths[:, None] - 1 + depths
             else:
-                positions = self._skipping(ids, text, lengths, bits)
-            if bits is None:
-                bits = (index[:, None] >= index)[None]
-        mask = self._mask(bits, chains, depths, lengths)
+                positions = _skipping(padding, ids, text, lengths, bits)
+            seen = (index[:, None] >= index)[None] if bits is None else bits
+        mask = self._mask(seen, chains, depths, lengths)
         out = self.target(ids, cache=self.cache, positions=positions, mask=mask)
         self.cache = out.cache
         if tree.tokens.numel() == ids.numel():
@@ -193,8 +194,8 @@ class Together:
                     request, node = _places(tree, len(kept))
                     slots = self.longest + node
                     new = [t[request, :, slots] if layout == "HND" else t[request, slots] for t in tensors]
-                slots = tensors[0].shape[2 if layout == "HND" else 1]
-                commit_kv(tensors, path, tree, batch, prefix, page_size=slots, layout=layout, new=new)
+                size = tensors[0].shape[2 if layout == "HND" else 1]
+                commit_kv(tensors, path, tree, batch, prefix, page_size=size, layout=layout, new=new)
         ends = [size - 1 + len(nodes) for size, nodes in zip(sizes, kept, strict=True)]
         self._cut(ends)
 
@@ -228,16 +229,6 @@ class Together:
         if self.target.padding_idx is None:
             return lengths[:, None] - 1
         return self.target.numbers(text).gather(1, lengths[:, None] - 1)
-
-    def _skipping(self, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
-        """The positions of the nodes where padding tokens are left out of the count."""
-        padding = self.target.padding_idx
-        before = (
-            (text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])
-        ).sum(1)
-        read = ids != padding
-        below = (bits[..., 1:] & read[:, None, 1:]).sum(-1)
-        return torch.where(read, padding + before[:, None] + below, padding)
 
     def _mask(self, bits: Tensor, chains: bool, depths: Tensor, lengths: Tensor) -> Any:
         """What each node sees of [prefix slots, nodes]; None where the model's own mask says the same."""
@@ -298,7 +289,7 @@ class Alone:
     ) -> None:
         self.target = target
         self.rereads = rereads
-        self.at_least = 1 if singly else at_least
+        self.at_least: int = 1 if singly else at_least
         self.singly = singly
         self.caches: list[Any] = []
         self.cached: list[int] = []  # tokens that each cache holds
@@ -316,7 +307,7 @@ class Alone:
         ends = [size - (0 if last else self.at_least) for size in sizes]
         rows = sum(max(end - cached, 0) for end, cached in zip(ends, self.cached, strict=True))
         logits = [self._read(place, text[place], end, chunk) for place, end in enumerate(ends)]
-        return Read(rows if chunk is None else 0, torch.stack(logits) if last else None)
+        return Read(rows if chunk is None else 0, torch.stack(cast("list[Tensor]", logits)) if last else None)
 
     def forward(
         self,
@@ -440,6 +431,14 @@ class Alone:
             logits.append(out.logits[0])
         self.cached[place] += count
         return torch.cat(logits[-keep:])
+
+
+def _skipping(padding: int, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
+    """The positions of the nodes where padding tokens are left out of the count."""
+    before = ((text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])).sum(1)
+    read = ids != padding
+    below = (bits[..., 1:] & read[:, None, 1:]).sum(-1)
+    return torch.where(read, padding + before[:, None] + below, padding)
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def custom_generate(
     stop_strings: str | Collection[str] | None = None,
     streamer: Any = None,
     **options: Any,
-) -> Callable:
+) -> Callable[..., Any]:
     """What `model.generate(..., custom_generate=custom_generate(drafter))` calls to write its texts.
 
     Batches and trees are served. Processors and criteria are those that transformers has built, and see the

@@ -19,7 +19,7 @@ from .caches import Alone, Together
 from .drafts import Drafts
 from .layers import common, crop, croppable, restored, snapshot
 from .model import Target
-from .probe import verdict
+from .probe import Verdict, verdict
 
 NUM_DRAFT = 5
 TAIL = 32  # last tokens of a text, in whose context drafts pass from one tokenizer to another
@@ -92,7 +92,7 @@ class AssistantDrafter:
                 bad_type("AssistantDrafter", name, "must be a tokenizer", type(given).__name__)
         self.num_draft = num_draft
         self.confidence = confidence
-        self.tokenizers = None if tokenizer is None else (tokenizer, assistant_tokenizer)
+        self.tokenizers: Any = None if tokenizer is None else (tokenizer, assistant_tokenizer)
         self._reader = Reader(model)
         self.reset(0)
 
@@ -113,9 +113,11 @@ class AssistantDrafter:
         if not isinstance(sampling, SamplingParams):
             rule = "must be a SamplingParams where an AssistantDrafter drafts"
             bad_type("generate", "draft_sampling", rule, repr(sampling))
-        self.sampling, self.seeds, self.rule = sampling, seeds, rule
-        self.batch_size = batch_size
-        self.greedy = self.tokenizers is not None or _greedy(sampling)
+        self.sampling: SamplingParams = sampling
+        self.rule: Any = rule
+        self.seeds: Tensor | None = seeds
+        self.batch_size: int = batch_size
+        self.greedy: bool = self.tokenizers is not None or _greedy(sampling)
         self._reader.reset()
 
     def keep(self, places: Sequence[int]) -> None:
@@ -191,7 +193,7 @@ class AssistantDrafter:
             return tokens, scores, False
         level = len(drafted.tokens[places[0]])  # all that still run are as deep
         match, device = self.rule == "match", logits.device
-        keys = {}
+        keys: dict[str, Any] = {}
         if self.seeds is not None:
             positions = lengths[places].to(device, torch.int64)
             keys = {
@@ -235,7 +237,10 @@ class Chains:
     def __init__(
         self, tokens: list[list[int]], scores: list[list[float]], rows: list[list[int]], laws: list[Tensor]
     ) -> None:
-        self.tokens, self.scores, self.rows, self.laws = tokens, scores, rows, laws
+        self.tokens: list[list[int]] = tokens
+        self.scores: list[list[float]] = scores
+        self.rows: list[list[int]] = rows
+        self.laws: list[Tensor] = laws
 
     def on(self, device: torch.device) -> Drafts:
         """What a drafter returns."""
@@ -265,10 +270,10 @@ class Reader:
     """
 
     def __init__(self, model: Any) -> None:
-        self.target = Target(model)
-        self.most_positions = self.target.most_positions() or 2**62
+        self.target: Target = Target(model)
+        self.most_positions: int = self.target.most_positions() or 2**62
         with torch.inference_mode(), self.target.reading():
-            self.verdict = verdict(self.target)
+            self.verdict: Verdict = verdict(self.target)
         if self.verdict.serves == "refused":
             bad_value("AssistantDrafter", "model", "must be one that can be read", self.verdict.reason)
         self.reset()
@@ -293,9 +298,9 @@ class Reader:
             self.reset()
         if self.cache is None:
             return
-        self.read, self.ends, self.saved = (
-            [each[place] for place in places] for each in (self.read, self.ends, self.saved)
-        )
+        self.read = [self.read[place] for place in places]
+        self.ends = [self.ends[place] for place in places]
+        self.saved = [self.saved[place] for place in places]
         self.cache.keep(places, [end + 1 for end in self.ends])
 
     def begin(self, ids: list[list[int]], more: int, drafts: list[bool]) -> None:
@@ -303,8 +308,8 @@ class Reader:
         room for what will be drafted."""
         device = self.target.device
         width = max(map(len, ids)) + more
-        self.text = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
-        self.sizes = [max(len(each), 1) for each in ids]
+        self.text: Tensor = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
+        self.sizes: list[int] = [max(len(each), 1) for each in ids]
         if self.cache is None:
             trees = self.verdict.serves == "trees"
             together = trees or self.verdict.serves == "chains"
@@ -319,13 +324,14 @@ class Reader:
             self.ends = [size - 1 for size in self.sizes]
         else:
             self.ends = [common(read, each) for read, each in zip(self.read, ids, strict=True)]
-            self._forget()
+            self._forget(self.cache)
         self.read = [each[:end] for each, end in zip(ids, self.ends, strict=True)]
         self.drafts = drafts
 
     def feed(self, counts: list[int]) -> Tensor:
         """Read `counts[b]` more tokens of each text; the logits after the last one of each that has some."""
-        rows = [0, *accumulate(counts)]
+        cache, rows = self.cache, [0, *accumulate(counts)]
+        assert cache is not None  # `begin` made it
         tokens = [
             self.text[b, end : end + count]
             for b, (end, count) in enumerate(zip(self.ends, counts, strict=True))
@@ -340,14 +346,14 @@ class Reader:
         lengths = torch.tensor(self.ends, device=device) + 1
         sizes = [end + 1 for end in self.ends]
         parents = [range(-1, count - 1) for count in counts]
-        logits = self.cache.forward(tree, self.text, lengths, sizes, parents)
+        logits = cache.forward(tree, self.text, lengths, sizes, parents)
         index = torch.arange(most, device=device)
         path = torch.where(index < torch.tensor(counts, device=device)[:, None], index, -1).int()
-        self.cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
+        cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
         for b, each in enumerate(tokens):
             self.read[b] += each.tolist()
             self.ends[b] += counts[b]
-        self._save(counts)
+        self._save(cache, counts)
         return logits[[rows[b + 1] - 1 for b, count in enumerate(counts) if count]]
 
     def write(self, places: list[int], tokens: Tensor) -> None:
@@ -356,23 +362,23 @@ class Reader:
         for place in places:
             self.sizes[place] += 1
 
-    def _save(self, counts: list[int]) -> None:
+    def _save(self, reader: Together | Alone, counts: list[int]) -> None:
         """What cannot be cut is kept as it is after the text, before what was drafted."""
-        if isinstance(self.cache, Together) or self.cache.rereads:
+        if isinstance(reader, Together) or reader.rereads:
             return
         for place, count in enumerate(counts):
-            if count and self.drafts[place] and not croppable(self.cache.caches[place]):
-                self.saved[place] = (self.ends[place], snapshot(self.cache.caches[place]))
+            if count and self.drafts[place] and not croppable(reader.caches[place]):
+                self.saved[place] = (self.ends[place], snapshot(reader.caches[place]))
                 self.drafts[place] = False
 
-    def _forget(self) -> None:
+    def _forget(self, reader: Together | Alone) -> None:
         """Let caches hold no more than `ends`, or less."""
-        if isinstance(self.cache, Together):
-            self.cache._cut(self.ends)
+        if isinstance(reader, Together):
+            reader._cut(self.ends)
             return
         for place, end in enumerate(self.ends):
-            cache, saved = self.cache.caches[place], self.saved[place]
-            if end == self.cache.cached[place]:
+            cache, saved = reader.caches[place], self.saved[place]
+            if end == reader.cached[place]:
                 continue
             if croppable(cache):
                 crop(cache, end)
@@ -380,7 +386,7 @@ class Reader:
                 cache, end = restored(cache, saved[1]), saved[0]
             else:
                 cache, end = self.target.fresh_cache(), 0
-            self.cache.caches[place], self.cache.cached[place], self.ends[place] = cache, end, end
+            reader.caches[place], reader.cached[place], self.ends[place] = cache, end, end
             self.saved[place] = None
 
 

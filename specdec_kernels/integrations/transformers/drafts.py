@@ -74,7 +74,8 @@ class Nodes(NamedTuple):
         if len(nodes) == len(self.tokens):
             return self
         place = {node: index for index, node in enumerate(nodes)}
-        tokens, parents, *rest = ([column[node] for node in nodes] for column in self)
+        columns: Iterable[Any] = ([column[node] for node in nodes] for column in self)
+        tokens, parents, *rest = columns
         return Nodes(tokens, [place.get(parent, -1) for parent in parents], *rest)
 
 
@@ -135,21 +136,22 @@ class Drafting:
             bad_type("generate", "drafter", rule, type(drafter).__name__)
         if not (budget is None or isinstance(budget, (bool, Budget))):
             bad_type("generate", "budget", "must be a Budget, True, False or None", type(budget).__name__)
-        self.drafter = drafter
+        self.drafter: Any = drafter
         self.vocab_size = vocab_size
         self.rule = rule
         self.clock = clock
         self.chains = False
-        self.told = accepts(drafter, "max_draft")
+        self.told: bool = accepts(drafter, "max_draft")
         self.budget = budget if isinstance(budget, Budget) else None
         self.costs = StepCosts() if budget is True else None
         # Until the first drafts are seen nobody knows whether they bring laws, which "auto" would look at.
         self.unsure = self.costs is not None and seeded and rule == "auto"
         if self.costs is not None and seeded and rule not in ("auto", "match"):
             self.costs = None
-        self.chosen_only = False
-        self.width = 0  # nodes of a level of the last drafts that were drawn from a law
-        self.seconds = self._since = self._debt = 0.0
+        self.chosen_only: bool = False
+        self.width: int = 0  # nodes of a level of the last drafts that were drawn from a law
+        self.seconds: float = 0.0
+        self._since = self._debt = 0.0
         self.reset(0)
 
     def reset(self, batch_size: int, **given: Any) -> None:
@@ -209,7 +211,10 @@ class Drafting:
         if self.budget is None:
             return
         # A trial may cost more than was believed; what the credit did not cover is paid back first.
-        paid, self._debt = self._debt, max(self._debt - self._balance(batch, rows, tokens, extra), 0.0)
+        paid, self._debt = (
+            self._debt,
+            max(self._debt - _balance(self.budget, batch, rows, tokens, extra), 0.0),
+        )
         self.budget = self.budget.after(rows, list(tokens), extra + paid)
         for place, (nodes, accepted) in enumerate(zip(self.nodes, path, strict=True)):
             single, levels = self._calibrations[place]
@@ -226,28 +231,25 @@ class Drafting:
         if hasattr(self.drafter, "keep"):
             self.drafter.keep(list(places))
 
-    def _balance(self, batch: int, rows: int, tokens: Sequence[int], extra: float) -> float:
-        """The credit after a step, were it allowed below 0."""
-        budget = self.budget
-        plain = float(budget.cost(batch)) * sum(tokens) / batch
-        return budget.credit + (1.0 + budget.allowance) * plain - float(budget.cost(rows)) - extra
-
     def _depths(self, limits: Sequence[int]) -> list[int]:
         """How deep to draft, by what is known before anything is drawn."""
-        batch, limits = len(limits), list(limits)
-        if self.drafter is None or self.unsure or (self.costs is None and self.budget is None):
+        batch, limits, budget = len(limits), list(limits), self.budget
+        if self.drafter is None or self.unsure:
             return limits
         if self.costs is not None:
             table = self.costs.table(batch)
             if table is None:
                 return [0] * batch
-            self.budget = replace(self.budget, costs=table) if self.budget else Budget(table, CREDIT)
+            budget = replace(budget, costs=table) if budget else Budget(table, CREDIT)
+            self.budget = budget
+        elif budget is None:
+            return limits
         level = self.costs.level(batch) if self.costs is not None else 0.0
-        if level > self.budget.credit:
+        if level > budget.credit:
             return [0] * batch
         if not (self.told or self.width):
             return limits
-        scaled = replace(self.budget, costs=_per_request(self.budget, batch))
+        scaled = replace(budget, costs=_per_request(budget, batch))
         width = max(self.width, 1)
         most = max((self._most_rows(batch) // batch - 1) // width, 1)
         depths = []
@@ -321,8 +323,8 @@ class StepCosts:
     def __init__(self) -> None:
         self.times: dict[int, deque[float]] = {}
         self.levels: deque[float] = deque(maxlen=WINDOW)
-        self.calls = 0
-        self.prompt = (0, 0.0)  # rows and seconds of the forward that read the prompts
+        self.calls: int = 0
+        self.prompt: tuple[int, float] = (0, 0.0)  # rows and seconds of the forward that read the prompts
 
     def stepped(self, batch: int, rows: int, seconds: float) -> float:
         """Remember a step; returns its time in plain steps, no more than `rows` steps of one row take."""
@@ -342,18 +344,20 @@ class StepCosts:
 
     def level(self, batch: int) -> float:
         """Time of a level, or of a call, in plain steps."""
-        return min(self.levels) / self.plain(batch) if self.levels else 0.0
+        plain = self.plain(batch)
+        return min(self.levels) / plain if self.levels and plain is not None else 0.0
 
     def charge(self, batch: int, seconds: float) -> float:
         """Time of this step's drafting in plain steps."""
-        spent = seconds / self.plain(batch)
+        plain = self.plain(batch)
+        assert plain is not None  # `stepped` was told of this step
+        spent = seconds / plain
         return min(spent, 1.0) if self.calls == 1 else spent
 
     def plain(self, batch: int) -> float | None:
         """Seconds of a step that drafts nothing, None = not known."""
         if batch in self.times:
-            larger = [min(times) for rows, times in self.times.items() if rows >= batch]
-            return min(larger)
+            return min(min(times) for rows, times in self.times.items() if rows >= batch)
         larger = [rows for rows in self.times if rows > batch]
         if not larger:
             return None
@@ -391,8 +395,14 @@ def _levels(depth: int) -> tuple[list[float], list[int]]:
     return [PROMISE**d for d in range(depth + 1)], list(range(-1, depth))
 
 
-def _per_request(budget: Budget, batch: int) -> dict[int, float]:
-    """Costs by the rows of each request, all having as many."""
+def _balance(budget: Budget, batch: int, rows: int, tokens: Sequence[int], extra: float) -> float:
+    """The credit after a step, were it allowed below 0."""
+    plain = float(budget.cost(batch)) * sum(tokens) / batch
+    return budget.credit + (1.0 + budget.allowance) * plain - float(budget.cost(rows)) - extra
+
+
+def _per_request(budget: Budget, batch: int) -> dict[Any, float]:
+    """Costs by the rows of each request, all having as many, which need not be whole."""
     beyond = {rows / batch: cost for rows, cost in budget.costs.items() if rows > batch}
     if not beyond:
         beyond = {2: float(budget.cost(2 * batch))}
@@ -461,7 +471,7 @@ def _chains(tokens: Tensor, laws: Any, batch: int) -> tuple[list[Request], Tenso
             rule = f"must have shape [B, K, Vd] = [{batch}, {depth}, Vd]"
             bad_value("generate", "the drafter's draft_logits", rule, list(laws.shape))
         laws = laws.flatten(0, 1)
-    requests = []
+    requests: list[Request] = []
     for b, row in enumerate(tokens.tolist()):
         rows = [-1] * (depth + 1) if laws is None else [*range(b * depth, (b + 1) * depth), -1]
         requests.append((order, [-1, *row], parents, kinds, rows, None))
@@ -487,7 +497,7 @@ def _trees(drafts: Drafts, batch: int) -> tuple[list[Request], Tensor | None]:
             rule = f"must have shape [B, max_nodes] = [{batch}, {largest}]"
             bad_value("generate", "the drafter's scores", rule, list(scores.shape))
         chances = scores.float().exp().nan_to_num(0.0).clamp(0.0, 1.0).tolist()
-    requests = []
+    requests: list[Request] = []
     for b in range(batch):
         own = slice(ends[b], ends[b + 1])
         order: Iterable[int] = range(ends[b + 1] - ends[b])

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def generate(
     sampling: SamplingParams | None = None,
     logits_processor: Any = None,
     stopping_criteria: Any = None,
-    draft_sampling: SamplingParams | str | None = None,
+    draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
     draft_vocab: DraftVocab | None = None,
     rule: Rule = "auto",
     seeds: Tensor | int | None = None,
@@ -171,7 +171,7 @@ def decode(
     process: Processing,
     drafter: Any,
     *,
-    draft_sampling: SamplingParams | str | None = None,
+    draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
     draft_vocab: DraftVocab | None = None,
     rule: Rule = "auto",
     seeds: Tensor | int | None = None,
@@ -241,8 +241,10 @@ def decode(
     return Generated(
         loop.written,
         loop.counts.statistics(),
-        loop.reasons,
-        *(loop.joined(name) for name in ("scores", "logits", "logprobs")),
+        [reason for reason in loop.reasons if reason is not None],
+        loop.joined("scores"),
+        loop.joined("logits"),
+        loop.joined("logprobs"),
         loop.caches if "cache" in outputs else None,
     )
 
@@ -314,7 +316,7 @@ class Loop:
         processing: Any,
         seeds: Tensor,
         *,
-        draft_sampling: SamplingParams | str | None,
+        draft_sampling: SamplingParams | Literal["logprobs"] | None,
         options: dict[str, Any],
         outputs: Collection[str],
     ) -> None:
@@ -322,24 +324,26 @@ class Loop:
         self.prompts = prompts
         self.drafting = drafting
         self.processing = processing
-        self.seeds = seeds
-        self.sampling = processing.sampling
-        self.draft_sampling = draft_sampling
+        self.seeds: Tensor = seeds
+        self.sampling: Any = processing.sampling
+        self.draft_sampling: Any = draft_sampling
         self.options = options
-        self.keeps_caches = "cache" in outputs
-        self.outputs = {name: [[] for _ in prompts] for name in outputs if name != "cache"}
-        self.requests = list(range(len(prompts)))
+        self.keeps_caches: bool = "cache" in outputs
+        self.outputs: dict[str, list[list[Tensor]]] = {
+            name: [[] for _ in prompts] for name in outputs if name != "cache"
+        }
+        self.requests: list[int] = list(range(len(prompts)))
         self.written: list[list[int]] = [[] for _ in prompts]
         self.reasons: list[str | None] = [None for _ in prompts]
         self.caches: list[Any] = [None for _ in prompts]
-        self.sizes = [len(prompt) for prompt in prompts]
-        self.text = torch.zeros(len(prompts), max(self.sizes), dtype=torch.int64)
+        self.sizes: list[int] = [len(prompt) for prompt in prompts]
+        self.text: Tensor = torch.zeros(len(prompts), max(self.sizes), dtype=torch.int64)
         for row, prompt in zip(self.text, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
         self.text = self.text.to(target.device)
-        self.lengths = torch.tensor(self.sizes, device=target.device)
-        self.counts = Counts()
-        self.warned = Status(0)
+        self.lengths: Tensor = torch.tensor(self.sizes, device=target.device)
+        self.counts: Counts = Counts()
+        self.warned: Status = Status(0)
 
     def step(
         self,
@@ -359,8 +363,9 @@ class Loop:
         room = [limits[request] - len(self.written[request]) - 1 for request in self.requests]
         drafts = self.drafting.draft(self.text, self.lengths, room if first is None else [0] * len(room))
         tree, nodes = drafts.tree, self.drafting.nodes
-        raw = first
-        if first is None:
+        if first is not None:
+            raw = first
+        else:
             parents = [each.parents for each in nodes]
             raw = reader.forward(tree, self.text, self.lengths, self.sizes, parents)
         logits = self.processing.apply(raw, self._rows(nodes)) if self.processing.processors else raw
@@ -490,8 +495,9 @@ class Loop:
         met = Status(0)
         for status in statuses:
             met |= Status(status)
-        for bit in met & ~self.warned:
-            warnings.warn(f"generate: {WARNINGS.get(bit.name, bit.name)}", stacklevel=4)
+        for name, bit in Status.__members__.items():
+            if bit & met & ~self.warned:
+                warnings.warn(f"generate: {WARNINGS.get(name, name)}", stacklevel=4)
         self.warned |= met
 
 
@@ -507,10 +513,13 @@ class Counts:
     """What was accepted, of the tokens that were written."""
 
     def __init__(self) -> None:
-        self.steps = self.drafted = self.passes = self.rows = 0
-        self.seconds = 0.0
+        self.steps: int = 0
+        self.drafted: int = 0
+        self.passes: int = 0
+        self.rows: int = 0
+        self.seconds: float = 0.0
         self.plain: list[float] = []  # of steps that drafted nothing, for a token
-        self.untimed = 0  # tokens that came with the prompts
+        self.untimed: int = 0  # tokens that came with the prompts
         self.tested: list[int] = []
         self.accepted: list[int] = []
 
@@ -595,11 +604,13 @@ def seeds_of(seeds: Tensor | int | None, batch: int) -> Tensor:
     calls with seeds side by side share none."""
     if seeds is None:
         return torch.randint(-(2**63), 2**63 - 1, (batch,))
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        return torch.tensor([_mixed(seeds, place) for place in range(batch)])
-    check_dtype("generate", "seeds", seeds, (torch.int64,))
-    check_shape("generate", "seeds", seeds, "[B]", (batch,))
-    return seeds
+    if isinstance(seeds, Tensor):
+        check_dtype("generate", "seeds", seeds, (torch.int64,))
+        check_shape("generate", "seeds", seeds, "[B]", (batch,))
+        return seeds
+    if isinstance(seeds, bool) or not isinstance(seeds, int):
+        bad_type("generate", "seeds", "must be a tensor", type(seeds).__name__)
+    return torch.tensor([_mixed(seeds, place) for place in range(batch)])
 
 
 def _mixed(seed: int, place: int) -> int:

@@ -59,7 +59,8 @@ def taken(
     if not croppable(cache):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
         bad_value(operation, "cache", "must have layers of keys and values of every position", kinds)
-    length, found = cache.get_seq_length(), []
+    length = cache.get_seq_length()
+    found: list[CachedText | None] = []
     whole = max(pad + len(text) for text, pad in zip(texts, pads, strict=True))
     if length >= whole:
         rule = f"must hold fewer positions than input_ids, which is the whole text of {whole} tokens"
@@ -83,21 +84,23 @@ def filled(cache: Any) -> bool:
 
 def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
     """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
-    if any(each is None for each in cached):
+    there = [each for each in cached if each is not None]
+    if len(there) < len(cached):
         return None
-    if isinstance(cached[0].state, list) and not cached[0].parts:
+    first = there[0]
+    if isinstance(first.state, list) and not first.parts:
         return None  # states that are no cache of transformers
-    if not isinstance(cached[0].state, list):
-        if len(cached) > 1:
+    if not isinstance(first.state, list):
+        if len(there) > 1:
             return None
-        if cache is not None and cache is not cached[0].state:
-            vars(cache).update(vars(cached[0].state))
-        return cached[0].state if cache is None else cache
+        if cache is not None and cache is not first.state:
+            vars(cache).update(vars(first.state))
+        return first.state if cache is None else cache
     if cache is None:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-    assemble(cache, cached, pads, [len(each.tokens) for each in cached])
+    assemble(cache, there, pads, [len(each.tokens) for each in there])
     return cache
 
 
@@ -105,7 +108,8 @@ def part(layer: Any, row: int, start: int, end: int) -> Part:
     """The positions of one text, copied, and the rest of a layer."""
     tensors = {}
     for name in KEPT:
-        if is_filled(value := getattr(layer, name, None)):
+        value: Any = getattr(layer, name, None)
+        if is_filled(value):
             tensors[name] = value[row : row + 1].narrow(value.dim() - 2, start, end - start).clone()
     beside = {name: value for name, value in vars(layer).items() if name not in tensors}
     return Part(type(layer), beside, tensors)
@@ -115,7 +119,7 @@ def assemble(
     cache: Any, cached: Sequence[CachedText | None], starts: Sequence[int], lengths: Sequence[int]
 ) -> None:
     """Fill a cache with the first `lengths` positions of texts, behind `starts` slots that nobody sees."""
-    states = [each.parts if length else None for each, length in zip(cached, lengths, strict=True)]
+    states = [each.parts if each and length else None for each, length in zip(cached, lengths, strict=True)]
     first = next(state for state in states if state)
     restored(cache, ({}, [(layer.kind, dict(layer.beside)) for layer in first]))
     slots = max(start + length for start, length in zip(starts, lengths, strict=True))
@@ -126,7 +130,7 @@ def assemble(
             shape[0], shape[dim] = len(states), slots
             whole = like.new_zeros(shape)
             for row, state, start, length in zip(whole, states, starts, lengths, strict=True):
-                if length:
+                if state is not None and length:
                     kept = state[number].tensors[name][0].narrow(dim - 1, 0, length)
                     row.narrow(dim - 1, start, length).copy_(kept)
             setattr(layer, name, whole)

@@ -59,8 +59,8 @@ class Target:
     """
 
     def __init__(self, model: Any) -> None:
-        config = getattr(model, "config", None)
-        if not isinstance(model, torch.nn.Module) or config is None:
+        config, is_module = getattr(model, "config", None), isinstance(model, torch.nn.Module)
+        if not is_module or config is None:
             bad_type(
                 "generate", "target", "must be a causal language model of transformers", type(model).__name__
             )
@@ -70,23 +70,23 @@ class Target:
         if not hasattr(model, "get_input_embeddings") or model.get_output_embeddings() is None:
             bad_type("generate", "target", "must have a language model head", type(model).__name__)
         self.model = model
-        self.name = type(model).__name__
-        self.config = config.get_text_config(decoder=True)
+        self.name: str = type(model).__name__
+        self.config: Any = config.get_text_config(decoder=True)
         embeddings = model.get_input_embeddings()
-        self.device = _device(embeddings)
-        self.vocab_size = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
+        self.device: torch.device = _device(embeddings)
+        self.vocab_size: int = getattr(embeddings, "num_embeddings", None) or self.config.vocab_size
         names = _parameters(model)
-        self.cache_name = next((name for name in CACHES if name in names), None)
-        self.takes_positions = "position_ids" in names
-        self.takes_mask = "attention_mask" in names
-        self.keeps_logits = "logits_to_keep" in names
-        self.takes_use_cache = "use_cache" in names
-        self.padding_idx = _padding_idx(model) if self.takes_positions else None
+        self.cache_name: str | None = next((name for name in CACHES if name in names), None)
+        self.takes_positions: bool = "position_ids" in names
+        self.takes_mask: bool = "attention_mask" in names
+        self.keeps_logits: bool = "logits_to_keep" in names
+        self.takes_use_cache: bool = "use_cache" in names
+        self.padding_idx: int | None = _padding_idx(model) if self.takes_positions else None
         self.plain_cache = False
-        self.key = _KEYS.setdefault(model, uuid.uuid4().hex)
+        self.key: str = _KEYS.setdefault(model, uuid.uuid4().hex)
         self.at_least = 2 if _limits_time_steps(model) else 1
-        self.grows = False
-        self.attention = getattr(self.config, "_attn_implementation", None) or "eager"
+        self.grows: bool = False
+        self.attention: str = getattr(self.config, "_attn_implementation", None) or "eager"
 
     def __call__(
         self,
@@ -102,7 +102,7 @@ class Target:
         given: dict[str, Any] = {}
         if self.takes_use_cache:
             given["use_cache"] = use_cache
-        if use_cache and cache is not None:
+        if use_cache and cache is not None and self.cache_name is not None:
             given[self.cache_name] = cache
         if positions is not None and self.takes_positions:
             given["position_ids"] = positions
@@ -162,7 +162,7 @@ class Target:
             if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
             else ([v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else [])
         )
-        lengths = []
+        lengths: list[Any] = []
         for each in ropes:
             if each.get("rope_type", each.get("type")) in ("dynamic", "longrope"):
                 length = each.get("original_max_position_embeddings") or getattr(
@@ -208,7 +208,7 @@ class Target:
 
 _KEYS: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 _LOCK = threading.Lock()
-_READERS: WeakKeyDictionary[torch.nn.Module, list] = (
+_READERS: WeakKeyDictionary[torch.nn.Module, list[Any]] = (
     WeakKeyDictionary()
 )  # how many; what was in training mode
 

@@ -43,7 +43,7 @@ MEANINGLESS = {
 }
 
 # Refused unless None or among the values that ask for nothing.
-REFUSED: dict[str, tuple] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0.0,),

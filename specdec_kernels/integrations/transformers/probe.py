@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
         return f"{self.serves}: {self.reason}" if self.reason else self.serves
 
 
-_VERDICTS: dict[tuple, tuple[Verdict, bool]] = {}
+_VERDICTS: dict[tuple[Any, ...], tuple[Verdict, bool]] = {}
 _PROBING = threading.RLock()  # a probe narrows the windows of a configuration that threads may share
 
 

@@ -7,7 +7,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ..._checks import bad_type, bad_value, check_type
 from ...sampling import SamplingParams, unpack
 from .options import mixin
 from .stateless import check_stateless
+
+T = TypeVar("T")
 
 # transformers' own processors. These read no text at all,
 _FREE = {
@@ -62,7 +64,7 @@ class Ends(NamedTuple):
 
     limit: int
     stops: frozenset[int]
-    criteria: list
+    criteria: list[Any]
 
 
 class Processing:
@@ -90,15 +92,15 @@ class Processing:
     def __init__(
         self,
         contexts: Sequence[Sequence[int]],
-        processors: Sequence[Sequence[Callable]],
-        warpers: Sequence[Sequence[Callable]],
+        processors: Sequence[Sequence[Any]],
+        warpers: Sequence[Sequence[Any]],
         sampling: SamplingParams,
         ends: Sequence[Ends],
         device: torch.device,
         operation: str = "generate",
     ) -> None:
         self.sampling = sampling
-        self.limits = [end.limit for end in ends]
+        self.limits: list[int] = [end.limit for end in ends]
         self._ends = [
             end._replace(criteria=[copy.copy(criterion) for criterion in end.criteria]) if request else end
             for request, end in enumerate(ends)
@@ -108,7 +110,7 @@ class Processing:
         self._contexts = [torch.tensor(context, dtype=torch.int64, device=device) for context in contexts]
         self._history: list[list[Tensor]] = [[] for _ in contexts]
         self._probed: set[tuple[int, int]] = set()
-        self.processors = [list(column) for column in zip(*processors, strict=True)]
+        self.processors: list[list[Any]] = [list(column) for column in zip(*processors, strict=True)]
         for column in self.processors:
             if _kind(column[0]) == "stateful":
                 rule = "must answer equal calls equally: stateful processors cannot see drafts"
@@ -136,7 +138,7 @@ class Processing:
             return out
         whole = len(there) == len(rows)
         scores = out if whole else out[there]
-        scores = self._processed(scores, [rows[place] for place in there])
+        scores = self._processed(scores, [row for row in rows if row is not None])
         if whole:
             return scores
         out[there] = scores
@@ -175,7 +177,7 @@ class Processing:
             if scores is not None and criteria:
                 self._history[request].append(scores[count - 1])
             reason = "stop" if token in stops else None
-            if criteria:
+            if text is not None:
                 length = text.shape[0] - len(new) + count
                 reason = self._criterion(request, text[:length]) if reason is None else reason
             if reason is None and len(written) + count >= limit:
@@ -239,7 +241,8 @@ class Processing:
         processor, batch = self.processors[place][request], len(self._contexts)
 
         def call() -> Tensor:
-            return processor(text.repeat(batch, 1), scores.repeat(batch, 1))
+            answer: Tensor = processor(text.repeat(batch, 1), scores.repeat(batch, 1))
+            return answer
 
         if _kind(processor) == "other" and (place, request) not in self._probed:
             self._probed.add((place, request))
@@ -294,7 +297,8 @@ def processing(
     criteria = _callables(stopping_criteria, "stopping_criteria", operation)
     if sampling is not None:
         check_type(operation, "sampling", sampling, SamplingParams, "a SamplingParams")
-        sampling = SamplingParams(*(one.to(device) if isinstance(one, Tensor) else one for one in sampling))
+        values: Iterable[Any] = (one.to(device) if isinstance(one, Tensor) else one for one in sampling)
+        sampling = SamplingParams(*values)
         unpack(operation, "sampling", sampling, batch, device)  # which checks it
         _check_warpers(config, operation)
     if config.exponential_decay_length_penalty is not None and not any(stops):
@@ -315,8 +319,7 @@ def processing(
         if strings[request] is not None and tokenizer is None:
             bad_value(operation, "tokenizer", "must be given with stop_strings", None)
         # requests with equal options share their processors, which then take them in one call
-        key = (len(prompt), limits[request], tuple(stops[request]))
-        key += tuple(prompt) if reads else ()
+        key = (len(prompt), limits[request], tuple(stops[request]), *(prompt if reads else ()))
         try:
             if key not in built:
                 built[key] = own._get_logits_processor(
@@ -331,8 +334,9 @@ def processing(
             if strings[request] not in endings:
                 unending = copy.copy(options)
                 unending.max_length = unending._eos_token_tensor = None
-                unending.stop_strings = strings[request] and list(strings[request])
-                endings[strings[request]] = own._get_stopping_criteria(unending, criteria, tokenizer)
+                ending = strings[request]
+                unending.stop_strings = None if ending is None else list(ending)
+                endings[ending] = own._get_stopping_criteria(unending, criteria, tokenizer)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{operation}: generation_config: {error}") from error
         lists.append(built[key])
@@ -349,8 +353,8 @@ def processing(
 
 def prepared(
     contexts: Tensor,
-    logits_processor: Sequence[Callable],
-    stopping_criteria: Sequence[Callable],
+    logits_processor: Sequence[Any],
+    stopping_criteria: Sequence[Any],
     *,
     do_sample: bool,
     device: torch.device,
@@ -363,21 +367,19 @@ def prepared(
     return Processing(contexts.tolist(), lists, warpers, sampling, ends, device, operation)
 
 
-def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> Callable:
+def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> Any:
     """transformers' criterion for strings at the end of a text."""
     from transformers import StopStringCriteria
 
     strings = _strings(stop_strings, None, 1, operation)[0]
-    if strings is None or tokenizer is None:
-        given = (
-            ("stop_strings", "must not be empty", stop_strings),
-            ("tokenizer", "must be given with stop_strings", None),
-        )
-        bad_value(operation, *given[strings is not None])
+    if strings is None:
+        bad_value(operation, "stop_strings", "must not be empty", stop_strings)
+    if tokenizer is None:
+        bad_value(operation, "tokenizer", "must be given with stop_strings", None)
     return StopStringCriteria(tokenizer, list(strings))
 
 
-def _kind(processor: Callable) -> str:
+def _kind(processor: Any) -> str:
     """How a processor may be called: "free", "penalty", "rowwise", "placed", "stateful" or "other"."""
     cls = type(processor)
     name = cls.__name__ if cls.__module__ == "transformers.generation.logits_process" else ""
@@ -388,11 +390,11 @@ def _kind(processor: Callable) -> str:
     return next((kind for kind, names in kinds.items() if name in names), "other")
 
 
-def _reads_text(column: list[Callable]) -> bool:
+def _reads_text(column: list[Any]) -> bool:
     return _kind(column[0]) != "free"
 
 
-def _penalised(processor: Callable, texts: list[Tensor], scores: Tensor) -> Tensor:
+def _penalised(processor: Any, texts: list[Tensor], scores: Tensor) -> Tensor:
     """Texts of all lengths in one call: what is ignored of a prompt may differ from row to row."""
     longest = max(text.shape[0] for text in texts)
     pads = [longest - text.shape[0] for text in texts]
@@ -400,10 +402,14 @@ def _penalised(processor: Callable, texts: list[Tensor], scores: Tensor) -> Tens
         [torch.nn.functional.pad(text, (pad, 0)) for text, pad in zip(texts, pads, strict=True)]
     )
     ignored = torch.tensor(pads, device=ids.device)
-    return type(processor)(processor.penalty, prompt_ignore_length=ignored)(ids, scores)
+    aligned = type(processor)(processor.penalty, prompt_ignore_length=ignored)
+    penalised: Tensor = aligned(ids, scores)
+    return penalised
 
 
-def _peeled(lists: list[list[Callable]], do_sample: bool) -> tuple[list, list, SamplingParams]:
+def _peeled(
+    lists: list[list[Any]], do_sample: bool
+) -> tuple[list[list[Any]], list[list[Any]], SamplingParams]:
     """Split the last processors off where `SamplingParams` says the same: temperature, top-k, top-p, min-p.
 
     Normalisation at the very end changes no law.
@@ -415,7 +421,7 @@ def _peeled(lists: list[list[Callable]], do_sample: bool) -> tuple[list, list, S
         return [one[:end] for one, end in split], [one[end:] for one, end in split], greedy
     names = [type(processor).__name__ for processor in lists[0]]
     end = len(names) - (names[-1:] == ["LogitNormalization"])
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name, field in zip(reversed(_WARPERS), reversed(_FIELDS), strict=True):
         warper = lists[0][end - 1] if end else None
         if type(warper).__name__ == name and _kind(warper) == "free" and _plain(warper):
@@ -434,7 +440,7 @@ def _plain(warper: Any) -> bool:
     )
 
 
-def _of_sampling(sampling: SamplingParams, request: int) -> list[Callable]:
+def _of_sampling(sampling: SamplingParams, request: int) -> list[Any]:
     """transformers' warpers that do to a row what `sampling` does for one request."""
     from transformers.generation import logits_process
 
@@ -455,7 +461,7 @@ def _of_sampling(sampling: SamplingParams, request: int) -> list[Callable]:
     return made
 
 
-def _ends(criteria: Sequence[Callable], length: int, default: Ends) -> Ends:
+def _ends(criteria: Sequence[Any], length: int, default: Ends) -> Ends:
     """Lengths and stop tokens among the criteria replace the default; they need no calls."""
     limits, stops, rest = [], [], []
     for criterion in criteria:
@@ -486,11 +492,11 @@ def _check_warpers(config: Any, operation: str) -> None:
             bad_value(operation, f"generation_config.{name}", "must be off beside sampling", value)
 
 
-def _repeated(each: list, times: int) -> list:
+def _repeated(each: list[T], times: int) -> list[T]:
     return [one for one in each for _ in range(times)]
 
 
-def _callables(given: Any, argument: str, operation: str) -> list:
+def _callables(given: Any, argument: str, operation: str) -> list[Any]:
     if given is None:
         return []
     found = (
@@ -505,10 +511,11 @@ def _callables(given: Any, argument: str, operation: str) -> list:
     return found
 
 
-def _iterable(given: Any, argument: str, operation: str) -> Iterable:
+def _iterable(given: Any, argument: str, operation: str) -> Iterable[Any]:
     if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
         bad_type(operation, argument, "must be a callable or a list of callables", type(given).__name__)
-    return given
+    values: Iterable[Any] = given
+    return values
 
 
 def _stops(given: Any, config: Any, batch: int, operation: str) -> list[list[int]]:
@@ -533,8 +540,8 @@ def _strings(given: Any, config: Any, batch: int, operation: str) -> list[tuple[
 
 
 def _collections(
-    given: Any, batch: int, read: Callable, argument: str, rule: str, operation: str
-) -> list[list]:
+    given: Any, batch: int, read: Callable[[Any], T | None], argument: str, rule: str, operation: str
+) -> list[list[T]]:
     """One list per request, of a collection for all of them or one collection for each."""
     if isinstance(given, Tensor):
         given = given.tolist()
@@ -543,9 +550,11 @@ def _collections(
     given = [one.tolist() if isinstance(one, Tensor) else one for one in given]
     nested = [not isinstance(one, (str, bytes, dict)) and hasattr(one, "__iter__") for one in given]
     if not any(nested):
-        found = [read(one) for one in given]
-        if None in found:
-            bad_type(operation, argument, rule, f"a {type(given[found.index(None)]).__name__} in it")
+        found = []
+        for one in given:
+            if (value := read(one)) is None:
+                bad_type(operation, argument, rule, f"a {type(one).__name__} in it")
+            found.append(value)
         return [found] * batch
     if not all(nested):
         bad_type(operation, argument, rule, "a mixture of both")
@@ -577,9 +586,11 @@ def _limits(given: Any, config: Any, own: Any, prompts: Sequence[Sequence[int]],
                 bad_value(operation, "max_new_tokens", f"must have length B = {len(prompts)}", len(limits))
         else:
             limits = [limits] * len(prompts)
-        found = [_token(limit) for limit in limits]
-        if None in found:
-            bad_type(operation, "max_new_tokens", rule, limits[found.index(None)])
+        found = []
+        for limit in limits:
+            if (value := _token(limit)) is None:
+                bad_type(operation, "max_new_tokens", rule, limit)
+            found.append(value)
         if min(found) < 1:
             bad_value(operation, "max_new_tokens", "must be >= 1", min(found))
         return found

@@ -72,7 +72,7 @@ def prompts(
     return found
 
 
-def _tokenized(encoded: Mapping, attention_mask: Tensor | None, operation: str) -> tuple[Any, Any]:
+def _tokenized(encoded: Mapping[str, Any], attention_mask: Tensor | None, operation: str) -> tuple[Any, Any]:
     """Ids and mask of what a tokenizer returned."""
     unknown = [key for key in encoded if key not in ("input_ids", "attention_mask")]
     if "input_ids" not in encoded or unknown:
