@@ -31,7 +31,8 @@ test-transformers: $(VENV)/package
 	cp $(VENV)-oldest/newest `$(VENV)-oldest/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_newest.pth
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps transformers==5.23.0
 	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
-		tests/test_generate_processing.py tests/test_custom_generate.py tests/test_drafters.py $(ARGS)
+		tests/test_generate_processing.py tests/test_generate_hostile.py tests/test_custom_generate.py \
+		tests/test_drafters.py tests/test_models.py $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
