@@ -12,21 +12,10 @@ from types import ModuleType
 import torch
 
 from .._checks import BackendUnavailable
+from .calls import OPERATORS
 
 NAMES = ("auto", "reference", "cpu", "triton")
-OPERATIONS = (
-    "verify",
-    "sample",
-    "sample_children",
-    "ngram_draft",
-    "ngram_tree",
-    "tree_attention",
-    "commit_kv",
-    "commit_state",
-    "replay_conv",
-    "replay_gated_delta",
-    "replay_mamba2",
-)
+OPERATIONS = tuple(OPERATORS)
 
 
 def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> ModuleType:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -66,17 +67,11 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
     """Apply kept nodes."""
     layers = _alike(call.states, call.keys, call.values, call.log_decay, call.beta)
     for addresses, (state, key, value, decay, beta), alignment in layers:
-        slots, heads, dk, dv = state.shape
-        tile = state_tile(dk, dv)
-        _gated_delta_kernel[(call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(dv, tile[1]))](
-            **_kept(call),
-            addresses_ptr=addresses,
-            slots=slots,
-            heads=heads,
-            dk=dk,
-            dv=dv,
-            stride_slot=state.stride(0),
-            stride_head=state.stride(1),
+        grid, shared = _replay(call, addresses, state, alignment)
+        _gated_delta_kernel[grid](
+            **shared,
+            dk=state.shape[2],
+            dv=state.shape[3],
             stride_k=state.stride(2),
             stride_v=state.stride(3),
             key_heads=key.shape[1],
@@ -89,15 +84,10 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
             stride_decay_h=decay.stride(1),
             stride_beta_r=beta.stride(0),
             stride_beta_h=beta.stride(1),
-            STATES=_element(state),
             KEYS=_element(key),
             VALUES=_element(value),
             LOG_DECAY=_element(decay),
             BETA=_element(beta),
-            ALIGNMENT=alignment,
-            ROWS=tile[0],
-            COLUMNS=tile[1],
-            num_warps=4,
         )
 
 
@@ -105,17 +95,11 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
     """Apply kept nodes."""
     layers = _alike(call.states, call.x, call.B, call.dt, call.A)
     for addresses, (state, x, B, dt, A), alignment in layers:
-        slots, heads, p, n = state.shape
-        tile = state_tile(p, n)
-        _mamba2_kernel[(call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(n, tile[1]))](
-            **_kept(call),
-            addresses_ptr=addresses,
-            slots=slots,
-            heads=heads,
-            p=p,
-            n=n,
-            stride_slot=state.stride(0),
-            stride_head=state.stride(1),
+        grid, shared = _replay(call, addresses, state, alignment)
+        _mamba2_kernel[grid](
+            **shared,
+            p=state.shape[2],
+            n=state.shape[3],
             stride_p=state.stride(2),
             stride_n=state.stride(3),
             x_heads=x.shape[1],
@@ -127,16 +111,33 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
             stride_dt_r=dt.stride(0),
             stride_dt_h=dt.stride(1),
             stride_a_h=A.stride(0),
-            STATES=_element(state),
             X=_element(x),
             B=_element(B),
             DT=_element(dt),
             A=_element(A),
-            ALIGNMENT=alignment,
-            ROWS=tile[0],
-            COLUMNS=tile[1],
-            num_warps=4,
         )
+
+
+def _replay(
+    call: ReplayGatedDeltaCall | ReplayMamba2Call, addresses: Tensor, state: Tensor, alignment: int
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """The grid of a replay, and what both kernels are told."""
+    slots, heads, rows, columns = state.shape
+    tile = state_tile(rows, columns)
+    grid = (call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1]))
+    return grid, dict(
+        **_kept(call),
+        addresses_ptr=addresses,
+        slots=slots,
+        heads=heads,
+        stride_slot=state.stride(0),
+        stride_head=state.stride(1),
+        STATES=_element(state),
+        ALIGNMENT=alignment,
+        ROWS=tile[0],
+        COLUMNS=tile[1],
+        num_warps=4,
+    )
 
 
 def _kept(

@@ -85,14 +85,17 @@ class Together:
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
+        held = [
+            None if each is None or (parts := each.parts) is None else each._replace(state=parts)
+            for each in cached
+        ]
         ends = [
-            0 if each is None or each.parts is None else common(each.tokens, text)
-            for each, text in zip(cached, texts, strict=True)
+            0 if each is None else common(each.tokens, text) for each, text in zip(held, texts, strict=True)
         ]
         if not any(ends):
             return
         self.ends, self.shortest, self.longest = ends, min(ends), max(ends)
-        assemble(self.cache, cached, [0] * len(ends), ends)
+        assemble(self.cache, held, [0] * len(ends), ends)
 
     def export(self, place: int, tokens: list[int]) -> CachedText:
         """What was read of one text, whose read tokens are `tokens`."""
@@ -431,6 +434,15 @@ class Alone:
             logits.append(out.logits[0])
         self.cached[place] += count
         return torch.cat(logits[-keep:])
+
+
+def reader_of(target: Target, serves: str, *, at_least: int = 1) -> Together | Alone:
+    """What reads texts as a `Verdict` says; `at_least` as for `Alone`, where states are read on."""
+    if serves in ("trees", "chains"):
+        return Together(target, trees=serves == "trees")
+    if serves == "one by one":
+        return Alone(target, at_least=at_least)
+    return Alone(target, rereads=serves == "whole text", singly=serves == "token by token")
 
 
 def _skipping(padding: int, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..._checks import bad_type, bad_value
 from ...drafting.children import sample_children
 from ...sampling import PLAIN, SamplingParams, per_request
 from ...tree import DraftTree, Proposal
-from .caches import Alone, Together
+from .caches import Alone, Together, reader_of
 from .drafts import Drafts
 from .layers import common, crop, croppable, restored, snapshot
 from .model import Target
@@ -311,12 +311,7 @@ class Reader:
         self.text: Tensor = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
         self.sizes: list[int] = [max(len(each), 1) for each in ids]
         if self.cache is None:
-            trees = self.verdict.serves == "trees"
-            together = trees or self.verdict.serves == "chains"
-            whole = self.verdict.serves == "whole text"
-            singly = self.verdict.serves == "token by token"
-            alone = Alone(self.target, rereads=whole, singly=singly)
-            self.cache = Together(self.target, trees=trees) if together else alone
+            self.cache = reader_of(self.target, self.verdict.serves)
             self.cache.read(self.text, self.sizes)
             self.ends = [size - 1 for size in self.sizes]
             self.saved = [None] * len(ids)

@@ -19,7 +19,7 @@ from ...drafting.budget import Budget
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams, per_request
 from ...verification import Status, verify
-from .caches import Alone, Together
+from .caches import Alone, Together, reader_of
 from .drafts import Drafting, Nodes
 from .layers import CachedText
 from .model import Target
@@ -283,13 +283,10 @@ def _reader(
                 f"trusted ({found.reason})",
                 stacklevel=4,
             )
-        return Alone(aim, rereads=True)
     beyond = aim.other_window()
-    if serves == "token by token":
-        return Alone(aim, singly=True)
-    if serves == "one by one" or (beyond is not None and longest >= beyond):
-        return Alone(aim, at_least=aim.at_least)
-    return Together(aim, trees=serves == "trees")
+    if serves in ("trees", "chains") and beyond is not None and longest >= beyond:
+        serves = "one by one"
+    return reader_of(aim, serves, at_least=aim.at_least)
 
 
 # Each does without something that those before have.
