@@ -210,21 +210,21 @@ def tree_attention(
     check_dtype(OPERATION, "query", query, FLOATS)
     rows, batch, device = tree.tokens.shape[0], tree.batch_size, query.device
     check_dim(OPERATION, "query", query, 3, "[R, Hq, D]")
-    query_heads, head = query.shape[1:]
-    check_shape(OPERATION, "query", query, "[R, Hq, D]", (rows, query_heads, head))
+    query_heads, head_dim = query.shape[1:]
+    check_shape(OPERATION, "query", query, "[R, Hq, D]", (rows, query_heads, head_dim))
     check_last_stride(OPERATION, "query", query, "D")
     check_device(OPERATION, "tree", tree.tokens, device)
     check_name(OPERATION, "layout", layout, SLOT_DIM)
     check_bool(OPERATION, "deterministic", deterministic)
     check_bool(OPERATION, "return_lse", return_lse)
-    heads, page_size, value_size = _check_caches(query, key_cache, value_cache, value_dim, layout)
+    kv_heads, page_size, value_size = _check_caches(query, key_cache, value_cache, value_dim, layout)
     check_dtype(OPERATION, "block_table", block_table, (torch.int32,))
     check_device(OPERATION, "block_table", block_table, device)
     if block_table.dim() != 2 or block_table.shape[0] != batch:
         bad_value(OPERATION, "block_table", f"must have shape [B, P], B = {batch}", list(block_table.shape))
     check_tensor(OPERATION, "prefix_lens", prefix_lens, "[B]", (batch,), (torch.int32,), device)
-    _check_new(query, new_key, new_value, heads, value_size, value_cache is None)
-    scale = check_number(OPERATION, "scale", 1 / math.sqrt(head) if scale is None else scale)
+    _check_new(query, new_key, new_value, kv_heads, value_size, value_cache is None)
+    scale = check_number(OPERATION, "scale", 1 / math.sqrt(head_dim) if scale is None else scale)
     window = 0 if window is None else check_int(OPERATION, "window", window, 1)
     softcap = 0.0 if softcap is None else _positive("softcap", softcap)
     if sinks is not None:
@@ -232,8 +232,8 @@ def tree_attention(
         sinks = sinks.contiguous()
     if value_cache is None and value_scale is not None:
         bad_value(OPERATION, "value_scale", "must be None with value_dim", what(value_scale))
-    key_scale, key_scales = _scale("key_scale", key_scale, heads, device)
-    value_scale, value_scales = _scale("value_scale", value_scale, heads, device)
+    key_scale, key_scales = _scale("key_scale", key_scale, kv_heads, device)
+    value_scale, value_scales = _scale("value_scale", value_scale, kv_heads, device)
     table = block_table.shape[1] * page_size
     max_prefix_len = check_int(
         OPERATION, "max_prefix_len", table if max_prefix_len is None else max_prefix_len, 0
@@ -278,25 +278,27 @@ def _check_caches(
     query: Tensor, key_cache: Tensor, value_cache: Tensor | None, value_dim: int | None, layout: str
 ) -> tuple[int, int, int]:
     """Heads of the cache, page size, elements of a value."""
-    query_heads, head = query.shape[1:]
+    query_heads, head_dim = query.shape[1:]
     symbols = "[pages, page_size, Hkv, D]" if layout == "NHD" else "[pages, Hkv, page_size, D]"
     check_dtype(OPERATION, "key_cache", key_cache, CACHES)
     check_device(OPERATION, "key_cache", key_cache, query.device)
-    if key_cache.dim() != 4 or key_cache.shape[-1] != head:
-        bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head}", list(key_cache.shape))
+    if key_cache.dim() != 4 or key_cache.shape[-1] != head_dim:
+        bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head_dim}", list(key_cache.shape))
     check_last_stride(OPERATION, "key_cache", key_cache, "D")
-    page_size, heads = key_cache.shape[1:3] if layout == "NHD" else (key_cache.shape[2], key_cache.shape[1])
+    page_size, kv_heads = (
+        key_cache.shape[1:3] if layout == "NHD" else (key_cache.shape[2], key_cache.shape[1])
+    )
     if page_size < 1:
         bad_value(OPERATION, "key_cache", "must have page_size >= 1", list(key_cache.shape))
-    if heads < 1 or query_heads % heads:
-        bad_value(OPERATION, "query", f"must have Hq a multiple of Hkv = {heads}", query_heads)
+    if kv_heads < 1 or query_heads % kv_heads:
+        bad_value(OPERATION, "query", f"must have Hq a multiple of Hkv = {kv_heads}", query_heads)
     if value_cache is None:
         if value_dim is None:
             bad_value(OPERATION, "value_dim", "must be given where value_cache is None", "None")
         value_dim = check_int(OPERATION, "value_dim", value_dim)
-        if not 1 <= value_dim <= head:
-            bad_value(OPERATION, "value_dim", f"must be in [1, D] = [1, {head}]", value_dim)
-        return heads, page_size, value_dim
+        if not 1 <= value_dim <= head_dim:
+            bad_value(OPERATION, "value_dim", f"must be in [1, D] = [1, {head_dim}]", value_dim)
+        return kv_heads, page_size, value_dim
     if value_dim is not None:
         bad_value(OPERATION, "value_dim", "must be None where value_cache is given", value_dim)
     check_dtype(OPERATION, "value_cache", value_cache, (key_cache.dtype,))
@@ -304,14 +306,14 @@ def _check_caches(
     value_size = value_cache.shape[-1] if value_cache.dim() == 4 else 0
     check_shape(OPERATION, "value_cache", value_cache, symbols, (*key_cache.shape[:-1], value_size))
     check_last_stride(OPERATION, "value_cache", value_cache, "D")
-    return heads, page_size, value_size
+    return kv_heads, page_size, value_size
 
 
 def _check_new(
     query: Tensor,
     new_key: Tensor | None,
     new_value: Tensor | None,
-    heads: int,
+    kv_heads: int,
     value_size: int,
     latent: bool,
 ) -> None:
@@ -320,7 +322,7 @@ def _check_new(
             bad_value(OPERATION, "new_value", "must be None without new_key", what(new_value))
         return
     rows, device = query.shape[0], query.device
-    shape = (rows, heads, query.shape[2])
+    shape = (rows, kv_heads, query.shape[2])
     check_tensor(OPERATION, "new_key", new_key, "[R, Hkv, D]", shape, (query.dtype,), device)
     check_last_stride(OPERATION, "new_key", new_key, "D")
     if latent:
@@ -329,7 +331,7 @@ def _check_new(
         return
     if new_value is None:
         bad_value(OPERATION, "new_value", "must be given with new_key", "None")
-    shape = (rows, heads, value_size)
+    shape = (rows, kv_heads, value_size)
     check_tensor(OPERATION, "new_value", new_value, "[R, Hkv, Dv]", shape, (query.dtype,), device)
     check_last_stride(OPERATION, "new_value", new_value, "D")
 
@@ -342,7 +344,7 @@ def _positive(argument: str, value: float) -> float:
 
 
 def _scale(
-    argument: str, scale: float | Tensor | None, heads: int, device: torch.device
+    argument: str, scale: float | Tensor | None, kv_heads: int, device: torch.device
 ) -> tuple[float, Tensor | None]:
     """One number for all heads, or [Hkv] contiguous."""
     if scale is None:
@@ -352,8 +354,8 @@ def _scale(
     check_dtype(OPERATION, argument, scale, (torch.float32,))
     check_device(OPERATION, argument, scale, device)
     if scale.numel() == 1:
-        scale = scale.reshape(1).expand(heads)
-    check_shape(OPERATION, argument, scale, "[Hkv]", (heads,))
+        scale = scale.reshape(1).expand(kv_heads)
+    check_shape(OPERATION, argument, scale, "[Hkv]", (kv_heads,))
     return 1.0, scale.contiguous()
 
 

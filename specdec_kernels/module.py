@@ -180,7 +180,7 @@ class SpeculativeVerifier(torch.nn.Module):
             bad_value(call, "new", "must be None without a plan", type(new).__name__)
         # States first: written again they are the same, so a call that `commit_kv` refuses can be repeated.
         if snapshots is not None and slots is not None:
-            commit_state(self.states, snapshots, verified, tree, slots, backend=self.backend)
+            commit_state(verified, tree, slots, states=self.states, snapshots=snapshots, backend=self.backend)
         if self.plan is None or block_table is None or prefix_lens is None:
             return None
         return commit_kv(self.plan, verified, tree, block_table, prefix_lens, new=new, backend=self.backend)

@@ -31,12 +31,12 @@ from .verification import Verified
 
 
 def commit_state(
-    states: Sequence[Tensor],
-    snapshots: Sequence[Tensor],
     verified: Verified | Tensor,
     tree: DraftTree,
     slots: Tensor,
     *,
+    states: Sequence[Tensor],
+    snapshots: Sequence[Tensor],
     backend: str = "auto",
 ) -> None:
     """Set the recurrent states of every request to those after its last kept node, in place.
@@ -46,11 +46,11 @@ def commit_state(
     as bytes, never converted.
 
     Args:
-        states: for each layer a tensor [slots, ...] of any dtype; a slot's own bytes must be contiguous.
-        snapshots: for each layer the state after each node, [R, ...], of its dtype.
         verified: what `verify` returned, or its path, [B, max_depth + 1] int32.
         tree: the drafted tree.
         slots: [B] int32 or int64, where each request's states lie; out of range (-1) = nowhere.
+        states: for each layer a tensor [slots, ...] of any dtype; a slot's own bytes must be contiguous.
+        snapshots: for each layer the state after each node, [R, ...], of its dtype.
         backend: "auto", "reference", "cpu" or "triton".
 
     Raises:
@@ -68,7 +68,7 @@ def commit_state(
         >>> state, snapshots = torch.zeros(2, 3), torch.arange(9.0).view(3, 3)
         >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6]]), torch.tensor([[-1, 0, 0]]))
         >>> path = torch.tensor([[0, 2]], dtype=torch.int32)
-        >>> commit_state([state], [snapshots], path, tree, torch.tensor([1]))
+        >>> commit_state(path, tree, torch.tensor([1]), states=[state], snapshots=[snapshots])
         >>> state.tolist()
         [[0.0, 0.0, 0.0], [6.0, 7.0, 8.0]]
     """
@@ -86,12 +86,12 @@ def commit_state(
 
 
 def replay_conv(
-    windows: Sequence[Tensor],
-    inputs: Sequence[Tensor],
     verified: Verified | Tensor,
     tree: DraftTree,
     slots: Tensor,
     *,
+    windows: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     backend: str = "auto",
 ) -> None:
     """Shift the inputs of the kept nodes into the windows of causal convolutions, in place.
@@ -100,10 +100,11 @@ def replay_conv(
     window followed by their inputs. Values are moved as bytes.
 
     Args:
+        verified, tree, slots: as for `commit_state`.
         windows: for each layer [slots, C, W] of any dtype, the latest input last; any strides, so a window
             kept as [slots, W, C] is passed as `window.transpose(1, 2)`.
         inputs: for each layer the convolution's input at each node, [R, C], of its dtype.
-        verified, tree, slots, backend: as for `commit_state`.
+        backend: as for `commit_state`.
 
     Raises:
         ValueError, TypeError, BackendUnavailable: as for `commit_state`.
@@ -112,7 +113,7 @@ def replay_conv(
         >>> window, inputs = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[4.0], [5.0], [6.0]])
         >>> tree = DraftTree.from_parents(torch.tensor([[-1, 5, 6]]), torch.tensor([[-1, 0, 0]]))
         >>> path = torch.tensor([[0, 2]], dtype=torch.int32)
-        >>> replay_conv([window], [inputs], path, tree, torch.tensor([0]))
+        >>> replay_conv(path, tree, torch.tensor([0]), windows=[window], inputs=[inputs])
         >>> window.tolist()
         [[[3.0, 4.0, 6.0]]]
     """
@@ -127,15 +128,15 @@ def replay_conv(
 
 
 def replay_gated_delta(
+    verified: Verified | Tensor,
+    tree: DraftTree,
+    slots: Tensor,
+    *,
     states: Sequence[Tensor],
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     log_decay: Sequence[Tensor],
     beta: Sequence[Tensor],
-    verified: Verified | Tensor,
-    tree: DraftTree,
-    slots: Tensor,
-    *,
     backend: str = "auto",
 ) -> None:
     """Apply the kept nodes to the states of gated delta rule layers, in place.
@@ -148,6 +149,7 @@ def replay_gated_delta(
     numbers a head, where a snapshot costs Dk * Dv.
 
     Args:
+        verified, tree, slots: as for `commit_state`. Floating-point tensors below may mix dtypes.
         states: for each layer [slots, H, Dk, Dv], the state before the root; any strides, so states kept as
             [slots, H, Dv, Dk] are passed as `state.transpose(2, 3)`.
         keys: for each layer [R, Hk, Dk], as the recurrence takes them (normalised, if the model does so); H a
@@ -155,7 +157,7 @@ def replay_gated_delta(
         values: for each layer [R, H, Dv].
         log_decay: for each layer [R, H], logarithm of the decay.
         beta: for each layer [R, H].
-        verified, tree, slots, backend: as for `commit_state`. Floating-point tensors may mix dtypes.
+        backend: as for `commit_state`.
 
     Raises:
         ValueError, TypeError, BackendUnavailable: as for `commit_state`.
@@ -171,7 +173,10 @@ def replay_gated_delta(
         >>> k, v = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[3.0, 4.0]]])
         >>> tree = DraftTree.chain(torch.zeros(1, 0, dtype=torch.int64))
         >>> path = torch.tensor([[0]], dtype=torch.int32)
-        >>> replay_gated_delta([state], [k], [v], [0 * one], [one], path, tree, torch.tensor([0]))
+        >>> replay_gated_delta(
+        ...     path, tree, torch.tensor([0]),
+        ...     states=[state], keys=[k], values=[v], log_decay=[0 * one], beta=[one],
+        ... )
         >>> state.tolist()
         [[[[3.0, 4.0], [0.0, 0.0]]]]
     """
@@ -192,15 +197,15 @@ def replay_gated_delta(
 
 
 def replay_mamba2(
+    verified: Verified | Tensor,
+    tree: DraftTree,
+    slots: Tensor,
+    *,
     states: Sequence[Tensor],
     x: Sequence[Tensor],
     B: Sequence[Tensor],
     dt: Sequence[Tensor],
     A: Sequence[Tensor],
-    verified: Verified | Tensor,
-    tree: DraftTree,
-    slots: Tensor,
-    *,
     backend: str = "auto",
 ) -> None:
     """Apply the kept nodes to the states of Mamba-2 layers, in place.
@@ -209,12 +214,13 @@ def replay_mamba2(
     numbers a head, where a snapshot costs P * N.
 
     Args:
+        verified, tree, slots: as for `commit_state`. Floating-point tensors below may mix dtypes.
         states: for each layer [slots, H, P, N], the state before the root; any strides.
         x: for each layer [R, H, P], after the convolution.
         B: for each layer [R, G, N]; H a multiple of G, neighbouring heads sharing a group.
         dt: for each layer [R, H], as the recurrence takes it (bias and softplus applied).
         A: for each layer [H], negative.
-        verified, tree, slots, backend: as for `commit_state`. Floating-point tensors may mix dtypes.
+        backend: as for `commit_state`.
 
     Raises:
         ValueError, TypeError, BackendUnavailable: as for `commit_state`.
@@ -229,7 +235,8 @@ def replay_mamba2(
         >>> tree = DraftTree.chain(torch.zeros(1, 0, dtype=torch.int64))
         >>> path = torch.tensor([[0]], dtype=torch.int32)
         >>> x, B = torch.full((1, 1, 1), 3.0), torch.tensor([[[1.0, 2.0]]])
-        >>> replay_mamba2([state], [x], [B], [one], [torch.zeros(1)], path, tree, torch.tensor([0]))
+        >>> layer = dict(states=[state], x=[x], B=[B], dt=[one], A=[torch.zeros(1)])
+        >>> replay_mamba2(path, tree, torch.tensor([0]), **layer)
         >>> state.tolist()
         [[[[4.0, 7.0]]]]
     """

@@ -99,15 +99,15 @@ def test_states_of_bad_requests_are_left_alone(backend, spoiled):
         results = []
         for name in (backend, "reference"):
             states = [state.clone() for _ in range(4)]
-            rest = (path, tree, slots)
-            sdk.commit_state([states[0]], [torch.ones(rows, 2, 3, 3)], *rest, backend=name)
-            sdk.replay_conv([states[1][:, 0]], [scalars.repeat(1, 2)[:, :3]], *rest, backend=name)
-            sdk.replay_gated_delta(
-                [states[2]], [vectors], [vectors], [-scalars], [scalars], *rest, backend=name
-            )
-            sdk.replay_mamba2(
-                [states[3]], [vectors], [vectors], [scalars], [-torch.ones(2)], *rest, backend=name
-            )
+            kept = (path, tree, slots)
+            inputs = [scalars.repeat(1, 2)[:, :3]]
+            delta = dict(keys=[vectors], values=[vectors], log_decay=[-scalars], beta=[scalars])
+            mamba = dict(x=[vectors], B=[vectors], dt=[scalars], A=[-torch.ones(2)])
+            snapshots = [torch.ones(rows, 2, 3, 3)]
+            sdk.commit_state(*kept, states=[states[0]], snapshots=snapshots, backend=name)
+            sdk.replay_conv(*kept, windows=[states[1][:, 0]], inputs=inputs, backend=name)
+            sdk.replay_gated_delta(*kept, states=[states[2]], **delta, backend=name)
+            sdk.replay_mamba2(*kept, states=[states[3]], **mamba, backend=name)
             results.append(states)
         for native, reference in zip(*results, strict=True):
             torch.testing.assert_close(native, reference)
@@ -116,11 +116,14 @@ def test_states_of_bad_requests_are_left_alone(backend, spoiled):
 @pytest.mark.parametrize("backend", OTHERS)
 def test_states_without_bytes(backend):
     tree, path = random_tree(torch.Generator().manual_seed(6), 2, empty=0.0)
-    rows, rest = tree.tokens.numel(), (path, tree, torch.arange(2))
+    rows, kept = tree.tokens.numel(), (path, tree, torch.arange(2))
     one = torch.ones(rows, 2)
     for k, v in ((0, 3), (3, 0), (0, 0)):
         state, keys, values = torch.zeros(2, 2, k, v), torch.ones(rows, 2, k), torch.ones(rows, 2, v)
-        sdk.commit_state([state], [torch.zeros(rows, 2, k, v)], *rest, backend=backend)
-        sdk.replay_conv([state[0]], [one[:, :k]] if k < 3 else [torch.ones(rows, 3)], *rest, backend=backend)
-        sdk.replay_gated_delta([state], [keys], [values], [one], [one], *rest, backend=backend)
-        sdk.replay_mamba2([state], [keys], [values], [one], [torch.ones(2)], *rest, backend=backend)
+        inputs = one[:, :k] if k < 3 else torch.ones(rows, 3)
+        delta = dict(keys=[keys], values=[values], log_decay=[one], beta=[one])
+        mamba = dict(x=[keys], B=[values], dt=[one], A=[torch.ones(2)])
+        sdk.commit_state(*kept, states=[state], snapshots=[torch.zeros(rows, 2, k, v)], backend=backend)
+        sdk.replay_conv(*kept, windows=[state[0]], inputs=[inputs], backend=backend)
+        sdk.replay_gated_delta(*kept, states=[state], **delta, backend=backend)
+        sdk.replay_mamba2(*kept, states=[state], **mamba, backend=backend)

@@ -99,7 +99,7 @@ def test_commit_puts_caches_and_states_right():
     verified = verifier(logits, tree, **keys)
     committed = verifier.commit(verified, tree, table, prefix_lens, snapshots=snapshots, slots=slots)
     plain = sdk.commit_kv(wanted, verified, tree, table, prefix_lens, page_size=4)
-    sdk.commit_state(states_wanted, snapshots, verified, tree, slots)
+    sdk.commit_state(verified, tree, slots, states=states_wanted, snapshots=snapshots)
     assert torch.equal(committed.lengths, plain.lengths)
     assert torch.equal(committed.lengths, prefix_lens + verified.num_tokens)
     assert all(torch.equal(a, b) for a, b in zip(caches + states, wanted + states_wanted, strict=True))

@@ -67,21 +67,28 @@ def decode_mamba2(S, x, B, dt, A):
     return S
 
 
+GATED_DELTA = ("keys", "values", "log_decay", "beta")
+MAMBA2 = ("x", "B", "dt", "A")
 MODELS = {
-    "gated_delta": (sdk.replay_gated_delta, gated_delta_inputs, decode_gated_delta),
-    "mamba2": (sdk.replay_mamba2, mamba2_inputs, decode_mamba2),
+    "gated_delta": (sdk.replay_gated_delta, GATED_DELTA, gated_delta_inputs, decode_gated_delta),
+    "mamba2": (sdk.replay_mamba2, MAMBA2, mamba2_inputs, decode_mamba2),
 }
 
 
+def layers(names, *inputs):
+    """Keyword arguments of a replay: for each name the tensors of all layers."""
+    return dict(zip(names, map(list, zip(*inputs, strict=True)), strict=True))
+
+
 def check_replay(kind, backend, seed, dtype, state_dtype):
-    replay, draw, decode = MODELS[kind]
+    replay, names, draw, decode = MODELS[kind]
     g = torch.Generator().manual_seed(seed)
-    batch, heads, layers = integer(g, 1, 5), (1, 2, 4)[integer(g, 0, 3)], integer(g, 1, 3)
+    batch, heads, count = integer(g, 1, 5), (1, 2, 4)[integer(g, 0, 3)], integer(g, 1, 3)
     groups = heads // (1 + integer(g, 0, 2) * (heads > 1))
     tree, path = random_tree(g, batch)
     rows = tree.tokens.numel()
     slots = slots_for(g, batch, batch + 2)
-    sizes = [(integer(g, 1, 20), integer(g, 1, 40)) for _ in range(layers)]
+    sizes = [(integer(g, 1, 20), integer(g, 1, 40)) for _ in range(count)]
     inputs = [draw(g, rows, heads, groups, *size, dtype) for size in sizes]
     states = [torch.randn(batch + 2, heads, *size, generator=g).to(state_dtype) for size in sizes]
     if seed % 2:  # kept the other way round, in a pool with gaps
@@ -90,7 +97,7 @@ def check_replay(kind, backend, seed, dtype, state_dtype):
             pool[:, 1] = state.transpose(2, 3)
         states = [pool[:, 1].transpose(2, 3) for pool in pools]
     before = [state.clone() for state in states]
-    replay(states, *map(list, zip(*inputs, strict=True)), path, tree, slots, backend=backend)
+    replay(path, tree, slots, states=states, **layers(names, *inputs), backend=backend)
     if seed % 2:
         assert all(bool((pool[:, ::2] == 7).all()) for pool in pools)
     untouched = set(range(batch + 2))
@@ -144,13 +151,12 @@ def test_triton_replays_within_rounding(kind, seed):
     ],
 )
 def test_a_wrong_path_is_noticed(monkeypatch, mutate):
-    for kind, (replay, draw, decode) in MODELS.items():
+    for kind, (replay, *others) in MODELS.items():
 
-        def mutant(*args, replay=replay, **options):
-            *head, path, tree, slots = args
-            return replay(*head, mutate(path).int(), tree, slots, **options)
+        def mutant(path, *rest, replay=replay, **options):
+            return replay(mutate(path).int(), *rest, **options)
 
-        monkeypatch.setitem(MODELS, kind, (mutant, draw, decode))
+        monkeypatch.setitem(MODELS, kind, (mutant, *others))
         with pytest.raises(AssertionError):
             for seed in range(10):
                 check_replay(kind, "auto", seed, torch.float32, torch.float32)
@@ -185,7 +191,8 @@ def check_snapshots(backend, seed):
             for want, snapshot in zip(wanted, snapshots, strict=True):
                 want[slots[b], 1] = snapshot[kept[-1]]
     slots = slots.int() if seed % 2 else slots
-    sdk.commit_state([pool[:, 1] for pool in pools], snapshots, path, tree, slots, backend=backend)
+    states = [pool[:, 1] for pool in pools]
+    sdk.commit_state(path, tree, slots, states=states, snapshots=snapshots, backend=backend)
     assert all(torch.equal(pool, want) for pool, want in zip(pools, wanted, strict=True))
 
 
@@ -217,7 +224,7 @@ def check_windows(backend, seed):
                 wanted[slots[b]] = torch.cat([wanted[slots[b], :, 1:], inputs[row].unsqueeze(1)], 1)
     other = window.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     for which in (window, other.transpose(1, 2)):
-        sdk.replay_conv([which], [inputs], path, tree, slots, backend=backend)
+        sdk.replay_conv(path, tree, slots, windows=[which], inputs=[inputs], backend=backend)
         assert torch.equal(which, wanted)
 
 
@@ -235,8 +242,8 @@ def test_snapshots_and_replay_agree():
             start = state[b] if parent < 0 else snapshots[starts[b] + parent]
             snapshots[row] = decode_gated_delta(start, *(t[row : row + 1] for t in inputs))
     replayed = state.clone()
-    sdk.commit_state([state], [snapshots], path, tree, slots)
-    sdk.replay_gated_delta([replayed], *([t] for t in inputs), path, tree, slots)
+    sdk.commit_state(path, tree, slots, states=[state], snapshots=[snapshots])
+    sdk.replay_gated_delta(path, tree, slots, states=[replayed], **layers(GATED_DELTA, inputs))
     torch.testing.assert_close(replayed, state, rtol=1e-5, atol=1e-5)
 
 
@@ -244,10 +251,11 @@ def test_float64_is_served_by_the_reference():
     tree, path = random_tree(torch.Generator().manual_seed(0), 2, empty=0.0)
     rows, slots = tree.tokens.numel(), torch.arange(2)
     one, vector = torch.ones(rows, 1), torch.ones(rows, 1, 2)
+    inputs = layers(GATED_DELTA, (vector, vector, one, one))
     state = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     with pytest.raises(sdk.BackendUnavailable, match="float64"):
-        sdk.replay_gated_delta([state], [vector], [vector], [one], [one], path, tree, slots, backend="cpu")
-    sdk.replay_gated_delta([state], [vector], [vector], [one], [one], path, tree, slots)
+        sdk.replay_gated_delta(path, tree, slots, states=[state], **inputs, backend="cpu")
+    sdk.replay_gated_delta(path, tree, slots, states=[state], **inputs)
     assert bool((state != 0).all())
 
 
@@ -255,17 +263,20 @@ def test_float64_is_served_by_the_reference():
 
 
 def calls(g):
-    """Every operation on states, with its arguments; those that are written come first."""
+    """Every operation on states: its positional and its keyword arguments, what is written first."""
     tree, path = random_tree(g, 3, empty=0.0)
-    rows, rest = tree.tokens.numel(), (path, tree, torch.tensor([2, 0, -1]))
+    rows, kept = tree.tokens.numel(), (path, tree, torch.tensor([2, 0, -1]))
     state = torch.randn(4, 2, 3, 5, generator=g)
     delta = gated_delta_inputs(g, rows, 2, 1, 3, 5, torch.float32)
     mamba = mamba2_inputs(g, rows, 2, 1, 3, 5, torch.float32)
     return {
-        "commit_state": ([state], [torch.randn(rows, 2, 3, 5, generator=g)], *rest),
-        "replay_conv": ([state[:, 0].clone()], [torch.randn(rows, 3, generator=g)], *rest),
-        "replay_gated_delta": ([state.clone()], *([t] for t in delta), *rest),
-        "replay_mamba2": ([state.clone()], *([t] for t in mamba), *rest),
+        "commit_state": (kept, dict(states=[state], snapshots=[torch.randn(rows, 2, 3, 5, generator=g)])),
+        "replay_conv": (
+            kept,
+            dict(windows=[state[:, 0].clone()], inputs=[torch.randn(rows, 3, generator=g)]),
+        ),
+        "replay_gated_delta": (kept, dict(states=[state.clone()], **layers(GATED_DELTA, delta))),
+        "replay_mamba2": (kept, dict(states=[state.clone()], **layers(MAMBA2, mamba))),
     }
 
 
@@ -273,26 +284,28 @@ def calls(g):
 @pytest.mark.parametrize("name", ["commit_state", "replay_conv", "replay_gated_delta", "replay_mamba2"])
 def test_operators_pass_opcheck_and_compile_whole(monkeypatch, backend, name):
     torch.compiler.reset()  # what other cases compiled counts against the limit of recompilations
-    arguments = calls(torch.Generator().manual_seed(9))[name]
+    kept, tensors = calls(torch.Generator().manual_seed(9))[name]
+    written, (state,) = next(iter(tensors.items()))
     function = getattr(sdk, name)
-    copies = ([arguments[0][0].clone()], *arguments[1:])
+    copy = state.clone()
 
-    def step(states, *rest):
-        function(states, *rest, backend=backend)
-        return states[0].sum()
+    def step(state):
+        function(*kept, **tensors | {written: [state]}, backend=backend)
+        return state.sum()
 
-    total = torch.compile(step, fullgraph=True, backend="aot_eager")(*copies)
-    call = recorded(monkeypatch, name, lambda: torch.testing.assert_close(total, step(*arguments)))
-    assert torch.equal(copies[0][0], arguments[0][0])
+    total = torch.compile(step, fullgraph=True, backend="aot_eager")(copy)
+    call = recorded(monkeypatch, name, lambda: torch.testing.assert_close(total, step(state)))
+    assert torch.equal(copy, state)
     opcheck(*call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_do_not_hinder(backend):
-    arguments = calls(torch.Generator().manual_seed(9))["replay_mamba2"]
-    states, *inputs = arguments[:5]
-    sdk.replay_mamba2(states, *([t[0].requires_grad_()] for t in inputs), *arguments[5:], backend=backend)
-    assert not states[0].requires_grad
+    kept, tensors = calls(torch.Generator().manual_seed(9))["replay_mamba2"]
+    for name in MAMBA2:
+        tensors[name][0].requires_grad_()
+    sdk.replay_mamba2(*kept, **tensors, backend=backend)
+    assert not tensors["states"][0].requires_grad
 
 
 # What is refused
@@ -301,76 +314,90 @@ def test_gradients_do_not_hinder(backend):
 @pytest.mark.parametrize(
     ["name", "error", "text", "change"],
     [
-        ("commit_state", ValueError, "states must hold at least one tensor, got none", {0: []}),
-        ("commit_state", TypeError, "states[0] must be a tensor, got int", {0: [3]}),
-        ("commit_state", ValueError, "snapshots must hold a tensor for each of 1 layers, got 0", {1: []}),
+        ("commit_state", ValueError, "states must hold at least one tensor, got none", dict(states=[])),
+        ("commit_state", TypeError, "states[0] must be a tensor, got int", dict(states=[3])),
+        (
+            "commit_state",
+            ValueError,
+            "snapshots must hold a tensor for each of 1 layers, got 0",
+            dict(snapshots=[]),
+        ),
         (
             "commit_state",
             ValueError,
             "snapshots[0] must have shape [R, ...] with the state's row",
-            {1: [torch.zeros(1, 2, 3, 5)]},
+            dict(snapshots=[torch.zeros(1, 2, 3, 5)]),
         ),
         (
             "commit_state",
             TypeError,
             "snapshots[0] must have the dtype of what it is copied to, float32, got float16",
-            {1: [torch.zeros(1).half()]},
+            dict(snapshots=[torch.zeros(1).half()]),
         ),
         (
             "commit_state",
             ValueError,
             "states[0] must have contiguous rows",
-            {0: [torch.zeros(4, 2, 5, 3).transpose(2, 3)]},
+            dict(states=[torch.zeros(4, 2, 5, 3).transpose(2, 3)]),
         ),
         (
             "commit_state",
             ValueError,
             "states[0] must not overlap itself",
-            {0: [torch.zeros(1, 2, 3, 5).expand(4, -1, -1, -1)]},
+            dict(states=[torch.zeros(1, 2, 3, 5).expand(4, -1, -1, -1)]),
         ),
-        ("commit_state", ValueError, "slots must have shape [B] = [3], got [2]", {4: torch.zeros(2).int()}),
-        ("commit_state", TypeError, "slots must have dtype int32 | int64, got float32", {4: torch.zeros(3)}),
-        ("commit_state", TypeError, "tree must be a DraftTree, got int", {3: 1}),
+        (
+            "commit_state",
+            ValueError,
+            "slots must have shape [B] = [3], got [2]",
+            dict(slots=torch.zeros(2).int()),
+        ),
+        (
+            "commit_state",
+            TypeError,
+            "slots must have dtype int32 | int64, got float32",
+            dict(slots=torch.zeros(3)),
+        ),
+        ("commit_state", TypeError, "tree must be a DraftTree, got int", dict(tree=1)),
         (
             "replay_conv",
             ValueError,
             "windows[0] must have shape [slots, C, W], got [4, 2]",
-            {0: [torch.zeros(4, 2)]},
+            dict(windows=[torch.zeros(4, 2)]),
         ),
-        ("replay_conv", ValueError, "inputs[0] must have shape [R, C]", {1: [torch.zeros(1, 3)]}),
+        ("replay_conv", ValueError, "inputs[0] must have shape [R, C]", dict(inputs=[torch.zeros(1, 3)])),
         (
             "replay_gated_delta",
             ValueError,
             "states[0] must have shape [slots, H, Dk, Dv], got [4, 2]",
-            {0: [torch.zeros(4, 2)]},
+            dict(states=[torch.zeros(4, 2)]),
         ),
         (
             "replay_gated_delta",
             TypeError,
             "states[0] must have dtype float32 | bfloat16 | float16 | float64, got int64",
-            {0: [torch.zeros(4, 2, 3, 5).long()]},
+            dict(states=[torch.zeros(4, 2, 3, 5).long()]),
         ),
         (
             "replay_gated_delta",
             ValueError,
             "keys[0] must have shape [R, Hk, Dk] with a number of heads that divides H = 2",
-            {1: [torch.zeros(1, 3, 3)]},
+            dict(keys=[torch.zeros(1, 3, 3)]),
         ),
         (
             "replay_gated_delta",
             ValueError,
             "values[0] must have shape [R, H, Dv]",
-            {2: [torch.zeros(1, 1, 5)]},
+            dict(values=[torch.zeros(1, 1, 5)]),
         ),
-        ("replay_gated_delta", ValueError, "beta[0] must have shape [R, H]", {4: [torch.zeros(1, 1)]}),
-        ("replay_mamba2", ValueError, "A[0] must have shape [H] = [2], got [3]", {4: [torch.zeros(3)]}),
-        ("replay_mamba2", ValueError, "dt[0] must have shape [R, H]", {3: [torch.zeros(3)]}),
+        ("replay_gated_delta", ValueError, "beta[0] must have shape [R, H]", dict(beta=[torch.zeros(1, 1)])),
+        ("replay_mamba2", ValueError, "A[0] must have shape [H] = [2], got [3]", dict(A=[torch.zeros(3)])),
+        ("replay_mamba2", ValueError, "dt[0] must have shape [R, H]", dict(dt=[torch.zeros(3)])),
     ],
 )
 def test_refusals(name, error, text, change):
-    arguments = list(calls(torch.Generator().manual_seed(9))[name])
-    for place, value in change.items():
-        arguments[place] = value
+    kept, tensors = calls(torch.Generator().manual_seed(9))[name]
+    arguments = dict(zip(("verified", "tree", "slots"), kept, strict=True)) | tensors | change
     with pytest.raises(error) as raised:
-        getattr(sdk, name)(*arguments)
+        getattr(sdk, name)(**arguments)
     assert str(raised.value).startswith(f"{name}: ") and text in str(raised.value)

@@ -38,13 +38,15 @@ def states(seed, name):
     state, one = torch.randn(4, 2, 3, 5, generator=g), torch.rand(15, 2, generator=g)
     keys, values = torch.randn(15, 1, 3, generator=g), torch.randn(15, 2, 5, generator=g)
     given = {
-        "commit_state": ([state], [torch.randn(15, 2, 3, 5, generator=g)]),
-        "replay_conv": ([state[:, 0]], [torch.randn(15, 3, generator=g)]),
-        "replay_gated_delta": ([state], [keys], [values], [-one], [one]),
-        "replay_mamba2": ([state.transpose(2, 3)], [values], [keys], [one], [-one[0]]),
+        "commit_state": dict(states=[state], snapshots=[torch.randn(15, 2, 3, 5, generator=g)]),
+        "replay_conv": dict(windows=[state[:, 0]], inputs=[torch.randn(15, 3, generator=g)]),
+        "replay_gated_delta": dict(
+            states=[state], keys=[keys], values=[values], log_decay=[-one], beta=[one]
+        ),
+        "replay_mamba2": dict(states=[state.transpose(2, 3)], x=[values], B=[keys], dt=[one], A=[-one[0]]),
     }[name]
     slots = torch.randperm(4, generator=g)[:3]
-    return lambda: getattr(sdk, name)(*given, path, tree, slots, backend="triton")
+    return lambda: getattr(sdk, name)(path, tree, slots, **given, backend="triton")
 
 
 def sample(seed, cuts):

@@ -134,21 +134,23 @@ def commit_kv() -> Iterator[Callable[[], object]]:
 
 def states() -> Iterator[Callable[[], object]]:
     path, slots = torch.full((BATCH, 4), -1).int(), torch.arange(BATCH)
-    rest = (path, _tree(), slots)
+    kept = (path, _tree(), slots)
     heads, size = 4, 128
     for dtype, state_dtype in product(FLOATS[:2], FLOATS[:2]):
         state = torch.zeros(BATCH, heads, size, size, dtype=state_dtype)
         vectors, scalars = torch.zeros(ROWS, heads, size, dtype=dtype), torch.zeros(ROWS, heads)
         for given in (state, state.transpose(2, 3)):
             yield lambda s=given, v=vectors, a=scalars: sdk.replay_gated_delta(
-                [s], [v], [v], [a], [a], *rest, backend="triton"
+                *kept, states=[s], keys=[v], values=[v], log_decay=[a], beta=[a], backend="triton"
             )
             yield lambda s=given, v=vectors, a=scalars: sdk.replay_mamba2(
-                [s], [v], [v], [a], [a[0]], *rest, backend="triton"
+                *kept, states=[s], x=[v], B=[v], dt=[a], A=[a[0]], backend="triton"
             )
     for dtype in FLOATS[:2]:
         window, inputs = torch.zeros(BATCH, 512, 4, dtype=dtype), torch.zeros(ROWS, 512, dtype=dtype)
-        yield lambda w=window, x=inputs: sdk.replay_conv([w], [x], *rest, backend="triton")
+        yield lambda w=window, x=inputs: sdk.replay_conv(*kept, windows=[w], inputs=[x], backend="triton")
     for size in (128, 3):
         state, snapshots = torch.zeros(BATCH, size).bfloat16(), torch.zeros(ROWS, size).bfloat16()
-        yield lambda s=state, t=snapshots: sdk.commit_state([s], [t], *rest, backend="triton")
+        yield lambda s=state, t=snapshots: sdk.commit_state(
+            *kept, states=[s], snapshots=[t], backend="triton"
+        )
