@@ -330,8 +330,8 @@ def test_mutant_that_leaves_a_law_to_a_child_without_its_chosen_siblings(rule, m
 def test_mutant_that_drops_what_was_drawn_beyond_the_vocabulary(rule, monkeypatch):
     whole = module._usable
 
-    def usable(order, tokens, parents, *rest):
-        return whole(order, [x if x < 3 else -1 for x in tokens], parents, *rest)
+    def usable(draft, *rest):
+        return whole(draft._replace(tokens=[x if x < 3 else -1 for x in draft.tokens]), *rest)
 
     monkeypatch.setattr(module, "_usable", usable)
     law, _ = law_of(CASES["padded"], rule, budget=None)

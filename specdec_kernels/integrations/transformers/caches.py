@@ -86,11 +86,12 @@ class Together:
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, as far as the texts still begin with it."""
         held = [
-            None if each is None or (parts := each.parts) is None else each._replace(state=parts)
-            for each in cached
+            None if entry is None or (parts := entry.parts) is None else entry._replace(state=parts)
+            for entry in cached
         ]
         ends = [
-            0 if each is None else common(each.tokens, text) for each, text in zip(held, texts, strict=True)
+            0 if entry is None else common(entry.tokens, text)
+            for entry, text in zip(held, texts, strict=True)
         ]
         if not any(ends):
             return
@@ -151,7 +152,7 @@ class Together:
             ids = torch.where(there, tree.tokens[rows], 0).clamp(0, self.target.vocab_size - 1)
             ids[:, :1] = text.gather(1, lengths[:, None] - 1)
             depths = torch.where(there, tree.depths[rows].long(), 0)
-            chains = all(list(each) == list(range(-1, len(each) - 1)) for each in parents)
+            chains = all(list(own) == list(range(-1, len(own) - 1)) for own in parents)
             bits = None
             if not chains or self.target.padding_idx is not None:
                 words = tree.ancestor_bits[rows][..., index // 64] >> (index % 64) & 1
@@ -378,19 +379,19 @@ class Alone:
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
         """Begin with what was read in an earlier call, where the texts still begin with all of it."""
         self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
-        for place, (each, text) in enumerate(zip(cached, texts, strict=True)):
-            if each is None or self.rereads:
+        for place, (entry, text) in enumerate(zip(cached, texts, strict=True)):
+            if entry is None or self.rereads:
                 continue
-            end = common(each.tokens, text)
-            if not end or end != len(each.tokens) or end > len(text) - self.at_least:
+            end = common(entry.tokens, text)
+            if not end or end != len(entry.tokens) or end > len(text) - self.at_least:
                 continue
-            if not isinstance(each.state, list):
-                self.caches[place] = restored(copy.copy(each.state), snapshot(each.state))
-            elif not each.parts:
-                self.caches[place] = snapshot(each.state)
+            if not isinstance(entry.state, list):
+                self.caches[place] = restored(copy.copy(entry.state), snapshot(entry.state))
+            elif not entry.parts:
+                self.caches[place] = snapshot(entry.state)
             elif self._keeps_all():
                 self.caches[place] = full_cache(self.target)
-                assemble(self.caches[place], [each], [0], [end])
+                assemble(self.caches[place], [entry], [0], [end])
             else:
                 continue  # it was read for all positions, of which this model's own cache keeps some
             self.cached[place] = end

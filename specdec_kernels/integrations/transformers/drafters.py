@@ -135,13 +135,13 @@ class AssistantDrafter:
         if len(text) != self.batch_size:
             self.reset(len(text), self.sampling, None, self.rule)
         texts = [row[:size].tolist() for row, size in zip(text, lengths.tolist(), strict=True)]
-        ids = texts if self.tokenizers is None else [self._read_by_assistant(each) for each in texts]
-        known = [self._reader.readable(each) for each in ids]
+        ids = texts if self.tokenizers is None else [self._read_by_assistant(text) for text in texts]
+        known = [self._reader.readable(own) for own in ids]
         depths = [
-            max(min(self.num_draft, most, self._reader.most_positions - len(each)), 0)
-            if each and len(read) == len(each)
+            max(min(self.num_draft, most, self._reader.most_positions - len(own)), 0)
+            if own and len(read) == len(own)
             else 0
-            for each, read, most in zip(ids, known, max_draft or [self.num_draft] * len(ids), strict=True)
+            for own, read, most in zip(ids, known, max_draft or [self.num_draft] * len(ids), strict=True)
         ]
         ids = known
         if not any(depths):
@@ -150,10 +150,12 @@ class AssistantDrafter:
             drafted = self._draft(ids, depths, lengths)
         if self.tokenizers is None:
             return drafted.on(text.device)
-        written = [self._written_by_target(*each) for each in zip(texts, ids, drafted.tokens, strict=True)]
+        written = [
+            self._written_by_target(*request) for request in zip(texts, ids, drafted.tokens, strict=True)
+        ]
         width = max(map(len, written))
         return torch.tensor(
-            [[*each, *[-1] * (width - len(each))] for each in written], device=text.device
+            [[*draft, *[-1] * (width - len(draft))] for draft in written], device=text.device
         ).view(len(written), width)
 
     def _draft(self, ids: list[list[int]], depths: list[int], lengths: Tensor) -> Chains:
@@ -162,7 +164,7 @@ class AssistantDrafter:
         reader.begin(ids, max(depths), [depth > 0 for depth in depths])
         running = [b for b, depth in enumerate(depths) if depth]
         counts = [
-            len(each) - end if depth else 0 for each, end, depth in zip(ids, reader.ends, depths, strict=True)
+            len(own) - end if depth else 0 for own, end, depth in zip(ids, reader.ends, depths, strict=True)
         ]
         row = 0
         while running:
@@ -219,13 +221,13 @@ class AssistantDrafter:
         """What an assistant's tokens add to a text, in the target's; nothing where they change its end."""
         target, assistant = self.tokenizers
         tail = ids[-TAIL:]
-        before, after = (assistant.decode(each, skip_special_tokens=True) for each in (tail, tail + drafted))
+        before, after = (assistant.decode(part, skip_special_tokens=True) for part in (tail, tail + drafted))
         if not after.startswith(before):
             return []
         context = target.decode(text[-TAIL:], skip_special_tokens=True)
         added = after[len(before) :].rstrip("\ufffd")  # what is left of a character cut in two
         old, new = (
-            target(each, add_special_tokens=False)["input_ids"] for each in (context, context + added)
+            target(part, add_special_tokens=False)["input_ids"] for part in (context, context + added)
         )
         return list(new[len(old) :]) if new[: len(old)] == old else []
 
@@ -244,20 +246,20 @@ class Chains:
 
     def on(self, device: torch.device) -> Drafts:
         """What a drafter returns."""
-        ends = [0, *accumulate(len(each) + 1 for each in self.tokens)]
+        ends = [0, *accumulate(len(own) + 1 for own in self.tokens)]
         most = max(map(len, self.tokens)) + 1
         tree = DraftTree.chain(
-            torch.tensor([token for each in self.tokens for token in (-1, *each)], device=device),
+            torch.tensor([token for own in self.tokens for token in (-1, *own)], device=device),
             cu_nodes=torch.tensor(ends, dtype=torch.int32, device=device),
             proposal=Proposal.INDEPENDENT if self.laws else Proposal.POINT,
             max_nodes=most,
             check=False,
         )
         if self.laws:
-            rows = [row for each in self.rows for row in (*each, -1)]
+            rows = [row for own in self.rows for row in (*own, -1)]
             draft_rows = torch.tensor(rows, dtype=torch.int32, device=device)
             return Drafts(tree, torch.cat(self.laws).to(device), draft_rows)
-        scores = [[*each, *[-math.inf] * (most - len(each))] for each in self.scores]
+        scores = [[*own, *[-math.inf] * (most - len(own))] for own in self.scores]
         return Drafts(tree, scores=torch.tensor(scores, device=device))
 
 
@@ -308,8 +310,8 @@ class Reader:
         room for what will be drafted."""
         device = self.target.device
         width = max(map(len, ids)) + more
-        self.text: Tensor = torch.tensor([[*each, *[0] * (width - len(each))] for each in ids], device=device)
-        self.sizes: list[int] = [max(len(each), 1) for each in ids]
+        self.text: Tensor = torch.tensor([[*own, *[0] * (width - len(own))] for own in ids], device=device)
+        self.sizes: list[int] = [max(len(own), 1) for own in ids]
         if self.cache is None:
             self.cache = reader_of(self.target, self.verdict.serves)
             self.cache.read(self.text, self.sizes)
@@ -318,9 +320,9 @@ class Reader:
         elif isinstance(self.cache, Alone) and self.cache.rereads:
             self.ends = [size - 1 for size in self.sizes]
         else:
-            self.ends = [common(read, each) for read, each in zip(self.read, ids, strict=True)]
+            self.ends = [common(read, own) for read, own in zip(self.read, ids, strict=True)]
             self._forget(self.cache)
-        self.read = [each[:end] for each, end in zip(ids, self.ends, strict=True)]
+        self.read = [own[:end] for own, end in zip(ids, self.ends, strict=True)]
         self.drafts = drafts
 
     def feed(self, counts: list[int]) -> Tensor:
@@ -345,8 +347,8 @@ class Reader:
         index = torch.arange(most, device=device)
         path = torch.where(index < torch.tensor(counts, device=device)[:, None], index, -1).int()
         cache.commit(path, tree, lengths, sizes, [list(range(count)) for count in counts])
-        for b, each in enumerate(tokens):
-            self.read[b] += each.tolist()
+        for b, drawn in enumerate(tokens):
+            self.read[b] += drawn.tolist()
             self.ends[b] += counts[b]
         self._save(cache, counts)
         return logits[[rows[b + 1] - 1 for b, count in enumerate(counts) if count]]

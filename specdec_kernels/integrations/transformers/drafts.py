@@ -269,17 +269,17 @@ class Drafting:
         if self.chosen_only or self.rule == "match":
             laws = None
         nodes = [
-            _usable(*request, depth, self.vocab_size, laws is not None, self.chains)
-            for request, depth in zip(read, depths, strict=True)
+            _usable(draft, depth, self.vocab_size, laws is not None, self.chains)
+            for draft, depth in zip(read, depths, strict=True)
         ]
         unasked = not (self.told or self.width) and self.budget is not None
-        if unasked and any(each.drawn for each in nodes):
+        if unasked and any(own.drawn for own in nodes):
             # The first that were drawn from laws, whose depth nobody was asked for before.
             nodes = [
-                _usable(*request, min(depth, 1), self.vocab_size, True, self.chains)
-                for request, depth in zip(read, depths, strict=True)
+                _usable(draft, min(depth, 1), self.vocab_size, True, self.chains)
+                for draft, depth in zip(read, depths, strict=True)
             ]
-        if self.unsure and any(len(each.tokens) > 1 for each in nodes):
+        if self.unsure and any(len(own.tokens) > 1 for own in nodes):
             # Without laws "auto" is "match": what is drafted does not matter for the text, nor does a clock.
             self.unsure, self.chosen_only = False, laws is None
             self.costs = self.costs if laws is None else None
@@ -287,30 +287,26 @@ class Drafting:
 
     def _pruned(self, nodes: list[Nodes]) -> list[Nodes]:
         """Less of chosen drafts, where less pays more."""
-        drawn = [each.drawn for each in nodes]
+        drawn = [own.drawn for own in nodes]
         if any(drawn):
-            each = max(
-                (each for each, yes in zip(nodes, drawn, strict=True) if yes), key=lambda n: len(n.tokens)
-            )
-            self.width = math.ceil((len(each.tokens) - 1) / max(each.depths))
+            largest = max((own for own in nodes if own.drawn), key=lambda own: len(own.tokens))
+            self.width = math.ceil((len(largest.tokens) - 1) / max(largest.depths))
         if self.costs is not None and (self.budget is None or self.unsure):
             chosen = [[0]] * len(nodes)  # the first steps are plain, to know what these cost
         elif self.budget is None or all(drawn):
             return nodes
         else:
             believed = [
-                [1.0] if yes else calibration.believe(each.chances, each.parents)
-                for each, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
+                [1.0] if own.drawn else calibration.believe(own.chances, own.parents)
+                for own, (calibration, _) in zip(nodes, self._calibrations, strict=True)
             ]
             _only_best(believed, self._most_rows(len(nodes)))
             level = self.costs.level(len(nodes)) if self.costs is not None else 0.0
             chosen = replace(self.budget, credit=max(self.budget.credit - level, 0.0)).choose(believed)
-        return [
-            each if yes else each.keep(some) for each, yes, some in zip(nodes, drawn, chosen, strict=True)
-        ]
+        return [own if own.drawn else own.keep(some) for own, some in zip(nodes, chosen, strict=True)]
 
     def _built(self, nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
-        if laws is None and all(len(each.tokens) == 1 for each in nodes):
+        if laws is None and all(len(own.tokens) == 1 for own in nodes):
             if self._roots is None:
                 self._roots = _drafts(nodes, None, device)
             return self._roots
@@ -420,13 +416,18 @@ def _only_best(believed: list[list[float]], most_rows: int) -> None:
         believed[b][node] = 0.0
 
 
-# The order of the nodes, then columns as in `Nodes`, before anything is cut. Chances may be None.
-Request = tuple[
-    Iterable[int], Sequence[int], Sequence[int], Sequence[int], Sequence[int], "Sequence[float] | None"
-]
+class Draft(NamedTuple):
+    """What a drafter returned for one request, before anything is cut."""
+
+    order: Iterable[int]  # in which nodes are taken: parents first, siblings as they are to be verified
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    proposals: Sequence[int]
+    rows: Sequence[int]  # as in `Nodes`
+    chances: Sequence[float] | None
 
 
-def _answer(answer: Any, batch: int) -> tuple[list[Request], Tensor | None]:
+def _answer(answer: Any, batch: int) -> tuple[list[Draft], Tensor | None]:
     """What a drafter returned, by requests, and the laws [Rq, Vd]."""
     rows = scores = laws = None
     if isinstance(answer, Drafts):
@@ -457,7 +458,7 @@ def _are_scores(second: Any, tree: DraftTree, batch: int) -> bool:
     return isinstance(second, Tensor) and second.dim() == 2 and second.shape[0] == batch != rows
 
 
-def _chains(tokens: Tensor, laws: Any, batch: int) -> tuple[list[Request], Tensor | None]:
+def _chains(tokens: Tensor, laws: Any, batch: int) -> tuple[list[Draft], Tensor | None]:
     if tokens.dim() != 2 or tokens.shape[0] != batch:
         bad_value("generate", "drafter", f"must return tokens [B, K], B = {batch}", list(tokens.shape))
     if tokens.dtype not in INTEGERS:
@@ -471,14 +472,14 @@ def _chains(tokens: Tensor, laws: Any, batch: int) -> tuple[list[Request], Tenso
             rule = f"must have shape [B, K, Vd] = [{batch}, {depth}, Vd]"
             bad_value("generate", "the drafter's draft_logits", rule, list(laws.shape))
         laws = laws.flatten(0, 1)
-    requests: list[Request] = []
+    drafts: list[Draft] = []
     for b, row in enumerate(tokens.tolist()):
         rows = [-1] * (depth + 1) if laws is None else [*range(b * depth, (b + 1) * depth), -1]
-        requests.append((order, [-1, *row], parents, kinds, rows, None))
-    return requests, laws
+        drafts.append(Draft(order, [-1, *row], parents, kinds, rows, None))
+    return drafts, laws
 
 
-def _trees(drafts: Drafts, batch: int) -> tuple[list[Request], Tensor | None]:
+def _trees(drafts: Drafts, batch: int) -> tuple[list[Draft], Tensor | None]:
     tree, laws, draft_rows, scores = drafts
     if tree.batch_size != batch:
         bad_value("generate", "drafter", f"must return trees of B = {batch} requests", tree.batch_size)
@@ -497,7 +498,7 @@ def _trees(drafts: Drafts, batch: int) -> tuple[list[Request], Tensor | None]:
             rule = f"must have shape [B, max_nodes] = [{batch}, {largest}]"
             bad_value("generate", "the drafter's scores", rule, list(scores.shape))
         chances = scores.float().exp().nan_to_num(0.0).clamp(0.0, 1.0).tolist()
-    requests: list[Request] = []
+    found: list[Draft] = []
     for b in range(batch):
         own = slice(ends[b], ends[b + 1])
         order: Iterable[int] = range(ends[b + 1] - ends[b])
@@ -505,9 +506,9 @@ def _trees(drafts: Drafts, batch: int) -> tuple[list[Request], Tensor | None]:
             order = _by_links(links[0][own], links[1][own])
         else:
             _check_parents(parents[own], b)
-        each = None if chances is None else chances[b]
-        requests.append((order, tokens[own], parents[own], kinds[own], rows[own], each))
-    return requests, laws
+        of_paths = None if chances is None else chances[b]
+        found.append(Draft(order, tokens[own], parents[own], kinds[own], rows[own], of_paths))
+    return found, laws
 
 
 def _rows(laws: Any, draft_rows: Any, batch: int, total: int) -> tuple[Tensor | None, list[int]]:
@@ -556,19 +557,9 @@ def _by_links(first_child: list[int], next_sibling: list[int]) -> list[int]:
     return order
 
 
-def _usable(
-    order: Iterable[int],
-    tokens: Sequence[int],
-    parents: Sequence[int],
-    proposals: Sequence[int],
-    rows: Sequence[int],
-    chances: Sequence[float] | None,
-    limit: int,
-    vocab_size: int,
-    laws: bool,
-    chains: bool,
-) -> Nodes:
+def _usable(draft: Draft, limit: int, vocab_size: int, laws: bool, chains: bool) -> Nodes:
     """The nodes down to `limit` that carry a token, and whose ancestors do; of a chain, without siblings."""
+    order, tokens, parents, proposals, rows, chances = draft
     kept = Nodes([], [], [], [], [], [])
     place: dict[int, int] = {}
     pointed = {above for above, kind in zip(parents, proposals, strict=True) if chains and kind == 0}
@@ -608,23 +599,23 @@ def _proposal(proposal: int, alone: bool) -> int:
 
 def _drafts(nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
     """Flat tensors, whose every row is a node."""
-    columns = [[value for each in nodes for value in each[column]] for column in (0, 1, 3, 4)]
+    columns = [[value for own in nodes for value in own[column]] for column in (0, 1, 3, 4)]
     ends = [0]
-    for each in nodes:
-        ends.append(ends[-1] + len(each.tokens))
+    for own in nodes:
+        ends.append(ends[-1] + len(own.tokens))
     tokens, parents, proposals, rows = torch.tensor(columns, device=device).unbind()
     tree = DraftTree(
         tokens,
         parents.int(),
         torch.tensor(ends, dtype=torch.int32, device=device),
         proposals.to(torch.uint8),
-        max(len(each.tokens) for each in nodes),
-        max(max(each.depths) for each in nodes),
+        max(len(own.tokens) for own in nodes),
+        max(max(own.depths) for own in nodes),
     )
     return Drafts(tree, laws, None if laws is None else rows.int())
 
 
 def _described(answer: Any) -> str:
     if isinstance(answer, tuple):
-        return f"a tuple ({', '.join(type(each).__name__ for each in answer)})"
+        return f"a tuple ({', '.join(type(part).__name__ for part in answer)})"
     return type(answer).__name__

@@ -199,11 +199,11 @@ def decode(
         bad_type(operation, "on_tokens", "must be callable or None", type(on_tokens).__name__)
     if cache is not None and len(cache) != len(texts):
         bad_value(operation, "cache", f"must have one entry for each of {len(texts)} texts", len(cache))
-    for each in cache or ():
-        if each is not None and not isinstance(each, CachedText):
-            rule_of = "must hold what `Generated.cache` held, or None"
-            bad_type(operation, "cache", rule_of, type(each).__name__)
-        if each is not None and each.model != aim.key:
+    for entry in cache or ():
+        if entry is not None and not isinstance(entry, CachedText):
+            rule_text = "must hold what `Generated.cache` held, or None"
+            bad_type(operation, "cache", rule_text, type(entry).__name__)
+        if entry is not None and entry.model != aim.key:
             bad_value(operation, "cache", "must come from this model", "another one's")
     drafting = Drafting(
         drafter, vocab_size=aim.vocab_size, budget=budget, rule=rule, seeded=seeds is not None
@@ -274,10 +274,10 @@ def _reader(
     serves = found.serves if serve is None else serve
     if serves not in SERVES:
         bad_value(operation, "serve", f"must be {' | '.join(map(repr, SERVES))} or None", repr(serve))
-    if SERVES.index(serves) < SERVES.index(found.serves) and "unproved" not in found.reason:
+    if SERVES.index(serves) < SERVES.index(found.serves) and found.proved:
         bad_value(operation, "serve", f"must be no more than {aim.name} allows ({found})", repr(serve))
     if serves == "whole text":
-        if serve is None and aim.cache_name is not None and "keeps no cache" not in found.reason:
+        if serve is None and aim.cache_name is not None and found.cached:
             warnings.warn(
                 f"{operation}: every step reads the whole text, since the cache of {aim.name} cannot be "
                 f"trusted ({found.reason})",
@@ -363,7 +363,7 @@ class Loop:
         if first is not None:
             raw = first
         else:
-            parents = [each.parents for each in nodes]
+            parents = [own.parents for own in nodes]
             raw = reader.forward(tree, self.text, self.lengths, self.sizes, parents)
         logits = self.processing.apply(raw, self._rows(nodes)) if self.processing.processors else raw
         verified = verify(
@@ -423,7 +423,7 @@ class Loop:
 
     def _append(self, tokens: Tensor, new: list[list[int]]) -> None:
         """Put new tokens behind the texts."""
-        counts = [len(each) for each in new]
+        counts = [len(own) for own in new]
         room = max(self.sizes) + tokens.shape[1] - self.text.shape[1]
         if room > 0:
             self.text = torch.nn.functional.pad(self.text, (0, 2 * room + self.text.shape[1] // 2))
@@ -451,9 +451,9 @@ class Loop:
     def _rows(self, nodes: Sequence[Nodes]) -> list[tuple[int, list[int]]]:
         """Of every row: its request, and the tokens written before and on its path."""
         rows = []
-        for request, each in zip(self.requests, nodes, strict=True):
+        for request, own in zip(self.requests, nodes, strict=True):
             texts = [self.written[request]]
-            for token, parent in zip(each.tokens[1:], each.parents[1:], strict=True):
+            for token, parent in zip(own.tokens[1:], own.parents[1:], strict=True):
                 texts.append([*texts[parent], token])
             rows += [(request, text) for text in texts]
         return rows
@@ -485,7 +485,7 @@ class Loop:
     def joined(self, name: str) -> list[Tensor] | None:
         """One tensor for each request, over its tokens."""
         parts = self.outputs.get(name)
-        return None if parts is None else [torch.cat(each) for each in parts]
+        return None if parts is None else [torch.cat(part) for part in parts]
 
     def _warn(self, statuses: list[int]) -> None:
         """Say once what verification met."""
@@ -525,16 +525,16 @@ class Counts:
     ) -> None:
         """A step: the paths accepted, how many tokens of each were written, and the time that it took, None
         for one whose forward read the prompts."""
-        rows, deepest = sum(len(each.tokens) for each in nodes), max(max(each.depths) for each in nodes)
+        rows, deepest = sum(len(own.tokens) for own in nodes), max(max(own.depths) for own in nodes)
         self.rows += rows
         self.untimed += sum(kept) if seconds is None else 0
         self.seconds += seconds or 0.0
         if seconds is not None and rows == len(kept):
             self.plain.append(seconds / len(kept))
-        for each, path, count in zip(nodes, paths, kept, strict=True):
-            further = count == len(path) and path[-1] in each.parents
+        for own, path, count in zip(nodes, paths, kept, strict=True):
+            further = count == len(path) and path[-1] in own.parents
             self.steps += 1
-            self.drafted += len(each.tokens) - 1
+            self.drafted += len(own.tokens) - 1
             self.passes += deepest
             for depth in range(count - 1 + further):
                 while len(self.tested) <= depth:
@@ -560,7 +560,7 @@ class Counts:
 
 def _starts(nodes: Sequence[Nodes]) -> list[int]:
     """The row of every request's root."""
-    return [0, *accumulate(len(each.tokens) for each in nodes)]
+    return [0, *accumulate(len(own.tokens) for own in nodes)]
 
 
 def _of(params: Any, index: Tensor) -> Any:

@@ -84,7 +84,7 @@ def filled(cache: Any) -> bool:
 
 def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache: Any) -> Any:
     """The same as a cache of transformers, in place where the caller gave one; None where there is none."""
-    there = [each for each in cached if each is not None]
+    there = [entry for entry in cached if entry is not None]
     if len(there) < len(cached):
         return None
     first = there[0]
@@ -100,7 +100,7 @@ def handed_back(cached: Sequence[CachedText | None], pads: Sequence[int], cache:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-    assemble(cache, there, pads, [len(each.tokens) for each in there])
+    assemble(cache, there, pads, [len(entry.tokens) for entry in there])
     return cache
 
 
@@ -119,7 +119,9 @@ def assemble(
     cache: Any, cached: Sequence[CachedText | None], starts: Sequence[int], lengths: Sequence[int]
 ) -> None:
     """Fill a cache with the first `lengths` positions of texts, behind `starts` slots that nobody sees."""
-    states = [each.parts if each and length else None for each, length in zip(cached, lengths, strict=True)]
+    states = [
+        entry.parts if entry and length else None for entry, length in zip(cached, lengths, strict=True)
+    ]
     first = next(state for state in states if state)
     restored(cache, ({}, [(layer.kind, dict(layer.beside)) for layer in first]))
     slots = max(start + length for start, length in zip(starts, lengths, strict=True))
@@ -225,9 +227,9 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
+        return {key: _copied(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(each) for each in value)
+        return type(value)(_copied(part) for part in value)
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
         return value
     if callable(value):

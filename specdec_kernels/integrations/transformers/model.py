@@ -163,13 +163,13 @@ class Target:
             else ([v for v in rope.values() if isinstance(v, dict)] if isinstance(rope, dict) else [])
         )
         lengths: list[Any] = []
-        for each in ropes:
-            if each.get("rope_type", each.get("type")) in ("dynamic", "longrope"):
-                length = each.get("original_max_position_embeddings") or getattr(
+        for rope in ropes:
+            if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+                length = rope.get("original_max_position_embeddings") or getattr(
                     self.config, "original_max_position_embeddings", None
                 )
                 lengths.append(length or getattr(self.config, "max_position_embeddings", 0))
-                self.grows |= each.get("rope_type", each.get("type")) == "dynamic"
+                self.grows |= rope.get("rope_type", rope.get("type")) == "dynamic"
         return min(lengths) if lengths else None
 
     def other_window(self) -> int | None:

@@ -32,11 +32,15 @@ class Verdict(NamedTuple):
             each request, which reads the whole text, since no cache can be used. "refused".
         reason: what kept the model from more; empty for "trees".
         forwards: of the model, at most 8 over at most 16 tokens a row.
+        proved: False where even plain readings differ by too much to compare anything with them.
+        cached: False where the model keeps no cache at all.
     """
 
     serves: str
     reason: str
     forwards: int
+    proved: bool = True
+    cached: bool = True
 
     def __str__(self) -> str:
         return f"{self.serves}: {self.reason}" if self.reason else self.serves
@@ -119,22 +123,26 @@ class _Probe:
             return self._verdict(
                 "refused", "the logits at a token change with the tokens after it, so it is not causal"
             )
-        reasons: list[str] = []
         try:
             whole = self._cached()
         except Exception as error:
             return self._verdict("whole text", f"reading with a cache fails: {_words(error)}")
         if whole.cache is None or self.target.cache_name is None:
-            return self._verdict("whole text", "it keeps no cache")
-        unproved = self._noise(whole)
+            return self._verdict("whole text", "it keeps no cache")._replace(cached=False)
+        noise = self._noise(whole)
+        return self._served(whole, noise)._replace(proved=noise is None)
+
+    def _served(self, whole: Any, noise: str | None) -> Verdict:
+        """The first way of reading that is right, with what was wrong with those before it."""
+        reasons: list[str] = []
         try:
             strange = unknown(Together(self.target).cache)
         except Exception as error:
             strange = f"layers of its own: {_words(error)}"
         if strange is not None:
             reasons.append(f"its cache keeps {strange}")
-        elif unproved:
-            reasons.append(unproved)
+        elif noise:
+            reasons.append(noise)
         elif self.target.attention not in ("sdpa", "eager"):
             reasons.append(f"{self.target.attention} attention takes no mask of ours")
         else:
@@ -143,7 +151,7 @@ class _Probe:
                 return self._verdict("trees", "")
             reasons.append(f"as trees, {seen}")
         fits = self.forwards <= 4 and not self.target.windows() and self.target.takes_mask
-        if fits and strange is None and unproved is None:
+        if fits and strange is None and noise is None:
             seen = self._try(self._together, False)
             if seen is None:
                 return self._verdict("chains", "; ".join(reasons))
@@ -181,7 +189,7 @@ class _Probe:
         rest = self._read(self.path[None, 4:], cache=whole.cache, positions=positions)
         restored(rest.cache, before)
         chunks = torch.cat([whole.logits[0, -4:], rest.logits[0, -6:]]).float()
-        noise = max(float((each - self.plain[0]).abs().max()) for each in (plain, chunks))
+        noise = max(float((read - self.plain[0]).abs().max()) for read in (plain, chunks))
         self.limit = max(self.limit, 4 * noise, torch.finfo(dtype).eps * self.spread / 2)
         if noise > COARSE * self.spread:
             return f"unproved: plain readings differ by {noise / self.spread:.3f} of their spread"
@@ -334,7 +342,7 @@ def _tokens(target: Target) -> Tensor:
 
 
 def _tree(tokens: list[list[int]], parents: list[list[int]], device: torch.device) -> DraftTree:
-    sizes = [0, *(len(each) for each in tokens)]
+    sizes = [0, *map(len, tokens)]
     return DraftTree.from_parents(
         torch.tensor(sum(tokens, []), device=device),
         torch.tensor(sum(parents, []), dtype=torch.int32, device=device),

@@ -492,8 +492,8 @@ def _check_warpers(config: Any, operation: str) -> None:
             bad_value(operation, f"generation_config.{name}", "must be off beside sampling", value)
 
 
-def _repeated(each: list[T], times: int) -> list[T]:
-    return [one for one in each for _ in range(times)]
+def _repeated(values: list[T], times: int) -> list[T]:
+    return [value for value in values for _ in range(times)]
 
 
 def _callables(given: Any, argument: str, operation: str) -> list[Any]:
