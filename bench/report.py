@@ -38,11 +38,13 @@ def header(suite: Suite, threads: Sequence[int], quick: bool) -> Data:
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
             "system": platform.system(),
-            "native core": sdk.explain().splitlines()[0].removeprefix("cpu: "),
-            "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
-            "BLAS": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
             "floor_flags": " ".join(CFLAGS),
         },
+        "instruction_sets": {
+            "specdec_kernels": "".join(re.findall(r"instruction set (\w+)", sdk.explain())),
+            "torch": torch.backends.cpu.get_cpu_capability(),
+        },
+        "blas": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "threads": list(threads),
         "quick": quick,
@@ -66,10 +68,11 @@ def _version(package: str) -> str | None:
 
 
 def describe(suite: Suite, results: Data) -> str:
-    machine = results["machine"]
-    known = results["versions"] | machine
-    shown = (f"{name} {value}" for name, value in known.items() if value and name not in ("cpu", "cores"))
-    text = f"{machine['cpu']}, {machine['cores']} cores; {', '.join(shown)}{', quick' * results['quick']}"
+    machine, sets = results["machine"], results["instruction_sets"]
+    shown = [f"{name} {version}" for name, version in results["versions"].items() if version]
+    shown += [f"{name} on {instructions}" for name, instructions in sets.items() if instructions]
+    shown += [f"BLAS {results['blas']}"] * bool(results["blas"]) + ["quick"] * results["quick"]
+    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {', '.join(shown)}"
     return f"{text}. {results['caveat']}\n\n{suite.legend}\n"
 
 
@@ -170,7 +173,8 @@ def _cell(suite: Suite, timing: Data, name: str) -> str:
 def _multiple(timing: Data, name: str, reference: str) -> str:
     """How many times as long as a reference; the middle half of the rounds where they are kept."""
     times, each = _times(timing), timing.get("each_round", {})
-    text = f"{times[name] / times[reference]:.2f}x"
+    ratio = times[name] / times[reference]
+    text = f"{ratio:.{1 if ratio >= 10 else 2}f}x"
     if name == reference or not {name, reference} <= each.keys():
         return text
     ratios = sorted(a / b for a, b in zip(each[name], each[reference], strict=True))
