@@ -60,14 +60,16 @@ class Inputs:
 # Contenders
 
 
-def commit_kv(inputs: Inputs, form: str = "") -> Run:
-    plan = sdk.CachePlan(inputs.caches, page_size=inputs.case.page_size)
+def commit_kv(inputs: Inputs, form: str = "", backend: str = "auto") -> Run:
+    caches: object = sdk.CachePlan(inputs.caches, page_size=inputs.case.page_size)
     path = inputs.in_place if form == "in place" else inputs.path
-    options = {"new": inputs.new} if form == "new" else {}
-    rest = (inputs.tree, inputs.block_table)
+    options: dict[str, object] = {"backend": backend}
     if form == "list":
-        plan, options = inputs.caches, {"page_size": inputs.case.page_size}
-    return lambda i: sdk.commit_kv(plan, path, *rest, inputs.prefix_lens[i], **options)
+        caches, options["page_size"] = inputs.caches, inputs.case.page_size
+    if form == "new":
+        options["new"] = inputs.new
+    rest = (inputs.tree, inputs.block_table)
+    return lambda i: sdk.commit_kv(caches, path, *rest, inputs.prefix_lens[i], **options)
 
 
 def torch_moves(inputs: Inputs, move: Callable[[Inputs, Tensor, Tensor], None]) -> Run:
@@ -155,21 +157,13 @@ class CommitCase(Case):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # plain memcpy in parallel may read a row that another thread has replaced
         try:
-            few, wanted = (Inputs(dataclasses.replace(self, layers=2)) for _ in range(2))
-            run = contender.prepare(few)
+            given, wanted = (Inputs(dataclasses.replace(self, layers=2)) for _ in range(2))
+            form = contender.name.partition(", ")[2] if contender in SUBJECTS else ""
+            run, reference = contender.prepare(given), commit_kv(wanted, form, backend="reference")
             for i in range(SETS):
                 run(i)
-                sdk.commit_kv(
-                    wanted.caches,
-                    wanted.in_place if contender.name == "commit_kv, in place" else wanted.path,
-                    wanted.tree,
-                    wanted.block_table,
-                    wanted.prefix_lens[i],
-                    page_size=self.page_size,
-                    new=wanted.new if contender.name == "commit_kv, new" else None,
-                    backend="reference",
-                )
-                if not torch.equal(few.pool, wanted.pool):
+                reference(i)
+                if not torch.equal(given.pool, wanted.pool):
                     return f"the pool differs from the reference's after prefix {i}"
         finally:
             torch.set_num_threads(threads)

@@ -31,6 +31,7 @@ PACKAGES += ["flashspec", "flashspec-asm-kernel"]  # the package, and what is fa
 
 def header(suite: Suite, threads: Sequence[int], quick: bool) -> Data:
     """The same for every suite, without a date."""
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     return {
         "benchmark": suite.name,
         "machine": {
@@ -45,7 +46,7 @@ def header(suite: Suite, threads: Sequence[int], quick: bool) -> Data:
             "torch": torch.backends.cpu.get_cpu_capability(),
         },
         "blas": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed.get(name) for name in PACKAGES},
         "threads": list(threads),
         "quick": quick,
         "caveat": CAVEAT,
@@ -58,13 +59,6 @@ def _cpu() -> str:
     text = info.read_text() if info.exists() else ""
     model = re.search(r"^model name\s*: (.*)", text, re.M)
     return model[1] + ", AVX-512" * (" avx512f " in text) if model else platform.processor() or "unknown"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def describe(suite: Suite, results: Data) -> str:

@@ -42,7 +42,7 @@ def measure(suite: Suite, case: Case, threads: Sequence[int], quick: bool = Fals
         "figures": figures,
         "timings": timings,
         "memory": memory,
-        "goals": [goal.judge(held) for goal in case.limits()],
+        "goals": [goal.judge(held) for goal in case.limits],
     }
 
 

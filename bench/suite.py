@@ -79,6 +79,8 @@ class Case:
 
     name: str
     sets = 1  # sets of inputs, which take turns
+    # What figures are held to, and "memory": the largest of this project's contenders, in MB.
+    limits: tuple[Goal, ...] = ()
 
     def parameters(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -107,10 +109,6 @@ class Case:
     def memory(self, inputs: Any) -> dict[str, int]:
         """Bytes of peak extra memory of one call, by contender."""
         return {}
-
-    def limits(self) -> tuple[Goal, ...]:
-        """What figures are held to, and "memory": the largest of this project's contenders, in MB."""
-        return ()
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ FLOORS = (
 @dataclass(frozen=True)
 class VerifyCase(Workload, Case):
     sets = SETS
+    limits = (Goal("memory", 1, ceiling=True, unit="MB"),) if memory.supported() else ()
 
     def build(self) -> Inputs:
         return build(self)
@@ -163,9 +164,6 @@ class VerifyCase(Workload, Case):
 
     def memory(self, inputs: Inputs) -> dict[str, int]:
         return memory.measure(self.name, inputs.scale) if memory.supported() else {}
-
-    def limits(self) -> tuple[Goal, ...]:
-        return (Goal("memory", 1, ceiling=True, unit="MB"),) if memory.supported() else ()
 
 
 BRANCHING = (4, 3, 2, 2)

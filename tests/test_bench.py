@@ -41,6 +41,7 @@ class FakeCase(Case):
     size: int = 3
     ran: Counter = field(default_factory=Counter)
     name = "fake-3"
+    limits = (Goal("nodes", 7), Goal("memory", 1, ceiling=True, unit="MB"))
 
     def parameters(self):
         return {"size": self.size}
@@ -87,9 +88,6 @@ class FakeCase(Case):
 
     def memory(self, inputs):
         return {"fast": 2**21, "slow": 2**30}
-
-    def limits(self):
-        return Goal("nodes", 7), Goal("memory", 1, ceiling=True, unit="MB")
 
 
 SUITE = Suite(

@@ -36,15 +36,12 @@ class GpuCase(Case):
     """Counted in the emulator."""
 
     name: str
-    make: Callable[[], Call]
-    held: tuple[Goal, ...]
+    build: Callable[[], Call]
+    limits: tuple[Goal, ...]
     peer: str = ""  # million instructions of the best known other project
 
     def parameters(self) -> dict[str, Any]:
         return {"peer": self.peer}
-
-    def build(self) -> Call:
-        return self.make()
 
     def figures(self, call: Call) -> dict[str, float]:
         with ptx_emulator.active(80, reach="live"), ptx_emulator.count() as launches:
@@ -63,9 +60,6 @@ class GpuCase(Case):
             "requested": launches.bytes() / least,
             "flops": issued / max(call.flops, 1),
         }
-
-    def limits(self) -> tuple[Goal, ...]:
-        return self.held
 
 
 UNITS = {"moved": "times the least", "requested": "times the least", "instructions": "million"}

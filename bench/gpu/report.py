@@ -32,31 +32,22 @@ def write(results: dict[str, Any]) -> bool:
 
 # Counts
 
+COLUMNS = ("launches", "blocks", "requested MB", "moved MB", "sectors", "least MB", "instructions")
+
 
 def counts(entries: list[dict[str, Any]]) -> list[str]:
-    columns = ("operation", "launches", "blocks", "requested MB", "moved MB", "sectors", "least MB")
-    return rows([(*columns, "M instructions", "peer", "goals"), *map(count_row, entries)])
+    return rows([("operation", *COLUMNS[:-1], "M instructions", "peer", "goals"), *map(count_row, entries)])
 
 
-def count_row(entry: dict[str, Any]) -> tuple[object, ...]:
-    figures = entry["figures"]
-    goals = "; ".join(
+def count_row(entry: dict[str, Any]) -> list[object]:
+    figures = [entry["figures"][name] for name in COLUMNS]
+    goals = (
         f"{goal['subject']} {goal['measured']:.4g} {'<=' if goal['ceiling'] else '>='} {goal['bound']:g} "
         + ("met" if goal["state"] == "ok" else "**missed**")
         for goal in entry["goals"]
     )
-    return (
-        entry["name"],
-        figures["launches"],
-        figures["blocks"],
-        f"{figures['requested MB']:.2f}",
-        f"{figures['moved MB']:.2f}",
-        figures["sectors"],
-        f"{figures['least MB']:.2f}",
-        f"{figures['instructions']:.2f}",
-        entry["case"]["peer"],
-        goals,
-    )
+    shown = (f"{value:.2f}" if isinstance(value, float) else value for value in figures)
+    return [entry["name"], *shown, entry["case"]["peer"], "; ".join(goals)]
 
 
 # Compiled kernels
