@@ -76,10 +76,11 @@ def table(suite: Suite, entry: Data) -> str:
     lines = [f"== {entry['name']}" + f"  ({figures})" * bool(figures)]
     lines += [f"   not timed: {name}: {why}" for name, why in (entry["failed"] | entry["missing"]).items()]
     timings = entry["timings"]
-    heads = [f"{timing['threads']} thread(s), {_noise(timing)} noisy" for timing in timings]
+    heads = [f"{timing['threads']} thread(s), noisy rounds {_noise(timing)}" for timing in timings]
     names = dict.fromkeys(name for timing in timings for name in _times(timing))
     rows = [("ms", *heads), *((name, *(_cell(suite, t, name) for t in timings)) for name in names)]
-    lines += [f"   {row[0]:28}" + "".join(f"{cell:>36}" for cell in row[1:]) for row in rows if timings]
+    width = max(len(cell) for row in rows for cell in row[1:] or [""]) + 3
+    lines += [f"   {row[0]:28}" + "".join(f"{cell:>{width}}" for cell in row[1:]) for row in rows if timings]
     if entry["memory"]:
         lines.append(f"   peak extra memory, MB: {', '.join(map(' '.join, _memory(entry).items()))}")
     lines += [f"   {g['state']:5}  {_goal(g)}: {_measured(g)}{where}" for where, g in _goals(entry)]
