@@ -1,182 +1,183 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench attention`: tree attention beside PyTorch's attention and the measured read bandwidth."""
+"""Tree attention beside PyTorch's attention and the measured read bandwidth."""
 
-import argparse
-import json
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import specdec_kernels as sdk
 
-from .timing import interleave
+from .paging import CACHE_HEADS, HEAD, HEADS, paged_caches, random_parents, same_trees
+from .suite import Case, Contender, Goal, Rounds, Run, Suite
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-HEADS, CACHE_HEADS, HEAD, PAGE = 32, 8, 128, 16
+GROUP = HEADS // CACHE_HEADS
 SQUARE = 2048
-ROUNDS, SECONDS = 9, 25.0
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    batch: int
-    nodes: int
-    prefix: int
-    goals: tuple[tuple[str, float], ...]  # least ratio of a contender's time to ours
-
-
-CASES = (
-    Case("64 nodes", 4, 64, 4096, (("sdpa", 1.3), ("sdpa with gather", 2.0), ("flex", 5.0))),
-    Case("8 nodes", 4, 8, 4096, (("sdpa", 2.0), ("bound", 0.7))),
-    Case("decode 4096", 1, 1, 4096, (("read", 0.7),)),
-    Case("decode 32768", 1, 1, 32768, (("read", 0.7),)),
-)
-
-
-@dataclass
 class Inputs:
     """One step: what tree_attention takes, and the same for PyTorch, already gathered."""
 
-    ours: tuple
-    query: torch.Tensor  # [B, Hkv, G * N, D]
-    key: torch.Tensor  # [B, Hkv, L, D]
-    value: torch.Tensor
-    mask: torch.Tensor  # [B, 1, G * N, L]
+    def __init__(self, case: AttentionCase):
+        g, dtype = torch.Generator().manual_seed(1), getattr(torch, case.dtype)
+        batch, nodes = case.batch, case.nodes
+        self.case, self.length = case, case.prefix + nodes
+        self.pools, self.table = paged_caches(g, batch, self.length, dtype)
+        parents = random_parents(g, nodes)
+        query = torch.randn(batch * nodes, HEADS, HEAD, generator=g).to(dtype)
+        prefixes = torch.full((batch,), case.prefix).int()
+        self.arguments = (query, *self.pools, same_trees(parents, batch), self.table, prefixes)
+        self.query = self.packed(query)
+        self.key, self.value = self.gather()
+        seen = torch.zeros(nodes, self.length, dtype=torch.bool)
+        seen[:, : case.prefix] = True
+        for node, parent in enumerate(parents):
+            seen[node, case.prefix :] = seen[parent, case.prefix :] if parent >= 0 else False
+            seen[node, case.prefix + node] = True
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -math.inf).to(dtype).repeat(GROUP, 1)
+        self.mask = mask.expand(batch, 1, -1, -1).contiguous()
+
+    def packed(self, rows: Tensor) -> Tensor:
+        """Rows of a tree [B * N, H, D] as PyTorch has them, [B, Hkv, G * N, D]."""
+        split = rows.view(self.case.batch, self.case.nodes, CACHE_HEADS, GROUP, HEAD).permute(0, 2, 3, 1, 4)
+        return split.reshape(self.case.batch, CACHE_HEADS, -1, HEAD).contiguous()
+
+    def gather(self) -> list[Tensor]:
+        """Keys and values, [B, Hkv, L, D]."""
+        pages = self.table.long()
+        return [
+            pool[pages].flatten(1, 2)[:, : self.length].transpose(1, 2).contiguous() for pool in self.pools
+        ]
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """Dense attention in float64."""
+        scores = self.query.double() @ self.key.double().transpose(-1, -2) / math.sqrt(HEAD)
+        return torch.softmax(scores + self.mask.double(), -1) @ self.value.double()
 
 
-def build(case: Case, dtype: torch.dtype) -> Inputs:
-    g = torch.Generator().manual_seed(1)
-    length, batch, nodes = case.prefix + case.nodes, case.batch, case.nodes
-    width = -(-length // PAGE)
-    pools = [torch.randn(batch * width, PAGE, CACHE_HEADS, HEAD, generator=g).to(dtype) for _ in range(2)]
-    table = torch.randperm(batch * width, generator=g).view(batch, width).int()
-    parents = [-1] + [int(torch.randint(max(0, i - 8), i, (1,), generator=g)) for i in range(1, nodes)]
-    tree = sdk.DraftTree.from_parents(torch.zeros(batch, nodes).long(), torch.tensor([parents] * batch))
-    query = torch.randn(batch * nodes, HEADS, HEAD, generator=g).to(dtype)
-    prefixes = torch.full((batch,), case.prefix).int()
-    group = HEADS // CACHE_HEADS
-    packed = query.view(batch, nodes, CACHE_HEADS, group, HEAD).permute(0, 2, 3, 1, 4)
-    seen = torch.zeros(nodes, length, dtype=torch.bool)
-    seen[:, : case.prefix] = True
-    for node, parent in enumerate(parents):
-        seen[node, case.prefix :] = seen[parent, case.prefix :] if parent >= 0 else False
-        seen[node, case.prefix + node] = True
-    mask = torch.zeros(seen.shape).masked_fill(~seen, -math.inf).to(dtype).repeat(group, 1)
-    key, value = (gather(pool, table, length) for pool in pools)
-    return Inputs(
-        (query, *pools, tree, table, prefixes),
-        packed.reshape(batch, CACHE_HEADS, group * nodes, HEAD).contiguous(),
-        key,
-        value,
-        mask.expand(batch, 1, -1, -1).contiguous(),
-    )
+# Contenders
 
 
-def gather(pool: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
-    return pool[table.long()].flatten(1, 2)[:, :length].transpose(1, 2).contiguous()
+def tree_attention(inputs: Inputs) -> Run:
+    return lambda _: sdk.tree_attention(*inputs.arguments, backend="cpu")
 
 
-def flex(inputs: Inputs, nodes: int):
-    """FlexAttention compiled, the mask as a block mask."""
+def sdpa(inputs: Inputs, with_gather: bool = False) -> Run:
+    mask = inputs.mask if inputs.case.nodes > 1 else None
+
+    def run(_: int) -> Tensor:
+        key, value = inputs.gather() if with_gather else (inputs.key, inputs.value)
+        return F.scaled_dot_product_attention(inputs.query, key, value, attn_mask=mask)
+
+    return run
+
+
+def flex(inputs: Inputs) -> Run:
+    """FlexAttention compiled, the mask as a block mask. Not every build compiles it for cpu."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     batch, _, rows, length = inputs.mask.shape
     seen = inputs.mask[:, 0] == 0
     blocks = create_block_mask(lambda b, h, q, k: seen[b, q, k], batch, None, rows, length, device="cpu")
+    torch._dynamo.reset()  # what was compiled for another number of threads
     compiled = torch.compile(flex_attention)
     return lambda _: compiled(inputs.query, inputs.key, inputs.value, block_mask=blocks)
 
 
-def contenders(case: Case, inputs: Inputs, with_flex: bool) -> tuple[dict, dict[str, str]]:
-    query, *pools, tree, table, prefixes = inputs.ours
-    length = case.prefix + case.nodes
+def read(inputs: Inputs) -> Run:
+    """The bytes that have to be read, by the plainest reader there is."""
+    return lambda _: [pool.view(torch.float32).view(-1).sum() for pool in inputs.pools]
 
-    def sdpa(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        mask = inputs.mask if case.nodes > 1 else None
-        return F.scaled_dot_product_attention(inputs.query, key, value, attn_mask=mask)
 
-    runs = {
-        "ours": lambda _: sdk.tree_attention(*inputs.ours, backend="cpu"),
-        "sdpa": lambda _: sdpa(inputs.key, inputs.value),
-        "sdpa with gather": lambda _: sdpa(*(gather(pool, table, length) for pool in pools)),
-        # The bytes that have to be read, by the plainest reader there is.
-        "read": lambda _: [pool.view(torch.float32).view(-1).sum() for pool in pools],
-    }
+def product(inputs: Inputs) -> Run:
+    """The rate of PyTorch's float32 matrix product."""
     square = torch.randn(SQUARE, SQUARE)
-    runs["square"] = lambda _: square @ square  # the rate of PyTorch's float32 matrix product
-    missing = {}
-    if with_flex and case.nodes > 8:
-        try:
-            run = flex(inputs, case.nodes)
-            run(0)
-            runs["flex"] = run
-        except Exception as error:  # optional: not every build compiles it for cpu
-            missing["flex"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return runs, missing
+    return lambda _: square @ square
 
 
-def disagreement(case: Case, inputs: Inputs) -> float:
-    """The largest difference to dense attention in float64."""
-    got = sdk.tree_attention(*inputs.ours, backend="cpu").double()
-    scores = inputs.query.double() @ inputs.key.double().transpose(-1, -2) / math.sqrt(HEAD)
-    want = torch.softmax(scores + inputs.mask.double(), -1) @ inputs.value.double()
-    want = want.view(case.batch, CACHE_HEADS, HEADS // CACHE_HEADS, case.nodes, HEAD)
-    return float((got - want.permute(0, 3, 1, 2, 4).reshape(got.shape)).abs().max())
+CONTENDERS = (
+    Contender("tree_attention", tree_attention),
+    Contender("sdpa", sdpa),
+    Contender("sdpa with gather", partial(sdpa, with_gather=True)),
+    Contender("read", read),
+    Contender("square", product),
+    Contender("flex", flex, compiled=True),
+)
 
 
-def measure(case: Case, dtype: str, with_flex: bool) -> dict:
-    inputs = build(case, DTYPES[dtype])
-    error = disagreement(case, inputs)
-    if error > torch.finfo(DTYPES[dtype]).eps * 4:
-        raise RuntimeError(f"tree_attention is off by {error:.1e} in {case.name}, {dtype}: not timed")
-    runs, missing = contenders(case, inputs, with_flex)
-    timings = interleave(runs, 1, ROUNDS, SECONDS)
-    seconds = dict(timings.medians)
-    products = 4 * case.batch * case.nodes * HEADS * HEAD * (case.prefix + case.nodes)
-    seconds["products"] = seconds.pop("square") * products / (2 * SQUARE**3)
-    seconds["bound"] = max(seconds["products"], seconds["read"])
-    ratios = {name: value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
-    noisy = timings.used != "quiet"
-    goals = [
-        {"than": name, "least": least, "ratio": ratios[name],
-         "state": "NOISY" if noisy else "ok" if ratios[name] >= least else "MISS"}
-        for name, least in case.goals if name in ratios
-    ]  # fmt: skip
-    return {
-        "case": case.name, "dtype": dtype, "milliseconds": {k: 1e3 * v for k, v in seconds.items()},
-        "ratios": ratios, "goals": goals, "missing": missing, "noisy_share": timings.noisy_share,
-    }  # fmt: skip
+# Cases and goals
 
 
-def table(entry: dict) -> str:
-    lines = [f"== attention, {entry['case']}, {entry['dtype']}: {entry['noisy_share']:.0%} of rounds noisy"]
-    for name, milliseconds in entry["milliseconds"].items():
-        ratio = f"{entry['ratios'][name]:9.2f} x ours" if name in entry["ratios"] else ""
-        lines.append(f"   {name:20}{milliseconds:10.3f} ms{ratio}")
-    lines += [
-        f"   {g['state']:5}  at least {g['least']:g} x against {g['than']}: {g['ratio']:.2f}"
-        for g in entry["goals"]
-    ]
-    lines += [f"   not timed: {name}: {reason}" for name, reason in entry["missing"].items()]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class AttentionCase(Case):
+    label: str
+    batch: int
+    nodes: int
+    prefix: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"attention-{self.label}-{self.dtype}"
+
+    def build(self) -> Inputs:
+        return Inputs(self)
+
+    def contenders(self) -> tuple[Contender, ...]:
+        return CONTENDERS if self.nodes > 8 else CONTENDERS[:-1]
+
+    def failure(self, inputs: Inputs, contender: Contender) -> str | None:
+        """Compared with dense attention in float64."""
+        if contender.name in FLOORS:
+            return None
+        out = contender.prepare(inputs)(0)
+        out = inputs.packed(out) if contender.name == "tree_attention" else out
+        error = float((out.double() - inputs.exact).abs().max())
+        return None if error <= torch.finfo(out.dtype).eps * 4 else f"off by {error:.1e}"
+
+    def derived(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """The time of the matrix products at the measured rate, and the bound: that or the time to read."""
+        products = 4 * self.batch * self.nodes * HEADS * HEAD * (self.prefix + self.nodes)
+        needed = seconds["square"] * products / (2 * SQUARE**3)
+        return {"products": needed, "bound": max(needed, seconds["read"])}
+
+    def goals(self, threads: int) -> tuple[Goal, ...]:
+        return tuple(Goal("tree_attention", bound, name) for name, bound in GOALS[self.label].items())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench attention", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="no FlexAttention")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results") / "attention.json")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    entries = []
-    for case in CASES:
-        for dtype in DTYPES:
-            entries.append(measure(case, dtype, not args.quick))
-            print(table(entries[-1]), flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(entries, indent=1) + "\n")
-    return 0
+# By baseline, how many times as fast tree_attention is at least.
+GOALS = {
+    "64-nodes": {"sdpa": 1.3, "sdpa with gather": 2.0, "flex": 5.0},
+    "8-nodes": {"sdpa": 2.0, "bound": 0.7},
+    "decode-4096": {"read": 0.7},
+    "decode-32768": {"read": 0.7},
+}
+SHAPES = {"64-nodes": (4, 64, 4096), "8-nodes": (4, 8, 4096)}
+SHAPES |= {"decode-4096": (1, 1, 4096), "decode-32768": (1, 1, 32768)}
+FLOORS = ("read", "square", "products", "bound")
+SUITE = Suite(
+    "attention",
+    tuple(
+        AttentionCase(label, *shape, dtype)
+        for label, shape in SHAPES.items()
+        for dtype in ("float32", "bfloat16")
+    ),
+    f"read: the sum of the caches, which reads every byte; square: a float32 product of matrices of {SQUARE} "
+    "rows; products: the time of attention's products at that rate; bound: the longer of read and products. "
+    "roof: the bound's time over that of `tree_attention`. Times in milliseconds; beside a peer, how many "
+    "times as long as `tree_attention` it takes.",
+    subjects=("tree_attention",),
+    references=("tree_attention",),
+    floors=FLOORS,
+    roofs={"tree_attention": "bound"},
+    rounds=Rounds(9, 25.0),
+    quick_rounds=Rounds(9, 25.0),
+    threads=(2,),
+)

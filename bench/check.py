@@ -13,9 +13,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from .cases import Case
-from .inputs import Inputs, build, law
-from .peers import Peer
+from .inputs import Inputs, Workload, build, law
+from .peers import Verifier
 
 VOCAB, TOP_K, CHAINS, SETS = 64, 8, 24, 64
 SIGMAS = 4
@@ -72,7 +71,7 @@ class Stops:
 
 
 @cache
-def _small(case: Case) -> Inputs:
+def _small(case: Workload) -> Inputs:
     small = dataclasses.replace(case, vocab=VOCAB, top_k=min(case.top_k, TOP_K))
     if case.branching:
         return build(small, sets=32 * SETS)
@@ -80,7 +79,7 @@ def _small(case: Case) -> Inputs:
 
 
 @cache
-def _stops(case: Case, rule: str, draft: str) -> list[list[Stops]]:
+def _stops(case: Workload, rule: str, draft: str) -> list[list[Stops]]:
     inputs = _small(case)
     p = law(inputs.target, inputs.case, torch.float64).numpy()
     if draft == "draft":
@@ -94,18 +93,13 @@ def _stops(case: Case, rule: str, draft: str) -> list[list[Stops]]:
     ]
 
 
-_known: dict[tuple[str, Case], str | None] = {}
-
-
-def failure(peer: Peer, case: Case) -> str | None:
+def failure(peer: Verifier, case: Workload) -> str | None:
     """What is wrong with a contender on cases like this one, or None. Asked once for all sizes."""
-    kind = dataclasses.replace(case, batch=1, vocab=VOCAB, acceptance=0.7)
-    if (peer.name, kind) not in _known:
-        _known[peer.name, kind] = _failure(peer, kind)
-    return _known[peer.name, kind]
+    return _failure(peer, dataclasses.replace(case, batch=1, vocab=VOCAB, acceptance=0.7))
 
 
-def _failure(peer: Peer, case: Case) -> str | None:
+@cache
+def _failure(peer: Verifier, case: Workload) -> str | None:
     torch.manual_seed(1)
     random.seed(1)
     depths = np.zeros(len(case.parents))

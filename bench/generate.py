@@ -1,119 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench generate`: the loop over a real transformers model beside transformers' own.
+"""The loop over a real transformers model beside transformers' own.
 
 Every contender writes the greedy texts of the same prompts, all of them in turn in every round. Times are
-CPU seconds of the process, so that others on the machine disturb little; what is reported are medians, and
-ratios of medians with the middle half of the rounds' ratios. All texts must be equal.
+CPU seconds of the process, so that others on the machine disturb little. All texts must be equal.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import specdec_kernels as sdk
 
+from .suite import Case, Contender, Rounds, Run, Suite
+
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = ("chat_soup", "code_method", "quote_summary")
-TOGETHER = {"code": ("code_method", "code_rename") * 2, "chat": ("chat_soup", "chat_weekend") * 2}
-ROUNDS, TOKENS = 9, 96
-OURS = 20  # tokens that a lookup drafts at most; a budget cuts them
-THEIRS = (10, 20)  # the default of transformers, and what it is fastest with on these prompts
-GREEDY = sdk.SamplingParams(temperature=0.0)
+TOKENS = 96
+DRAFTED = 20  # tokens that a lookup drafts at most; a budget cuts them
+COUNTS = (10, 20)  # the default of transformers, and what it is fastest with on these prompts
+Texts = list[list[int]]
 
 
-def contenders(model, prompts: Sequence[list[int]], tokens: int) -> dict[str, Callable[[], list[list[int]]]]:
-    """Each writes the texts of the prompts, with the end-of-sequence token and without padding."""
-    eos = model.config.eos_token_id
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[eos] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-
-    def theirs(**options) -> list[list[int]]:
-        text = model.generate(
-            ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=eos, **options
-        )
-        rows = text[:, longest:].tolist()
-        return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
-
-    def ours(drafter, **options) -> list[list[int]]:
-        return sdk.generate(
-            model, drafter, prompts, max_new_tokens=tokens, sampling=GREEDY, stop_tokens=[eos], **options
-        ).tokens
-
-    chain = partial(sdk.ngram_draft, num_draft=OURS)
-    tree = partial(sdk.ngram_tree, max_nodes=OURS + 1)
-    found = {
-        "transformers plain": theirs,
-        "ours lookup": partial(ours, chain),
-        "ours lookup tree": partial(ours, tree),
-    }
-    if len(prompts) == 1:  # it serves no batches
-        for count in THEIRS:
-            found[f"transformers lookup, {count}"] = partial(theirs, prompt_lookup_num_tokens=count)
-    return found
-
-
-def compare(name: str, model, prompts: Sequence[list[int]], rounds: int, tokens: int) -> dict:
-    """CPU seconds of every contender in every round."""
-    ways = contenders(model, prompts, tokens)
-    texts = {way: run() for way, run in ways.items()}  # also warms up
-    wrong = [way for way, text in texts.items() if text != texts["transformers plain"]]
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds):
-        order = list(ways)
-        for way in order[number % len(order) :] + order[: number % len(order)]:
-            start = time.process_time()
-            ways[way]()
-            times[way].append(time.process_time() - start)
-    written = sum(map(len, texts["transformers plain"]))
-    return {"name": name, "batch": len(prompts), "tokens": written, "wrong": wrong, "seconds": times}
-
-
-def ratio(entry: dict, way: str, base: str) -> tuple[float, float, float]:
-    """How many times as fast `way` is as `base`: the ratio of medians, and the middle half by rounds."""
-    a, b = entry["seconds"][base], entry["seconds"][way]
-    each = sorted(x / y for x, y in zip(a, b, strict=True))
-    quarter = len(each) // 4
-    return statistics.median(a) / statistics.median(b), each[quarter], each[-1 - quarter]
-
-
-def table(entries: Sequence[dict]) -> str:
-    """Markdown."""
-    ways = list(dict.fromkeys(way for entry in entries for way in entry["seconds"]))
-    lines = [
-        "| texts | batch | tokens | " + " | ".join(ways) + " |",
-        "|" + "---|" * (len(ways) + 3),
-    ]
-    for entry in entries:
-        cells = [entry["name"], str(entry["batch"]), str(entry["tokens"])]
-        for way in ways:
-            if way not in entry["seconds"]:
-                cells.append("")
-            elif way in entry["wrong"]:
-                cells.append("another text")
-            elif way == "transformers plain":
-                cells.append(f"{statistics.median(entry['seconds'][way]):.2f} s")
-            else:
-                cells.append("{:.2f}x ({:.2f}-{:.2f})".format(*ratio(entry, way, "transformers plain")))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench generate", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--tokens", type=int, default=TOKENS)
-    parser.add_argument("--prompts", default=",".join((*PROMPTS, *TOGETHER)))
-    options = parser.parse_args(arguments)
+@cache
+def load() -> tuple[Any, Callable[[str], list[int]]]:
+    """The model, and the tokens of a prompt by its name."""
     sys.path.insert(0, str(ROOT / "examples"))
     import smollm
     import transformers
@@ -124,24 +40,87 @@ def main(arguments: Sequence[str]) -> int:
     def prompt(name: str) -> list[int]:
         return lm.encode_chat((ROOT / "examples" / "prompts" / f"{name}.txt").read_text().strip())
 
-    entries = []
-    for name in options.prompts.split(","):
-        prompts = [prompt(each) for each in TOGETHER.get(name, (name,))]
-        entries.append(compare(name, lm.model, prompts, options.rounds, options.tokens))
-        print(table(entries[-1:]), flush=True)
-    folder = Path(__file__).with_name("results")
-    known = folder / "generate.json"
-    before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else []
-    fresh = {entry["name"] for entry in entries}
-    entries += [entry for entry in before if entry["name"] not in fresh]  # of earlier runs
-    text = table(entries)
-    header = (
-        f"# The loop over a transformers model\n\nSmolLM2-135M-Instruct in float32, {options.tokens} new "
-        f"tokens a text, greedy, {torch.get_num_threads()} threads. CPU seconds of transformers' plain "
-        "decoding, and how many times as fast the others are: the ratio of medians over "
-        f"{options.rounds} interleaved rounds, in parentheses the middle half of the rounds. transformers "
-        f"{transformers.__version__}, torch {torch.__version__}.\n\n"
-    )
-    (folder / "generate.md").write_text(header + text + "\n", encoding="utf-8")
-    (folder / "generate.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    return 1 if any(entry["wrong"] for entry in entries) else 0
+    return lm.model, prompt
+
+
+class Inputs:
+    def __init__(self, names: Sequence[str]):
+        self.model, prompt = load()
+        self.prompts = [prompt(name) for name in names]
+        self.eos = self.model.config.eos_token_id
+
+    @cached_property
+    def texts(self) -> Texts:
+        """What has to be written, with the end-of-sequence token and without padding."""
+        return plain(self)(0)
+
+
+def plain(inputs: Inputs, **options: object) -> Run:
+    eos, longest = inputs.eos, max(map(len, inputs.prompts))
+    ids = torch.tensor([[eos] * (longest - len(prompt)) + prompt for prompt in inputs.prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in inputs.prompts])
+
+    def run(_: int) -> Texts:
+        text = inputs.model.generate(
+            ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, pad_token_id=eos, **options
+        )
+        rows = text[:, longest:].tolist()
+        return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+    return run
+
+
+def lookup(inputs: Inputs, drafter: Callable[..., Any]) -> Run:
+    options = dict(max_new_tokens=TOKENS, sampling=sdk.SamplingParams(0.0), stop_tokens=[inputs.eos])
+    return lambda _: sdk.generate(inputs.model, drafter, inputs.prompts, **options).tokens
+
+
+CHAIN, TREE = partial(sdk.ngram_draft, num_draft=DRAFTED), partial(sdk.ngram_tree, max_nodes=DRAFTED + 1)
+SUBJECTS = (
+    Contender("specdec_kernels lookup", partial(lookup, drafter=CHAIN)),
+    Contender("specdec_kernels lookup tree", partial(lookup, drafter=TREE)),
+)
+TRANSFORMERS_LOOKUPS = tuple(
+    Contender(f"transformers lookup, {count}", partial(plain, prompt_lookup_num_tokens=count))
+    for count in COUNTS
+)
+
+
+@dataclass(frozen=True)
+class GenerateCase(Case):
+    name: str
+    prompts: tuple[str, ...]
+
+    def build(self) -> Inputs:
+        return Inputs(self.prompts)
+
+    def contenders(self) -> tuple[Contender, ...]:
+        lookups = TRANSFORMERS_LOOKUPS if len(self.prompts) == 1 else ()  # they serve no batches
+        return (Contender("transformers plain", plain), *SUBJECTS, *lookups)
+
+    def failure(self, inputs: Inputs, contender: Contender) -> str | None:
+        """This also warms up."""
+        if contender.name == "transformers plain":
+            return None if inputs.texts else "no text"
+        return None if contender.prepare(inputs)(0) == inputs.texts else "another text"
+
+    def figures(self, inputs: Inputs) -> dict[str, float]:
+        return {"batch": len(inputs.prompts), "tokens": sum(map(len, inputs.texts))}
+
+
+SUITE = Suite(
+    "generate",
+    (
+        *(GenerateCase(name, (name,)) for name in ("chat_soup", "code_method", "quote_summary")),
+        GenerateCase("code", ("code_method", "code_rename") * 2),
+        GenerateCase("chat", ("chat_soup", "chat_weekend") * 2),
+    ),
+    f"SmolLM2-135M-Instruct in float32, {TOKENS} new tokens a text, greedy. CPU milliseconds; in brackets "
+    "how many times as long as specdec_kernels' lookup / lookup tree: the ratio of medians, and the middle "
+    "half of the rounds' ratios.",
+    subjects=tuple(subject.name for subject in SUBJECTS),
+    references=tuple(subject.name for subject in SUBJECTS),
+    rounds=Rounds(9, warmup=0, cpu=True),
+    quick_rounds=Rounds(3, warmup=0, cpu=True),
+    threads=(torch.get_num_threads(),),
+)

@@ -1,22 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the tensors of a case: laws that overlap as much as the case asks, drafts sampled from them."""
+"""Builds what `verify` takes: laws that overlap as much as a workload asks, drafts sampled from them."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .cases import Case
-
 BASE_STD = 2.5
 BISECTIONS = 12
+SETS = 64
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One batch to verify. `branching` empty means a chain of `depth` drafted tokens."""
+
+    batch: int = 8
+    depth: int = 5
+    vocab: int = 128256
+    dtype: str = "float32"
+    acceptance: float = 0.7  # mean over drafted rows of sum min(p, q)
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    branching: tuple[int, ...] = ()  # children per node, level by level, cut off at `max_nodes`
+    max_nodes: int = 64
+
+    @property
+    def name(self) -> str:
+        shape = f"tree{len(self.parents)}" if self.branching else f"chain{self.depth}"
+        cuts = f"-k{self.top_k}-p{self.top_p:g}" if self.filtered else ""
+        return f"{shape}-b{self.batch}-v{self.vocab}{cuts}-a{self.acceptance:g}-{self.dtype}"
+
+    @property
+    def filtered(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1.0
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Parent of every node of one request, breadth first; the root's is -1."""
+        if not self.branching:
+            return tuple(range(-1, self.depth))
+        parents, level = [-1], [0]
+        for width in self.branching:
+            children = [node for node in level for _ in range(width)][: self.max_nodes - len(parents)]
+            level = list(range(len(parents), len(parents) + len(children)))
+            parents += children
+        return tuple(parents)
 
 
 @dataclass
 class Inputs:
     """`N` nodes per request, `I` of them with children (`inner`); `S` sets of drafts and seeds."""
 
-    case: Case
+    case: Workload
     scale: float  # of the noise that sets target and draft apart
     overlap: float  # mean of sum min(p, q) over the drafted rows
     inner: list[int]
@@ -33,7 +70,7 @@ class Inputs:
         return len(self.tokens)
 
 
-def law(logits: Tensor, case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
+def law(logits: Tensor, case: Workload, dtype: torch.dtype = torch.float32) -> Tensor:
     """Temperature, top-k, then top-p on what is left; ties with the last token kept are kept."""
     scaled = logits.to(dtype) / case.temperature
     if not case.filtered:
@@ -46,7 +83,7 @@ def law(logits: Tensor, case: Case, dtype: torch.dtype = torch.float32) -> Tenso
     return torch.softmax(scaled.masked_fill(scaled < lowest, -torch.inf), -1)
 
 
-def build(case: Case, sets: int = 64, scale: float | None = None, seed: int = 0) -> Inputs:
+def build(case: Workload, sets: int = SETS, scale: float | None = None, seed: int = 0) -> Inputs:
     """Deterministic in its arguments; a known `scale` saves the bisection."""
     generator = torch.Generator().manual_seed(seed)
     parents = case.parents

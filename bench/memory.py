@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak extra memory of one call, in a fresh process: high-water mark of the resident set, reset before."""
 
-import argparse
 import ctypes
 import dataclasses
 import gc
@@ -51,23 +50,21 @@ def _peak(run: Callable[[int], object]) -> int:
 def _main() -> None:
     import torch
 
-    from .cases import CASES
-    from .contenders import contenders
     from .inputs import build
+    from .peers import Verifier
+    from .suite import available
+    from .verify import CASES
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case")
-    parser.add_argument("scale", type=float)
-    args = parser.parse_args()
-    case = next(case for case in CASES if case.name == args.case)
+    name, scale = sys.argv[1:]
+    case = next(case for case in CASES if case.name == name)
     torch.set_num_threads(THREADS)
-    inputs = build(case, sets=1, scale=args.scale)
-    tiny = build(dataclasses.replace(case, batch=1, vocab=256), sets=1, scale=args.scale)
+    inputs = build(case, sets=1, scale=float(scale))
+    tiny = build(dataclasses.replace(case, batch=1, vocab=256), sets=1, scale=float(scale))
     peaks = {}
-    for peer in contenders(case, with_compiled=False)[0]:
-        peer.prepare(tiny)(0)
-        run = peer.prepare(inputs)
-        peaks[peer.name] = _peak(run)
+    for contender in available(case.contenders(), quick=True)[0]:
+        if isinstance(contender, Verifier):
+            contender.prepare(tiny)(0)
+            peaks[contender.name] = _peak(contender.prepare(inputs))
     print(json.dumps(peaks))
 
 

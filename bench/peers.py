@@ -5,27 +5,25 @@ Each gets what suits it best and pays for nothing the drafter would have done al
 normalised, as probabilities or as their logarithms.
 """
 
-import importlib.util
-import shutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .inputs import Inputs
+from .suite import Contender, Run
 
-Run = Callable[[int], Any]  # run(i) verifies the i-th set of drafts
 
+@dataclass(frozen=True)
+class Verifier(Contender):
+    """A run verifies one set of drafts."""
 
-class Peer(NamedTuple):
-    name: str
-    prepare: Callable[[Inputs], Run]
     # a run's result -> last accepted node, next token, each [B]
     read: Callable[[Any], tuple[Tensor, Tensor]] = lambda result: result
     rule: str = "token"
     draft: str = "probs"  # field of `Inputs` that holds the draft's law as this one gets it
-    eager: bool = True  # plain PyTorch, so that it counts for "best eager torch"
 
 
 def inverse_cdf(weights: Tensor) -> Tensor:
@@ -194,22 +192,12 @@ def topk_filter(inputs: Inputs) -> Run:
     return run
 
 
-def chain_peers(filtered: bool, with_compiled: bool = True) -> tuple[list[Peer], dict[str, str]]:
-    """Contenders that can run here, and why the others cannot."""
-    if filtered:
-        return [Peer("torch sort filter", sort_filter), Peer("torch topk filter", topk_filter)], {}
-    peers = [Peer("torch plain", plain), Peer("torch lean", lean), Peer("torch lazy", lazy)]
-    missing = {}
-    if with_compiled and shutil.which("c++"):
-        peers.append(Peer("torch compiled", compiled, eager=False))
-    elif with_compiled:
-        missing["torch compiled"] = "no C++ compiler"
-    for name, prepare, read in (
-        ("transformers", transformers, read_transformers),
-        ("flashspec", flashspec, lambda result: (result[:, 0], result[:, 1])),
-    ):
-        if importlib.util.find_spec(name):
-            peers.append(Peer(name, prepare, read, eager=False))
-        else:
-            missing[name] = "not installed"
-    return peers, missing
+CHAIN = (
+    Verifier("torch plain", plain),
+    Verifier("torch lean", lean),
+    Verifier("torch lazy", lazy),
+    Verifier("torch compiled", compiled, needs="c++", compiled=True),
+    Verifier("transformers", transformers, needs="transformers", read=read_transformers),
+    Verifier("flashspec", flashspec, needs="flashspec", read=lambda result: (result[:, 0], result[:, 1])),
+)
+FILTERED_CHAIN = (Verifier("torch sort filter", sort_filter), Verifier("torch topk filter", topk_filter))

@@ -1,34 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From timings to ratios, goals, tables and files."""
+"""From entries to text: one header, tables for a terminal, JSON and Markdown."""
+
+from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from .cases import Goal
-from .contenders import OURS
+import torch
+
+import specdec_kernels as sdk
+
 from .floor import CFLAGS
-from .timing import Timings
+from .suite import Goal, Suite
 
-FLOORS = ("floor target", "floor all")
+Data = dict[str, Any]
 CAVEAT = (
     "Times are medians of interleaved runs. On a shared machine an absolute time means little; "
     "the ratios between contenders of one run mean more."
 )
-LEGEND = (
-    "floor target: plain C log-sum-exp of every target row; floor all: of the draft's rows too. "
-    "roof: that floor's time over ours (floor all for `traversal raw`, which needs every row); a rule that "
-    "reads only the rows it needs can exceed 100 %."
-)
-PACKAGES = ("specdec-kernels", "torch", "transformers", "flashspec", "flashspec-asm-kernel", "numpy")
+PACKAGES = ["specdec-kernels", "torch", "triton", "numpy", "transformers"]
+PACKAGES += ["flashspec", "flashspec-asm-kernel"]  # the package, and what is fast in it
 
 
-def header() -> dict:
+def header(suite: Suite, threads: Sequence[int], quick: bool) -> Data:
+    """The same for every suite, without a date."""
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     return {
-        "benchmark": "verify",
+        "benchmark": suite.name,
         "machine": {
             "cpu": _cpu(),
             "architecture": platform.machine(),
@@ -36,7 +41,14 @@ def header() -> dict:
             "system": platform.system(),
             "floor_flags": " ".join(CFLAGS),
         },
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "instruction_sets": {
+            "specdec_kernels": "".join(re.findall(r"instruction set (\w+)", sdk.explain())),
+            "torch": torch.backends.cpu.get_cpu_capability(),
+        },
+        "blas": "".join(re.findall(r"BLAS_INFO=(\w+)", torch.__config__.show())),
+        "versions": {"python": platform.python_version()} | {name: installed.get(name) for name in PACKAGES},
+        "threads": list(threads),
+        "quick": quick,
         "caveat": CAVEAT,
         "cases": [],
     }
@@ -44,194 +56,149 @@ def header() -> dict:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(
-            line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line
-        )
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        if "model name" in fields:
-            wide = ", AVX-512" if "avx512f" in fields.get("flags", "").split() else ""
-            return fields["model name"] + wide
-    return platform.processor() or "unknown"
+    text = info.read_text() if info.exists() else ""
+    model = re.search(r"^model name\s*: (.*)", text, re.M)
+    return model[1] + ", AVX-512" * (" avx512f " in text) if model else platform.processor() or "unknown"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def describe(suite: Suite, results: Data) -> str:
+    machine, sets = results["machine"], results["instruction_sets"]
+    shown = [f"{name} {version}" for name, version in results["versions"].items() if version]
+    shown += [f"{name} on {instructions}" for name, instructions in sets.items() if instructions]
+    shown += [f"BLAS {results['blas']}"] * bool(results["blas"]) + ["quick"] * results["quick"]
+    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {', '.join(shown)}"
+    return f"{text}. {results['caveat']}\n\n{suite.legend}\n"
 
 
-def figures(timings: Timings, threads: int, eager: list[str], goals: tuple[Goal, ...]) -> dict:
-    """Times, ratios of every peer to ours, shares of the roof and the goals, at one number of threads."""
-    seconds = timings.medians
-    ours = [name for name in OURS if name in seconds]
-    best = min((name for name in eager if name in seconds), key=seconds.__getitem__, default=None)
-    known = seconds | ({"best eager torch": seconds[best]} if best else {})
-    return {
-        "threads": threads,
-        "rounds": {"quiet": timings.quiet, "noisy": timings.noisy, "used": timings.used},
-        "milliseconds": {name: 1e3 * value for name, value in seconds.items()},
-        "ratios": {
-            name: {peer: seconds[peer] / seconds[name] for peer in seconds if peer not in (*OURS, *FLOORS)}
-            for name in ours
-        },
-        "roof": {name: seconds[_roof(name)] / seconds[name] for name in ours},
-        "best_eager_torch": best,
-        "goals": [judge(goal, known, noisy=timings.used != "quiet") for goal in goals],
-    }
-
-
-def _roof(name: str) -> str:
-    return "floor all" if name == "traversal raw" else "floor target"
-
-
-def judge(goal: Goal, seconds: dict[str, float], noisy: bool) -> dict:
-    """Under foreign load some contenders slow down by far more than others: noisy figures settle nothing."""
-    other, ours = seconds.get(goal.other), seconds.get(goal.ours)
-    ratio = None
-    if other and ours:
-        ratio = ours / other if goal.ceiling else other / ours
-    met = ratio is not None and (ratio <= goal.bound if goal.ceiling else ratio >= goal.bound)
-    text = f"{goal.ours}: {'at most' if goal.ceiling else 'at least'} {goal.bound:g}x "
-    text += f"the time of {goal.other}" if goal.ceiling else f"as fast as {goal.other}"
-    state = "NOISY" if noisy and ratio is not None else "ok" if met else "MISS"
-    return {"goal": text, "ratio": ratio, "state": state}
-
-
-def describe(results: dict) -> str:
-    machine, versions = results["machine"], results["versions"]
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {shown}\n{CAVEAT}\n{LEGEND}\n"
-
-
-def case_table(entry: dict) -> str:
+def table(suite: Suite, entry: Data) -> str:
     """Everything measured for one case, for a terminal."""
-    lines = [f"== {entry['name']}  (mean overlap {entry['overlap']:.3f})"]
-    lines += [
-        f"   not timed: {name}: {reason}" for name, reason in (entry["failed"] | entry["missing"]).items()
-    ]
-    for timing in entry["timings"]:
-        lines += ["", f"   {timing['threads']} thread(s); {rounds_line(timing)}"]
-        columns = [name for name in ("token", "traversal") if name in timing["ratios"]]
-        lines.append(
-            f"   {'':24}{'ms':>10}" + "".join(f"{'x ' + name:>13}" for name in columns) + f"{'roof':>8}"
-        )
-        for name, milliseconds in timing["milliseconds"].items():
-            row = f"   {name:24}{milliseconds:10.3f}"
-            if name in timing["roof"]:
-                row += " " * 13 * len(columns) + f"{timing['roof'][name]:8.0%}"
-            elif name not in FLOORS:
-                row += "".join(f"{timing['ratios'][column][name]:13.2f}" for column in columns)
-            lines.append(row)
-        lines += [f"   {goal_line(goal)}" for goal in timing["goals"]]
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in entry["figures"].items())
+    lines = [f"== {entry['name']}" + f"  ({figures})" * bool(figures)]
+    lines += [f"   not timed: {name}: {why}" for name, why in (entry["failed"] | entry["missing"]).items()]
+    timings = entry["timings"]
+    heads = [f"{timing['threads']} thread(s), noisy rounds {_noise(timing)}" for timing in timings]
+    names = dict.fromkeys(name for timing in timings for name in _times(timing))
+    rows = [("ms", *heads), *((name, *(_cell(suite, t, name) for t in timings)) for name in names)]
+    width = max(len(cell) for row in rows for cell in row[1:] or [""]) + 3
+    lines += [f"   {row[0]:28}" + "".join(f"{cell:>{width}}" for cell in row[1:]) for row in rows if timings]
     if entry["memory"]:
-        lines += ["", "   peak extra memory, MB: " + _memory(entry)]
-        lines += [f"   MISS   {name}: memory over the limit" for name in _over_limit(entry)]
+        lines.append(f"   peak extra memory, MB: {', '.join(map(' '.join, _memory(entry).items()))}")
+    lines += [f"   {g['state']:5}  {_goal(g)}: {_measured(g)}{where}" for where, g in _goals(entry)]
     return "\n".join(lines) + "\n"
 
 
-def rounds_line(timing: dict) -> str:
-    rounds = timing["rounds"]
-    total = rounds["quiet"] + rounds["noisy"]
-    kept = "dropped" if rounds["used"] == "quiet" else "kept for want of quiet ones"
-    return f"{rounds['quiet']} quiet rounds; {rounds['noisy'] / total:.0%} of rounds noisy" + (
-        f", {kept}" if rounds["noisy"] else ""
-    )
-
-
-def goal_line(goal: dict) -> str:
-    ratio = "not measured" if goal["ratio"] is None else f"{goal['ratio']:.2f}x"
-    return f"{goal['state']:5}  {goal['goal']}: {ratio}"
-
-
-def _memory(entry: dict) -> str:
-    return ", ".join(f"{name} {peak / 2**20:.2f}" for name, peak in entry["memory"].items())
-
-
-def _over_limit(entry: dict) -> list[str]:
-    return [name for name in OURS if entry["memory"].get(name, 0) > entry["memory_limit"]]
-
-
-def verdict(results: dict) -> str:
-    goals = [goal for entry in results["cases"] for timing in entry["timings"] for goal in timing["goals"]]
-    over = sum(len(_over_limit(entry)) for entry in results["cases"])
-    count = Counter(goal["state"] for goal in goals)
+def verdict(results: Data) -> str:
+    count = Counter(goal["state"] for entry in results["cases"] for _, goal in _goals(entry))
     return (
-        f"{len(goals)} goals: {count['ok']} met, {count['MISS']} missed, {count['NOISY']} too noisy to tell; "
-        f"{over} measurements over the memory limit"
+        f"{sum(count.values())} goals of {results['benchmark']}: {count['ok']} met, {count['MISS']} missed, "
+        f"{count['NOISY']} too noisy to tell, {count['NONE']} without a baseline to compare with\n"
     )
 
 
-def write(results: dict, path: Path) -> None:
+def write(suite: Suite, results: Data, folder: Path) -> None:
     """The JSON, and beside it the same as Markdown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(results))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{suite.name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(suite, results), encoding="utf-8")
 
 
-def markdown(results: dict) -> str:
-    """One section of tables per kind of case: times with ratios, goals, memory."""
-    machine, versions = results["machine"], results["versions"]
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    lines = [f"{machine['cpu']}, {machine['cores']} cores; {shown}. {CAVEAT}", "", LEGEND, ""]
-    lines += [
-        "Times in milliseconds; beside a peer, how many times as long as `token` / `traversal` it takes.",
-        "",
-    ]
-    for entries in _by_columns(results["cases"]):
-        lines += _time_table(entries)
-    lines += ["### Goals", "", "| case | goal | measured | |", "|---|---|---|---|"]
-    for entry in results["cases"]:
-        for timing in entry["timings"]:
-            for goal in timing["goals"]:
-                ratio = "-" if goal["ratio"] is None else f"{goal['ratio']:.2f}x"
-                lines.append(f"| {entry['name']} | {goal['goal']} | {ratio} | {goal['state']} |")
-    lines += ["", "### Peak extra memory of one call, MB", ""]
-    for entries in _by_columns(results["cases"]):
-        names = list(entries[0]["memory"])
-        if names:
-            lines += _row("case", *names), _row(*["---"] * (len(names) + 1))
-            lines += [
-                _row(e["name"], *(f"{e['memory'].get(n, 0) / 2**20:.2f}" for n in names)) for e in entries
-            ]
-            lines.append("")
+def markdown(suite: Suite, results: Data) -> str:
+    """Times, a table for the cases that share their contenders; goals; memory."""
+    lines, cases = [describe(suite, results)], results["cases"]
+    groups: dict[tuple[str, ...], list[Data]] = {}
+    for entry in cases:
+        groups.setdefault(tuple(sorted(_names(entry))), []).append(entry)
+    for entries in groups.values():
+        lines += [*rows(_time_rows(suite, entries)), ""]
+    goals = [(e["name"] + at, _goal(g), _measured(g), g["state"]) for e in cases for at, g in _goals(e)]
+    if goals:
+        lines += ["### Goals", "", *rows([("case", "goal", "measured", ""), *goals]), ""]
+    memory = [entries for entries in groups.values() if entries[0]["memory"]]
+    if memory:
+        lines += ["### Peak extra memory of one call, MB", ""]
+    for entries in memory:
+        names = entries[0]["memory"]
+        cells = ((entry["name"], *(_memory(entry).get(name, "-") for name in names)) for entry in entries)
+        lines += [*rows([("case", *names), *cells]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _by_columns(entries: list[dict]) -> list[list[dict]]:
-    """Cases that share their contenders share a table."""
-    kinds: dict[tuple, list[dict]] = {}
-    for entry in entries:
-        kinds.setdefault((bool(entry["case"]["branching"]), entry["case"]["top_k"] > 0), []).append(entry)
-    return list(kinds.values())
+def rows(cells: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table; the first is its head."""
+    head, *rest = [f"| {' | '.join(map(str, row))} |" for row in cells]
+    return [head, "|---" * (head.count(" | ") + 1) + "|", *rest]
 
 
-def _time_table(entries: list[dict]) -> list[str]:
-    timings = [timing for entry in entries for timing in entry["timings"]]
-    names = list(dict.fromkeys(name for timing in timings for name in timing["milliseconds"]))
-    names.sort(key=lambda name: (name not in FLOORS, name not in OURS))
-    lines = [_row("case", "threads", *names, "noisy rounds"), _row(*["---"] * (len(names) + 3))]
+def _time_rows(suite: Suite, entries: list[Data]) -> Iterator[Sequence[object]]:
+    derived = [n for entry in entries for t in entry["timings"] for n in t["derived"] if n in suite.floors]
+    names = list(dict.fromkeys([*(name for entry in entries for name in _names(entry)), *derived]))
+    names.sort(key=lambda name: (name not in suite.floors, name not in suite.subjects))
+    figures = list(entries[0]["figures"])
+    yield "case", *figures, "threads", *names, "noisy rounds"
     for entry in entries:
+        values = [f"{entry['figures'][name]:.4g}" for name in figures]
         for timing in entry["timings"]:
-            rounds = timing["rounds"]
-            noisy = f"{rounds['noisy'] / (rounds['quiet'] + rounds['noisy']):.0%}"
-            cells = (_cell(timing, name) for name in names)
-            lines.append(_row(entry["name"], timing["threads"], *cells, noisy))
-    return [*lines, ""]
+            cells = (_cell(suite, timing, name) for name in names)
+            yield entry["name"], *values, timing["threads"], *cells, _noise(timing)
 
 
-def _cell(timing: dict, name: str) -> str:
-    if name not in timing["milliseconds"]:
+def _names(entry: Data) -> dict[str, None]:
+    """Whatever was to be timed, in the order of the contenders."""
+    timed = [name for timing in entry["timings"] for name in timing["milliseconds"]]
+    return dict.fromkeys([*timed, *entry["failed"], *entry["missing"]])
+
+
+def _times(timing: Data) -> dict[str, float]:
+    return timing["milliseconds"] | timing["derived"]
+
+
+def _cell(suite: Suite, timing: Data, name: str) -> str:
+    """A time, with its multiples of the references, or with the share that its floor has of it."""
+    times, floor = _times(timing), suite.roofs.get(name)
+    if name not in times:
         return "-"
-    text = f"{timing['milliseconds'][name]:.2f}"
-    if name in timing["roof"]:
-        return f"{text} (roof {timing['roof'][name]:.0%})"
-    ratios = [timing["ratios"][ours].get(name) for ours in ("token", "traversal") if ours in timing["ratios"]]
-    if None in ratios or not ratios:
+    text = f"{times[name]:.{0 if times[name] >= 1000 else 2}f}"
+    if floor in times:
+        return f"{text} (roof {times[floor] / times[name]:.0%})"
+    multiples = [_multiple(timing, name, other) for other in suite.references if other in times]
+    return f"{text} ({' / '.join(multiples)})" if multiples and name not in suite.floors else text
+
+
+def _multiple(timing: Data, name: str, reference: str) -> str:
+    """How many times as long as a reference; the middle half of the rounds where they are kept."""
+    times, each = _times(timing), timing.get("each_round", {})
+    ratio = times[name] / times[reference]
+    text = f"{ratio:.{1 if ratio >= 10 else 2}f}x"
+    if name == reference or not {name, reference} <= each.keys():
         return text
-    return f"{text} ({' / '.join(f'{ratio:.1f}x' for ratio in ratios)})"
+    ratios = sorted(a / b for a, b in zip(each[name], each[reference], strict=True))
+    quarter = len(ratios) // 4
+    return f"{text}, {ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f}"
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def _noise(timing: Data) -> str:
+    rounds = timing["rounds"]
+    share = f"{rounds['noisy'] / (rounds['quiet'] + rounds['noisy']):.0%}"
+    return share if rounds["used"] == "quiet" else f"{share}, kept"
+
+
+def _goals(entry: Data) -> Iterator[tuple[str, Data]]:
+    """Each with where it was measured."""
+    for timing in entry["timings"]:
+        yield from ((f", {timing['threads']} thread(s)", goal) for goal in timing["goals"])
+    yield from (("", goal) for goal in entry["goals"])
+
+
+def _goal(goal: Data) -> str:
+    return str(Goal(**{name: value for name, value in goal.items() if name not in ("measured", "state")}))
+
+
+def _measured(goal: Data) -> str:
+    if goal["measured"] is None:
+        return "not measured"
+    return f"{goal['measured']:.2f}x" if goal["baseline"] else f"{goal['measured']:.4g}"
+
+
+def _memory(entry: Data) -> dict[str, str]:
+    return {name: f"{peak / 2**20:.2f}" for name, peak in entry["memory"].items()}

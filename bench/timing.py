@@ -7,11 +7,13 @@ import random
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .suite import Rounds, Run
 
 QUIET = 0.05  # share of the machine that other processes may use during a quiet round
 ENOUGH = 3  # quiet rounds that are enough to drop the noisy ones
@@ -24,13 +26,10 @@ REST_SECONDS = (
 @dataclass
 class Timings:
     medians: dict[str, float]  # seconds
+    each_round: dict[str, list[float]]  # medians of the rounds used
     quiet: int
     noisy: int
     used: str  # "quiet", or "all" where there were too few quiet rounds
-
-    @property
-    def noisy_share(self) -> float:
-        return self.noisy / (self.quiet + self.noisy)
 
 
 def _busy_seconds() -> float:
@@ -55,44 +54,44 @@ def _rest() -> None:
 
 
 def _round(
-    contenders: dict[str, Callable[[int], object]], sets: int, order: random.Random
+    runs: Mapping[str, Run], sets: int, order: random.Random, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Passes over all contenders, each in its own order, so that none always inherits the same warm cache."""
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
     begin = time.perf_counter()
     while time.perf_counter() - begin < ROUND_SECONDS:
         i = order.randrange(sets)
-        for name in order.sample(list(contenders), len(contenders)):
+        for name in order.sample(list(runs), len(runs)):
             _rest()
-            start = time.perf_counter()
-            contenders[name](i)
-            samples[name].append(time.perf_counter() - start)
+            start = clock()
+            runs[name](i)
+            samples[name].append(clock() - start)
     return samples
 
 
-def interleave(
-    contenders: dict[str, Callable[[int], object]],
-    sets: int,
-    rounds: int,
-    max_seconds: float,
-    warmup: int = 2,
-) -> Timings:
-    """Medians over `rounds` quiet rounds, or what `max_seconds` allow. In a pass all take the same drafts."""
+def interleave(runs: Mapping[str, Run], sets: int, rounds: Rounds) -> Timings:
+    """Medians over quiet rounds, as many as `rounds` allows. In a pass all take the same set of inputs."""
     torch.manual_seed(2)
     order = random.Random(2)
-    for i in range(warmup):
-        for run in contenders.values():
+    for i in range(rounds.warmup):
+        for run in runs.values():
             run(i % sets)
+    clock = time.process_time if rounds.cpu else time.perf_counter
     quiet, noisy = [], []
     gc.disable()
     begin = time.perf_counter()
-    while len(quiet) < rounds and (time.perf_counter() - begin < max_seconds or not quiet + noisy):
+    while len(quiet) < rounds.count and (time.perf_counter() - begin < rounds.seconds or not quiet + noisy):
         busy, own, start = _busy_seconds(), _own_seconds(), time.perf_counter()
-        samples = _round(contenders, sets, order)
+        samples = _round(runs, sets, order, clock)
         elapsed = time.perf_counter() - start
         foreign = (_busy_seconds() - busy - (_own_seconds() - own)) / (elapsed * (os.cpu_count() or 1))
-        (quiet if foreign <= QUIET else noisy).append(samples)
+        (quiet if foreign <= QUIET or rounds.cpu else noisy).append(samples)
     gc.enable()
-    used = quiet if len(quiet) >= ENOUGH else quiet + noisy
-    medians = {name: statistics.median(t for samples in used for t in samples[name]) for name in contenders}
-    return Timings(medians, len(quiet), len(noisy), "quiet" if used is quiet else "all")
+    used = quiet if rounds.cpu or len(quiet) >= ENOUGH else quiet + noisy
+    return Timings(
+        {name: statistics.median(t for samples in used for t in samples[name]) for name in runs},
+        {name: [statistics.median(samples[name]) for samples in used] for name in runs},
+        len(quiet),
+        len(noisy),
+        "quiet" if used is quiet else "all",
+    )

@@ -8,12 +8,14 @@ Both keep scalars beside unnormalised laws, which spares two passes over the voc
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .inputs import Inputs
-from .peers import Peer, Run, inverse_cdf
+from .peers import Verifier, inverse_cdf
+from .suite import Run
 
 Row = Callable[[int], Tensor]
 
@@ -116,10 +118,9 @@ def traversal(inputs: Inputs, lazy: bool = False) -> Run:
     return run
 
 
-def tree_peers() -> list[Peer]:
-    return [
-        Peer("torch token", token),
-        Peer("torch traversal", traversal, rule="traversal"),
-        Peer("torch token, lazy", lambda inputs: token(inputs, lazy=True)),
-        Peer("torch traversal, lazy", lambda inputs: traversal(inputs, lazy=True), rule="traversal"),
-    ]
+TREE = (
+    Verifier("torch token", token),
+    Verifier("torch traversal", traversal, rule="traversal"),
+    Verifier("torch token, lazy", partial(token, lazy=True)),
+    Verifier("torch traversal, lazy", partial(traversal, lazy=True), rule="traversal"),
+)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import specdec_kernels as sdk
+from bench.paging import random_parents
 
 CACHES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
 
@@ -23,11 +24,6 @@ class Problem:
     def run(self, backend="cpu", **changes):
         options = {**self.arguments, "return_lse": True, "backend": backend, **changes}
         return sdk.tree_attention(**options)
-
-
-def random_parents(g, nodes):
-    reach = int(torch.randint(1, 6, (1,), generator=g))
-    return [-1] + [int(torch.randint(max(0, i - reach), i, (1,), generator=g)) for i in range(1, nodes)]
 
 
 def paths_of(parents):
@@ -57,7 +53,8 @@ def make(
     g = torch.Generator().manual_seed(seed)
     cache = cache or dtype
     randn = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
-    trees = trees or [random_parents(g, n) if n else [] for n in nodes]
+    reach = lambda: int(torch.randint(1, 6, (1,), generator=g))  # noqa: E731
+    trees = trees or [random_parents(g, n, reach()) if n else [] for n in nodes]
     value = latent or value or head
     stored = [p + (0 if new else len(t)) for p, t in zip(prefixes, trees, strict=True)]
     need = [-(-n // page_size) for n in stored]

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import torch
-from paging import block_tables, random_tree
+from paging import random_tree
 
 import specdec_kernels as sdk
+from bench.paging import block_tables
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random trees, kept paths and paged caches, shared by the tests of committing."""
+"""Random trees, kept paths and caches in one buffer, shared by the tests of committing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def random_tree(g, batch, most=9, empty=0.2):
                 nodes, node = [node, *nodes], parents[start + node]
             path[b, : len(nodes)] = torch.tensor(nodes, dtype=torch.int32)
     return tree, path
-
-
-def block_tables(g, batch, pages_each, pages):
-    """Distinct pages in random order, [B, P] int32."""
-    chosen = torch.randperm(pages, generator=g)[: batch * pages_each]
-    return chosen.view(batch, pages_each).int()
 
 
 class Pool:

@@ -15,11 +15,12 @@ import torch
 from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paging import Pool, block_tables, integer, random_tree
+from paging import Pool, integer, random_tree
 from records import opcheck, recorded
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import specdec_kernels as sdk
+from bench.paging import block_tables
 from specdec_kernels import _ops as ops
 from specdec_kernels._ops import backends
 from specdec_kernels._ops.calls import CommitKVCall
@@ -354,7 +355,7 @@ def test_the_interpreter_is_of_the_same_opinion():
     script = Path(__file__).with_name("interpreted_commit.py")
     run = subprocess.run(
         [sys.executable, str(script)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from each import BACKENDS
-from paging import Pool, block_tables, integer, random_tree
+from paging import Pool, integer, random_tree
 
 import specdec_kernels as sdk
+from bench.paging import block_tables
 
 WILD = torch.tensor([-(2**31), -7, -1, 0, 1, 2, 3, 5, 40, 10**6, 2**31 - 1])
 

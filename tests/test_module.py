@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paging import block_tables, random_tree
+from paging import random_tree
 
 import specdec_kernels as sdk
+from bench.paging import block_tables
 
 V = 7
 

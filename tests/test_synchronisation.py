@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from each import BACKENDS, DEVICE
-from paging import block_tables
 from synchronisation import Synchronises, no_synchronisation
 
 import specdec_kernels as sdk
+from bench.paging import block_tables
 
 pytestmark = pytest.mark.skipif("triton" not in BACKENDS or DEVICE != "cpu", reason="needs the emulator")
 

@@ -1,68 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench gpu`: counts the standard cases and compiles every kernel; writes docs/gpu_counts.md."""
+"""The page docs/gpu_counts.md: counts of the standard cases, and every kernel compiled."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from . import cases, targets, variants
+from ..report import rows
+from . import targets, variants
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu_counts.md"
 MARK = "<!-- what follows is written by `make gpu-report` -->\n"
 MOST_REGISTERS = 168  # of a thread, except in attention
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
-    parser.parse_args(arguments)
-    sections = [f"## Standard cases\n\n{count_head()}"]
-    print(sections[0])
-    for name in cases.JOBS:
-        sections[0] += "\n" + count_line(cases.count(name))
-        print(sections[0].rsplit("\n", 1)[-1], flush=True)
+def write(results: dict[str, Any]) -> bool:
+    """Compiles the kernels and writes the page; whether a rule is broken."""
+    sections = ["## Standard cases\n\n" + "\n".join(counts(results["cases"]))]
     kernels = [kernel for p in targets.PROCESSORS for kernel in targets.kernels(p, variants.calls())]
     compiled = list(zip(kernels, targets.build_all(kernels), strict=True))
-    sections.append(f"## Kernels\n\n{compile_table(compiled)}")
-    print(sections[1])
+    sections.append("## Kernels\n\n" + "\n".join(compile_table(compiled)))
     broken = list(dict.fromkeys(broken_rules(compiled)))
     if broken:
-        sections.append("## Rules that are not kept\n\n" + "\n".join(f"- {each}" for each in broken))
-        print(sections[2])
+        sections.append("## Rules that are not kept\n\n" + "\n".join(f"- {rule}" for rule in broken))
+    print("\n\n".join(sections[1:]))
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(MARK)] + MARK + "\n" + "\n\n".join(sections) + "\n")
-    return 1 if broken else 0
+    return bool(broken)
 
 
 # Counts
 
-
-def count_head() -> str:
-    columns = ("operation", "launches", "blocks", "requested MB", "moved MB", "sectors", "least MB")
-    columns += ("M instructions", "peer", "goals")
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+COLUMNS = ("launches", "blocks", "requested MB", "moved MB", "sectors", "least MB", "instructions")
 
 
-def count_line(counts: cases.Counts) -> str:
-    launches, least = counts.launches, counts.least
-    goals = "; ".join(
-        f"{name} {value:.4g} {'>=' if name == 'blocks' else '<='} {bound:g} {'met' if met else '**missed**'}"
-        for name, (value, bound, met) in counts.verdicts().items()
+def counts(entries: list[dict[str, Any]]) -> list[str]:
+    return rows([("operation", *COLUMNS[:-1], "M instructions", "peer", "goals"), *map(count_row, entries)])
+
+
+def count_row(entry: dict[str, Any]) -> list[object]:
+    figures = [entry["figures"][name] for name in COLUMNS]
+    goals = (
+        f"{goal['subject']} {goal['measured']:.4g} {'<=' if goal['ceiling'] else '>='} {goal['bound']:g} "
+        + ("met" if goal["state"] == "ok" else "**missed**")
+        for goal in entry["goals"]
     )
-    cells = (
-        counts.name,
-        len(launches),
-        counts.blocks,
-        f"{launches.bytes() / 1e6:.2f}",
-        f"{launches.moved() / 1e6:.2f}",
-        launches.sectors(),
-        f"{least / 1e6:.2f}",
-        f"{counts.instructions / 1e6:.2f}",
-        counts.job.peer,
-        goals,
-    )
-    return f"| {' | '.join(map(str, cells))} |"
+    shown = (f"{value:.2f}" if isinstance(value, float) else value for value in figures)
+    return [entry["name"], *shown, entry["case"]["peer"], "; ".join(goals)]
 
 
 # Compiled kernels
@@ -70,11 +55,11 @@ def count_line(counts: cases.Counts) -> str:
 Compiled = list[tuple[targets.Kernel, targets.Build]]
 
 
-def compile_table(compiled: Compiled) -> str:
+def compile_table(compiled: Compiled) -> list[str]:
     """A line per kernel: the worst of its variants."""
     processors = [processor.name for processor in targets.PROCESSORS]
     columns = ["kernel", "variants", "warps", "widest load", "tensor cores", *processors]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [columns]
     for name in sorted({kernel.name for kernel, _ in compiled}):
         some = [(kernel, build) for kernel, build in compiled if kernel.name == name]
         warps, loads = {kernel.warps for kernel, _ in some}, {build.widest_load for _, build in some}
@@ -82,8 +67,8 @@ def compile_table(compiled: Compiled) -> str:
         used = f"{sum(b.tensor_cores for _, b in some if b.dots)} of {dots}" if dots else ""
         cells = [f"`{name}`", str(-(-len(some) // len(processors))), span(warps), f"{span(loads)} B", used]
         cells += [worst([build for kernel, build in some if kernel.processor.name == p]) for p in processors]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return rows(lines)
 
 
 def worst(builds: list[targets.Build]) -> str:
