@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -114,15 +113,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--prompts", default=",".join((*PROMPTS, *TOGETHER)))
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(ROOT / "examples"))
-    import smollm
     import transformers
+
+    from demo import smollm
 
     transformers.logging.set_verbosity_error()
     lm = smollm.load()
 
     def prompt(name: str) -> list[int]:
-        return lm.encode_chat((ROOT / "examples" / "prompts" / f"{name}.txt").read_text().strip())
+        return lm.encode_chat((ROOT / "demo" / "prompts" / f"{name}.txt").read_text().strip())
 
     entries = []
     for name in options.prompts.split(","):

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples' engine: draft trees on a paged cache write what plain decoding writes, token for token."""
+"""The demo's engine: draft trees on a paged cache write what plain decoding writes, token for token."""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import specdec_kernels as sdk
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from engine import Engine, Request  # noqa: E402
-from llama import Llama, Shape  # noqa: E402
-from lookup import SharedBudget, Tree, TreeLookup, no_drafts  # noqa: E402
+from demo.drafters.lookup import SharedBudget, Tree, TreeLookup, no_drafts
+from demo.engine import Engine, Request
+from demo.llama import Llama, Shape
 
 VOCAB, WIDTH, EOS = 50, 32, 7
 SHAPE = Shape(
@@ -202,7 +198,7 @@ def test_drafts_save_steps(texts):
 def test_a_long_prompt_is_read_in_chunks(monkeypatch):
     prompt = [8 + place * place % 41 for place in range(47)]
     request, answer = {"prompt": prompt, "max_new_tokens": 6}, plain(prompt, 6, 0.0, 0)
-    monkeypatch.setattr("engine.PROMPT_CHUNK", 10)
+    monkeypatch.setattr("demo.engine.PROMPT_CHUNK", 10)
     (served,), _ = decode([(request, answer)], no_drafts, pages=20, max_nodes=4)
     assert served.tokens == answer
 

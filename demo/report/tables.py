@@ -3,14 +3,15 @@
 
 from collections.abc import Mapping
 
-from engine import Progress
-from llama import Llama
-from ngrams import Ngrams
-from race import PAGE_SIZE, Run, race, rate, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from smollm import SmolLM
+
+from ..drafters.ngrams import Ngrams
+from ..engine import Progress
+from ..llama import Llama
+from ..smollm import SmolLM
+from ..timing import PAGE_SIZE, Run, race, rate, ways
 
 
 def together(

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from llama import Batch, Llama, PagedCache
-from lookup import Tree
 
 import specdec_kernels as sdk
+
+from .drafters.lookup import Tree
+from .llama import Batch, Llama, PagedCache
 
 PROMPT_CHUNK = 256  # tokens of a prompt that one forward reads
 

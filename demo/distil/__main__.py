@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distils a table of n-grams from the model's own answers.
 
-    python examples/distil.py texts FILE    # answers to training prompts, written by the model
-    python examples/distil.py table FILE    # the table of those texts, and how it fares on held-out prompts
+    python -m demo.distil texts FILE    # answers to training prompts, written by the model
+    python -m demo.distil table FILE    # the table of those texts, and how it fares on held-out prompts
 
 Training prompts are put together from topics and questions below. None of them is a prompt of the demo or of
 the held-out list.
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from engine import Engine, Request, pages_for
-from llama import Llama, Shape
-from lookup import no_drafts
-from ngrams import WEIGHTS, distil
-from race import PAGE_SIZE, ways
-from smollm import load
+
+from ..drafters.lookup import no_drafts
+from ..drafters.ngrams import WEIGHTS, distil
+from ..engine import Engine, Request, pages_for
+from ..llama import Llama, Shape
+from ..smollm import load
+from ..timing import PAGE_SIZE, ways
 
 TOGETHER = 48  # requests decoded at once
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding of a real model: watch it, time it, and check that the text stays the same.
 
-    python examples/demo.py
+    python -m demo
 
-Drafted tokens that the model accepted are shown in colour. Needs the packages of examples/requirements.txt.
+Drafted tokens that the model accepted are shown in colour. Needs the packages of demo/requirements.txt.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> int:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        from show import run
+        from .run import run
 
         prompts = {name: PROMPTS[name].read_text(encoding="utf-8").strip() for name in options.prompts}
         return run(
@@ -36,7 +36,7 @@ def main() -> int:
         print("\033[0m\ninterrupted" if sys.stdout.isatty() else "\ninterrupted")
         return 130
     except ModuleNotFoundError as error:
-        print(f"demo: {error}: install this package and examples/requirements.txt", file=sys.stderr)
+        print(f"demo: {error}: install this package and demo/requirements.txt", file=sys.stderr)
         return 2
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from lookup import Tree, TreeLookup
 from safetensors.numpy import load_file, save_file
+
+from ..drafters.lookup import Tree, TreeLookup
 
 ORDERS = (4, 3, 2, 1)  # tokens looked back at, longest first
 BEST = 2  # continuations kept of each

@@ -4,8 +4,9 @@
 import time
 
 import torch
-from smollm import SmolLM
 from transformers.generation.streamers import BaseStreamer
+
+from .smollm import SmolLM
 
 
 class _Clock(BaseStreamer):

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from engine import Engine, Progress, Request, pages_for
-from llama import Batch, Llama, PagedCache
-from lookup import SharedBudget, TreeLookup, no_drafts
-from ngrams import NgramLookup, Ngrams
 
 import specdec_kernels as sdk
+
+from .drafters.lookup import SharedBudget, TreeLookup, no_drafts
+from .drafters.ngrams import NgramLookup, Ngrams
+from .engine import Engine, Progress, Request, pages_for
+from .llama import Batch, Llama, PagedCache
 
 PAGE_SIZE = 16
 MAX_NODES = 20  # of a tree: from 22 rows of this model on, torch wakes threads for every sum and product

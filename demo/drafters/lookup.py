@@ -11,7 +11,7 @@ import torch
 import specdec_kernels as sdk
 
 if TYPE_CHECKING:
-    from engine import Request
+    from ..engine import Request
 
 
 class Tree(NamedTuple):

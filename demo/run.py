@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 import transformers
-from engine import Progress
-from llama import Llama, Shape
-from ngrams import Ngrams
-from picture import Results, bars, draw
-from race import ROWS, Way, race, rate, step_costs, ways
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from smollm import ModelUnavailable, SmolLM, load
-from theirs import greedy
-from together import together
 from tokenizers.decoders import DecodeStream
+
+from .drafters.ngrams import Ngrams
+from .engine import Progress
+from .llama import Llama, Shape
+from .report.chart import Results, bars, draw
+from .report.tables import together
+from .smollm import ModelUnavailable, SmolLM, load
+from .timing import ROWS, Way, race, rate, step_costs, ways
+from .transformers_loop import greedy
 
 ACCEPTED = "bold green"
 SHOWN = "learned"  # the way whose text is shown as it comes

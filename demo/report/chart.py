@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib
-from race import Run, rate
 from rich.table import Table
+
+from ..timing import Run, rate
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  once the canvas is chosen
