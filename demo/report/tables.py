@@ -1,101 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's second part on a terminal: all prompts decoded at once, as draft trees on a paged cache."""
+"""Tables on a terminal: rates of every prompt alone and of all together."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Mapping, Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from ..drafters.ngrams import Ngrams
 from ..engine import Progress
-from ..llama import Llama
-from ..smollm import SmolLM
-from ..timing import PAGE_SIZE, Run, race, rate, ways
+from ..timing import Race, rates
+from ..ways import DRAFTERS, PLAIN
+from .figures import Results, label
+
+BAR = 40  # characters of the longest bar
 
 
-def together(
-    console: Console,
-    lm: SmolLM,
-    model: Llama,
-    table: Ngrams,
-    costs: Mapping[int, float],
-    prompts: dict[str, str],
-    alone: dict[tuple[str, float], list[int]],
-    max_new_tokens: int,
-    rounds: int,
-    seed: int,
-) -> list[str]:
-    """Decode the prompts at all temperatures in one queue, as many at once as there are prompts.
+def rates_by_prompt(results: Results, temperature: float, transformers: Mapping[str, float]) -> Table:
+    """A row for every prompt, and for all of them; `transformers` is a last column of rates."""
+    rows = results.at(temperature)
+    every = [race for races in rows.values() for race in races]
+    last = ["transformers"] if transformers else []
+    table = _table(label(temperature), "tokens", *every[0], *last)
 
-    Returns whose greedy text is not the one that the transformers model wrote for the prompt alone, by plain
-    decoding.
-    """
-    console.rule(Text("several prompts at once", "bold"))
-    _introduce(console)
+    rounds = len(every) // len(rows)
 
-    encoded = {name: lm.encode_chat(message) for name, message in prompts.items()}
-    keys = sorted(alone, key=lambda key: key[1])  # one temperature after the other
-    requests = [
-        {
-            "prompt": encoded[name],
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "seed": seed,
-        }
-        for name, temperature in keys
-    ]
-    results = [race(model, lm.eos_id, ways(table, costs), requests, len(prompts)) for _ in range(rounds)]
+    def add(name: str, races: Sequence[Race], peer: Sequence[str] = (), style: str = "") -> None:
+        written = sum(race[PLAIN].written for race in races) // rounds
+        table.add_row(name, f"{written}", *_cells(rates(races)), *peer, style=style)
 
-    rows = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
-    broken = []
-    trees = results[0]["learned"]
-    for place, (name, temperature) in enumerate(keys):
-        progress = trees.progress(trees.requests[place])
-        expected = alone[name, temperature]
-        same = all(run.texts[place] == expected for runs in results for run in runs.values())
-        rows.add_row(name, f"{temperature:g}", *_counts(progress), "yes" if same else "no")
-        if not same and temperature == 0:
-            broken.append(name)
-    console.print(rows)
-    console.print()
-    console.print(_totals(results))
-    return broken
+    for name, races in rows.items():
+        add(name, races, [f"{transformers[name]:.1f}"] if transformers else [])
+    if len(rows) > 1:
+        add("all", every, style="bold")
+    return table
 
 
-def _introduce(console: Console) -> None:
-    def line(text):
-        console.print(Text(text), soft_wrap=True)
-
-    line(f"Keys and values in pages of {PAGE_SIZE} slots; all prompts' trees in one forward.")
-    line("The likeliest nodes of all trees are drafted, while they are expected to pay.")
-    line("A text is identical where plain decoding and all drafters write what the prompt got alone.")
-    line("A text that is finished gives its pages back, and the next one in the queue joins.")
-    line("Rates are tokens per second of all prompts together, after reading them.\n")
-
-
-def _counts(progress: list[Progress]) -> tuple[str, str, str]:
-    """Tokens, tokens a step and nodes a step."""
-    tokens = sum(len(each.tokens) for each in progress)
-    nodes = sum(each.nodes for each in progress)
-    return f"{tokens}", f"{tokens / len(progress):.2f}", f"{nodes / len(progress):.1f}"
+def texts_together(results: Results, keys: Sequence[tuple[str, float]], same: Sequence[bool]) -> Table:
+    """A row for every request of the queue."""
+    table = _table("prompt", "temp.", "tokens", "per step", "nodes", "identical")
+    run = results.together[0][DRAFTERS[-1]]
+    for request, (name, temperature), identical in zip(run.requests, keys, same, strict=True):
+        steps = run.progress(request)
+        tokens, nodes = _totals(steps)
+        means = f"{tokens / len(steps):.2f}", f"{nodes / len(steps):.1f}"
+        table.add_row(name, f"{temperature:g}", f"{tokens}", *means, "yes" if identical else "no")
+    return table
 
 
-def _totals(results: list[dict[str, Run]]) -> Table:
+def rates_together(results: Results) -> Table:
+    """A row for every way."""
     table = _table("together", "tokens/s", "steps", "requests per step", "tokens", "nodes")
-    plain = rate([runs["plain"] for runs in results])
-    for way, run in results[0].items():
-        fast = rate([runs[way] for runs in results])
-        progress = [each for step in run.steps for each in step]
-        tokens, nodes = sum(len(each.tokens) for each in progress), sum(each.nodes for each in progress)
-        means = [f"{total / len(run.steps):.1f}" for total in (len(progress), tokens, nodes)]
-        table.add_row(way, f"{fast:.1f} ({fast / plain:.2f}x)", f"{len(run.steps)}", *means)
+    found = rates(results.together)
+    for way, run in results.together[0].items():
+        progress = [progress for step in run.steps for progress in step]
+        means = [f"{total / len(run.steps):.1f}" for total in (len(progress), *_totals(progress))]
+        table.add_row(way, _with_ratio(found[way], found[PLAIN]), f"{len(run.steps)}", *means)
+    return table
+
+
+def bars(results: Results) -> Table:
+    """Speed-up of the best way of each prompt and temperature."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    best = {}
+    for temperature in results.temperatures:
+        ratios = results.speedups(temperature)
+        for name in results.at(temperature):
+            best[name, temperature] = max((ratios[way][name], way) for way in ratios)
+    longest = max(ratio for ratio, _ in best.values())
+    for (name, temperature), (ratio, way) in best.items():
+        bar = "█" * max(round(ratio / longest * BAR), 1)
+        drawn = Text.assemble((bar, "green"), f" {ratio:.2f}x ({way})")
+        table.add_row(name, f"{temperature:g}" if temperature else "greedy", drawn)
     return table
 
 
 def _table(first: str, *others: str) -> Table:
+    """Without lines, the first column to the left, the others to the right."""
     table = Table(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
     table.add_column(first, no_wrap=True)
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def _cells(found: Mapping[str, float]) -> list[str | Text]:
+    """Plain decoding's rate, and those of the other ways with their ratio to it, the best in bold."""
+    best = max(rate for way, rate in found.items() if way != PLAIN)
+    cells: list[str | Text] = [f"{found[PLAIN]:.1f}"]
+    for way, rate in found.items():
+        if way != PLAIN:
+            cells.append(Text(_with_ratio(rate, found[PLAIN]), "bold" if rate == best else ""))
+    return cells
+
+
+def _with_ratio(rate: float, plain: float) -> str:
+    return f"{rate:.1f} ({rate / plain:.2f}x)"
+
+
+def _totals(progress: Sequence[Progress]) -> tuple[int, int]:
+    """Tokens and nodes."""
+    return sum(len(part.tokens) for part in progress), sum(part.nodes for part in progress)
