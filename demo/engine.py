@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -117,6 +117,7 @@ class Engine:
         logits = self.model.logits(self.model.forward(batch, self.cache))
         verified = self.verifier(logits, batch.tree, **_noise(requests))
         committed = self.verifier.commit(verified, batch.tree, batch.block_table, batch.prefix_lens)
+        assert committed is not None  # the verifier has a plan
         progress = []
         for request, draft, tokens, count, cached, kept in zip(
             requests,
@@ -159,7 +160,7 @@ class Engine:
             for request, end in zip(requests, ends, strict=True):
                 request.cached = end
 
-    def _batch(self, requests: list[Request], trees: list[Tree]) -> Batch:
+    def _batch(self, requests: Sequence[Request], trees: Sequence[Tree]) -> Batch:
         """Flatten the trees and give every node of each a slot behind its request's prefix."""
         sizes = [len(tree.tokens) for tree in trees]
         for request, size in zip(requests, sizes, strict=True):
@@ -192,7 +193,7 @@ def pages_for(slots: int, page_size: int) -> int:
     return -(-slots // page_size)
 
 
-def _noise(requests: list[Request]) -> dict:
+def _noise(requests: Sequence[Request]) -> dict[str, Any]:
     return {
         "sampling": sdk.SamplingParams(temperature=torch.tensor([r.temperature for r in requests])),
         "seeds": torch.tensor([r.seed for r in requests]),

@@ -84,7 +84,7 @@ def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
     for rows in ROWS:
         seconds(rows)
     # Each size is compared with the one-row step right before it, so that passing load hits both.
-    ratios = {rows: [] for rows in ROWS[1:]}
+    ratios: dict[int, list[float]] = {rows: [] for rows in ROWS[1:]}
     for _ in range(repeats):
         for rows, values in ratios.items():
             single = seconds(1)

@@ -17,7 +17,7 @@ class Generation(NamedTuple):
     rate: float  # tokens per second after the first step
 
 
-class _Clock(BaseStreamer):
+class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is not typed here
     """Receives the prompt, then the tokens of every step."""
 
     def __init__(self) -> None:

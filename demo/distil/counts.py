@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def distil(texts: Sequence[Text], folds: int = 4, least: float = 0.1) -> tuple[N
     `least` are left out.
     """
     chances, share = _chances(texts, folds)
-    arrays = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     for order, entries in _count(texts).items():
         keys, tokens, percents = [], [], []
         for key, counter in sorted(entries.items()):

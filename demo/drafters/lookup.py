@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -29,14 +30,16 @@ class TreeLookup:
         self.max_nodes = max_nodes
         self.min_chance = min_chance
         # Where a continuation reaches the end of the text it goes on with itself: a repetition repeats.
-        self.options = dict(branches=branches, max_ngram=max_ngram, min_ngram=min_ngram, cyclic=True)
+        self.lookup = partial(
+            sdk.ngram_tree, branches=branches, max_ngram=max_ngram, min_ngram=min_ngram, cyclic=True
+        )
 
     def __call__(self, contexts: Sequence[Sequence[int]]) -> list[Tree]:
         lengths = torch.tensor([len(context) for context in contexts])
         texts = torch.zeros((len(contexts), int(lengths.max())), dtype=torch.int64)
         for row, context in zip(texts, contexts, strict=True):
             row[: len(context)] = torch.tensor(context)
-        drafted, scores = sdk.ngram_tree(texts, lengths, self.max_nodes, **self.options)
+        drafted, scores = self.lookup(texts, lengths, self.max_nodes)
         shape = (len(contexts), self.max_nodes)
         rows = zip(
             drafted.tokens.view(shape).tolist(),

@@ -7,6 +7,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Ngrams:
     right in text that the table had not seen.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: dict[str, np.ndarray[Any, Any]]):
         self.arrays = arrays
 
     @classmethod
@@ -97,7 +98,7 @@ class NgramLookup:
     @staticmethod
     def _before(node: int, tokens: list[int], parents: list[int], context: Sequence[int]) -> list[int]:
         """The last tokens up to a node."""
-        path = []
+        path: list[int] = []
         while node > 0 and len(path) < ORDERS[0]:
             path.append(tokens[node])
             node = parents[node]
