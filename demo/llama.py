@@ -4,14 +4,19 @@
 A chain is a tree too, so the same forward reads prompts, decodes one token or verifies a draft.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import specdec_kernels as sdk
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 class Shape(NamedTuple):
@@ -26,8 +31,7 @@ class Shape(NamedTuple):
     max_positions: int
 
     @classmethod
-    def of(cls, config) -> "Shape":
-        """From a transformers LlamaConfig."""
+    def of(cls, config: LlamaConfig) -> Shape:
         return cls(
             layers=config.num_hidden_layers,
             heads=config.num_attention_heads,
@@ -83,7 +87,8 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return product
 
 
 class Layer(NamedTuple):
@@ -95,8 +100,8 @@ class Layer(NamedTuple):
     down: Linear
 
     @classmethod
-    def of(cls, weights: Mapping[str, Tensor], number: int) -> "Layer":
-        def weight(*names):
+    def of(cls, weights: Mapping[str, Tensor], number: int) -> Layer:
+        def weight(*names: str) -> Tensor:
             return torch.cat([weights[f"model.layers.{number}.{name}.weight"] for name in names])
 
         return cls(

@@ -1,43 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timing of the engine: what a step costs, and requests decoded in several ways, in turn."""
 
+from __future__ import annotations
+
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from engine import Engine, Progress, Request, pages_for
-from llama import Batch, Llama, PagedCache
-from lookup import SharedBudget, TreeLookup, no_drafts
-from ngrams import NgramLookup, Ngrams
 
 import specdec_kernels as sdk
 
+from .engine import Engine, Progress, Request, pages_for
+from .llama import Batch, Llama, PagedCache
+from .ways import MAX_NODES, Way
+
 PAGE_SIZE = 16
-MAX_NODES = 20  # of a tree: from 22 rows of this model on, torch wakes threads for every sum and product
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 64)
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way of decoding: what drafts for all requests, and the rule that judges."""
-
-    draft: Callable
-    rule: str = "match"
-
-
-def ways(table: Ngrams, costs: Mapping[int, float]) -> dict[str, Way]:
-    """Plain decoding, and drafters, each with as many nodes as are expected to pay: lookup of one
-    continuation, of several, and these with a table of what the model tends to write."""
-    drafters = {
-        "chain": TreeLookup(MAX_NODES, branches=1),
-        "tree": TreeLookup(MAX_NODES),
-        "learned": NgramLookup(table, TreeLookup(MAX_NODES)),
-    }
-    return {"plain": Way(no_drafts)} | {
-        name: Way(SharedBudget(drafter, costs)) for name, drafter in drafters.items()
-    }
 
 
 @dataclass
@@ -71,9 +52,15 @@ class Run:
         return [progress for step in self.steps for progress in step if progress.request is request]
 
 
-def rate(runs: Sequence[Run]) -> float:
-    """Tokens per second of some runs together."""
-    return sum(run.written for run in runs) / sum(run.seconds for run in runs)
+Race = dict[str, Run]  # of the same requests, by way
+
+
+def rates(races: Sequence[Race], ways: Iterable[str] | None = None) -> dict[str, float]:
+    """Tokens per second of each way over all races, or of some ways."""
+    return {
+        way: sum(race[way].written for race in races) / sum(race[way].seconds for race in races)
+        for way in (races[0] if ways is None else ways)
+    }
 
 
 @torch.inference_mode()
@@ -97,7 +84,7 @@ def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
     for rows in ROWS:
         seconds(rows)
     # Each size is compared with the one-row step right before it, so that passing load hits both.
-    ratios = {rows: [] for rows in ROWS[1:]}
+    ratios: dict[int, list[float]] = {rows: [] for rows in ROWS[1:]}
     for _ in range(repeats):
         for rows, values in ratios.items():
             single = seconds(1)
@@ -109,19 +96,19 @@ def race(
     model: Llama,
     eos_id: int,
     ways: Mapping[str, Way],
-    requests: Sequence[dict],
-    together: int,
-    on_step: Callable[[str, list[Progress]], object] = lambda way, progress: None,
-) -> dict[str, Run]:
+    requests: Sequence[dict[str, Any]],
+    at_once: int,
+    on_step: Callable[[str, list[Progress]], object] | None = None,
+) -> Race:
     """Decode the requests in every way. The ways advance in turn, whichever has written less.
 
-    The pool holds the first `together` of the requests; the others join as pages come free.
+    The pool holds the first `at_once` of the requests; the others join as pages come free.
     """
     runs = {}
     for name, way in ways.items():
         fresh = [Request(**request) for request in requests]
         slots = [request.most_slots + MAX_NODES for request in fresh]
-        pages = max(sum(pages_for(n, PAGE_SIZE) for n in slots[:together]), pages_for(max(slots), PAGE_SIZE))
+        pages = max(sum(pages_for(n, PAGE_SIZE) for n in slots[:at_once]), pages_for(max(slots), PAGE_SIZE))
         engine = Engine(
             model,
             way.draft,
@@ -135,5 +122,6 @@ def race(
     while busy := [name for name, run in runs.items() if run.engine.running or run.engine.waiting]:
         name = min(busy, key=lambda name: runs[name].written)
         runs[name].advance()
-        on_step(name, runs[name].steps[-1])
+        if on_step is not None:
+            on_step(name, runs[name].steps[-1])
     return runs

@@ -1,28 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distils a table of n-grams from the model's own answers.
+"""Training prompts, put together from topics and questions, and held-out ones.
 
-    python examples/distil.py texts FILE    # answers to training prompts, written by the model
-    python examples/distil.py table FILE    # the table of those texts, and how it fares on held-out prompts
-
-Training prompts are put together from topics and questions below. None of them is a prompt of the demo or of
-the held-out list.
+None of the training prompts is a prompt of the demo or of the held-out list.
 """
 
-import argparse
 import itertools
 import random
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
-from engine import Engine, Request, pages_for
-from llama import Llama, Shape
-from lookup import no_drafts
-from ngrams import WEIGHTS, distil
-from race import PAGE_SIZE, ways
-from smollm import load
-
-TOGETHER = 48  # requests decoded at once
 
 TOPICS = (
     "electric bicycles", "the water cycle", "bread", "chess", "coral reefs", "public speaking",
@@ -92,64 +75,3 @@ HELD_OUT = (
 def training_prompts(count: int) -> list[str]:
     prompts = [question.format(topic) for topic, question in itertools.product(TOPICS, QUESTIONS)]
     return random.Random(1).sample(prompts, 2400)[:count]
-
-
-def write(prompts: list[str], tokens: int) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) for each prompt; every third at temperature 0.7, the others greedy."""
-    lm = load()
-    model = Llama(Shape.of(lm.model.config), lm.model.state_dict())
-    pages = TOGETHER * pages_for(128 + tokens, PAGE_SIZE)
-    engine = Engine(model, no_drafts, eos_id=lm.eos_id, pages=pages, page_size=PAGE_SIZE, max_nodes=1)
-    requests = [
-        Request(lm.encode_chat(prompt), tokens, 0.7 if number % 3 == 0 else 0.0, number)
-        for number, prompt in enumerate(prompts)
-    ]
-    for request in requests:
-        engine.add(request)
-    while engine.step():
-        pass
-    return [(list(request.prompt), request.tokens) for request in requests]
-
-
-def accepted(drafter: Callable, texts: list[tuple[list[int], list[int]]], depths: int = 6) -> str:
-    """Share of the places in greedy answers where a whole tree's path of each depth is what follows."""
-    places, found = 0, [0] * depths
-    for prompt, answer in texts:
-        for place in range(len(answer)):
-            (tree,) = drafter([[*prompt, *answer[:place]]])
-            length = len(tree.path(answer[place:])) - 1
-            places += 1
-            for depth in range(min(length, depths)):
-                found[depth] += 1
-    return " ".join(f"{each / places:.3f}" for each in found)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["texts", "table"])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--prompts", type=int, default=1440)
-    parser.add_argument("--tokens", type=int, default=160)
-    options = parser.parse_args()
-    if options.what == "texts":
-        texts, prompts = [], training_prompts(options.prompts)
-        for first in range(0, len(prompts), 240):
-            texts += write(prompts[first : first + 240], options.tokens)
-            torch.save(texts, options.file)
-            print(f"{len(texts)} answers, {sum(len(answer) for _, answer in texts)} tokens", flush=True)
-    else:
-        texts = torch.load(options.file)
-        table, hit = distil(texts)
-        table.save(WEIGHTS)
-        size = WEIGHTS.stat().st_size / 1e6
-        tokens = sum(len(answer) for _, answer in texts)
-        print(f"{len(texts)} answers of {tokens} tokens; {size:.1f} MB")
-        print(f"first guess right in answers left out of the table: {hit:.3f}")
-        held_out = write(list(HELD_OUT), options.tokens)
-        for name, drafter in ways(table, {1: 1.0}).items():
-            if name != "plain":
-                print(
-                    f"{name}, held-out prompts, accepted by depth: {accepted(drafter.draft.lookup, held_out)}"
-                )

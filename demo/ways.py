@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways of decoding that are compared: plain decoding, the drafters, and other rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .drafters.budget import SharedBudget, no_drafts
+from .drafters.lookup import TreeLookup
+from .drafters.ngrams import NgramLookup, Ngrams
+from .engine import Draft
+
+PLAIN = "plain"
+DRAFTERS = ("chain", "tree", "learned")
+RULES = ("token", "traversal")  # they keep the law of the text, and not the text
+MAX_NODES = 20  # of a tree: from 22 rows of this model on, torch wakes threads for every sum and product
+
+
+class Way(NamedTuple):
+    """What drafts for all requests, and the rule that judges."""
+
+    draft: Draft
+    rule: str = "match"
+
+
+def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
+    """Lookup of one continuation, of several, and these with a table of what the model tends to write."""
+    found = (
+        TreeLookup(MAX_NODES, branches=1),
+        TreeLookup(MAX_NODES),
+        NgramLookup(table, TreeLookup(MAX_NODES)),
+    )
+    return dict(zip(DRAFTERS, found, strict=True))
+
+
+def ways(table: Ngrams, costs: Mapping[int, float], *, rules: bool = False) -> dict[str, Way]:
+    """Plain decoding and every drafter, each with as many nodes as are expected to pay; with `rules` also
+    the last drafter under the other rules."""
+    found = {PLAIN: Way(no_drafts)}
+    found |= {name: Way(SharedBudget(drafter, costs)) for name, drafter in drafters(table).items()}
+    if rules:
+        last = drafters(table)[DRAFTERS[-1]]
+        found |= {rule: Way(SharedBudget(last, costs), rule) for rule in RULES}
+    return found

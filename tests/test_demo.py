@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's options: what is refused before a model is loaded, and the figures it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_llama import EOS, MODEL
+
+from demo.__main__ import main
+from demo.distil.counts import distil
+from demo.files import Refused, check_writable, read_prompts
+from demo.report.figures import Results, write_json
+from demo.timing import race
+from demo.ways import DRAFTERS, PLAIN, ways
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "b.txt").write_text(" two\n")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "note.md").write_text("no prompt")
+    (tmp_path / "blank.text").write_text("")
+    return tmp_path
+
+
+def test_prompts_of_any_folder(folder):
+    assert list(read_prompts(folder).items()) == [("a", "one"), ("b", "two")]
+    assert read_prompts(folder, ["b"]) == {"b": "two"}
+
+
+def blank(folder: Path) -> list[str]:
+    (folder / "c.txt").write_text(" \n")
+    return ["--prompts-dir", str(folder)]
+
+
+def no_text(folder: Path) -> list[str]:
+    (folder / "c.txt").write_bytes(b"\xff\xfe")
+    return ["--prompts-dir", str(folder)]
+
+
+def no_file(folder: Path) -> list[str]:
+    (folder / "c.txt").mkdir()
+    return ["--prompts-dir", str(folder)]
+
+
+def no_name(folder: Path) -> list[str]:
+    (folder / "\x1b[2J.txt").write_text("three")
+    return ["--prompts-dir", str(folder)]
+
+
+def no_prompts(folder: Path) -> list[str]:
+    (folder / "inside").mkdir()
+    return ["--prompts-dir", str(folder / "inside")]
+
+
+REFUSED = {
+    "no such folder": (lambda folder: ["--prompts-dir", str(folder / "none")], "none' cannot be read"),
+    "a file": (lambda folder: ["--prompts-dir", str(folder / "a.txt")], "a.txt' cannot be read"),
+    "nothing there": (no_prompts, "inside' has no .txt files"),
+    "empty": (blank, "c.txt' is empty"),
+    "not UTF-8": (no_text, "c.txt' is not text in UTF-8"),
+    "a folder as prompt": (no_file, "c.txt' cannot be read"),
+    "unprintable": (no_name, "cannot be printed"),
+    "no such prompt": (
+        lambda folder: ["--prompts-dir", str(folder), "--prompts", "a", "c"],
+        "there is no prompt 'c'",
+    ),
+    "json in no folder": (lambda folder: ["--json", str(folder / "none" / "x.json")], "cannot be written"),
+    "json is a folder": (lambda folder: ["--json", str(folder)], "cannot be written: Is a directory"),
+    "json with a long name": (lambda folder: ["--json", str(folder / ("x" * 300))], "cannot be written"),
+    "picture in no folder": (
+        lambda folder: ["--picture", str(folder / "none" / "x.png")],
+        "cannot be written",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_is_loaded(name, folder, capsys, monkeypatch):
+    arguments, words = REFUSED[name][0](folder), REFUSED[name][1]
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "demo.run", None)  # importing it fails
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("demo: ") and words in message and message.count("\n") == 1
+
+
+def test_an_earlier_result_survives_the_check(folder):
+    check_writable(folder / "b.txt")
+    check_writable(folder / "new.json")
+    assert (folder / "b.txt").read_text() == " two\n" and not (folder / "new.json").exists()
+
+
+REQUEST = {"prompt": [8, 9, 8, 9, 8], "max_new_tokens": 5}
+COSTS = {1: 1.0, 20: 2.0}
+TEXTS = [([20, 8, 9], [10, 11, 8, 9, 10, number]) for number in range(16)]  # 8 9 goes on with 10
+
+
+def test_a_table_of_ngrams():
+    table, share = distil(TEXTS)
+    (token, chance), *others = table.after([20, 8, 9])
+    assert token == 10 and chance > 0.6 and not others
+    assert 0.5 < share < 1.0  # all but the last token of each text
+
+
+def test_json(folder, one_thread):
+    table, _ = distil(TEXTS)
+    results = Results()
+    for name, prompt in {"first": [8, 9, 8, 9, 8], "second": [20, 21, 22]}.items():
+        for temperature in (0.0, 0.7):
+            request = REQUEST | {"prompt": prompt, "temperature": temperature}
+            compared = ways(table, COSTS, rules=temperature > 0)
+            results.single[name, temperature] = [race(MODEL, EOS, compared, [request], 1)]
+    results.together = [race(MODEL, EOS, ways(table, COSTS), [REQUEST, REQUEST], 1)]
+    for races in results.single.values():
+        for way, run in races[0].items():
+            run.seconds = 2.0 if way == PLAIN else 0.5
+    write_json(results, folder / "out.json")
+    figures = json.loads((folder / "out.json").read_text())
+    assert list(figures) == ["single", "together"] and list(figures["single"]) == ["first", "second"]
+    for found in (*figures["single"].values(), figures["together"]):
+        assert list(found) == [PLAIN, *DRAFTERS] and all(rate > 0 for rate in found.values())
+    written = sum(len(results.text("first", temperature)) for temperature in (0.0, 0.7))
+    assert figures["single"]["first"] == {PLAIN: written / 4} | {way: written for way in DRAFTERS}
+
+
+def test_json_that_cannot_be_written_in_the_end(folder, one_thread):
+    results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], COSTS), [REQUEST], 1)])
+    with pytest.raises(Refused, match="cannot be written"):
+        write_json(results, folder / "none" / "x.json")
