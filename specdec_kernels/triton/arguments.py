@@ -13,6 +13,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from .launch import registers
+from .record import load
 from .row import number_of
 
 
@@ -97,7 +98,7 @@ class Scratch(NamedTuple):
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
     bins: tl.tensor  # [B, BINS] int64: histograms of cuts
-    goals: tl.tensor  # [B, GOAL]: what to draw from
+    draws: tl.tensor  # [B, DRAW]: what is still to be drawn
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
 
 
@@ -151,16 +152,9 @@ def params_of(sampling, request):
 
 
 @triton.jit
-def save_params(words, params):
-    for i in tl.static_range(len(params)):
-        tl.store(words + i, params[i])
-
-
-@triton.jit
 def load_params(words):
-    return Params(
-        tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3), tl.load(words + 4)
-    )
+    none = tl.full([], 0.0, tl.float32)
+    return Params(*load(words, Params(none, none, none, none, none)))
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .._ops.calls import SampleChildrenCall
 from .arguments import sampling_of, target_of, target_row
-from .draw import goal_of, load_law
+from .draw import draw_words, load_row_law
 from .launch import row_passes
 from .law import log_probability, target_scores
 from .logarithm import log
@@ -98,7 +98,7 @@ def _children_list_kernel(
 ):
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows, splits = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
-    law = load_law(goal_of(scratch, n))
+    law = load_row_law(draw_words(scratch, n))
     if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
@@ -151,7 +151,7 @@ def _children_merge_kernel(
     CHILDREN: tl.constexpr,
 ):
     n, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
-    law = load_law(goal_of(scratch, n))
+    law = load_row_law(draw_words(scratch, n))
     child = tl.arange(0, CHILDREN)
     children = tl.full([CHILDREN], NO_TOKEN, tl.int32)
     if law.point < 0:

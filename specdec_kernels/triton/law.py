@@ -17,6 +17,7 @@ import triton.language as tl
 from .arguments import bitmask_row, draft_row, has_cuts, target_row
 from .cuts import row_cut
 from .measure import DRAFT, TARGET, split_results
+from .record import load
 from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slope_of
 
 NAN = tl.constexpr(1)  # bits of Status
@@ -64,6 +65,14 @@ def log_probability(law, x, token):
     log2_p = tl.where(x >= law.cut, log2_p, float("-inf"))
     log2_p = tl.where(law.point >= 0, tl.where(token == law.point, 0.0, float("-inf")), log2_p)
     return log2_p * _LN2
+
+
+@triton.jit
+def store_logprob(logprobs_ptr, place, target, row, law, token):
+    """Writes the log-probability of a token (int64), where it is asked for."""
+    if logprobs_ptr is not None:
+        x = target_scores(target, row, token, token >= 0)
+        tl.store(logprobs_ptr + place, log_probability(law, x, token))
 
 
 @triton.jit
@@ -166,6 +175,11 @@ def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.conste
         params.top_k, params.top_p, params.min_p, params.min_p_last, TILE,
     )  # fmt: skip
     return cut, kept.to(tl.float64)
+
+
+@triton.jit
+def load_law(words):
+    return Law(*load(words, logprobs_law()))
 
 
 @triton.jit

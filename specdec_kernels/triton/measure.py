@@ -15,12 +15,13 @@ import triton.language as tl
 from .arguments import bitmask_row, draft_row, drawn_from, has_cuts, params_of, target_row
 from .race import race
 from .random import NEXT, race_words
+from .record import load_shared, save
 from .row import NO_TOKEN, exponent_of, measure, read_row, slope_of
 from .tree import POINT, request_range
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
-RESULT = 4  # float64 words of the result of a split
+RESULT = 4  # float64 words of the result of a split: a sector
 _RESULT = tl.constexpr(RESULT)
 _REQUESTS = tl.constexpr(32)  # looked through together
 _NODES = tl.constexpr(32)
@@ -38,30 +39,23 @@ class Split(NamedTuple):
 
 
 @triton.jit
+def _empty_split():
+    zero = tl.full([], 0.0, tl.float32)
+    lowest = tl.full([], float("-inf"), tl.float32)
+    return Split(lowest, zero, tl.full([], NO_TOKEN, tl.int32), tl.full([], 0, tl.int32), zero)
+
+
+@triton.jit
 def store_split(words, split, result):
-    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
-    numbers = record.to(tl.pointer_type(tl.float32))
-    tl.store(numbers, result.max)
-    tl.store(numbers + 1, result.mass)
-    tl.store(record + 2, result.token)
-    tl.store(record + 3, result.flags)
-    tl.store(numbers + 4, result.score)
+    save((words + split * _RESULT).to(tl.pointer_type(tl.float32)), result)
 
 
 @triton.jit
 def load_splits(words, splits, SPLITS: tl.constexpr):
     """[SPLITS] results, which other programs, even of the same launch, may have written."""
     split = tl.arange(0, SPLITS)
-    inside = split < splits
-    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
-    numbers = record.to(tl.pointer_type(tl.float32))
-    return Split(
-        tl.load(numbers, mask=inside, other=float("-inf"), cache_modifier=".cg"),
-        tl.load(numbers + 1, mask=inside, other=0.0, cache_modifier=".cg"),
-        tl.load(record + 2, mask=inside, other=NO_TOKEN, cache_modifier=".cg"),
-        tl.load(record + 3, mask=inside, other=0, cache_modifier=".cg"),
-        tl.load(numbers + 4, mask=inside, other=0.0, cache_modifier=".cg"),
-    )
+    words = (words + split * _RESULT).to(tl.pointer_type(tl.float32))
+    return Split(*load_shared(words, _empty_split(), split < splits))
 
 
 @triton.jit

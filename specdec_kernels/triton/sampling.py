@@ -27,7 +27,16 @@ from .arguments import (
     target_row,
 )
 from .cuts import BINS
-from .draw import GOAL, arrives_last, emit, goal_of, load_law, open_draw, save_law, winners_of
+from .draw import (
+    DRAW,
+    arrives_last,
+    draw_words,
+    emit,
+    load_row_law,
+    open_draw,
+    save_row_law,
+    winner_words,
+)
 from .launch import row_passes
 from .law import target_law
 from .measure import RESULT, TARGET, Split, load_splits, measure_split, split_results, store_split
@@ -76,7 +85,7 @@ def settle_rows(
     passes, cuts = row_passes(vocab), may_cut(sampling)
     results = batch * passes.padded_splits * RESULT
     scratch = scratch_of(
-        device, results, bins=batch * BINS.value if cuts else 0, goals=batch * GOAL, winners=results
+        device, results, bins=batch * BINS.value if cuts else 0, draws=batch * DRAW, winners=results
     )
     given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
     splits = dict(SPLIT=passes.split, SPLITS=passes.padded_splits)
@@ -140,8 +149,8 @@ def _sample_settle_kernel(
     b = tl.program_id(0).to(tl.int64)
     bins = (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS
     law, _status = target_law(target, scratch, b, params_of(sampling, b), bins, CUTS, SPLIT, SPLITS, TILE)
-    save_law(goal_of(scratch, b), law)
-    open_draw(goal_of(scratch, b))
+    save_row_law(draw_words(scratch, b), law)
+    open_draw(draw_words(scratch, b))
     if tokens_ptr is not None:
         token = law.point
         if RACE:
@@ -166,7 +175,7 @@ def _sample_draw_kernel(
     TILE: tl.constexpr,
 ):
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    law = load_law(goal_of(scratch, b))
+    law = load_row_law(draw_words(scratch, b))
     if law.point < 0:
         begin = split * SPLIT
         score, token = race_law(
@@ -176,9 +185,13 @@ def _sample_draw_kernel(
             tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT,
             TILE,
         )  # fmt: skip
-        winners = winners_of(scratch, b, SPLITS)
-        store_split(winners, split, Split(law.top, 0.0, token, 0, score))
-        if arrives_last(goal_of(scratch, b)):
+        winners = winner_words(scratch, b, SPLITS)
+        store_split(
+            winners,
+            split,
+            Split(law.top, tl.full([], 0.0, tl.float32), token, tl.full([], 0, tl.int32), score),
+        )
+        if arrives_last(draw_words(scratch, b)):
             raced = load_splits(winners, tl.num_programs(1), SPLITS)
             _, token = merge_races(raced.score, raced.token)
             emit(target, b, law, token.to(tl.int64), tokens_ptr, logprobs_ptr, b)

@@ -2,7 +2,7 @@
 """Verification in three launches, whatever the rule, the options, the data or the tree.
 
 measure   (R, splits, 1 or 2)   every row once: what the laws need to know of it
-walk      (B,)                  the rule; leaves a goal: the law to draw the next token from, as scalars
+walk      (B,)                  the rule; leaves what is to be drawn: the law of the next token, as scalars
 draw      (B, splits)           the race for the next token; the last program of a request merges
 
 Under `match` the walk knows the next token, and there is no third launch.
@@ -25,7 +25,7 @@ from .arguments import (
     target_of,
 )
 from .cuts import BINS
-from .draw import GOAL, verify_draw_kernel
+from .draw import DRAW, verify_draw_kernel
 from .launch import verify_launch
 from .measure import RESULT, verify_measure_kernel
 from .walk import VISIT, verify_walk_kernel
@@ -82,7 +82,7 @@ def verify(
         nodes=rows,
         ranks=rows if call.first_child is not None else 0,
         bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
-        goals=requests * GOAL,
+        draws=requests * DRAW,
         winners=requests * launch.padded_draw_splits * RESULT,
     )
     given = dict(
