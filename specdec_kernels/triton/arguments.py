@@ -122,8 +122,7 @@ def compiler_options(cuts: bool) -> dict[str, int]:
     """Of kernels that settle laws, for the device at hand."""
     if knobs.runtime.interpret:
         return {}
-    target = driver.active.get_current_target()
-    return registers(target.backend, target.arch, cuts)
+    return registers(driver.active.get_current_target(), cuts)
 
 
 def may_cut(sampling: Sampling) -> bool:

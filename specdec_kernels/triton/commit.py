@@ -12,7 +12,8 @@ from .._cache_table import FIELDS, cache_rows, new_rows
 from .._ops.calls import CommitKVCall
 from .addresses import on_device, pointer, unit_words
 from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
-from .path import kept_nodes, request_rows
+from .path import kept_nodes
+from .tree import request_rows
 
 _FIELDS = tl.constexpr(len(FIELDS))
 _LARGEST = tl.constexpr(2**31 - 1)

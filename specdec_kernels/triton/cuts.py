@@ -23,15 +23,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .logarithm import log
-from .row import LOG2E, read_row
+from .logarithm import LOG2E, log
+from .row import read_row
 
 _BINS = tl.constexpr(2048)  # of a histogram
 BINS = tl.constexpr(3 * 2048)  # int64 that `bins_ptr` points to: of numbers for top-k; of masses for each
 
 _LANES = tl.constexpr(256)  # bins, and scores sorted into them, taken together: few, to need few registers
 _WIDTH = tl.constexpr(0.03125)  # of a bin of scores: a power of two, so that multiples of it are exact
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
 _LEVELS = tl.constexpr(8)  # more than ever needed: each but the first takes 11 of 32 bits off a key
 _MOST_LISTED = tl.constexpr(256)  # the threshold of a top_k or nucleus of more is seldom in the list
 

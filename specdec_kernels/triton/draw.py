@@ -22,7 +22,7 @@ from .random import RESIDUAL, race_words
 from .record import load, save, whole_sectors
 from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
 from .special import NO_SPECIAL, leave_out
-from .tree import Tree, request_range
+from .tree import Tree, request_rows
 
 _NO_CUT = tl.constexpr(float("-inf"))
 _RESULT = tl.constexpr(RESULT)
@@ -164,7 +164,7 @@ def verify_draw_kernel(
     kind = _load_kind(words)
     if kind != SETTLED:
         draw = _load_draw(words, CUTS)
-        first, count = request_range(cu_nodes_ptr, rows, request)
+        first, count = request_rows(cu_nodes_ptr, request, rows)
         row = first.to(tl.int64) + draw.node
         seed = tl.load(seeds_ptr + request)
         position = tl.load(positions_ptr + request) + draw.depth

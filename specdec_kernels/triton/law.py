@@ -14,17 +14,17 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..verification import Status
 from .arguments import bitmask_row, draft_row, has_cuts, target_row
 from .cuts import row_cut
+from .logarithm import LN2, LOG2E
 from .measure import DRAFT, TARGET, split_results
 from .record import load
-from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slope_of
+from .row import exponent_of, lowest_allowed, merge_first, read_row, slope_of
 
-NAN = tl.constexpr(1)  # bits of Status
-EMPTY = tl.constexpr(2)
-IMPOSSIBLE = tl.constexpr(4)
-
-_LN2 = tl.constexpr(0.6931471805599453)
+NAN = tl.constexpr(int(Status.NAN))
+EMPTY = tl.constexpr(int(Status.EMPTY))
+IMPOSSIBLE = tl.constexpr(int(Status.IMPOSSIBLE))
 
 
 class Law(NamedTuple):
@@ -39,7 +39,7 @@ class Law(NamedTuple):
 def exp2_wide(t):
     """2^t of float64 t <= 0; 0 below 2^-1022 and for NaN."""
     whole = tl.floor(t + 0.5)
-    y = (t - whole) * _LN2
+    y = (t - whole) * LN2
     e = 1.0
     for k in tl.static_range(12, 0, -1):
         e = 1.0 + y * (1.0 / k) * e
@@ -64,7 +64,7 @@ def log_probability(law, x, token):
     log2_p -= tl.log2(law.mass.to(tl.float32))
     log2_p = tl.where(x >= law.cut, log2_p, float("-inf"))
     log2_p = tl.where(law.point >= 0, tl.where(token == law.point, 0.0, float("-inf")), log2_p)
-    return log2_p * _LN2
+    return log2_p * LN2
 
 
 @triton.jit

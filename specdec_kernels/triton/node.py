@@ -27,7 +27,19 @@ from .law import (
 )
 from .row import read_row, read_tokens
 from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, special_mass, target_p
-from .tree import INDEPENDENT, NO_KEY, NODES, WITHOUT_REPLACEMENT, proposals_of, siblings
+from .tree import (
+    HAS_INDEPENDENT,
+    HAS_POINT,
+    HAS_WITHOUT_REPLACEMENT,
+    INDEPENDENT,
+    NO_KEY,
+    NODES,
+    WITHOUT_REPLACEMENT,
+    proposals_of,
+    siblings,
+)
+
+_LARGEST_RATIO = tl.constexpr(3e38)  # finite as float32
 
 
 class Node(NamedTuple):
@@ -50,9 +62,7 @@ class Residual(NamedTuple):
     a: tl.tensor  # float64
     b: tl.tensor  # float64
     b_point: tl.tensor  # float64, in place of b at the tokens of POINT children
-    since: (
-        tl.tensor
-    )  # int64, key of the child whose rejection left nothing, after which P = p again; -1 = none
+    since: tl.tensor  # int64, key of the child whose rejection left nothing: P = p again; -1 = none
     last: tl.tensor  # int64, key of the child rejected last; -1 = none
     dry: tl.tensor  # int64, key from which on WITHOUT_REPLACEMENT children had nothing to be drawn from
     factor: tl.tensor  # float64
@@ -87,11 +97,11 @@ def load_node(
         target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
     )
     node = unloaded(row)
-    kinds = proposals_of(tree, index)
+    proposals = proposals_of(tree, index)
     q = node.q
     source = node.drawn_from
     if draft.data is not None:
-        if kinds > 1:
+        if proposals >= HAS_INDEPENDENT:
             source = drawn_from(draft, request.draft_count, request.index, row, index)
             if source >= 0:
                 if LOGPROBS:
@@ -105,10 +115,11 @@ def load_node(
                         DRAFT_CUTS, SPLIT, SPLITS, TILE,
                     )  # fmt: skip
                     source = tl.where(sound, source, -1)
-    special = tl.where(source >= 0, kinds & 5, kinds)
+    # A node without q has special children only.
+    special = tl.where(source >= 0, proposals & (HAS_POINT | HAS_WITHOUT_REPLACEMENT), proposals)
     node = Node(p, q, row, source, special, q.top, 1.0 / q.mass, node.rest)
     if draft.data is not None:
-        if (kinds >= 4) & (source >= 0):
+        if (proposals >= HAS_WITHOUT_REPLACEMENT) & (source >= 0):
             node = _weigh_rest(draft, target.vocab, tree, index, node, TILE)
     return node, status
 
@@ -263,7 +274,7 @@ def reject(
 @triton.jit
 def ratio_of(node, state):
     """b q relative to a p, in units of their weights."""
-    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), 3e38).to(tl.float32)
+    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), _LARGEST_RATIO).to(tl.float32)
     return tl.where(state.b > 0, ratio, 0.0)  # without q its scale may be anything
 
 

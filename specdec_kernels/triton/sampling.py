@@ -57,16 +57,16 @@ def sample(call: SampleCall) -> None:
     cuts = may_cut(law)
     scratch = settle_rows(target, law, **keys, **out, race=not cuts)
     if cuts:
-        passes = row_passes(vocab)
-        _sample_draw_kernel[(batch, passes.splits)](
+        splits = row_passes(vocab).splits
+        _sample_draw_kernel[(batch, splits.count)](
             target=target,
             scratch=scratch,
             **keys,
             **out,
-            SPLIT=passes.split,
-            SPLITS=passes.padded_splits,
-            TILE=passes.race_tile,
-            num_warps=passes.split_warps,
+            SPLIT=splits.length,
+            SPLITS=splits.padded,
+            TILE=splits.race_tile,
+            num_warps=splits.warps,
         )
 
 
@@ -83,24 +83,25 @@ def settle_rows(
     are written, and with `race`, for laws without cuts, the others as well."""
     (batch, vocab), device = target.data.shape, target.data.device
     passes, cuts = row_passes(vocab), may_cut(sampling)
-    results = batch * passes.padded_splits * RESULT
+    splits = passes.splits
+    results = batch * splits.padded * RESULT
     scratch = scratch_of(
         device, results, bins=batch * BINS.value if cuts else 0, draws=batch * DRAW, winners=results
     )
     given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
-    splits = dict(SPLIT=passes.split, SPLITS=passes.padded_splits)
-    _sample_measure_kernel[(batch, passes.splits)](
+    split_sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
+    _sample_measure_kernel[(batch, splits.count)](
         **given,
-        **splits,
+        **split_sizes,
         seeds_ptr=seeds_ptr,
         positions_ptr=positions_ptr,
-        TILE=passes.race_tile,
-        WHOLE=vocab % passes.split == 0,
-        num_warps=passes.split_warps,
+        TILE=splits.race_tile,
+        WHOLE=vocab % splits.length == 0,
+        num_warps=splits.warps,
     )
     _sample_settle_kernel[(batch,)](
         **given,
-        **splits,
+        **split_sizes,
         tokens_ptr=tokens_ptr,
         logprobs_ptr=logprobs_ptr,
         CUTS=cuts,
@@ -186,11 +187,8 @@ def _sample_draw_kernel(
             TILE,
         )  # fmt: skip
         winners = winner_words(scratch, b, SPLITS)
-        store_split(
-            winners,
-            split,
-            Split(law.top, tl.full([], 0.0, tl.float32), token, tl.full([], 0, tl.int32), score),
-        )
+        zero = tl.full([], 0, tl.int32)
+        store_split(winners, split, Split(law.top, zero.to(tl.float32), token, zero, score))
         if arrives_last(draw_words(scratch, b)):
             raced = load_splits(winners, tl.num_programs(1), SPLITS)
             _, token = merge_races(raced.score, raced.token)

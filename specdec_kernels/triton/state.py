@@ -10,13 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import name_of
 from .._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
-from .addresses import on_device, pointer, unit_words
+from .addresses import element_type, on_device, pointer, unit_words
 from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
-from .path import kept_nodes, request_rows
-
-_INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
+from .path import kept_nodes
+from .tree import request_rows
 
 
 def commit_state(call: CommitStateCall) -> None:
@@ -56,7 +54,7 @@ def replay_conv(call: ReplayConvCall) -> None:
             stride_tap=window.stride(2),
             stride_input=given.stride(0),
             stride_input_channel=given.stride(1),
-            ITEM=_INTEGERS[window.element_size()],
+            ITEM=getattr(tl, f"int{8 * window.element_size()}"),
             CHANNELS=CONV_CHANNELS,
             TAPS=triton.next_power_of_2(taps),
             num_warps=4,
@@ -84,10 +82,10 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
             stride_decay_h=decay.stride(1),
             stride_beta_r=beta.stride(0),
             stride_beta_h=beta.stride(1),
-            KEYS=_element(key),
-            VALUES=_element(value),
-            LOG_DECAY=_element(decay),
-            BETA=_element(beta),
+            KEYS=element_type(key.dtype),
+            VALUES=element_type(value.dtype),
+            LOG_DECAY=element_type(decay.dtype),
+            BETA=element_type(beta.dtype),
         )
 
 
@@ -111,10 +109,10 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
             stride_dt_r=dt.stride(0),
             stride_dt_h=dt.stride(1),
             stride_a_h=A.stride(0),
-            X=_element(x),
-            B=_element(B),
-            DT=_element(dt),
-            A=_element(A),
+            X=element_type(x.dtype),
+            B=element_type(B.dtype),
+            DT=element_type(dt.dtype),
+            A=element_type(A.dtype),
         )
 
 
@@ -132,7 +130,7 @@ def _replay(
         heads=heads,
         stride_slot=state.stride(0),
         stride_head=state.stride(1),
-        STATES=_element(state),
+        STATES=element_type(state.dtype),
         ALIGNMENT=alignment,
         ROWS=tile[0],
         COLUMNS=tile[1],
@@ -151,10 +149,6 @@ def _kept(
         width=call.path.shape[1],
         rows=call.rows,
     )
-
-
-def _element(tensor: Tensor) -> tl.dtype:
-    return getattr(tl, name_of(tensor.dtype))
 
 
 def _alike(*lists: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...], int]]:

@@ -8,9 +8,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-POINT = tl.constexpr(0)
-INDEPENDENT = tl.constexpr(1)
-WITHOUT_REPLACEMENT = tl.constexpr(2)
+from ..tree import Proposal
+
+POINT = tl.constexpr(int(Proposal.POINT))
+INDEPENDENT = tl.constexpr(int(Proposal.INDEPENDENT))
+WITHOUT_REPLACEMENT = tl.constexpr(int(Proposal.WITHOUT_REPLACEMENT))
+
+# Sets of proposals, as bits.
+HAS_POINT = tl.constexpr(1 << POINT.value)
+HAS_INDEPENDENT = tl.constexpr(1 << INDEPENDENT.value)
+HAS_WITHOUT_REPLACEMENT = tl.constexpr(1 << WITHOUT_REPLACEMENT.value)
 
 NODES = tl.constexpr(32)  # looked at together
 NO_KEY = tl.constexpr(2**62)
@@ -19,9 +26,8 @@ NO_KEY = tl.constexpr(2**62)
 class Tree(NamedTuple):
     """A request's tree as the walk lays it out, and how many nodes it has."""
 
-    nodes: (
-        tl.tensor
-    )  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    nodes: tl.tensor
     ranks: tl.tensor  # int32, a node's place among its siblings from 1 on; None: siblings are in index order
     count: tl.tensor
 
@@ -36,10 +42,10 @@ class Siblings(NamedTuple):
 
 
 @triton.jit
-def request_range(cu_nodes, rows, request):
+def request_rows(cu_nodes_ptr, request, rows):
     """First row and number of nodes of a request, inside [0, rows] whatever the offsets hold."""
-    begin = tl.minimum(tl.maximum(tl.load(cu_nodes + request), 0), rows)
-    end = tl.minimum(tl.maximum(tl.load(cu_nodes + request + 1), 0), rows)
+    begin = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + request), 0), rows)
+    end = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + request + 1), 0), rows)
     return begin, tl.maximum(end - begin, 0)
 
 
@@ -53,7 +59,7 @@ def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
         inside = node < tree.count
         parent = tl.load(parents + node, mask=inside, other=-1).to(tl.int64)
         proposal = tl.load(proposals + node, mask=inside, other=0).to(tl.int64)
-        proposal = tl.where(proposal > 2, POINT, proposal)  # what is none counts as POINT
+        proposal = tl.where(proposal > WITHOUT_REPLACEMENT, POINT, proposal)  # what is none counts as POINT
         token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), 2**31 - 1)
         drafted = (parent >= 0) & (parent < node) & (token >= 0)
         word = (parent << 33) | (proposal << 31) | token
@@ -135,7 +141,7 @@ def _or(a, b):
 
 @triton.jit
 def proposals_of(tree, parent):
-    """Whether a node has children declared POINT, INDEPENDENT and WITHOUT_REPLACEMENT: bits 1, 2 and 4."""
+    """The proposals that drafted children of a node are declared with: a set."""
     kinds = tl.full([], 0, tl.int32)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)

@@ -73,9 +73,10 @@ def verify(
             measured, sides = max(vocab, size), 2
             draft_cuts = may_cut(drafted_by)
     launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
+    measured_splits, draw_splits = launch.rows.splits, launch.draw
     scratch = scratch_of(
         call.target_logits.device,
-        rows * sides * launch.padded_splits * RESULT,
+        rows * sides * measured_splits.padded * RESULT,
         sides,
         params=requests * PARAMS,
         visits=rows * VISIT,
@@ -83,7 +84,7 @@ def verify(
         ranks=rows if call.first_child is not None else 0,
         bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
         draws=requests * DRAW,
-        winners=requests * launch.padded_draw_splits * RESULT,
+        winners=requests * draw_splits.padded * RESULT,
     )
     given = dict(
         target=target_of(call.target_logits, call.token_bitmask),
@@ -96,19 +97,18 @@ def verify(
         rows=rows,
     )
     tree = dict(tokens_ptr=call.tokens, parents_ptr=call.parents, proposals_ptr=call.proposals)
-    splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
+    splits = dict(RULE=rule, CUTS=cuts, SPLIT=measured_splits.length, SPLITS=measured_splits.padded)
     if rows > 0:
-        verify_measure_kernel[(rows, launch.splits, sides)](
+        verify_measure_kernel[(rows, measured_splits.count, sides)](
             **given,
             **tree,
             draft_sampling=drafted_by,
             requests=requests,
             draft_count=count,
             **splits,
-            RACE_TILE=launch.race_tile,
-            WHOLE=vocab % launch.split == 0
-            and (draft_logits is None or draft_logits.shape[-1] % launch.split == 0),
-            num_warps=launch.split_warps,
+            RACE_TILE=measured_splits.race_tile,
+            WHOLE=vocab % measured_splits.length == 0 and draft.size % measured_splits.length == 0,
+            num_warps=measured_splits.warps,
         )
     verify_walk_kernel[(requests,)](
         **given,
@@ -132,12 +132,12 @@ def verify(
         DRAFT_CUTS=draft_cuts,
         LOGPROBS=call.draft_is_logprobs,
         RATES=tuple(call.rule_values) if rule == "synthetic" else (),
-        TILE=launch.row_tile,
-        num_warps=launch.row_warps,
+        TILE=launch.rows.row_tile,
+        num_warps=launch.rows.row_warps,
         **compiler_options(cuts or draft_cuts),
     )
     if rule != "match":
-        verify_draw_kernel[(requests, launch.draw_splits)](
+        verify_draw_kernel[(requests, draw_splits.count)](
             **given,
             out_tokens_ptr=call.out_tokens,
             out_logprobs_ptr=call.out_logprobs,
@@ -145,8 +145,8 @@ def verify(
             width=call.out_tokens.shape[1],
             LINKS=call.first_child is not None,
             CUTS=cuts or draft_cuts,
-            SPLIT=launch.draw_split,
-            SPLITS=launch.padded_draw_splits,
-            TILE=launch.draw_tile,
-            num_warps=launch.draw_warps,
+            SPLIT=draw_splits.length,
+            SPLITS=draw_splits.padded,
+            TILE=draw_splits.race_tile,
+            num_warps=draw_splits.warps,
         )

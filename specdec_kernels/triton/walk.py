@@ -42,12 +42,12 @@ from .tree import (
     node_of,
     parent_of,
     proposal_of,
-    request_range,
+    request_rows,
     token_of,
 )
 
 _PARAMS = tl.constexpr(PARAMS)
-_LN2 = tl.constexpr(0.6931471805599453)
+_LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
 
 
 @triton.jit(do_not_specialize=["rows", "draft_count", "width"])
@@ -88,7 +88,7 @@ def verify_walk_kernel(
     TILE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    first, count = request_range(cu_nodes_ptr, rows, b)
+    first, count = request_rows(cu_nodes_ptr, b, rows)
     draw = draw_words(scratch, b)
     save_kind(draw, SETTLED)  # unless the walk says otherwise
     out_tokens = out_tokens_ptr + b * width
@@ -637,7 +637,7 @@ def _entropy(target, row, law, TILE: tl.constexpr):
                 target_row(target, row), begin + tl.arange(0, TILE), target.vocab, bitmask_row(target, row)
             )
             t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
-            acc += tl.exp2(t) * tl.maximum(t, -160.0)
+            acc += tl.exp2(t) * tl.maximum(t, _LEAST_BITS)
         mean = tl.sum(acc.to(tl.float64)) / law.mass
         bits = tl.log2(law.mass.to(tl.float32)) - mean
     return bits
