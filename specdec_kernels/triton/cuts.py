@@ -61,10 +61,10 @@ def row_cut(
         for step in range(2):  # top-k by numbers, top-p by weights
             if (counting & (step == 0)) | (summing & known & (counting == 0) & (step == 1)):
                 steepness = slope * step
-                goal = tl.where(step == 0, top_k, top_p * mass)
+                needed = tl.where(step == 0, top_k, top_p * mass)
                 listed = _at_least(a, b, c, max, steepness, lowest)
-                if listed >= goal:
-                    found = _bisect(a, b, c, lowest, max, listed, grain, steepness, goal)
+                if listed >= needed:
+                    found = _bisect(a, b, c, lowest, max, listed, grain, steepness, needed)
                     cut = tl.maximum(cut, found)
                     counting = counting & (step == 1)
                     summing = summing & (step == 0)
@@ -126,26 +126,26 @@ def _at_least(a, b, c, max, steepness, value):
 
 
 @triton.jit
-def _bisect(a, b, c, low, high, amount_low, grain, steepness, goal):
-    """The largest t for which the amount of the listed scores >= t reaches the goal, up to a t that keeps the
-    same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) steepness)."""
+def _bisect(a, b, c, low, high, amount_low, grain, steepness, needed):
+    """The largest t for which the amount of the listed scores >= t is at least `needed`, up to a t that keeps
+    the same scores. It is of `low`; `high` is the largest score; x has the amount 2^((x - max) steepness)."""
     max = high
     amount_high = _at_least(a, b, c, max, steepness, high)
-    if amount_high >= goal:
+    if amount_high >= needed:
         low, amount_low = high, amount_high
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
     middle = _between(low, high, grain)
     narrowing = middle > low
     while narrowing:
         amount = _at_least(a, b, c, max, steepness, middle)
-        if amount >= goal:
+        if amount >= needed:
             low, amount_low = middle, amount
         else:
             high, amount_high = middle, amount
         middle = _between(low, high, grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
         single = amount_low - amount_high < 1.5 * tl.exp2((low - max) * steepness)
-        narrowing = (middle > low) & (single == 0) & (amount_low > goal)
+        narrowing = (middle > low) & (single == 0) & (amount_low > needed)
     return low
 
 
@@ -299,17 +299,18 @@ def _share(share, mass):
 
 
 @triton.jit
-def _find(bins_ptr, above, goal):
-    """The first bin with which the amount reaches the goal, else the last; the amounts before and with it."""
+def _find(bins_ptr, above, needed):
+    """The first bin with which the amount is at least `needed`, else the last; the amounts before and with
+    it."""
     lane = tl.arange(0, _LANES)
     start = tl.full([], 0, tl.int32)
     for begin in range(0, _BINS - _LANES, _LANES):
         amount = above + tl.sum(tl.load(bins_ptr + begin + lane))
-        further = (start == begin) & (amount < goal)
+        further = (start == begin) & (amount < needed)
         start = tl.where(further, begin + _LANES, start)
         above = tl.where(further, amount, above)
     amounts = above + tl.cumsum(tl.load(bins_ptr + start + lane))
-    place = tl.min(tl.where(amounts >= goal, lane, _LANES - 1))
+    place = tl.min(tl.where(amounts >= needed, lane, _LANES - 1))
     before = tl.max(tl.where(lane < place, amounts, above))
     return start + place, before, tl.max(tl.where(lane <= place, amounts, above))
 

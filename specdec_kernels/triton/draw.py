@@ -21,7 +21,7 @@ from .race import merge_races, race
 from .random import RESIDUAL, race_words
 from .record import load, save, whole_sectors
 from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
-from .special import NO_SPECIAL, leave_out
+from .tracked import NO_TRACKED, leave_out
 from .tree import Tree, request_rows
 
 _NO_CUT = tl.constexpr(float("-inf"))
@@ -43,7 +43,7 @@ class Draw(NamedTuple):
     depth: tl.tensor  # int32
     status: tl.tensor  # int32, so far
     drawn_from: tl.tensor  # int64, row of the draft's logits, -1 = no q
-    special: tl.tensor  # int32, > 0: the node's special tokens are left out; their winners follow below
+    tracked: tl.tensor  # int32, > 0: the node's special tokens are left out; their winners follow below
     ratio: tl.tensor  # float32
     rest_top: tl.tensor  # float32
     score: tl.tensor  # float32
@@ -231,7 +231,7 @@ def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, T
     flags = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
     while again > 0:
-        special = tl.where(draw.special > 0, begin.to(tl.int64) - 1, NO_SPECIAL)
+        tracked = tl.where(draw.tracked > 0, begin.to(tl.int64) - 1, NO_TRACKED)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
             weights, all_weights = residual_weights(
@@ -239,9 +239,9 @@ def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, T
             )
             if flags == _OF_P:
                 weights = all_weights
-            weights, special = leave_out(
+            weights, tracked = leave_out(
                 weights, 0.0, offsets, start + TILE,
-                special, tree, draw.node, draw.drawn_from, None, target.vocab,
+                tracked, tree, draw.node, draw.drawn_from, None, target.vocab,
             )  # fmt: skip
             some = draw.p.cut == float("-inf")
             if not some:
@@ -249,6 +249,6 @@ def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, T
             if some:
                 words = race_words(seed, position, RESIDUAL, 0, start // 4 + tl.arange(0, TILE // 4))
                 score, token = race(weights, words, offsets, score, token)
-        again = ((score == 0) & (flags == 0) & ((draw.ratio > 0) | (draw.special > 0))).to(tl.int32)
+        again = ((score == 0) & (flags == 0) & ((draw.ratio > 0) | (draw.tracked > 0))).to(tl.int32)
         flags += again * _OF_P
     return Split(draw.p.top, 0.0 * score, token, flags, score)

@@ -135,7 +135,7 @@ def node_of(key):
 
 
 @triton.jit
-def _or(a, b):
+def _bitwise_or(a, b):
     return a | b
 
 
@@ -145,7 +145,7 @@ def proposals_of(tree, parent):
     kinds = tl.full([], 0, tl.int32)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
-        kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _or)
+        kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _bitwise_or)
     return kinds
 
 

@@ -27,12 +27,12 @@ from .cuts import BINS, row_cut
 from .draw import FROM_RESIDUAL, SETTLED, UNMEASURED, Draw, draw_words, save_draw, save_kind
 from .law import Law, exp2_wide, load_law, probability, store_logprob, target_law, target_scores
 from .measure import TARGET, split_results
-from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
+from .node import Node, Residual, load_node, nothing_rejected, ratio_of, reject, test_child, unloaded
 from .race import merge_races, race_law
 from .random import NEXT, coin
 from .record import load, save, whole_sectors
 from .row import NO_TOKEN, exponent_of, read_row
-from .special import special_race
+from .tracked import tracked_race
 from .tree import (
     NODES,
     Tree,
@@ -262,7 +262,7 @@ def _token(
     walking = tl.full([], 1, tl.int32)
     while walking > 0:
         node = unloaded(request.first + index)
-        state = whole()
+        state = nothing_rejected()
         key = _first_child(tree, index, depth, width)
         loaded = key >= 0
         if CUTS:
@@ -279,10 +279,10 @@ def _token(
             word = tl.load(tree.nodes + child)
             token = token_of(word)
             proposal = proposal_of(word)
-            left, q, state, found = tested(target, draft, tree, index, node, state, key, token, proposal)
+            left, q, state, found = test_child(target, draft, tree, index, node, state, key, token, proposal)
             status |= found
             if trace_thresholds is not None:
-                tl.store(trace_thresholds + child, _ratio(left, q))
+                tl.store(trace_thresholds + child, _acceptance(left, q))
             if _coin(request, child).to(tl.float64) * q < left:
                 store_logprob(out_logprobs, depth, target, node.row, node.p, token)
                 index = child
@@ -314,7 +314,8 @@ def _first_child(tree, index, depth, width):
 
 
 @triton.jit
-def _ratio(p, q):
+def _acceptance(p, q):
+    """min(1, p / q), and 0 where p is 0."""
     return tl.where(p < q, p / q, tl.where(p > 0, 1.0, 0.0))
 
 
@@ -322,16 +323,16 @@ def _ratio(p, q):
 def _leave_draw(words, target, draft, tree, request, index, depth, node, state, loaded, status):
     """Where and from what the next token is to be drawn."""
     ratio = tl.full([], 0.0, tl.float32)
-    special = tl.full([], 0, tl.int32)
+    tracked = tl.full([], 0, tl.int32)
     score = ratio
     p_score = ratio
     token = tl.full([], NO_TOKEN, tl.int32)
     p_token = token
     if (state.b > 0) | (state.last > state.since):
         ratio = ratio_of(node, state)
-        special = node.special
-        if special > 0:
-            score, token, p_score, p_token = special_race(
+        tracked = node.tracked
+        if tracked > 0:
+            score, token, p_score, p_token = tracked_race(
                 target,
                 draft,
                 tree,
@@ -342,7 +343,7 @@ def _leave_draw(words, target, draft, tree, request, index, depth, node, state, 
                 tl.load(request.position) + depth,
             )
     draw = Draw(
-        node.p, node.q, index, depth, status, node.drawn_from, special, ratio, node.rest_top,
+        node.p, node.q, index, depth, status, node.drawn_from, tracked, ratio, node.rest_top,
         score, token, p_score, p_token,
     )  # fmt: skip
     save_draw(words, tl.where(loaded, FROM_RESIDUAL, UNMEASURED), draw)
@@ -390,7 +391,7 @@ def _load_visit(words, row):
     one = tl.full([], 1.0, tl.float64)
     visit = Visit(*load(words, _first_visit(one, tl.full([], -1, tl.int64))))
     node = unloaded(row)
-    state = whole()
+    state = nothing_rejected()
     if visit.loaded > 0:
         words += _NODE
         p, q = load_law(words), load_law(words + len(node.p))
@@ -477,11 +478,11 @@ def _traversal(
                 child = tl.minimum(node_of(key), tree.count - 1)
                 following = next_child(tree, index, key)
                 word = tl.load(tree.nodes + child)
-                left, q, state, found = tested(
+                left, q, state, found = test_child(
                     target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
                 )
                 status |= found
-                down = _ratio(w * left, q)
+                down = _acceptance(w * left, q)
                 save(words, Visit(w, left, key, following, loaded.to(tl.int32)))
                 _save_node(words, node, state)
                 if (down > 0) & (depth + 1 < width):
@@ -555,7 +556,7 @@ def _lossy(
                 )
                 status |= found
                 node = Node(
-                    law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+                    law, node.q, row, node.drawn_from, node.tracked, node.rest_top, node.rest_scale, node.rest
                 )
                 if RULE == "typical":
                     bar = tl.minimum(
@@ -582,8 +583,8 @@ def _lossy(
                         rate = tl.where(depth == i, RATES[i], rate)
                     passes = passes & (u < rate)
                 elif RULE == "lenient":
-                    p, q, _, found = tested(
-                        target, draft, tree, index, node, whole(), key, token, proposal_of(word)
+                    p, q, _, found = test_child(
+                        target, draft, tree, index, node, nothing_rejected(), key, token, proposal_of(word)
                     )
                     status |= found
                     passes = passes & (u.to(tl.float64) * q / value0 < p)
@@ -608,9 +609,10 @@ def _lossy(
         )
         status |= found
         node = Node(
-            law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+            law, node.q, row, node.drawn_from, node.tracked, node.rest_top, node.rest_scale, node.rest
         )
-    _leave_draw(draw, target, draft, tree, request, best, best_depth, node, whole(), loaded, status)
+    state = nothing_rejected()
+    _leave_draw(draw, target, draft, tree, request, best, best_depth, node, state, loaded, status)
     if out_logprobs is not None:
         index = best
         for up in range(0, best_depth):
