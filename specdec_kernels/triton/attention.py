@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over the draft tree: a kernel over splits of the prefix and over the tree, and one that merges
-the splits. Where the result must be deterministic, the tree is the second kernel's."""
+"""Attention over the draft tree, in two launches.
+
+splits   (tiles x KV heads, splits)   attends to a split of the prefix, with the first one to the tree as well
+merge    (rows, KV heads, blocks)     merges the splits of each row
+
+Where the result must be deterministic, the second kernel attends to the tree.
+"""
 
 from __future__ import annotations
 
@@ -133,12 +138,12 @@ def tree_attention(call: TreeAttentionCall) -> None:
 
 
 def _product_dtype(query: torch.dtype, cache: torch.dtype) -> torch.dtype:
-    """The dtype that holds the elements of both exactly; those of int8 and float8 are in every one."""
+    """The dtype that holds the elements of both exactly. Any dtype of a query holds int8 and float8."""
     return query if cache in (query, torch.int8, torch.float8_e4m3fn) else torch.float32
 
 
 def _stored(cache):
-    """Float8 as bytes, which every target reads."""
+    """A cache of float8 as one of bytes, which every target reads."""
     return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children of a draft tree's nodes.
 
-measure, settle         the laws of the rows, as for `sample`
-list      (N, splits)   of every split: its likeliest tokens, the first finishers of its race, or both
-merge     (N,)          the lists of all splits, merged from their heads
+measure, settle         find the laws of the rows, as for `sample`
+list      (N, splits)   lists of every split its likeliest tokens, the first finishers of its race, or both
+merge     (N,)          merges the lists of all splits from their heads
 
 A race is run on the logarithms, log2(weight) - log2(E), so that weights far below the largest still race.
 """
@@ -25,6 +25,7 @@ from .row import NO_TOKEN, exponent_of, read_row
 from .sampling import settle_rows
 
 _NOTHING = tl.constexpr(float("-inf"))
+_ORDINAL_SHIFT = tl.constexpr(24)  # of an index word, see `_random.py`
 
 
 def sample_children(call: SampleChildrenCall) -> None:
@@ -115,7 +116,7 @@ def _children_list_kernel(
             node = tl.load(nodes_ptr + n)
             index = begin // 4 + tl.arange(0, SPLIT // 4)
             for ordinal in range(k if METHOD == "independent" else 1):
-                values = _race(exponents, seed, position, purpose, node, index + (ordinal << 24))
+                values = _race(exponents, seed, position, purpose, node, index + (ordinal << _ORDINAL_SHIFT))
                 count = 1 if METHOD == "independent" else k
                 place = list_ptr + ordinal
                 _list_best(values, tokens, count, scores_ptr + place, tokens_ptr + place)

@@ -32,6 +32,8 @@ BINS = tl.constexpr(3 * 2048)  # int64 that `bins_ptr` points to: of numbers for
 _LANES = tl.constexpr(256)  # bins, and scores sorted into them, taken together: few, to need few registers
 _WIDTH = tl.constexpr(0.03125)  # of a bin of scores: a power of two, so that multiples of it are exact
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
+_LEAST_MIN_P = tl.constexpr(1e-37)  # `log` takes normal numbers
+_COARSEST = tl.constexpr(1 << 23)  # grain: values with a mantissa of 0
 _LEVELS = tl.constexpr(8)  # more than ever needed: each but the first takes 11 of 32 bits off a key
 _MOST_LISTED = tl.constexpr(256)  # the threshold of a top_k or nucleus of more is seldom in the list
 
@@ -46,7 +48,7 @@ def row_cut(
 ):  # fmt: skip
     likely = tl.full([], float("-inf"), tl.float32)
     if min_p > 0:
-        likely = max + tl.where(min_p < 1, log(tl.clamp(min_p, 1e-37, 1.0)) * LOG2E / slope, 0.0)
+        likely = max + tl.where(min_p < 1, log(tl.clamp(min_p, _LEAST_MIN_P, 1.0)) * LOG2E / slope, 0.0)
     cut = tl.where(min_p_last > 0, float("-inf"), likely)
     # What is still to be done, and whether `mass` is that of the scores >= cut.
     counting = (top_k >= 1) & (top_k < size)
@@ -57,7 +59,7 @@ def row_cut(
         a, b, c, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
         lowest = tl.min(_lowest_above(a, _lowest_above(b, _lowest_above(c, max, floor), floor), floor))
         grain = tl.min(tl.minimum(tl.minimum(_lowest_bit(a), _lowest_bit(b)), _lowest_bit(c)))
-        grain = tl.minimum(grain, 1 << 23)
+        grain = tl.minimum(grain, _COARSEST)
         for step in range(2):  # top-k by numbers, top-p by weights
             if (counting & (step == 0)) | (summing & known & (counting == 0) & (step == 1)):
                 steepness = slope * step

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launch configurations: pure functions of shapes and of the target.
 
-Nothing here looks at data: what is launched never depends on it. How a row is divided does not depend on the
-batch either, so that a request's result never depends on its company.
+Nothing here looks at data, so what is launched never depends on it. How a row is divided does not depend on
+the batch either, so that a request's result never depends on the other requests.
 """
 
 from __future__ import annotations

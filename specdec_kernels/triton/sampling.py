@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain one-token sampling.
+"""Sampling of one token per row, in two or three launches.
 
-measure   (B, splits)   each row once, as for `verify`; without cuts it races as well
-settle    (B,)          a row's law from its splits; without cuts, or where it is certain, the token
-draw      (B, splits)   with cuts: the race among what is kept; the last program of a row merges
+measure   (B, splits)   reads each row once, as for `verify`; without cuts it runs the race as well
+settle    (B,)          merges a row's law from its splits; writes the token without cuts or if it is certain
+draw      (B, splits)   with cuts, races among what is kept; the last program of a row merges the splits
 """
 
 from __future__ import annotations

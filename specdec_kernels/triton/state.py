@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recurrent states: one launch for all layers that lie in memory alike, as those of a model do."""
+"""Commits recurrent states, by copy or by replay.
+
+Layers that lie in memory alike, as those of a model do, share a launch. A table has their addresses.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from .tree import request_rows
 
 
 def commit_state(call: CommitStateCall) -> None:
-    """Copy snapshots."""
+    """Copy the snapshot of each request's last kept node to its slot."""
     for addresses, (state, snapshot), alignment in _alike(call.states, call.snapshots):
         size = state.element_size()
         numbers = [n * size for n in (state[0].numel(), state.stride(0), snapshot.stride(0))]
@@ -39,7 +42,7 @@ def commit_state(call: CommitStateCall) -> None:
 
 
 def replay_conv(call: ReplayConvCall) -> None:
-    """Shift windows."""
+    """Shift each request's window by its kept nodes."""
     batch = call.path.shape[0]
     for addresses, (window, given), _ in _alike(call.windows, call.inputs):
         slots, channels, taps = window.shape
@@ -62,7 +65,7 @@ def replay_conv(call: ReplayConvCall) -> None:
 
 
 def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
-    """Apply kept nodes."""
+    """Apply the kept nodes to each request's state by the gated delta rule."""
     layers = _alike(call.states, call.keys, call.values, call.log_decay, call.beta)
     for addresses, (state, key, value, decay, beta), alignment in layers:
         grid, shared = _replay(call, addresses, state, alignment)
@@ -90,7 +93,7 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
 
 
 def replay_mamba2(call: ReplayMamba2Call) -> None:
-    """Apply kept nodes."""
+    """Apply the kept nodes to each request's state by Mamba-2's recurrence."""
     layers = _alike(call.states, call.x, call.B, call.dt, call.A)
     for addresses, (state, x, B, dt, A), alignment in layers:
         grid, shared = _replay(call, addresses, state, alignment)

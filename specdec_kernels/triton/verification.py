@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification in three launches, whatever the rule, the options, the data or the tree.
 
-measure   (R, splits, 1 or 2)   every row once: what the laws need to know of it
-walk      (B,)                  the rule; leaves what is to be drawn: the law of the next token, as scalars
-draw      (B, splits)           the race for the next token; the last program of a request merges
+measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
+walk      (B,)                  follows the rule, and leaves the law of the next token, as scalars
+draw      (B, splits)           races for the next token; the last program of a request merges the splits
 
-Under `match` the walk knows the next token, and there is no third launch.
+Under `match` the walk finds the next token itself, and there is no third launch.
 """
 
 from __future__ import annotations
@@ -57,13 +57,10 @@ def verify(
         if draft_logits.dim() == 3:
             chain = draft_logits.shape[1]
             count *= chain
-        group, group_stride, row_stride = layout(draft_logits)
         draft = Draft(
             data=draft_logits,
             size=size,
-            group=group,
-            group_stride=group_stride,
-            row_stride=row_stride,
+            **layout(draft_logits),
             rows=call.draft_rows,
             chain=chain,
             ids=call.draft_ids,
