@@ -10,19 +10,19 @@ from specdec_kernels.triton.launch import row_passes, verify_launch
 
 @pytest.mark.parametrize("vocab", [1, 2, 1023, 1024, 1025, 32_000, 32_768, 50_257, 128_256, 262_144])
 def test_splits_cover_a_row_once(vocab):
-    passes = row_passes(vocab)
-    assert (passes.splits - 1) * passes.split < vocab <= passes.splits * passes.split
-    assert passes.splits <= passes.padded_splits < 2 * passes.splits
-    assert passes.padded_splits & (passes.padded_splits - 1) == 0
+    splits = row_passes(vocab).splits
+    assert (splits.count - 1) * splits.length < vocab <= splits.count * splits.length
+    assert splits.count <= splits.padded < 2 * splits.count
+    assert splits.padded & (splits.padded - 1) == 0
 
 
 def test_races_start_at_words_of_philox():
-    passes = row_passes(32_768)
-    assert passes.split % passes.race_tile == 0 and passes.race_tile % 4 == 0
+    splits = row_passes(32_768).splits
+    assert splits.length % splits.race_tile == 0 and splits.race_tile % 4 == 0
 
 
 def test_one_request_fills_a_chip():
-    assert row_passes(128_256).splits >= 108  # the processors of an A100
+    assert row_passes(128_256).splits.count >= 108  # the processors of an A100
 
 
 def test_the_same_shape_has_the_same_configuration():
@@ -33,7 +33,7 @@ def test_the_same_shape_has_the_same_configuration():
 @pytest.mark.parametrize("rule", ["match", "token"])
 def test_the_launches_of_verify_cover_rows_once(vocab, rule):
     launch = verify_launch(vocab, vocab + 7, rule, cuts=False)
-    assert (launch.splits - 1) * launch.split < vocab + 7 <= launch.splits * launch.split
-    assert (launch.draw_splits - 1) * launch.draw_split < vocab <= launch.draw_splits * launch.draw_split
-    assert launch.splits <= launch.padded_splits and launch.draw_splits <= launch.padded_draw_splits
-    assert launch.draw_split % launch.draw_tile == 0 and launch.draw_tile % 4 == 0
+    for splits, row in ((launch.rows.splits, vocab + 7), (launch.draw, vocab)):
+        assert (splits.count - 1) * splits.length < row <= splits.count * splits.length
+        assert splits.count <= splits.padded
+        assert splits.length % splits.race_tile == 0 and splits.race_tile % 4 == 0

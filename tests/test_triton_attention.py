@@ -15,6 +15,8 @@ import specdec_kernels as sdk
 if "triton" not in BACKENDS or DEVICE == "cuda":
     pytest.skip("counts come from the emulator", allow_module_level=True)
 
+from triton.backends.compiler import GPUTarget
+
 import ptx_emulator
 from specdec_kernels.triton import launch
 
@@ -101,8 +103,9 @@ def test_slots_of_wide_pages_lie_beyond_32_bits():
 
 
 def shape(head=128, value=128, rows=64, arch=80, backend="cuda", heads=32, size=2, plain=True, det=False):
+    target = GPUTarget(backend, arch, 32 if backend == "cuda" else 64)
     return launch.attention_launch(
-        backend, arch, heads, head, value, rows, bytes_per_element=size, plain=plain, deterministic=det
+        target, heads, head, value, rows, bytes_per_element=size, plain=plain, deterministic=det
     )
 
 

@@ -6,7 +6,15 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+
 from specdec_kernels.triton import launch
+
+GFX942 = GPUTarget("hip", "gfx942", 64)
+
+
+def cuda(arch):
+    return GPUTarget("cuda", arch, 32)
 
 
 def test_commit_kv_fills_a_chip_and_shares_out_no_more():
@@ -45,9 +53,9 @@ def test_continuations_are_compared_in_small_tiles(branches):
 
 
 def test_registers_are_limited_where_compilers_would_spill():
-    assert {launch.registers("cuda", arch, True)["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
-    limits = [launch.registers("cuda", arch, False).get("maxnreg") for arch in (80, 90, 100, 103, 120)]
+    assert {launch.registers(cuda(arch), True)["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
+    limits = [launch.registers(cuda(arch), False).get("maxnreg") for arch in (80, 90, 100, 103, 120)]
     assert limits == [None, 168, 168, 168, None]
-    assert launch.registers("hip", "gfx942", True) == {}
-    assert launch.attention_registers("cuda", True) == {"maxnreg": 255}
-    assert launch.attention_registers("cuda", False) == launch.attention_registers("hip", True) == {}
+    assert launch.registers(GFX942, True) == {}
+    assert launch.attention_registers(cuda(80), True) == {"maxnreg": 255}
+    assert launch.attention_registers(cuda(80), False) == launch.attention_registers(GFX942, True) == {}

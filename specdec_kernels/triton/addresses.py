@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import name_of
 from .launch import commit_numbers
 
 
@@ -30,6 +31,11 @@ def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
             some, tuple((coded + padding)[i * length : (i + 1) * length]), num_warps=1
         )
     return numbers[: len(coded)].view(len(rows), -1)
+
+
+def element_type(dtype: torch.dtype) -> tl.dtype:
+    """What Triton calls a dtype."""
+    return getattr(tl, name_of(dtype))
 
 
 @triton.jit

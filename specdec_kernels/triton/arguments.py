@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels that read rows of logits take: the rows, how to sample from them, and scratch."""
+"""Arguments of the kernels that read rows of logits: the rows, how to sample from them, and scratch.
+
+The host fills each NamedTuple once, and kernels take it whole. Functions at the end read them in kernels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from .launch import registers
+from .record import load
 from .row import number_of
 
 
@@ -73,8 +77,9 @@ PARAMS = len(Params._fields)
 
 
 class Request(NamedTuple):
-    """One request of a walk. What pointers lead to is read where it is used: what follows from numbers
-    (bounds of cuts, schedules of keys) is computed before all loops otherwise, where it fills registers."""
+    """One request of a walk. Fields marked -> are pointers, and are read where they are used. If they were
+    numbers, compilers would compute what follows from them (bounds of cuts, schedules of keys) before all
+    loops, where it fills registers."""
 
     index: tl.tensor  # int64
     first: tl.tensor  # int64, row of its root
@@ -87,8 +92,8 @@ class Request(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What the launches hand on, in one allocation of float64 words: the results of the splits of [R, sides]
-    rows come first; where the others begin."""
+    """What one launch leaves to the next, in one allocation of float64 words. The results of the splits of
+    [R, sides] rows come first; a field says where each other part begins."""
 
     words: tl.tensor
     sides: tl.tensor  # 2 where draft rows are measured as well as the target's, else 1
@@ -97,23 +102,30 @@ class Scratch(NamedTuple):
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
     bins: tl.tensor  # [B, BINS] int64: histograms of cuts
-    goals: tl.tensor  # [B, GOAL]: what to draw from
+    draws: tl.tensor  # [B, DRAW]: what is still to be drawn
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
 
 
-def layout(rows: Tensor) -> tuple[int, int, int]:
+def layout(rows: Tensor) -> dict[str, int]:
     """Rows per group, and the strides of groups and rows. A matrix has groups of one: nothing is divided."""
     if rows.dim() == 2:
-        return 1, rows.stride(0), 0
-    return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
+        return dict(group=1, group_stride=rows.stride(0), row_stride=0)
+    return dict(group=max(rows.shape[1], 1), group_stride=rows.stride(0), row_stride=rows.stride(1))
 
 
 def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
-    stride = 0 if token_bitmask is None else token_bitmask.stride(0)
-    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride)
+    """Rows to sample from or to verify by."""
+    return Target(
+        data=logits,
+        vocab=logits.shape[-1],
+        **layout(logits),
+        bitmask=token_bitmask,
+        bitmask_stride=0 if token_bitmask is None else token_bitmask.stride(0),
+    )
 
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
+    """From the lists of a call, which are in the order of the fields."""
     return Sampling(*numbers, *(per_request or [None] * 4))
 
 
@@ -121,17 +133,17 @@ def compiler_options(cuts: bool) -> dict[str, int]:
     """Of kernels that settle laws, for the device at hand."""
     if knobs.runtime.interpret:
         return {}
-    target = driver.active.get_current_target()
-    return registers(target.backend, target.arch, cuts)
+    return registers(driver.active.get_current_target(), cuts)
 
 
 def may_cut(sampling: Sampling) -> bool:
+    """Whether any request may have cuts; numbers on the device are not looked at."""
     numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
     return numbers or any(values is not None for values in sampling[PARAMS + 1 :])
 
 
 def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
-    """Parts of so many words, from multiples of 16 on."""
+    """Scratch for results of splits and for parts of so many words. Parts begin at multiples of 16 words."""
     begins, end = dict.fromkeys(Scratch._fields[2:], 0), results
     for name, words in parts.items():
         begins[name] = -(-end // 16) * 16
@@ -151,16 +163,9 @@ def params_of(sampling, request):
 
 
 @triton.jit
-def save_params(words, params):
-    for i in tl.static_range(len(params)):
-        tl.store(words + i, params[i])
-
-
-@triton.jit
 def load_params(words):
-    return Params(
-        tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3), tl.load(words + 4)
-    )
+    none = tl.full([], 0.0, tl.float32)
+    return Params(*load(words, Params(none, none, none, none, none)))
 
 
 @triton.jit

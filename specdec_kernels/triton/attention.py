@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over the draft tree: a kernel over splits of the prefix and over the tree, and one that merges
-the splits. Where the result must be deterministic, the tree is the second kernel's."""
+"""Attention over the draft tree, in two launches.
+
+splits   (tiles x KV heads, splits)   attends to a split of the prefix, with the first one to the tree as well
+merge    (rows, KV heads, blocks)     merges the splits of each row
+
+Where the result must be deterministic, the second kernel attends to the tree.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
@@ -13,10 +16,12 @@ from triton.runtime import driver
 
 from .._ops.calls import TreeAttentionCall
 from . import launch
+from .addresses import element_type
+from .logarithm import LN2, LOG2E
 
-_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_LOG2E = tl.constexpr(math.log2(math.e))
-_LN2 = tl.constexpr(math.log(2))
+_LONG_PREFIX = tl.constexpr(launch.LONG_PREFIX)
+_LONGER_EACH = tl.constexpr(launch.LONGER_EACH)
+_LONGER_BY = tl.constexpr(launch.LONGER_BY)
 
 
 def tree_attention(call: TreeAttentionCall) -> None:
@@ -40,8 +45,7 @@ def tree_attention(call: TreeAttentionCall) -> None:
     plain = not widened and not window and call.softcap == 0
     target = driver.active.get_current_target()
     shape = launch.attention_launch(
-        target.backend,
-        target.arch,
+        target,
         query_heads,
         head,
         call.value_dim,
@@ -104,13 +108,13 @@ def tree_attention(call: TreeAttentionCall) -> None:
         FRESH=new_key is not None,
         WIDE=page_size * max(key_cache.stride(slots), value_cache.stride(slots)) >= 2**32,
         DETERMINISTIC=call.deterministic,
-        ELEMENTS=_ELEMENTS[elements],
+        ELEMENTS=element_type(elements),
         BLOCK_REQUESTS=max(triton.next_power_of_2(requests + 1), 4),
         BLOCK_HEAD=shape.block_head,
         BLOCK_REST=shape.block_rest,
         BLOCK_VALUE=shape.block_value,
         SPLIT=shape.split,
-        **launch.attention_registers(target.backend, widened),
+        **launch.attention_registers(target, widened),
     )
     if tiles > 0:
         _attention_splits_kernel[(tiles * kv_heads, splits)](
@@ -134,12 +138,12 @@ def tree_attention(call: TreeAttentionCall) -> None:
 
 
 def _product_dtype(query: torch.dtype, cache: torch.dtype) -> torch.dtype:
-    """The dtype that holds the elements of both exactly; those of int8 and float8 are in every one."""
+    """The dtype that holds the elements of both exactly. Any dtype of a query holds int8 and float8."""
     return query if cache in (query, torch.int8, torch.float8_e4m3fn) else torch.float32
 
 
 def _stored(cache):
-    """Float8 as bytes, which every target reads."""
+    """A cache of float8 as one of bytes, which every target reads."""
     return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
 
 
@@ -444,7 +448,7 @@ def _attention_merge_kernel(
             total = total * alpha + weight
             acc = acc * alpha[:, None] + part * weight[:, None]
         if sinks_ptr is not None:
-            sink = tl.load(sinks_ptr + query_head, mask=mask_h, other=float("-inf")) * _LOG2E
+            sink = tl.load(sinks_ptr + query_head, mask=mask_h, other=float("-inf")) * LOG2E
             top, base, alpha = _raise_top(top, sink)
             total = total * alpha + tl.exp2(sink - base)
             acc = acc * alpha[:, None]
@@ -455,7 +459,7 @@ def _attention_merge_kernel(
     mask_v = mask_h[:, None] & (offs_v < VALUE)[None, :]
     tl.store(out_rows[:, None] + offs_v[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask_v)
     if out_lse_ptr is not None:
-        tl.store(out_lse_ptr + place, (top + tl.log2(total)) * _LN2, mask=mask_h)
+        tl.store(out_lse_ptr + place, (top + tl.log2(total)) * LN2, mask=mask_h)
 
 
 @triton.jit
@@ -500,9 +504,9 @@ def _attend_tile(
             key_rest = _load_rows(key_rows, held, BLOCK_HEAD + tl.arange(0, BLOCK_REST), HEAD, ELEMENTS)
             scores = _add_products(query_rest, key_rest, scores)
     if SOFTCAP:
-        scores = _tanh(scores * (factor / softcap)) * (softcap * _LOG2E)
+        scores = _tanh(scores * (factor / softcap)) * (softcap * LOG2E)
     else:
-        scores = scores * (factor * _LOG2E)
+        scores = scores * (factor * LOG2E)
     scores += tl.where(held, 0, float("-inf"))[None, :]  # finite before: keys that are not held are 0
     if is_seen is not None:
         scores = tl.where(is_seen, scores, float("-inf"))
@@ -581,13 +585,14 @@ def _larger(a, b):
 
 @triton.jit
 def _prefix_splits(prefix_lens_ptr, request, longest, window, WINDOW: tl.constexpr, SPLIT: tl.constexpr):
-    """The prefix, its first position that any node sees, and the length of a split of the rest: SPLIT if that
-    has up to 1024 positions, 64 more for each further 2048."""
+    """The prefix, its first position that any node sees, and the length of a split of the rest, as
+    `launch.attention_splits` has it."""
     prefix = tl.minimum(tl.maximum(tl.load(prefix_lens_ptr + request), 0), longest)
     first = 0
     if WINDOW:
         first = tl.maximum(prefix - window + 1, 0)
-    return prefix, first, SPLIT + tl.cdiv(tl.maximum(prefix - first - 1024, 0), 2048) * 64
+    longer = tl.cdiv(tl.maximum(prefix - first - _LONG_PREFIX, 0), _LONGER_EACH) * _LONGER_BY
+    return prefix, first, SPLIT + longer
 
 
 @triton.jit

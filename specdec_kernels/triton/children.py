@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children of a draft tree's nodes.
 
-measure, settle         the laws of the rows, as for `sample`
-list      (N, splits)   of every split: its likeliest tokens, the first finishers of its race, or both
-merge     (N,)          the lists of all splits, merged from their heads
+measure, settle         find the laws of the rows, as for `sample`
+list      (N, splits)   lists of every split its likeliest tokens, the first finishers of its race, or both
+merge     (N,)          merges the lists of all splits from their heads
 
 A race is run on the logarithms, log2(weight) - log2(E), so that weights far below the largest still race.
 """
@@ -16,17 +16,16 @@ import triton.language as tl
 
 from .._ops.calls import SampleChildrenCall
 from .arguments import sampling_of, target_of, target_row
-from .draw import goal_of, load_law
+from .draw import draw_words, load_row_law
 from .launch import row_passes
 from .law import log_probability, target_scores
-from .logarithm import log
+from .logarithm import LOG2E, log
 from .random import race_key, race_words
-from .row import LOG2E, NO_TOKEN, exponent_of, read_row
+from .row import NO_TOKEN, exponent_of, read_row
 from .sampling import settle_rows
 
-METHODS = ("independent", "without_replacement", "top_k", "hybrid")
-INDEPENDENT, WITHOUT_REPLACEMENT, TOP_K, HYBRID = (tl.constexpr(number) for number in range(4))
 _NOTHING = tl.constexpr(float("-inf"))
+_ORDINAL_SHIFT = tl.constexpr(24)  # of an index word, see `_random.py`
 
 
 def sample_children(call: SampleChildrenCall) -> None:
@@ -34,8 +33,8 @@ def sample_children(call: SampleChildrenCall) -> None:
     (rows, vocab), k, device = call.logits.shape, call.out_tokens.shape[1], call.logits.device
     if rows == 0:
         return
-    passes = row_passes(vocab)
-    lists = (2 if call.method == "hybrid" else 1, rows, passes.splits, k)
+    splits = row_passes(vocab).splits
+    lists = (2 if call.method == "hybrid" else 1, rows, splits.count, k)
     target, keys = target_of(call.logits), dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
     law = sampling_of(call.sampling, call.sampling_rows)
     given = dict(
@@ -44,22 +43,22 @@ def sample_children(call: SampleChildrenCall) -> None:
         scores_ptr=torch.empty(lists, dtype=torch.float32, device=device),
         tokens_ptr=torch.empty(lists, dtype=torch.int32, device=device),
         k=k,
-        METHOD=METHODS.index(call.method),
+        METHOD=call.method,
     )
-    _children_list_kernel[(rows, passes.splits)](
+    _children_list_kernel[(rows, splits.count)](
         **given,
         **keys,
         nodes_ptr=call.nodes,
         purpose=call.purpose,
-        SPLIT=passes.split,
-        num_warps=passes.split_warps,
+        SPLIT=splits.length,
+        num_warps=splits.warps,
     )
     _children_merge_kernel[(rows,)](
         **given,
         out_tokens_ptr=call.out_tokens,
         out_scores_ptr=call.out_scores,
-        splits=passes.splits,
-        SPLITS=passes.padded_splits,
+        splits=splits.count,
+        SPLITS=splits.padded,
         CHILDREN=triton.next_power_of_2(k),
         num_warps=1,
     )
@@ -98,7 +97,7 @@ def _children_list_kernel(
 ):
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows, splits = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
-    law = load_law(goal_of(scratch, n))
+    law = load_row_law(draw_words(scratch, n))
     if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
@@ -106,19 +105,19 @@ def _children_list_kernel(
         exponents = tl.where(x >= law.cut, exponent_of(x, law.top, law.slope), _NOTHING)
         exponents = tl.where(exponents == exponents, exponents, _NOTHING)
         list_ptr = (n * splits + split) * k
-        if METHOD == TOP_K or METHOD == HYBRID:
+        if METHOD == "top_k" or METHOD == "hybrid":
             values = tl.where(exponents > _NOTHING, tl.where(law.top == float("inf"), exponents, x), _NOTHING)
-            count = k - 1 if METHOD == HYBRID else k
+            count = k - 1 if METHOD == "hybrid" else k
             _list_best(values, tokens, count, scores_ptr + list_ptr, tokens_ptr + list_ptr)
-        if METHOD == HYBRID:
+        if METHOD == "hybrid":
             list_ptr += rows * splits * k
-        if METHOD != TOP_K:
+        if METHOD != "top_k":
             seed, position = tl.load(seeds_ptr + n), tl.load(positions_ptr + n)
             node = tl.load(nodes_ptr + n)
             index = begin // 4 + tl.arange(0, SPLIT // 4)
-            for ordinal in range(k if METHOD == INDEPENDENT else 1):
-                values = _race(exponents, seed, position, purpose, node, index + (ordinal << 24))
-                count = 1 if METHOD == INDEPENDENT else k
+            for ordinal in range(k if METHOD == "independent" else 1):
+                values = _race(exponents, seed, position, purpose, node, index + (ordinal << _ORDINAL_SHIFT))
+                count = 1 if METHOD == "independent" else k
                 place = list_ptr + ordinal
                 _list_best(values, tokens, count, scores_ptr + place, tokens_ptr + place)
 
@@ -151,14 +150,14 @@ def _children_merge_kernel(
     CHILDREN: tl.constexpr,
 ):
     n, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
-    law = load_law(goal_of(scratch, n))
+    law = load_row_law(draw_words(scratch, n))
     child = tl.arange(0, CHILDREN)
     children = tl.full([CHILDREN], NO_TOKEN, tl.int32)
     if law.point < 0:
         scores_ptr += n * splits * k
         tokens_ptr += n * splits * k
         heads = tl.zeros([SPLITS], tl.int32)
-        if METHOD == HYBRID:
+        if METHOD == "hybrid":
             for place in range(1, k):
                 token, heads = _pop(scores_ptr, tokens_ptr, heads, splits, k - 1, k, SPLITS)
                 children = tl.where(child == place, token, children)
@@ -172,14 +171,14 @@ def _children_merge_kernel(
             children = tl.where(child == 0, found, children)
         else:
             for place in range(k):
-                if METHOD == INDEPENDENT:
+                if METHOD == "independent":
                     heads = tl.full([SPLITS], 0, tl.int32) + place
                 token, heads = _pop(scores_ptr, tokens_ptr, heads, splits, k, k, SPLITS)
                 children = tl.where(child == place, token, children)
     elif law.top > _NOTHING:  # certain, and not for want of anything else
-        if METHOD == INDEPENDENT:
+        if METHOD == "independent":
             children = tl.zeros([CHILDREN], tl.int32) + law.point
-        elif METHOD == HYBRID:
+        elif METHOD == "hybrid":
             children = tl.where(child == tl.minimum(k - 1, 1), law.point, children)
         else:
             children = tl.where(child == 0, law.point, children)

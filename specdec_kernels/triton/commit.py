@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Committing caches: one launch for all of them."""
+"""Moves the kept rows of all caches in one launch. A program moves those of one request in two caches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from .._cache_table import FIELDS, cache_rows, new_rows
 from .._ops.calls import CommitKVCall
 from .addresses import on_device, pointer, unit_words
 from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
-from .path import kept_nodes, request_rows
+from .path import kept_nodes
+from .tree import request_rows
 
 _FIELDS = tl.constexpr(len(FIELDS))
 _LARGEST = tl.constexpr(2**31 - 1)
 
 
 def commit_kv(call: CommitKVCall) -> None:
-    """Move the kept rows."""
+    """Move the kept rows, and fill the outputs."""
     table, device = call.table, call.path.device
     if call.caches:  # no plan; or a tracer shows them, perhaps as copies of those that the plan was made for
         table = on_device(cache_rows(call.caches, call.layout), device)

@@ -23,15 +23,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .logarithm import log
-from .row import LOG2E, read_row
+from .logarithm import LOG2E, log
+from .row import read_row
 
 _BINS = tl.constexpr(2048)  # of a histogram
 BINS = tl.constexpr(3 * 2048)  # int64 that `bins_ptr` points to: of numbers for top-k; of masses for each
 
 _LANES = tl.constexpr(256)  # bins, and scores sorted into them, taken together: few, to need few registers
 _WIDTH = tl.constexpr(0.03125)  # of a bin of scores: a power of two, so that multiples of it are exact
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
+_LEAST_MIN_P = tl.constexpr(1e-37)  # `log` takes normal numbers
+_COARSEST = tl.constexpr(1 << 23)  # grain: values with a mantissa of 0
 _LEVELS = tl.constexpr(8)  # more than ever needed: each but the first takes 11 of 32 bits off a key
 _MOST_LISTED = tl.constexpr(256)  # the threshold of a top_k or nucleus of more is seldom in the list
 
@@ -46,7 +48,7 @@ def row_cut(
 ):  # fmt: skip
     likely = tl.full([], float("-inf"), tl.float32)
     if min_p > 0:
-        likely = max + tl.where(min_p < 1, log(tl.clamp(min_p, 1e-37, 1.0)) * LOG2E / slope, 0.0)
+        likely = max + tl.where(min_p < 1, log(tl.clamp(min_p, _LEAST_MIN_P, 1.0)) * LOG2E / slope, 0.0)
     cut = tl.where(min_p_last > 0, float("-inf"), likely)
     # What is still to be done, and whether `mass` is that of the scores >= cut.
     counting = (top_k >= 1) & (top_k < size)
@@ -57,14 +59,14 @@ def row_cut(
         a, b, c, floor = _largest(row_ptr, size, bitmask_ptr, TILE)
         lowest = tl.min(_lowest_above(a, _lowest_above(b, _lowest_above(c, max, floor), floor), floor))
         grain = tl.min(tl.minimum(tl.minimum(_lowest_bit(a), _lowest_bit(b)), _lowest_bit(c)))
-        grain = tl.minimum(grain, 1 << 23)
+        grain = tl.minimum(grain, _COARSEST)
         for step in range(2):  # top-k by numbers, top-p by weights
             if (counting & (step == 0)) | (summing & known & (counting == 0) & (step == 1)):
                 steepness = slope * step
-                goal = tl.where(step == 0, top_k, top_p * mass)
+                needed = tl.where(step == 0, top_k, top_p * mass)
                 listed = _at_least(a, b, c, max, steepness, lowest)
-                if listed >= goal:
-                    found = _bisect(a, b, c, lowest, max, listed, grain, steepness, goal)
+                if listed >= needed:
+                    found = _bisect(a, b, c, lowest, max, listed, grain, steepness, needed)
                     cut = tl.maximum(cut, found)
                     counting = counting & (step == 1)
                     summing = summing & (step == 0)
@@ -126,26 +128,26 @@ def _at_least(a, b, c, max, steepness, value):
 
 
 @triton.jit
-def _bisect(a, b, c, low, high, amount_low, grain, steepness, goal):
-    """The largest t for which the amount of the listed scores >= t reaches the goal, up to a t that keeps the
-    same scores. `low` reaches it, `high` is the largest score; x has the amount 2^((x - max) steepness)."""
+def _bisect(a, b, c, low, high, amount_low, grain, steepness, needed):
+    """The largest t for which the amount of the listed scores >= t is at least `needed`, up to a t that keeps
+    the same scores. It is of `low`; `high` is the largest score; x has the amount 2^((x - max) steepness)."""
     max = high
     amount_high = _at_least(a, b, c, max, steepness, high)
-    if amount_high >= goal:
+    if amount_high >= needed:
         low, amount_low = high, amount_high
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
     middle = _between(low, high, grain)
     narrowing = middle > low
     while narrowing:
         amount = _at_least(a, b, c, max, steepness, middle)
-        if amount >= goal:
+        if amount >= needed:
             low, amount_low = middle, amount
         else:
             high, amount_high = middle, amount
         middle = _between(low, high, grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
         single = amount_low - amount_high < 1.5 * tl.exp2((low - max) * steepness)
-        narrowing = (middle > low) & (single == 0) & (amount_low > goal)
+        narrowing = (middle > low) & (single == 0) & (amount_low > needed)
     return low
 
 
@@ -299,17 +301,18 @@ def _share(share, mass):
 
 
 @triton.jit
-def _find(bins_ptr, above, goal):
-    """The first bin with which the amount reaches the goal, else the last; the amounts before and with it."""
+def _find(bins_ptr, above, needed):
+    """The first bin with which the amount is at least `needed`, else the last; the amounts before and with
+    it."""
     lane = tl.arange(0, _LANES)
     start = tl.full([], 0, tl.int32)
     for begin in range(0, _BINS - _LANES, _LANES):
         amount = above + tl.sum(tl.load(bins_ptr + begin + lane))
-        further = (start == begin) & (amount < goal)
+        further = (start == begin) & (amount < needed)
         start = tl.where(further, begin + _LANES, start)
         above = tl.where(further, amount, above)
     amounts = above + tl.cumsum(tl.load(bins_ptr + start + lane))
-    place = tl.min(tl.where(amounts >= goal, lane, _LANES - 1))
+    place = tl.min(tl.where(amounts >= needed, lane, _LANES - 1))
     before = tl.max(tl.where(lane < place, amounts, above))
     return start + place, before, tl.max(tl.where(lane <= place, amounts, above))
 

@@ -2,7 +2,7 @@
 """The last launch of `verify`: the token after the accepted ones, by an exponential race split over the
 vocabulary.
 
-The walk leaves a goal for each request: the law to draw from as scalars. The last program of a request to
+The walk leaves what is to be drawn for each request: the law as scalars. The last program of a request to
 arrive merges the winners, in fixed order, and writes the token.
 """
 
@@ -14,72 +14,113 @@ import triton
 import triton.language as tl
 
 from .arguments import bitmask_row, params_of, target_row
-from .law import EMPTY, NAN, Law, log_probability, target_scores
+from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
 from .node import residual_weights
 from .race import merge_races, race
 from .random import RESIDUAL, race_words
+from .record import load, save, whole_sectors
 from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
-from .special import NO_SPECIAL, leave_out
-from .tree import Tree, request_range
+from .tracked import NO_TRACKED, leave_out
+from .tree import Tree, request_rows
 
 _NO_CUT = tl.constexpr(float("-inf"))
-SETTLED = tl.constexpr(0)  # the walk wrote the token
-RESIDUAL_OF = tl.constexpr(1)  # [p - ratio q]+, and p where that is nothing
-UNMEASURED = tl.constexpr(2)  # the law of a row that was not measured
-GOAL = 24  # float64 words
-_GOAL = tl.constexpr(GOAL)
 _RESULT = tl.constexpr(RESULT)
 _OF_P = tl.constexpr(2)  # flag of a split: nothing is left of it, and the winner is that of p
 
+# Kinds of draws.
+SETTLED = tl.constexpr(0)  # none: the walk wrote the token
+FROM_RESIDUAL = tl.constexpr(1)  # of [p - ratio q]+, and of p where that is nothing
+UNMEASURED = tl.constexpr(2)  # of the law of a row that was not measured
 
-class Goal(NamedTuple):
-    kind: tl.tensor
-    node: tl.tensor  # index in its request
-    depth: tl.tensor
-    status: tl.tensor  # so far
-    drawn_from: tl.tensor  # row of the draft's logits, -1 = no q
-    special: tl.tensor  # > 0: the node's special tokens are left out; their winners follow below
-    ratio: tl.tensor
+
+class Draw(NamedTuple):
+    """What is still to be drawn for a request."""
+
     p: Law
     q: Law
-    rest_top: tl.tensor
-    score: tl.tensor
-    token: tl.tensor
-    p_score: tl.tensor
-    p_token: tl.tensor
+    node: tl.tensor  # int32, index in its request
+    depth: tl.tensor  # int32
+    status: tl.tensor  # int32, so far
+    drawn_from: tl.tensor  # int64, row of the draft's logits, -1 = no q
+    tracked: tl.tensor  # int32, > 0: the node's special tokens are left out; their winners follow below
+    ratio: tl.tensor  # float32
+    rest_top: tl.tensor  # float32
+    score: tl.tensor  # float32
+    token: tl.tensor  # int32
+    p_score: tl.tensor  # float32
+    p_token: tl.tensor  # int32
+
+
+# Float64 words: kind and arrivals share the first, then come p, q and the other fields.
+DRAW = whole_sectors(1 + 2 * len(Law._fields) + len(Draw._fields[2:]))
+_DRAW = tl.constexpr(DRAW)
 
 
 @triton.jit
-def goal_of(scratch, request):
-    """Where the goal of a request is kept; `sample` keeps the row's law there."""
-    return scratch.words + scratch.goals + request * _GOAL
+def draw_words(scratch, request):
+    """Where the draw of a request is kept; `sample` keeps the row's law there."""
+    return scratch.words + scratch.draws + request * _DRAW
 
 
 @triton.jit
-def winners_of(scratch, request, SPLITS: tl.constexpr):
+def winner_words(scratch, request, SPLITS: tl.constexpr):
     """Where the results of the splits of its draw are kept."""
     return scratch.words + scratch.winners + request * (SPLITS * _RESULT)
 
 
 @triton.jit
-def save_law(words, law):
-    tl.store(words, law.top.to(tl.float64))
-    tl.store(words + 1, law.slope.to(tl.float64))
-    tl.store(words + 2, law.cut.to(tl.float64))
-    tl.store(words + 3, law.mass)
-    tl.store(words + 4, law.point.to(tl.float64))
+def save_kind(words, kind):
+    tl.store(words.to(tl.pointer_type(tl.int32)), kind)
 
 
 @triton.jit
-def load_law(words):
-    return Law(
-        tl.load(words).to(tl.float32),
-        tl.load(words + 1).to(tl.float32),
-        tl.load(words + 2).to(tl.float32),
-        tl.load(words + 3),
-        tl.load(words + 4).to(tl.int32),
-    )
+def _load_kind(words):
+    return tl.load(words.to(tl.pointer_type(tl.int32)))
+
+
+@triton.jit
+def open_draw(words):
+    """Before the programs of a request's draw arrive."""
+    tl.store(words.to(tl.pointer_type(tl.int32)) + 1, 0)
+
+
+@triton.jit
+def arrives_last(words):
+    """Whether all other programs of the request have arrived, with what they wrote."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add(words.to(tl.pointer_type(tl.int32)) + 1, 1, sem="acq_rel")
+    return arrived == tl.num_programs(1) - 1
+
+
+@triton.jit
+def save_row_law(words, law):
+    """In place of a draw."""
+    save(words + 1, law)
+
+
+@triton.jit
+def load_row_law(words):
+    return load_law(words + 1)
+
+
+@triton.jit
+def save_draw(words, kind, draw):
+    open_draw(words)
+    save_kind(words, kind)
+    save(words + 1, draw.p)
+    save(words + 1 + len(draw.p), draw.q)
+    save(words + 1 + len(draw.p) + len(draw.q), draw[2:])
+
+
+@triton.jit
+def _load_draw(words, CUTS: tl.constexpr):
+    p = _load_law(words + 1, CUTS)
+    q = _load_law(words + 1 + len(p), CUTS)
+    number, score = tl.full([], 0, tl.int32), tl.full([], 0.0, tl.float32)
+    row = tl.full([], 0, tl.int64)
+    like = (number, number, number, row, number, score, score, score, number, score, number)
+    return Draw(p, q, *load(words + 1 + len(p) + len(q), like))
 
 
 @triton.jit
@@ -92,65 +133,10 @@ def _load_law(words, CUTS: tl.constexpr):
 
 
 @triton.jit
-def open_draw(words):
-    """Before the programs of a request's draw arrive."""
-    tl.store((words + 22).to(tl.pointer_type(tl.int32)), 0)
-
-
-@triton.jit
-def arrives_last(words):
-    """Whether all other programs of the request have arrived, with what they wrote."""
-    tl.debug_barrier()
-    arrived = tl.atomic_add((words + 22).to(tl.pointer_type(tl.int32)), 1, sem="acq_rel")
-    return arrived == tl.num_programs(1) - 1
-
-
-@triton.jit
 def emit(target, row, law, token, tokens_ptr, logprobs_ptr, place):
     """Writes a token (int64) drawn from a law, and its log-probability."""
     tl.store(tokens_ptr + place, token)
-    if logprobs_ptr is not None:
-        x = target_scores(target, row, token, token >= 0)
-        tl.store(logprobs_ptr + place, log_probability(law, x, token))
-
-
-@triton.jit
-def save_goal(words, goal):
-    tl.store(words, goal.kind.to(tl.float64))
-    tl.store(words + 1, goal.node.to(tl.float64))
-    tl.store(words + 2, goal.depth.to(tl.float64))
-    tl.store(words + 3, goal.status.to(tl.float64))
-    tl.store(words + 4, goal.drawn_from.to(tl.float64))
-    tl.store(words + 5, goal.special.to(tl.float64))
-    tl.store(words + 6, goal.ratio.to(tl.float64))
-    save_law(words + 7, goal.p)
-    save_law(words + 12, goal.q)
-    tl.store(words + 17, goal.rest_top.to(tl.float64))
-    tl.store(words + 18, goal.score.to(tl.float64))
-    tl.store(words + 19, goal.token.to(tl.float64))
-    tl.store(words + 20, goal.p_score.to(tl.float64))
-    tl.store(words + 21, goal.p_token.to(tl.float64))
-    open_draw(words)
-
-
-@triton.jit
-def _load_goal(words, CUTS: tl.constexpr):
-    return Goal(
-        tl.load(words).to(tl.int32),
-        tl.load(words + 1).to(tl.int32),
-        tl.load(words + 2).to(tl.int32),
-        tl.load(words + 3).to(tl.int32),
-        tl.load(words + 4).to(tl.int64),
-        tl.load(words + 5).to(tl.int32),
-        tl.load(words + 6).to(tl.float32),
-        _load_law(words + 7, CUTS),
-        _load_law(words + 12, CUTS),
-        tl.load(words + 17).to(tl.float32),
-        tl.load(words + 18).to(tl.float32),
-        tl.load(words + 19).to(tl.int32),
-        tl.load(words + 20).to(tl.float32),
-        tl.load(words + 21).to(tl.int32),
-    )
+    store_logprob(logprobs_ptr, place, target, row, law, token)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
@@ -174,17 +160,18 @@ def verify_draw_kernel(
     TILE: tl.constexpr,
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    goal_words = goal_of(scratch, request)
-    if tl.load(goal_words) > SETTLED:
-        goal = _load_goal(goal_words, CUTS)
-        first, count = request_range(cu_nodes_ptr, rows, request)
-        row = first.to(tl.int64) + goal.node
+    words = draw_words(scratch, request)
+    kind = _load_kind(words)
+    if kind != SETTLED:
+        draw = _load_draw(words, CUTS)
+        first, count = request_rows(cu_nodes_ptr, request, rows)
+        row = first.to(tl.int64) + draw.node
         seed = tl.load(seeds_ptr + request)
-        position = tl.load(positions_ptr + request) + goal.depth
+        position = tl.load(positions_ptr + request) + draw.depth
         begin = split * SPLIT
         end = tl.minimum(begin + SPLIT, target.vocab)
-        slope = goal.p.slope
-        if goal.kind == UNMEASURED:
+        slope = draw.p.slope
+        if kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
             result = measure_and_race(
                 target_row(target, row), begin, end, target.vocab, bitmask_row(target, row),
@@ -195,30 +182,30 @@ def verify_draw_kernel(
             if LINKS:
                 ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
             tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
-            result = _race_residual(target, draft, tree, goal, row, seed, position, begin, end, TILE)
-        winners = winners_of(scratch, request, SPLITS)
+            result = _race_residual(target, draft, tree, draw, row, seed, position, begin, end, TILE)
+        winners = winner_words(scratch, request, SPLITS)
         store_split(winners, split, result)
-        if arrives_last(goal_words):
+        if arrives_last(words):
             results = load_splits(winners, tl.num_programs(1), SPLITS)
-            token, p, status = _merge(target, goal, row, slope, results, SPLIT)
-            emit(target, row, p, token, out_tokens_ptr, out_logprobs_ptr, request * width + goal.depth)
+            token, p, status = _merge(target, kind, draw, row, slope, results, SPLIT)
+            emit(target, row, p, token, out_tokens_ptr, out_logprobs_ptr, request * width + draw.depth)
             tl.store(out_status_ptr + request, status)
 
 
 @triton.jit
-def _merge(target, goal, row, slope, results, TILE: tl.constexpr):
+def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
     """The next token, its law and the status, from the results of all splits."""
-    p = goal.p
-    status = goal.status
+    p = draw.p
+    status = draw.status
     top = tl.max(results.max)
     scale = tl.exp2(exponent_of(results.max, top, slope))
     scores = results.score * scale
     score, token = merge_races(tl.where(results.flags == _OF_P, 0.0, scores), results.token)
-    score, token = _better(goal.score, goal.token, score, token)
+    score, token = _better(draw.score, draw.token, score, token)
     if score == 0:
         score, token = merge_races(scores, results.token)
-        score, token = _better(goal.p_score, goal.p_token, score, token)
-    if goal.kind == UNMEASURED:
+        score, token = _better(draw.p_score, draw.p_token, score, token)
+    if kind == UNMEASURED:
         status |= tl.max(results.flags) * NAN
         point = p.point
         if top == float("-inf"):
@@ -236,7 +223,7 @@ def _better(score, token, other_score, other_token):
 
 
 @triton.jit
-def _race_residual(target, draft, tree, goal, row, seed, position, begin, end, TILE: tl.constexpr):
+def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, TILE: tl.constexpr):
     """The winner of a split of the residual, or, where that is nothing, of p itself, which counts if it is so
     in all splits."""
     score = tl.full([], 0.0, tl.float32)
@@ -244,24 +231,24 @@ def _race_residual(target, draft, tree, goal, row, seed, position, begin, end, T
     flags = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
     while again > 0:
-        special = tl.where(goal.special > 0, begin.to(tl.int64) - 1, NO_SPECIAL)
+        tracked = tl.where(draw.tracked > 0, begin.to(tl.int64) - 1, NO_TRACKED)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
             weights, all_weights = residual_weights(
-                target, draft, goal.p, goal.q, row, goal.drawn_from, goal.rest_top, goal.ratio, offsets
+                target, draft, draw.p, draw.q, row, draw.drawn_from, draw.rest_top, draw.ratio, offsets
             )
             if flags == _OF_P:
                 weights = all_weights
-            weights, special = leave_out(
+            weights, tracked = leave_out(
                 weights, 0.0, offsets, start + TILE,
-                special, tree, goal.node, goal.drawn_from, None, target.vocab,
+                tracked, tree, draw.node, draw.drawn_from, None, target.vocab,
             )  # fmt: skip
-            some = goal.p.cut == float("-inf")
+            some = draw.p.cut == float("-inf")
             if not some:
                 some = tl.max(weights) > 0  # a cut leaves most tiles empty
             if some:
                 words = race_words(seed, position, RESIDUAL, 0, start // 4 + tl.arange(0, TILE // 4))
                 score, token = race(weights, words, offsets, score, token)
-        again = ((score == 0) & (flags == 0) & ((goal.ratio > 0) | (goal.special > 0))).to(tl.int32)
+        again = ((score == 0) & (flags == 0) & ((draw.ratio > 0) | (draw.tracked > 0))).to(tl.int32)
         flags += again * _OF_P
-    return Split(goal.p.top, 0.0 * score, token, flags, score)
+    return Split(draw.p.top, 0.0 * score, token, flags, score)

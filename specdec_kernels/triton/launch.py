@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launch configurations: pure functions of shapes and of the target.
 
-Nothing here looks at data: what is launched never depends on it. How a row is divided does not depend on the
-batch either, so that a request's result never depends on its company.
+Nothing here looks at data, so what is launched never depends on it. How a row is divided does not depend on
+the batch either, so that a request's result never depends on the other requests.
 """
 
 from __future__ import annotations
@@ -10,19 +10,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triton import next_power_of_2
+from triton.backends.compiler import GPUTarget
 
 # --- rows of logits ----------------------------------------------------------------------------------------
+
+RACED_SPLIT = 1024  # tokens of a split whose race is run as it is measured
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How rows are split over programs."""
+
+    length: int  # tokens per program
+    count: int  # programs per row
+    padded: int  # the power of two that holds their results
+    race_tile: int  # tokens per step of a race
+    warps: int
+
+
+def _splits(row: int, length: int, warps: int) -> Splits:
+    """Of rows of so many tokens. A race takes steps of 256, two calls of Philox a lane: 512 would save 1 % of
+    the instructions of a draw."""
+    count = -(-row // length)
+    return Splits(length, count, padded=1 << (count - 1).bit_length(), race_tile=256, warps=warps)
 
 
 @dataclass(frozen=True)
 class RowPasses:
     """How rows of V logits are read."""
 
-    split: int  # tokens per program where a row is split over programs
-    splits: int  # programs per row
-    padded_splits: int  # the power of two that holds their partial results
-    split_warps: int
-    race_tile: int  # tokens per step of a race
+    splits: Splits
     row_tile: int  # tokens per step where one program reads a whole row
     row_warps: int
 
@@ -32,23 +49,12 @@ def row_passes(vocab_size: int) -> RowPasses:
 
     | number | reason |
     |---|---|
-    | split 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
-    | split_warps 1 | a warp reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
-    | race_tile 256 | two calls of Philox a lane; 512 would save 1 % of a draw's instructions |
-    | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
+    | splits of 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
+    | 1 warp | it reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     | row_tile 1024 | 4 scores a lane leave registers for what `row_cut` lists; groups for a top_k of 100 |
     | row_warps 8 | one program has a processor to itself: many loads in flight, few warps to reduce over |
     """
-    splits = -(-vocab_size // 1024)
-    return RowPasses(
-        split=1024,
-        splits=splits,
-        padded_splits=1 << (splits - 1).bit_length(),
-        split_warps=1,
-        race_tile=256,
-        row_tile=1024,
-        row_warps=8,
-    )
+    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), row_tile=1024, row_warps=8)
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -80,14 +86,19 @@ def state_tile(rows: int, columns: int) -> tuple[int, int]:
     return rows, min(next_power_of_2(max(columns, 16)), max(1, 2048 // rows))
 
 
-def shared_memory(backend: str, arch: int | str) -> int:
-    """Bytes that one program may have; `backend` and `arch` as in Triton's target."""
-    if backend != "cuda":
+def shared_memory(target: GPUTarget) -> int:
+    """Bytes that one program may have."""
+    if target.backend != "cuda":
         return 64 * 1024
-    return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(arch, 99) * 1024
+    return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(target.arch, 99) * 1024
 
 
 # --- tree_attention ----------------------------------------------------------------------------------------
+
+
+# A split has the length that `attention_launch` says in prefixes of up to LONG_PREFIX positions. It is longer
+# by LONGER_BY for each further LONGER_EACH.
+LONG_PREFIX, LONGER_EACH, LONGER_BY = 1024, 2048, 64
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class AttentionLaunch:
     block_value: int
     block_rows: int  # packed rows (nodes x query heads of a group) of a program over a split
     block_keys: int  # positions of a tile of the prefix
-    split: int  # positions of a program, of prefixes up to 1024; see `attention_splits`
+    split: int  # positions of a program, of prefixes up to LONG_PREFIX; see `attention_splits`
     warps: int
     stages: int
     block_heads: int  # query heads of a program that merges the splits of one node
@@ -107,19 +118,18 @@ class AttentionLaunch:
 
 
 def attention_launch(
-    backend: str,
-    arch: int | str,
+    target: GPUTarget,
     query_heads: int,
-    head: int,
-    value: int,
+    head_dim: int,
+    value_dim: int,
     rows: int,
     *,
     bytes_per_element: int,
     plain: bool,
     deterministic: bool,
 ) -> AttentionLaunch:
-    """Of keys with `head` and values with `value` elements, chosen so that no register spills; docs/triton.md
-    has the reasons.
+    """Of keys with `head_dim` and values with `value_dim` elements, chosen so that no register spills.
+    docs/triton.md has the reasons.
 
     Args:
         rows: packed rows of an average request.
@@ -128,9 +138,9 @@ def attention_launch(
             needed for more than the products.
         deterministic: nothing may depend on the batch.
     """
-    cuda, memory = backend == "cuda", shared_memory(backend, arch)
-    block_head, block_rest = _attention_parts(head)
-    block_value = max(next_power_of_2(value), 16)
+    cuda, memory = target.backend == "cuda", shared_memory(target)
+    block_head, block_rest = _attention_parts(head_dim)
+    block_value = max(next_power_of_2(value_dim), 16)
     width = max(block_head + block_rest, block_value)
     busy = not plain or block_rest > 0
     rows = 64 if deterministic else max(next_power_of_2(rows), 16)
@@ -157,33 +167,46 @@ def attention_launch(
         block_heads = min(max(4096 // block_value, 1), next_power_of_2(query_heads))
         merge_warps = max(block_heads * block_value // 1024, 1)
     return AttentionLaunch(
-        *(block_head, block_rest, block_value, block_rows, block_keys, split, warps, stages),
-        *(block_heads, merge_warps),
+        block_head=block_head,
+        block_rest=block_rest,
+        block_value=block_value,
+        block_rows=block_rows,
+        block_keys=block_keys,
+        split=split,
+        warps=warps,
+        stages=stages,
+        block_heads=block_heads,
+        merge_warps=merge_warps,
     )
 
 
 def attention_splits(positions: int, split: int) -> int:
-    """The most splits of any prefix of up to `positions`, 32 at most.
+    """The most splits of any prefix of up to `positions`.
 
-    A prefix is cut by its own length alone: into splits of `split` positions if it has up to 1024, of 64 more
-    for each further 2048. That is never less than split, nor than split - 32 + 1/32 of the prefix.
+    A prefix is cut by its own length alone: into splits of `split` positions if it has up to LONG_PREFIX, of
+    LONGER_BY more for each further LONGER_EACH. That is never less than split, nor than split + (prefix -
+    LONG_PREFIX) / most.
     """
-    shortest, longer = -(-positions // split), -(-32 * positions // (32 * (split - 32) + positions))
-    return max(min(shortest, longer), 1)
+    most = LONGER_EACH // LONGER_BY
+    of_split, of_longer = (
+        -(-positions // split),
+        -(-most * positions // (most * split - LONG_PREFIX + positions)),
+    )
+    return max(min(of_split, of_longer), 1)
 
 
-def attention_registers(backend: str, widened: bool) -> dict[str, int]:
+def attention_registers(target: GPUTarget, widened: bool) -> dict[str, int]:
     """Options of the compiler: where elements of the cache are widened, ptxas spills some registers to have
     more blocks resident, unless told that it may take all."""
-    return {"maxnreg": 255} if backend == "cuda" and widened else {}
+    return {"maxnreg": 255} if target.backend == "cuda" and widened else {}
 
 
-def _attention_parts(head: int) -> tuple[int, int]:
-    """A power of two for most of `head` elements and one for the rest, if that saves any padding."""
-    whole = max(next_power_of_2(head), 16)
-    if whole == head or whole == 16:
+def _attention_parts(head_dim: int) -> tuple[int, int]:
+    """A power of two for most of `head_dim` elements and one for the rest, if that saves any padding."""
+    whole = max(next_power_of_2(head_dim), 16)
+    if whole == head_dim or whole == 16:
         return whole, 0
-    rest = max(next_power_of_2(head - whole // 2), 16)
+    rest = max(next_power_of_2(head_dim - whole // 2), 16)
     return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
 
 
@@ -192,20 +215,10 @@ def _attention_parts(head: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VerifyLaunch:
-    """How the launches of `verify` are cut up."""
+    """How the launches of `verify` read rows: `measure` and the walk, and `draw`."""
 
-    split: int  # tokens per program of `measure`
-    splits: int
-    padded_splits: int
-    split_warps: int
-    race_tile: int  # tokens per step of a race in `measure`
-    row_tile: int  # tokens per step where the walk reads a whole row
-    row_warps: int
-    draw_split: int  # tokens per program of `draw`
-    draw_splits: int
-    padded_draw_splits: int
-    draw_tile: int
-    draw_warps: int
+    rows: RowPasses
+    draw: Splits
 
 
 def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> VerifyLaunch:
@@ -214,33 +227,22 @@ def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> Veri
 
     | number | reason |
     |---|---|
-    | split 8192, 4 warps | 64 scores a lane, read once and kept; its program's other work is shared by many |
-    | split 1024, 1 warp | under `match`, as in `sample`, whose races these are |
+    | splits of 8192, 4 warps | 64 scores a lane, read once and kept; many share its program's other work |
+    | splits of 1024, 1 warp | under `match`, as in `sample`, whose races these are |
     | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores a lane leave no spills |
     | row_tile 512, 4 warps | the same under `traversal` without cuts; `typical` takes 1024 |
     | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
     | row_tile 512, 8 warps | with cuts, groups enough for a top_k of 100, in few registers |
-    | draw_split 2048, 1 warp | half the preparations of 1024 |
+    | draws of 2048, 1 warp | half the preparations of 1024 |
     """
-    split, split_warps = (1024, 1) if rule == "match" else (8192, 4)
+    split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
     shapes = {"match": (256, 1), "traversal": (512, 4), "typical": (1024, 4)}
     row_tile, row_warps = shapes.get(rule, (1024, 8))
     if cuts:
         row_tile, row_warps = 512, 8
-    splits, draw_splits = -(-measured // split), -(-vocab_size // 2048)
     return VerifyLaunch(
-        split=split,
-        splits=splits,
-        padded_splits=1 << (splits - 1).bit_length(),
-        split_warps=split_warps,
-        race_tile=256,
-        row_tile=row_tile,
-        row_warps=row_warps,
-        draw_split=2048,
-        draw_splits=draw_splits,
-        padded_draw_splits=1 << (draw_splits - 1).bit_length(),
-        draw_tile=256,
-        draw_warps=1,
+        rows=RowPasses(_splits(measured, split, warps), row_tile, row_warps),
+        draw=_splits(vocab_size, 2048, warps=1),
     )
 
 
@@ -266,11 +268,11 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
-def registers(backend: str, arch: int | str, cuts: bool) -> dict[str, int]:
+def registers(target: GPUTarget, cuts: bool) -> dict[str, int]:
     """Options of the compiler for kernels that settle laws: 168 registers of a thread.
 
     Left alone, ptxas takes 255 where there are cuts, and elsewhere, on sm_90 and sm_100, spills some to have
     more warps resident. sm_80 and sm_120 need no telling there.
     """
-    told = backend == "cuda" and (cuts or arch in (90, 100, 103))
+    told = target.backend == "cuda" and (cuts or target.arch in (90, 100, 103))
     return {"maxnreg": 168} if told else {}

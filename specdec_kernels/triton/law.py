@@ -14,16 +14,17 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..verification import Status
 from .arguments import bitmask_row, draft_row, has_cuts, target_row
 from .cuts import row_cut
+from .logarithm import LN2, LOG2E
 from .measure import DRAFT, TARGET, split_results
-from .row import LOG2E, exponent_of, lowest_allowed, merge_first, read_row, slope_of
+from .record import load
+from .row import exponent_of, lowest_allowed, merge_first, read_row, slope_of
 
-NAN = tl.constexpr(1)  # bits of Status
-EMPTY = tl.constexpr(2)
-IMPOSSIBLE = tl.constexpr(4)
-
-_LN2 = tl.constexpr(0.6931471805599453)
+NAN = tl.constexpr(int(Status.NAN))
+EMPTY = tl.constexpr(int(Status.EMPTY))
+IMPOSSIBLE = tl.constexpr(int(Status.IMPOSSIBLE))
 
 
 class Law(NamedTuple):
@@ -38,7 +39,7 @@ class Law(NamedTuple):
 def exp2_wide(t):
     """2^t of float64 t <= 0; 0 below 2^-1022 and for NaN."""
     whole = tl.floor(t + 0.5)
-    y = (t - whole) * _LN2
+    y = (t - whole) * LN2
     e = 1.0
     for k in tl.static_range(12, 0, -1):
         e = 1.0 + y * (1.0 / k) * e
@@ -63,7 +64,15 @@ def log_probability(law, x, token):
     log2_p -= tl.log2(law.mass.to(tl.float32))
     log2_p = tl.where(x >= law.cut, log2_p, float("-inf"))
     log2_p = tl.where(law.point >= 0, tl.where(token == law.point, 0.0, float("-inf")), log2_p)
-    return log2_p * _LN2
+    return log2_p * LN2
+
+
+@triton.jit
+def store_logprob(logprobs_ptr, place, target, row, law, token):
+    """Writes the log-probability of a token (int64), where it is asked for."""
+    if logprobs_ptr is not None:
+        x = target_scores(target, row, token, token >= 0)
+        tl.store(logprobs_ptr + place, log_probability(law, x, token))
 
 
 @triton.jit
@@ -166,6 +175,11 @@ def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.conste
         params.top_k, params.top_p, params.min_p, params.min_p_last, TILE,
     )  # fmt: skip
     return cut, kept.to(tl.float64)
+
+
+@triton.jit
+def load_law(words):
+    return Law(*load(words, logprobs_law()))
 
 
 @triton.jit

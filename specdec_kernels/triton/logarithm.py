@@ -6,10 +6,13 @@ The hardware's is not: near 1 it has an absolute error of 2^-22, which leaves no
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
-_LN2 = tl.constexpr(0.6931471805599453)
+LN2 = tl.constexpr(math.log(2))
+LOG2E = tl.constexpr(math.log2(math.e))
 _TWO_THIRDS_BITS = tl.constexpr(0x3F2AAAAB)
 
 
@@ -33,7 +36,7 @@ def log_binary(exponent, f):
     p = -0.249997973 + p * f
     p = 0.333332151 + p * f
     p = (-0.5 + p * f) * (f * f) + f
-    return exponent.to(tl.float32) * _LN2 + p
+    return exponent.to(tl.float32) * LN2 + p
 
 
 @triton.jit

@@ -15,16 +15,18 @@ import triton.language as tl
 from .arguments import bitmask_row, draft_row, drawn_from, has_cuts, params_of, target_row
 from .race import race
 from .random import NEXT, race_words
+from .record import load_shared, save
 from .row import NO_TOKEN, exponent_of, measure, read_row, slope_of
-from .tree import POINT, request_range
+from .tree import NODES, POINT, request_rows
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
-RESULT = 4  # float64 words of the result of a split
+RESULT = 4  # float64 words of the result of a split: a sector
 _RESULT = tl.constexpr(RESULT)
 _REQUESTS = tl.constexpr(32)  # looked through together
-_NODES = tl.constexpr(32)
-_PIECE = tl.constexpr(512)
+_PIECE = tl.constexpr(512)  # tokens read together where a row is read again
+# Kinds of children.
+_NONE, _ALL_POINT, _SOME_SAMPLED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 class Split(NamedTuple):
@@ -38,30 +40,23 @@ class Split(NamedTuple):
 
 
 @triton.jit
+def _empty_split():
+    zero = tl.full([], 0.0, tl.float32)
+    lowest = tl.full([], float("-inf"), tl.float32)
+    return Split(lowest, zero, tl.full([], NO_TOKEN, tl.int32), tl.full([], 0, tl.int32), zero)
+
+
+@triton.jit
 def store_split(words, split, result):
-    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
-    numbers = record.to(tl.pointer_type(tl.float32))
-    tl.store(numbers, result.max)
-    tl.store(numbers + 1, result.mass)
-    tl.store(record + 2, result.token)
-    tl.store(record + 3, result.flags)
-    tl.store(numbers + 4, result.score)
+    save((words + split * _RESULT).to(tl.pointer_type(tl.float32)), result)
 
 
 @triton.jit
 def load_splits(words, splits, SPLITS: tl.constexpr):
     """[SPLITS] results, which other programs, even of the same launch, may have written."""
     split = tl.arange(0, SPLITS)
-    inside = split < splits
-    record = (words + split * _RESULT).to(tl.pointer_type(tl.int32))
-    numbers = record.to(tl.pointer_type(tl.float32))
-    return Split(
-        tl.load(numbers, mask=inside, other=float("-inf"), cache_modifier=".cg"),
-        tl.load(numbers + 1, mask=inside, other=0.0, cache_modifier=".cg"),
-        tl.load(record + 2, mask=inside, other=NO_TOKEN, cache_modifier=".cg"),
-        tl.load(record + 3, mask=inside, other=0, cache_modifier=".cg"),
-        tl.load(numbers + 4, mask=inside, other=0.0, cache_modifier=".cg"),
-    )
+    words = (words + split * _RESULT).to(tl.pointer_type(tl.float32))
+    return Split(*load_shared(words, _empty_split(), split < splits))
 
 
 @triton.jit
@@ -181,15 +176,15 @@ def measure_split(
 
 @triton.jit
 def _kinds_of_children(tokens, parents, proposals, node, count):
-    """Of the drafted children of a node: 0 = there are none, 1 = all are POINT, 2 = some are sampled."""
-    kinds = tl.full([], 0, tl.int32)
-    for begin in range(node + 1, count, _NODES):
-        child = begin + tl.arange(0, _NODES)
+    """Of the drafted children of a node: _NONE, _ALL_POINT or _SOME_SAMPLED."""
+    kinds = tl.full([], _NONE, tl.int32)
+    for begin in range(node + 1, count, NODES):
+        child = begin + tl.arange(0, NODES)
         inside = child < count
         mine = tl.load(parents + child, mask=inside, other=-1) == node
         mine = mine & (tl.load(tokens + child, mask=inside, other=-1) >= 0)
         sampled = tl.load(proposals + child, mask=inside, other=POINT) > POINT
-        kinds = tl.maximum(kinds, tl.max(tl.where(mine, tl.where(sampled, 2, 1), 0)))
+        kinds = tl.maximum(kinds, tl.max(tl.where(mine, tl.where(sampled, _SOME_SAMPLED, _ALL_POINT), _NONE)))
     return kinds
 
 
@@ -219,7 +214,7 @@ def verify_measure_kernel(
     row, split, side = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = _request_of(cu_nodes_ptr, requests, row)
     if request < requests:
-        first, count = request_range(cu_nodes_ptr, rows, request)
+        first, count = request_rows(cu_nodes_ptr, request, rows)
         node = row - first
         if node >= 0:
             begin = split * SPLIT
@@ -238,7 +233,7 @@ def verify_measure_kernel(
                     wanted = True
                 elif (begin < target.vocab) & (not wanted):
                     # A row without children is only drawn from: its law is found in the same pass.
-                    wanted = kinds > 0
+                    wanted = kinds > _NONE
                 if (begin < target.vocab) & wanted:
                     seed = tl.load(seeds_ptr + request)
                     position = tl.load(positions_ptr + request)
@@ -252,7 +247,7 @@ def verify_measure_kernel(
                     )  # fmt: skip
             elif draft.data is not None:
                 if (begin < draft.size) & ((not greedy) | (RULE == "lenient")):
-                    if kinds > 1:
+                    if kinds == _SOME_SAMPLED:
                         source = drawn_from(draft, draft_count, request, row.to(tl.int64), node)
                         if source >= 0:
                             measure_split(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompt lookup: where a text repeats what it ends with, and what followed there.
+"""Prompt lookup: finds where a text repeats what it ends with, and drafts what followed there.
 
-search  (B, splits)   of every split of a text: its best occurrences
-draft   (B,)          the continuation of the best one, or of the one that a vote elects
+search  (B, splits)   finds the best occurrences in every split of a text
+draft   (B,)          writes the continuation of the best one, or of the one that a vote elects
 
-An occurrence is one number, n << 32 | end: the text's last n tokens, n being as large as it can, are also
-those up to `end`. A larger number is a longer repeat or a more recent equal one; -1 is none.
+An occurrence is one number, n << 32 | end. It says that the text's last n tokens are also those up to `end`,
+and n is as large as it can be. A larger number is a longer repeat or a more recent equal one; -1 is none.
 
-A text has at most 65535 splits, which is what a launch allows; `lengths` and tokens may hold anything.
+A text has at most 65535 splits, which is what a launch allows. `lengths` and tokens may hold anything.
 """
 
 from __future__ import annotations

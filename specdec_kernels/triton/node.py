@@ -2,7 +2,7 @@
 """One node under verification: the target's law p, the draft's law q, and the residual as scalars.
 
 The residual after any rejections is [a p - b q]+. Only at the tokens of POINT and WITHOUT_REPLACEMENT
-children may it differ (docs/verification.md, special.py).
+children may it differ (docs/verification.md, tracked.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,20 @@ from .law import (
     weights,
 )
 from .row import read_row, read_tokens
-from .special import NO_SPECIAL, draft_q, is_point, leave_out, marks, special_mass, target_p
-from .tree import INDEPENDENT, NO_KEY, NODES, WITHOUT_REPLACEMENT, proposals_of, siblings
+from .tracked import NO_TRACKED, draft_q, is_point, leave_out, marks_of, target_p, tracked_mass
+from .tree import (
+    HAS_INDEPENDENT,
+    HAS_POINT,
+    HAS_WITHOUT_REPLACEMENT,
+    INDEPENDENT,
+    NO_KEY,
+    NODES,
+    WITHOUT_REPLACEMENT,
+    proposals_of,
+    siblings,
+)
+
+_LARGEST_RATIO = tl.constexpr(3e38)  # finite as float32
 
 
 class Node(NamedTuple):
@@ -37,7 +49,7 @@ class Node(NamedTuple):
     q: Law
     row: tl.tensor  # int64, of the target
     drawn_from: tl.tensor  # int64, row of the draft's logits; -1 = no q
-    special: tl.tensor  # int32, > 0 = has special children
+    tracked: tl.tensor  # int32, > 0 = has tracked children
     rest_top: tl.tensor  # float32; outside the special tokens q(x) = rest_scale 2^((x - rest_top) slope)
     rest_scale: tl.tensor  # float64
     rest: tl.tensor  # float64, the mass of q there, where a child needs it
@@ -50,9 +62,7 @@ class Residual(NamedTuple):
     a: tl.tensor  # float64
     b: tl.tensor  # float64
     b_point: tl.tensor  # float64, in place of b at the tokens of POINT children
-    since: (
-        tl.tensor
-    )  # int64, key of the child whose rejection left nothing, after which P = p again; -1 = none
+    since: tl.tensor  # int64, key of the child whose rejection left nothing: P = p again; -1 = none
     last: tl.tensor  # int64, key of the child rejected last; -1 = none
     dry: tl.tensor  # int64, key from which on WITHOUT_REPLACEMENT children had nothing to be drawn from
     factor: tl.tensor  # float64
@@ -68,7 +78,7 @@ def unloaded(row):
 
 
 @triton.jit
-def whole():
+def nothing_rejected():
     """P = p."""
     one = tl.full([], 1.0, tl.float64)
     none = tl.full([], -1, tl.int64)
@@ -87,11 +97,11 @@ def load_node(
         target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
     )
     node = unloaded(row)
-    kinds = proposals_of(tree, index)
+    proposals = proposals_of(tree, index)
     q = node.q
     source = node.drawn_from
     if draft.data is not None:
-        if kinds > 1:
+        if proposals >= HAS_INDEPENDENT:
             source = drawn_from(draft, request.draft_count, request.index, row, index)
             if source >= 0:
                 if LOGPROBS:
@@ -105,10 +115,11 @@ def load_node(
                         DRAFT_CUTS, SPLIT, SPLITS, TILE,
                     )  # fmt: skip
                     source = tl.where(sound, source, -1)
-    special = tl.where(source >= 0, kinds & 5, kinds)
-    node = Node(p, q, row, source, special, q.top, 1.0 / q.mass, node.rest)
+    # A node without q has tracked children only.
+    tracked = tl.where(source >= 0, proposals & (HAS_POINT | HAS_WITHOUT_REPLACEMENT), proposals)
+    node = Node(p, q, row, source, tracked, q.top, 1.0 / q.mass, node.rest)
     if draft.data is not None:
-        if (kinds >= 4) & (source >= 0):
+        if (proposals >= HAS_WITHOUT_REPLACEMENT) & (source >= 0):
             node = _weigh_rest(draft, target.vocab, tree, index, node, TILE)
     return node, status
 
@@ -137,27 +148,27 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
         held = tl.full([], 0, tl.int32)
         for begin in range(parent + 1, tree.count, NODES):
             run = siblings(tree, parent, begin)
-            special = run.drafted & (run.proposal != INDEPENDENT)
-            held = tl.maximum(held, tl.max((special & (run.token == q.point)).to(tl.int32)))
+            tracked = run.drafted & (run.proposal != INDEPENDENT)
+            held = tl.maximum(held, tl.max((tracked & (run.token == q.point)).to(tl.int32)))
         rest = tl.where(held > 0, 0.0, 1.0).to(tl.float64)
         scale = tl.full([], 1.0, tl.float64)
     else:
         # In one pass: each lane's largest score so far, and its mass relative to that.
         top = tl.full([TILE], float("-inf"), tl.float32)
         mass = tl.zeros([TILE], tl.float32)
-        special = tl.full([], -1, tl.int64)
+        tracked = tl.full([], -1, tl.int64)
         for begin in range(0, draft.size, TILE):
             column = begin + tl.arange(0, TILE)
             x = read_row(draft_row(draft, node.drawn_from), column, draft.size, None)
             x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
             if q.top == float("inf"):
                 x = tl.where(x == float("inf"), 0.0, float("-inf"))
-            x, special = leave_out(
+            x, tracked = leave_out(
                 x,
                 float("-inf"),
                 column,
                 begin + TILE,
-                special,
+                tracked,
                 tree,
                 parent,
                 node.drawn_from,
@@ -177,11 +188,11 @@ def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
             else:
                 scale = exp2_wide((rest_top.to(tl.float64) - q.top) * q.slope) / q.mass
             rest *= scale
-    return Node(node.p, q, node.row, node.drawn_from, node.special, rest_top, scale, rest)
+    return Node(node.p, q, node.row, node.drawn_from, node.tracked, rest_top, scale, rest)
 
 
 @triton.jit
-def tested(target, draft, tree, parent, node, state, key, token, proposal):
+def test_child(target, draft, tree, parent, node, state, key, token, proposal):
     """P(token) and Q(token) of a child, to be asked in sibling order; the state with the child under test;
     and the status bits that it sets."""
     tokens = tl.full([1], 0, tl.int64) + token
@@ -191,10 +202,10 @@ def tested(target, draft, tree, parent, node, state, key, token, proposal):
     rejected = tl.full([], 0, tl.int32)
     removed = tl.full([], 0, tl.int32)
     remaining = node.rest
-    if node.special > 0:
+    if node.tracked > 0:
         for begin in range(parent + 1, tree.count, NODES):
             run = siblings(tree, parent, begin)
-            held, closed, taken, _ = marks(tree, parent, node, state, run.token, run.key)
+            held, closed, taken, _ = marks_of(tree, parent, node, state, run.token, run.key)
             this = run.drafted & (run.key == key)
             point |= tl.max((this & held).to(tl.int32))
             rejected |= tl.max((this & closed).to(tl.int32))
@@ -263,7 +274,7 @@ def reject(
 @triton.jit
 def ratio_of(node, state):
     """b q relative to a p, in units of their weights."""
-    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), 3e38).to(tl.float32)
+    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), _LARGEST_RATIO).to(tl.float32)
     return tl.where(state.b > 0, ratio, 0.0)  # without q its scale may be anything
 
 
@@ -286,15 +297,15 @@ def residual_mass(target, draft, tree, parent, node, state, TILE: tl.constexpr):
     """The sum of [a p - b q]+: one pass over both rows."""
     acc = tl.zeros([TILE], tl.float32)
     ratio = ratio_of(node, state)
-    special = tl.where(node.special > 0, -1, NO_SPECIAL).to(tl.int64)
+    tracked = tl.where(node.tracked > 0, -1, NO_TRACKED).to(tl.int64)
     for begin in range(0, target.vocab, TILE):
         token = begin + tl.arange(0, TILE)
         left, _ = residual_weights(
             target, draft, node.p, node.q, node.row, node.drawn_from, node.rest_top, ratio, token
         )
-        left, special = leave_out(
-            left, 0.0, token, begin + TILE, special, tree, parent, node.drawn_from, None, target.vocab
+        left, tracked = leave_out(
+            left, 0.0, token, begin + TILE, tracked, tree, parent, node.drawn_from, None, target.vocab
         )
         acc += left
     mass = state.a / node.p.mass * tl.sum(acc.to(tl.float64))
-    return mass + special_mass(target, draft, tree, parent, node, state)
+    return mass + tracked_mass(target, draft, tree, parent, node, state)

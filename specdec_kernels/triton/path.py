@@ -10,14 +10,6 @@ _BLOCK = tl.constexpr(32)  # entries of a path looked at together
 
 
 @triton.jit
-def request_rows(cu_nodes_ptr, b, rows):
-    """First row of request b and the number of its nodes, inside [0, rows] whatever the offsets hold."""
-    start = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + b), 0), rows)
-    end = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + b + 1), 0), rows)
-    return start, end - start
-
-
-@triton.jit
 def kept_nodes(path_ptr, width, count):
     """Nodes kept: entries up to the first that is not above its predecessor or is no node of the request."""
     kept, first = 0, 0

@@ -16,8 +16,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .logarithm import LOG2E
+
 NO_TOKEN = tl.constexpr(2**31 - 1)
+
+_MOST_FACTORED = tl.constexpr(2.0**20)  # of max * slope, above which its rounding is too large a factor
 
 
 @triton.jit
@@ -93,7 +96,7 @@ def measure(x, slope):
     shift = max * slope
     mass = tl.sum(tl.exp2(tl.fma(x, slope, -shift))) * tl.exp2(-tl.fma(max, slope, -shift))
     nan = tl.full([], 0, tl.int32)
-    if (mass != mass) | (tl.abs(shift) > 2.0**20):  # NaN, +inf, nothing but -inf; a factor too large
+    if (mass != mass) | (tl.abs(shift) > _MOST_FACTORED):  # NaN, +inf, nothing but -inf; a factor too large
         nan = tl.max((x != x).to(tl.int32))
         mass = tl.sum(tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope)))
     return max, mass, nan

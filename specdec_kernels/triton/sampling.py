@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain one-token sampling.
+"""Sampling of one token per row, in two or three launches.
 
-measure   (B, splits)   each row once, as for `verify`; without cuts it races as well
-settle    (B,)          a row's law from its splits; without cuts, or where it is certain, the token
-draw      (B, splits)   with cuts: the race among what is kept; the last program of a row merges
+measure   (B, splits)   reads each row once, as for `verify`; without cuts it runs the race as well
+settle    (B,)          merges a row's law from its splits; writes the token without cuts or if it is certain
+draw      (B, splits)   with cuts, races among what is kept; the last program of a row merges the splits
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from .arguments import (
     target_row,
 )
 from .cuts import BINS
-from .draw import GOAL, arrives_last, emit, goal_of, load_law, open_draw, save_law, winners_of
+from .draw import (
+    DRAW,
+    arrives_last,
+    draw_words,
+    emit,
+    load_row_law,
+    open_draw,
+    save_row_law,
+    winner_words,
+)
 from .launch import row_passes
 from .law import target_law
 from .measure import RESULT, TARGET, Split, load_splits, measure_split, split_results, store_split
@@ -48,16 +57,16 @@ def sample(call: SampleCall) -> None:
     cuts = may_cut(law)
     scratch = settle_rows(target, law, **keys, **out, race=not cuts)
     if cuts:
-        passes = row_passes(vocab)
-        _sample_draw_kernel[(batch, passes.splits)](
+        splits = row_passes(vocab).splits
+        _sample_draw_kernel[(batch, splits.count)](
             target=target,
             scratch=scratch,
             **keys,
             **out,
-            SPLIT=passes.split,
-            SPLITS=passes.padded_splits,
-            TILE=passes.race_tile,
-            num_warps=passes.split_warps,
+            SPLIT=splits.length,
+            SPLITS=splits.padded,
+            TILE=splits.race_tile,
+            num_warps=splits.warps,
         )
 
 
@@ -74,24 +83,25 @@ def settle_rows(
     are written, and with `race`, for laws without cuts, the others as well."""
     (batch, vocab), device = target.data.shape, target.data.device
     passes, cuts = row_passes(vocab), may_cut(sampling)
-    results = batch * passes.padded_splits * RESULT
+    splits = passes.splits
+    results = batch * splits.padded * RESULT
     scratch = scratch_of(
-        device, results, bins=batch * BINS.value if cuts else 0, goals=batch * GOAL, winners=results
+        device, results, bins=batch * BINS.value if cuts else 0, draws=batch * DRAW, winners=results
     )
     given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
-    splits = dict(SPLIT=passes.split, SPLITS=passes.padded_splits)
-    _sample_measure_kernel[(batch, passes.splits)](
+    split_sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
+    _sample_measure_kernel[(batch, splits.count)](
         **given,
-        **splits,
+        **split_sizes,
         seeds_ptr=seeds_ptr,
         positions_ptr=positions_ptr,
-        TILE=passes.race_tile,
-        WHOLE=vocab % passes.split == 0,
-        num_warps=passes.split_warps,
+        TILE=splits.race_tile,
+        WHOLE=vocab % splits.length == 0,
+        num_warps=splits.warps,
     )
     _sample_settle_kernel[(batch,)](
         **given,
-        **splits,
+        **split_sizes,
         tokens_ptr=tokens_ptr,
         logprobs_ptr=logprobs_ptr,
         CUTS=cuts,
@@ -140,8 +150,8 @@ def _sample_settle_kernel(
     b = tl.program_id(0).to(tl.int64)
     bins = (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS
     law, _status = target_law(target, scratch, b, params_of(sampling, b), bins, CUTS, SPLIT, SPLITS, TILE)
-    save_law(goal_of(scratch, b), law)
-    open_draw(goal_of(scratch, b))
+    save_row_law(draw_words(scratch, b), law)
+    open_draw(draw_words(scratch, b))
     if tokens_ptr is not None:
         token = law.point
         if RACE:
@@ -166,7 +176,7 @@ def _sample_draw_kernel(
     TILE: tl.constexpr,
 ):
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    law = load_law(goal_of(scratch, b))
+    law = load_row_law(draw_words(scratch, b))
     if law.point < 0:
         begin = split * SPLIT
         score, token = race_law(
@@ -176,9 +186,10 @@ def _sample_draw_kernel(
             tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT,
             TILE,
         )  # fmt: skip
-        winners = winners_of(scratch, b, SPLITS)
-        store_split(winners, split, Split(law.top, 0.0, token, 0, score))
-        if arrives_last(goal_of(scratch, b)):
+        winners = winner_words(scratch, b, SPLITS)
+        zero = tl.full([], 0, tl.int32)
+        store_split(winners, split, Split(law.top, zero.to(tl.float32), token, zero, score))
+        if arrives_last(draw_words(scratch, b)):
             raced = load_splits(winners, tl.num_programs(1), SPLITS)
             _, token = merge_races(raced.score, raced.token)
             emit(target, b, law, token.to(tl.int64), tokens_ptr, logprobs_ptr, b)

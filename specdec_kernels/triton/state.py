@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recurrent states: one launch for all layers that lie in memory alike, as those of a model do."""
+"""Commits recurrent states, by copy or by replay.
+
+Layers that lie in memory alike, as those of a model do, share a launch. A table has their addresses.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import name_of
 from .._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
-from .addresses import on_device, pointer, unit_words
+from .addresses import element_type, on_device, pointer, unit_words
 from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
-from .path import kept_nodes, request_rows
-
-_INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
+from .path import kept_nodes
+from .tree import request_rows
 
 
 def commit_state(call: CommitStateCall) -> None:
-    """Copy snapshots."""
+    """Copy the snapshot of each request's last kept node to its slot."""
     for addresses, (state, snapshot), alignment in _alike(call.states, call.snapshots):
         size = state.element_size()
         numbers = [n * size for n in (state[0].numel(), state.stride(0), snapshot.stride(0))]
@@ -41,7 +42,7 @@ def commit_state(call: CommitStateCall) -> None:
 
 
 def replay_conv(call: ReplayConvCall) -> None:
-    """Shift windows."""
+    """Shift each request's window by its kept nodes."""
     batch = call.path.shape[0]
     for addresses, (window, given), _ in _alike(call.windows, call.inputs):
         slots, channels, taps = window.shape
@@ -56,7 +57,7 @@ def replay_conv(call: ReplayConvCall) -> None:
             stride_tap=window.stride(2),
             stride_input=given.stride(0),
             stride_input_channel=given.stride(1),
-            ITEM=_INTEGERS[window.element_size()],
+            ITEM=getattr(tl, f"int{8 * window.element_size()}"),
             CHANNELS=CONV_CHANNELS,
             TAPS=triton.next_power_of_2(taps),
             num_warps=4,
@@ -64,7 +65,7 @@ def replay_conv(call: ReplayConvCall) -> None:
 
 
 def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
-    """Apply kept nodes."""
+    """Apply the kept nodes to each request's state by the gated delta rule."""
     layers = _alike(call.states, call.keys, call.values, call.log_decay, call.beta)
     for addresses, (state, key, value, decay, beta), alignment in layers:
         grid, shared = _replay(call, addresses, state, alignment)
@@ -84,15 +85,15 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
             stride_decay_h=decay.stride(1),
             stride_beta_r=beta.stride(0),
             stride_beta_h=beta.stride(1),
-            KEYS=_element(key),
-            VALUES=_element(value),
-            LOG_DECAY=_element(decay),
-            BETA=_element(beta),
+            KEYS=element_type(key.dtype),
+            VALUES=element_type(value.dtype),
+            LOG_DECAY=element_type(decay.dtype),
+            BETA=element_type(beta.dtype),
         )
 
 
 def replay_mamba2(call: ReplayMamba2Call) -> None:
-    """Apply kept nodes."""
+    """Apply the kept nodes to each request's state by Mamba-2's recurrence."""
     layers = _alike(call.states, call.x, call.B, call.dt, call.A)
     for addresses, (state, x, B, dt, A), alignment in layers:
         grid, shared = _replay(call, addresses, state, alignment)
@@ -111,10 +112,10 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
             stride_dt_r=dt.stride(0),
             stride_dt_h=dt.stride(1),
             stride_a_h=A.stride(0),
-            X=_element(x),
-            B=_element(B),
-            DT=_element(dt),
-            A=_element(A),
+            X=element_type(x.dtype),
+            B=element_type(B.dtype),
+            DT=element_type(dt.dtype),
+            A=element_type(A.dtype),
         )
 
 
@@ -132,7 +133,7 @@ def _replay(
         heads=heads,
         stride_slot=state.stride(0),
         stride_head=state.stride(1),
-        STATES=_element(state),
+        STATES=element_type(state.dtype),
         ALIGNMENT=alignment,
         ROWS=tile[0],
         COLUMNS=tile[1],
@@ -151,10 +152,6 @@ def _kept(
         width=call.path.shape[1],
         rows=call.rows,
     )
-
-
-def _element(tensor: Tensor) -> tl.dtype:
-    return getattr(tl, name_of(tensor.dtype))
 
 
 def _alike(*lists: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...], int]]:

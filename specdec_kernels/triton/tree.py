@@ -8,20 +8,30 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-POINT = tl.constexpr(0)
-INDEPENDENT = tl.constexpr(1)
-WITHOUT_REPLACEMENT = tl.constexpr(2)
+from ..tree import Proposal
+
+POINT = tl.constexpr(int(Proposal.POINT))
+INDEPENDENT = tl.constexpr(int(Proposal.INDEPENDENT))
+WITHOUT_REPLACEMENT = tl.constexpr(int(Proposal.WITHOUT_REPLACEMENT))
+
+# Sets of proposals, as bits.
+HAS_POINT = tl.constexpr(1 << POINT.value)
+HAS_INDEPENDENT = tl.constexpr(1 << INDEPENDENT.value)
+HAS_WITHOUT_REPLACEMENT = tl.constexpr(1 << WITHOUT_REPLACEMENT.value)
 
 NODES = tl.constexpr(32)  # looked at together
 NO_KEY = tl.constexpr(2**62)
+
+# A node is a word: its parent in the upper 31 bits, its proposal in 2 and its token in the lower 31.
+_PARENT_SHIFT = tl.constexpr(33)
+_PROPOSAL_SHIFT = tl.constexpr(31)
+_MOST_TOKEN = tl.constexpr(2**31 - 1)
 
 
 class Tree(NamedTuple):
     """A request's tree as the walk lays it out, and how many nodes it has."""
 
-    nodes: (
-        tl.tensor
-    )  # int64: parent, proposal and token of a drafted node in 31, 2 and 31 bits; -1 = not drafted
+    nodes: tl.tensor  # int64: parent, proposal and token of a drafted node; -1 = not drafted
     ranks: tl.tensor  # int32, a node's place among its siblings from 1 on; None: siblings are in index order
     count: tl.tensor
 
@@ -36,10 +46,10 @@ class Siblings(NamedTuple):
 
 
 @triton.jit
-def request_range(cu_nodes, rows, request):
+def request_rows(cu_nodes_ptr, request, rows):
     """First row and number of nodes of a request, inside [0, rows] whatever the offsets hold."""
-    begin = tl.minimum(tl.maximum(tl.load(cu_nodes + request), 0), rows)
-    end = tl.minimum(tl.maximum(tl.load(cu_nodes + request + 1), 0), rows)
+    begin = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + request), 0), rows)
+    end = tl.minimum(tl.maximum(tl.load(cu_nodes_ptr + request + 1), 0), rows)
     return begin, tl.maximum(end - begin, 0)
 
 
@@ -53,10 +63,10 @@ def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
         inside = node < tree.count
         parent = tl.load(parents + node, mask=inside, other=-1).to(tl.int64)
         proposal = tl.load(proposals + node, mask=inside, other=0).to(tl.int64)
-        proposal = tl.where(proposal > 2, POINT, proposal)  # what is none counts as POINT
-        token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), 2**31 - 1)
+        proposal = tl.where(proposal > WITHOUT_REPLACEMENT, POINT, proposal)  # what is none counts as POINT
+        token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), _MOST_TOKEN)
         drafted = (parent >= 0) & (parent < node) & (token >= 0)
-        word = (parent << 33) | (proposal << 31) | token
+        word = (parent << _PARENT_SHIFT) | (proposal << _PROPOSAL_SHIFT) | token
         tl.store(tree.nodes + node, tl.where(drafted, word, -1), mask=inside)
         if tree.ranks is not None:
             tl.store(tree.ranks + node, tl.zeros([NODES], tl.int32), mask=inside)
@@ -79,17 +89,17 @@ def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
 
 @triton.jit
 def token_of(word):
-    return word & 0x7FFFFFFF
+    return word & _MOST_TOKEN
 
 
 @triton.jit
 def proposal_of(word):
-    return ((word >> 31) & 3).to(tl.int32)
+    return ((word >> _PROPOSAL_SHIFT) & 3).to(tl.int32)
 
 
 @triton.jit
 def parent_of(tree, node):
-    return (tl.load(tree.nodes + node) >> 33).to(tl.int32)
+    return (tl.load(tree.nodes + node) >> _PARENT_SHIFT).to(tl.int32)
 
 
 @triton.jit
@@ -97,7 +107,7 @@ def siblings(tree, parent, begin):
     """Nodes [begin, begin + NODES) as children of `parent`."""
     node = begin + tl.arange(0, NODES)
     word = tl.load(tree.nodes + node, mask=node < tree.count, other=-1)
-    drafted = (word >> 33) == parent
+    drafted = (word >> _PARENT_SHIFT) == parent
     key = node.to(tl.int64)
     if tree.ranks is not None:
         rank = tl.load(tree.ranks + node, mask=drafted, other=0)
@@ -129,17 +139,17 @@ def node_of(key):
 
 
 @triton.jit
-def _or(a, b):
+def _bitwise_or(a, b):
     return a | b
 
 
 @triton.jit
 def proposals_of(tree, parent):
-    """Whether a node has children declared POINT, INDEPENDENT and WITHOUT_REPLACEMENT: bits 1, 2 and 4."""
+    """The proposals that drafted children of a node are declared with: a set."""
     kinds = tl.full([], 0, tl.int32)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
-        kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _or)
+        kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _bitwise_or)
     return kinds
 
 

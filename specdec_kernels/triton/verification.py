@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification in three launches, whatever the rule, the options, the data or the tree.
 
-measure   (R, splits, 1 or 2)   every row once: what the laws need to know of it
-walk      (B,)                  the rule; leaves a goal: the law to draw the next token from, as scalars
-draw      (B, splits)           the race for the next token; the last program of a request merges
+measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
+walk      (B,)                  follows the rule, and leaves the law of the next token, as scalars
+draw      (B, splits)           races for the next token; the last program of a request merges the splits
 
-Under `match` the walk knows the next token, and there is no third launch.
+Under `match` the walk finds the next token itself, and there is no third launch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .arguments import (
     target_of,
 )
 from .cuts import BINS
-from .draw import GOAL, verify_draw_kernel
+from .draw import DRAW, verify_draw_kernel
 from .launch import verify_launch
 from .measure import RESULT, verify_measure_kernel
 from .walk import VISIT, verify_walk_kernel
@@ -57,13 +57,10 @@ def verify(
         if draft_logits.dim() == 3:
             chain = draft_logits.shape[1]
             count *= chain
-        group, group_stride, row_stride = layout(draft_logits)
         draft = Draft(
             data=draft_logits,
             size=size,
-            group=group,
-            group_stride=group_stride,
-            row_stride=row_stride,
+            **layout(draft_logits),
             rows=call.draft_rows,
             chain=chain,
             ids=call.draft_ids,
@@ -73,17 +70,18 @@ def verify(
             measured, sides = max(vocab, size), 2
             draft_cuts = may_cut(drafted_by)
     launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
+    measured_splits, draw_splits = launch.rows.splits, launch.draw
     scratch = scratch_of(
         call.target_logits.device,
-        rows * sides * launch.padded_splits * RESULT,
+        rows * sides * measured_splits.padded * RESULT,
         sides,
         params=requests * PARAMS,
         visits=rows * VISIT,
         nodes=rows,
         ranks=rows if call.first_child is not None else 0,
         bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
-        goals=requests * GOAL,
-        winners=requests * launch.padded_draw_splits * RESULT,
+        draws=requests * DRAW,
+        winners=requests * draw_splits.padded * RESULT,
     )
     given = dict(
         target=target_of(call.target_logits, call.token_bitmask),
@@ -96,19 +94,18 @@ def verify(
         rows=rows,
     )
     tree = dict(tokens_ptr=call.tokens, parents_ptr=call.parents, proposals_ptr=call.proposals)
-    splits = dict(RULE=rule, CUTS=cuts, SPLIT=launch.split, SPLITS=launch.padded_splits)
+    splits = dict(RULE=rule, CUTS=cuts, SPLIT=measured_splits.length, SPLITS=measured_splits.padded)
     if rows > 0:
-        verify_measure_kernel[(rows, launch.splits, sides)](
+        verify_measure_kernel[(rows, measured_splits.count, sides)](
             **given,
             **tree,
             draft_sampling=drafted_by,
             requests=requests,
             draft_count=count,
             **splits,
-            RACE_TILE=launch.race_tile,
-            WHOLE=vocab % launch.split == 0
-            and (draft_logits is None or draft_logits.shape[-1] % launch.split == 0),
-            num_warps=launch.split_warps,
+            RACE_TILE=measured_splits.race_tile,
+            WHOLE=vocab % measured_splits.length == 0 and draft.size % measured_splits.length == 0,
+            num_warps=measured_splits.warps,
         )
     verify_walk_kernel[(requests,)](
         **given,
@@ -132,12 +129,12 @@ def verify(
         DRAFT_CUTS=draft_cuts,
         LOGPROBS=call.draft_is_logprobs,
         RATES=tuple(call.rule_values) if rule == "synthetic" else (),
-        TILE=launch.row_tile,
-        num_warps=launch.row_warps,
+        TILE=launch.rows.row_tile,
+        num_warps=launch.rows.row_warps,
         **compiler_options(cuts or draft_cuts),
     )
     if rule != "match":
-        verify_draw_kernel[(requests, launch.draw_splits)](
+        verify_draw_kernel[(requests, draw_splits.count)](
             **given,
             out_tokens_ptr=call.out_tokens,
             out_logprobs_ptr=call.out_logprobs,
@@ -145,8 +142,8 @@ def verify(
             width=call.out_tokens.shape[1],
             LINKS=call.first_child is not None,
             CUTS=cuts or draft_cuts,
-            SPLIT=launch.draw_split,
-            SPLITS=launch.padded_draw_splits,
-            TILE=launch.draw_tile,
-            num_warps=launch.draw_warps,
+            SPLIT=draw_splits.length,
+            SPLITS=draw_splits.padded,
+            TILE=draw_splits.race_tile,
+            num_warps=draw_splits.warps,
         )

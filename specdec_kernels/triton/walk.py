@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second launch of `verify`: one program per request walks its tree by the rule, and leaves a goal to
-`draw`.
+"""The second launch of `verify`: one program per request walks its tree by the rule, and leaves to
+`draw` what the next token is to be drawn from.
 
 A row's law is merged from the splits that were measured. The passes that only the walk can ask for (cuts of a
 visited row, residual masses, entropies) are loops of this program over the row.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -19,19 +21,18 @@ from .arguments import (
     has_cuts,
     load_params,
     params_of,
-    save_params,
     target_row,
 )
 from .cuts import BINS, row_cut
-from .draw import GOAL as _GOAL_WORDS
-from .draw import RESIDUAL_OF, UNMEASURED, Goal, load_law, save_goal, save_law
-from .law import exp2_wide, log_probability, probability, target_law, target_scores
+from .draw import FROM_RESIDUAL, SETTLED, UNMEASURED, Draw, draw_words, save_draw, save_kind
+from .law import Law, exp2_wide, load_law, probability, store_logprob, target_law, target_scores
 from .measure import TARGET, split_results
-from .node import Node, Residual, load_node, ratio_of, reject, tested, unloaded, whole
+from .node import Node, Residual, load_node, nothing_rejected, ratio_of, reject, test_child, unloaded
 from .race import merge_races, race_law
 from .random import NEXT, coin
+from .record import load, save, whole_sectors
 from .row import NO_TOKEN, exponent_of, read_row
-from .special import special_race
+from .tracked import tracked_race
 from .tree import (
     NODES,
     Tree,
@@ -41,15 +42,12 @@ from .tree import (
     node_of,
     parent_of,
     proposal_of,
-    request_range,
+    request_rows,
     token_of,
 )
 
-VISIT = 32  # float64 words of a node on the way
-_VISIT = tl.constexpr(VISIT)
 _PARAMS = tl.constexpr(PARAMS)
-_GOAL = tl.constexpr(_GOAL_WORDS)
-_LN2 = tl.constexpr(0.6931471805599453)
+_LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
 
 
 @triton.jit(do_not_specialize=["rows", "draft_count", "width"])
@@ -90,9 +88,9 @@ def verify_walk_kernel(
     TILE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    first, count = request_range(cu_nodes_ptr, rows, b)
-    goal = scratch.words + scratch.goals + b * _GOAL
-    tl.store(goal, 0.0)  # settled, unless the walk says otherwise
+    first, count = request_rows(cu_nodes_ptr, b, rows)
+    draw = draw_words(scratch, b)
+    save_kind(draw, SETTLED)  # unless the walk says otherwise
     out_tokens = out_tokens_ptr + b * width
     out_path = out_path_ptr + b * width
     out_logprobs = None
@@ -101,8 +99,8 @@ def verify_walk_kernel(
     depth = tl.full([], -1, tl.int32)
     if count > 0:
         params = (scratch.words + scratch.params).to(tl.pointer_type(tl.float32)) + b * (2 * _PARAMS)
-        save_params(params, params_of(sampling, b))
-        save_params(params + _PARAMS, params_of(draft_sampling, b))
+        save(params, params_of(sampling, b))
+        save(params + _PARAMS, params_of(draft_sampling, b))
         request = Request(
             b, first.to(tl.int64), params, params + _PARAMS, draft_count,
             seeds_ptr + b, positions_ptr + b,
@@ -146,19 +144,19 @@ def verify_walk_kernel(
             elif RULE == "token":
                 node, depth = _token(
                     target, draft, scratch, tree, request, width,
-                    goal, out_logprobs, trace_thresholds, trace_masses,
+                    draw, out_logprobs, trace_thresholds, trace_masses,
                     CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
                 )  # fmt: skip
             else:
                 node, depth = _traversal(
                     target, draft, scratch, tree, request, width,
-                    goal, visits, out_logprobs, trace_thresholds, trace_masses,
+                    draw, visits, out_logprobs, trace_thresholds, trace_masses,
                     CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
                 )  # fmt: skip
         else:
             node, depth = _lossy(
                 target, draft, scratch, tree, request, width,
-                goal, visits, out_logprobs, value0, value1,
+                draw, visits, out_logprobs, value0, value1,
                 RULE, RATES, CUTS, DRAFT_CUTS, LOGPROBS, SPLIT, SPLITS, TILE,
             )  # fmt: skip
         _write_path(tree, node, depth, out_tokens, out_path)
@@ -193,13 +191,6 @@ def _write_path(tree, node, depth, out_tokens, out_path):
         node = parent_of(tree, node)
         depth -= 1
     tl.store(out_path, 0)
-
-
-@triton.jit
-def _emit(out_logprobs, place, target, row, law, token):
-    if out_logprobs is not None:
-        x = target_scores(target, row, token, token >= 0)
-        tl.store(out_logprobs + place, log_probability(law, x, token))
 
 
 # --- match, and greedy requests ----------------------------------------------------------------------------
@@ -242,7 +233,7 @@ def _match(
                             TILE,
                         )  # fmt: skip
         token = tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64)
-        _emit(out_logprobs, depth, target, row, law, token)
+        store_logprob(out_logprobs, depth, target, row, law, token)
         child = tl.full([], -1, tl.int32)
         if depth + 1 < width:
             child = child_holding(tree, node, token)
@@ -260,7 +251,7 @@ def _match(
 @triton.jit
 def _token(
     target, draft, scratch, tree, request, width,
-    goal, out_logprobs, trace_thresholds, trace_masses,
+    draw, out_logprobs, trace_thresholds, trace_masses,
     CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -271,7 +262,7 @@ def _token(
     walking = tl.full([], 1, tl.int32)
     while walking > 0:
         node = unloaded(request.first + index)
-        state = whole()
+        state = nothing_rejected()
         key = _first_child(tree, index, depth, width)
         loaded = key >= 0
         if CUTS:
@@ -288,12 +279,12 @@ def _token(
             word = tl.load(tree.nodes + child)
             token = token_of(word)
             proposal = proposal_of(word)
-            left, q, state, found = tested(target, draft, tree, index, node, state, key, token, proposal)
+            left, q, state, found = test_child(target, draft, tree, index, node, state, key, token, proposal)
             status |= found
             if trace_thresholds is not None:
-                tl.store(trace_thresholds + child, _ratio(left, q))
+                tl.store(trace_thresholds + child, _acceptance(left, q))
             if _coin(request, child).to(tl.float64) * q < left:
-                _emit(out_logprobs, depth, target, node.row, node.p, token)
+                store_logprob(out_logprobs, depth, target, node.row, node.p, token)
                 index = child
                 depth += 1
                 walking = tl.full([], 1, tl.int32)
@@ -308,8 +299,8 @@ def _token(
                     tl.store(trace_masses + child, mass)
                 key = following
         if walking == 0:
-            _set_goal(
-                goal, target, draft, tree, request, index, depth, node, state, loaded, status,
+            _leave_draw(
+                draw, target, draft, tree, request, index, depth, node, state, loaded, status,
             )  # fmt: skip
     return index, depth
 
@@ -323,24 +314,25 @@ def _first_child(tree, index, depth, width):
 
 
 @triton.jit
-def _ratio(p, q):
+def _acceptance(p, q):
+    """min(1, p / q), and 0 where p is 0."""
     return tl.where(p < q, p / q, tl.where(p > 0, 1.0, 0.0))
 
 
 @triton.jit
-def _set_goal(words, target, draft, tree, request, index, depth, node, state, loaded, status):
+def _leave_draw(words, target, draft, tree, request, index, depth, node, state, loaded, status):
     """Where and from what the next token is to be drawn."""
     ratio = tl.full([], 0.0, tl.float32)
-    special = tl.full([], 0, tl.int32)
+    tracked = tl.full([], 0, tl.int32)
     score = ratio
     p_score = ratio
     token = tl.full([], NO_TOKEN, tl.int32)
     p_token = token
     if (state.b > 0) | (state.last > state.since):
         ratio = ratio_of(node, state)
-        special = node.special
-        if special > 0:
-            score, token, p_score, p_token = special_race(
+        tracked = node.tracked
+        if tracked > 0:
+            score, token, p_score, p_token = tracked_race(
                 target,
                 draft,
                 tree,
@@ -350,71 +342,69 @@ def _set_goal(words, target, draft, tree, request, index, depth, node, state, lo
                 tl.load(request.seed),
                 tl.load(request.position) + depth,
             )
-    save_goal(
-        words,
-        Goal(
-            tl.where(loaded, RESIDUAL_OF, UNMEASURED), index, depth, status, node.drawn_from, special, ratio,
-            node.p, node.q, node.rest_top, score, token, p_score, p_token,
-        ),
+    draw = Draw(
+        node.p, node.q, index, depth, status, node.drawn_from, tracked, ratio, node.rest_top,
+        score, token, p_score, p_token,
     )  # fmt: skip
+    save_draw(words, tl.where(loaded, FROM_RESIDUAL, UNMEASURED), draw)
 
 
 # --- traversal ---------------------------------------------------------------------------------------------
 
 
+class Visit(NamedTuple):
+    """What is known of a node on the way before its rows are looked at."""
+
+    w: tl.tensor  # float64, the weight that reaches it
+    left: tl.tensor  # float64, P of the child under test
+    key: tl.tensor  # int64, of the child under test
+    following: tl.tensor  # int64, key of the child after it; -1 = none
+    loaded: tl.tensor  # int32, > 0: what its rows show was saved behind
+
+
+# Float64 words: behind the visit come p, q, the other fields of the node and the residual.
+VISIT = whole_sectors(
+    len(Visit._fields) + 2 * len(Law._fields) + len(Node._fields[2:]) + len(Residual._fields)
+)
+_VISIT = tl.constexpr(VISIT)
+_NODE = tl.constexpr(len(Visit._fields))
+
+
 @triton.jit
-def _save_visit(words, w, left, key, following, loaded):
-    """What is known of a node on the way before its rows are looked at; keys do not fit into a float64."""
-    keys = words.to(tl.pointer_type(tl.int64))
-    tl.store(words, w)
-    tl.store(words + 1, left)
-    tl.store(keys + 2, key)
-    tl.store(keys + 3, following)
-    tl.store(keys + 4, loaded.to(tl.int64))
+def _first_visit(w, following):
+    return Visit(
+        w, tl.full([], 1.0, tl.float64), tl.full([], -1, tl.int64), following, tl.full([], 0, tl.int32)
+    )
 
 
 @triton.jit
 def _save_node(words, node, state):
-    keys = words.to(tl.pointer_type(tl.int64))
-    save_law(words + 5, node.p)
-    save_law(words + 10, node.q)
-    tl.store(keys + 15, node.drawn_from)
-    tl.store(keys + 16, node.special.to(tl.int64))
-    tl.store(words + 17, node.rest_top.to(tl.float64))
-    tl.store(words + 18, node.rest_scale)
-    tl.store(words + 19, node.rest)
-    tl.store(words + 20, state.a)
-    tl.store(words + 21, state.b)
-    tl.store(words + 22, state.b_point)
-    tl.store(keys + 23, state.since)
-    tl.store(keys + 24, state.last)
-    tl.store(keys + 25, state.dry)
-    tl.store(words + 26, state.factor)
+    words += _NODE
+    save(words, node.p)
+    save(words + len(node.p), node.q)
+    save(words + len(node.p) + len(node.q), node[2:])
+    save(words + len(node.p) + len(node.q) + len(node[2:]), state)
 
 
 @triton.jit
 def _load_visit(words, row):
-    keys = words.to(tl.pointer_type(tl.int64))
+    one = tl.full([], 1.0, tl.float64)
+    visit = Visit(*load(words, _first_visit(one, tl.full([], -1, tl.int64))))
     node = unloaded(row)
-    state = whole()
-    loaded = tl.load(keys + 4) > 0
-    if loaded:
-        node = Node(
-            load_law(words + 5), load_law(words + 10), row,
-            tl.load(keys + 15), tl.load(keys + 16).to(tl.int32),
-            tl.load(words + 17).to(tl.float32), tl.load(words + 18), tl.load(words + 19),
-        )  # fmt: skip
-        state = Residual(
-            tl.load(words + 20), tl.load(words + 21), tl.load(words + 22),
-            tl.load(keys + 23), tl.load(keys + 24), tl.load(keys + 25), tl.load(words + 26),
-        )  # fmt: skip
-    return tl.load(words), tl.load(words + 1), tl.load(keys + 2), tl.load(keys + 3), loaded, node, state
+    state = nothing_rejected()
+    if visit.loaded > 0:
+        words += _NODE
+        p, q = load_law(words), load_law(words + len(node.p))
+        words += len(node.p) + len(node.q)
+        state = Residual(*load(words + len(node[2:]), state))
+        node = Node(p, q, *load(words, node[2:]))
+    return visit, node, state
 
 
 @triton.jit
 def _traversal(
     target, draft, scratch, tree, request, width,
-    goal, visits, out_logprobs, trace_thresholds, trace_masses,
+    draw, visits, out_logprobs, trace_thresholds, trace_masses,
     CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -429,15 +419,15 @@ def _traversal(
     rejected = tl.full([], 0, tl.int32)  # the child under test
     walking = tl.full([], 1, tl.int32)
     one = tl.full([], 1.0, tl.float64)
-    none = tl.full([], -1, tl.int64)
-    _save_visit(visits, one, one, none, _first_child(tree, index, depth, width), index)
+    save(visits, _first_visit(one, _first_child(tree, index, depth, width)))
     steps = 3 * tree.count + 3  # more than a sound tree needs
     while (walking > 0) & (steps > 0):
         steps -= 1
         tl.debug_barrier()
         row = request.first + index
-        visit = visits + index * _VISIT
-        w, left, key, following, loaded, node, state = _load_visit(visit, row)
+        words = visits + index * _VISIT
+        visit, node, state = _load_visit(words, row)
+        w, left, key, following, loaded = visit.w, visit.left, visit.key, visit.following, visit.loaded > 0
         tl.debug_barrier()
         failed = index < 0
         if rejected > 0:
@@ -480,36 +470,35 @@ def _traversal(
             loaded = loaded | wanted
             if ready:
                 walking = tl.full([], 0, tl.int32)
-                _set_goal(
-                    goal, target, draft, tree, request, index, depth, node, state, loaded, status,
+                _leave_draw(
+                    draw, target, draft, tree, request, index, depth, node, state, loaded, status,
                 )  # fmt: skip
             else:
                 key = following
                 child = tl.minimum(node_of(key), tree.count - 1)
                 following = next_child(tree, index, key)
                 word = tl.load(tree.nodes + child)
-                left, q, state, found = tested(
+                left, q, state, found = test_child(
                     target, draft, tree, index, node, state, key, token_of(word), proposal_of(word)
                 )
                 status |= found
-                down = _ratio(w * left, q)
-                _save_visit(visit, w, left, key, following, loaded)
-                _save_node(visit, node, state)
+                down = _acceptance(w * left, q)
+                save(words, Visit(w, left, key, following, loaded.to(tl.int32)))
+                _save_node(words, node, state)
                 if (down > 0) & (depth + 1 < width):
                     index = child
                     depth += 1
-                    visit = visits + index * _VISIT
                     first_child = _first_child(tree, index, depth, width)
-                    _save_visit(visit, down, one, none, first_child, walking - 1)
+                    save(visits + index * _VISIT, _first_visit(down, first_child))
                 else:
                     rejected = tl.full([], 1, tl.int32)  # nothing below can be accepted
     if out_logprobs is not None:
         node_index = index
         for up in range(0, depth):
             parent = parent_of(tree, node_index)
-            _emit(
+            store_logprob(
                 out_logprobs, depth - 1 - up, target, request.first + parent,
-                load_law(visits + parent * _VISIT + 5), token_of(tl.load(tree.nodes + node_index)),
+                load_law(visits + parent * _VISIT + _NODE), token_of(tl.load(tree.nodes + node_index)),
             )  # fmt: skip
             node_index = parent
     return index, depth
@@ -521,7 +510,7 @@ def _traversal(
 @triton.jit
 def _lossy(
     target, draft, scratch, tree, request, width,
-    goal, visits, out_logprobs, value0, value1,
+    draw, visits, out_logprobs, value0, value1,
     RULE: tl.constexpr, RATES: tl.constexpr,
     CUTS: tl.constexpr, DRAFT_CUTS: tl.constexpr, LOGPROBS: tl.constexpr,
     SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
@@ -567,7 +556,7 @@ def _lossy(
                 )
                 status |= found
                 node = Node(
-                    law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+                    law, node.q, row, node.drawn_from, node.tracked, node.rest_top, node.rest_scale, node.rest
                 )
                 if RULE == "typical":
                     bar = tl.minimum(
@@ -594,8 +583,8 @@ def _lossy(
                         rate = tl.where(depth == i, RATES[i], rate)
                     passes = passes & (u < rate)
                 elif RULE == "lenient":
-                    p, q, _, found = tested(
-                        target, draft, tree, index, node, whole(), key, token, proposal_of(word)
+                    p, q, _, found = test_child(
+                        target, draft, tree, index, node, nothing_rejected(), key, token, proposal_of(word)
                     )
                     status |= found
                     passes = passes & (u.to(tl.float64) * q / value0 < p)
@@ -620,9 +609,10 @@ def _lossy(
         )
         status |= found
         node = Node(
-            law, node.q, row, node.drawn_from, node.special, node.rest_top, node.rest_scale, node.rest
+            law, node.q, row, node.drawn_from, node.tracked, node.rest_top, node.rest_scale, node.rest
         )
-    _set_goal(goal, target, draft, tree, request, best, best_depth, node, whole(), loaded, status)
+    state = nothing_rejected()
+    _leave_draw(draw, target, draft, tree, request, best, best_depth, node, state, loaded, status)
     if out_logprobs is not None:
         index = best
         for up in range(0, best_depth):
@@ -631,7 +621,9 @@ def _lossy(
             law, _ = target_law(
                 target, scratch, row, load_params(request.params), request.bins, CUTS, SPLIT, SPLITS, TILE
             )
-            _emit(out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index)))
+            store_logprob(
+                out_logprobs, best_depth - 1 - up, target, row, law, token_of(tl.load(tree.nodes + index))
+            )
             index = parent
     return best, best_depth
 
@@ -647,7 +639,7 @@ def _entropy(target, row, law, TILE: tl.constexpr):
                 target_row(target, row), begin + tl.arange(0, TILE), target.vocab, bitmask_row(target, row)
             )
             t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
-            acc += tl.exp2(t) * tl.maximum(t, -160.0)
+            acc += tl.exp2(t) * tl.maximum(t, _LEAST_BITS)
         mean = tl.sum(acc.to(tl.float64)) / law.mass
         bits = tl.log2(law.mass.to(tl.float32)) - mean
     return bits

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Special tokens of a node: those of its POINT and WITHOUT_REPLACEMENT children, at which the residual may
-differ.
+"""Tracked tokens of a node: those of its POINT and WITHOUT_REPLACEMENT children, at which the residual may
+differ from [a p - b q]+.
 
-They are few, are left out of the passes over the vocabulary, and are reckoned one by one. `node` is a
+They are few. The passes over the vocabulary leave them out, and they are reckoned one by one. `node` is a
 `node.Node`, `parent` its index. A sampled child of a node without q counts as POINT.
 """
 
@@ -16,7 +16,7 @@ from .random import RESIDUAL, race_key, token_word
 from .row import NO_TOKEN
 from .tree import INDEPENDENT, NODES, POINT, WITHOUT_REPLACEMENT, siblings
 
-NO_SPECIAL = tl.constexpr(2**62)
+NO_TRACKED = tl.constexpr(2**62)
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def is_point(node, proposal):
 
 
 @triton.jit
-def _is_special(proposal, drawn_from):
+def _is_tracked(proposal, drawn_from):
     return (proposal != INDEPENDENT) | (drawn_from < 0)
 
 
@@ -50,13 +50,13 @@ def _any(same):
 
 
 @triton.jit
-def marks(tree, parent, node, state, token, key):
+def marks_of(tree, parent, node, state, token, key):
     """What the children of `parent` make of some tokens [n], those of the children with these keys:
 
     - whether a POINT child holds it,
     - whether such a child, or one that could be drawn from nothing, was rejected there: P is 0,
     - whether an earlier WITHOUT_REPLACEMENT child holds it,
-    - whether an earlier special child holds it.
+    - whether an earlier tracked child holds it.
     """
     point, rejected, taken, repeated = token < 0, token < 0, token < 0, token < 0
     for begin in range(parent + 1, tree.count, NODES):
@@ -75,29 +75,29 @@ def marks(tree, parent, node, state, token, key):
 
 
 @triton.jit
-def _at(state, p, q, point, rejected):
+def _residual_at(state, p, q, point, rejected):
     """P at special tokens."""
     left = tl.maximum(state.a * p - tl.where(point, state.b_point, state.b) * q, 0.0)
     return tl.where(rejected, 0.0, left)
 
 
 @triton.jit
-def special_mass(target, draft, tree, parent, node, state):
+def tracked_mass(target, draft, tree, parent, node, state):
     """The residual's mass at the special tokens."""
     mass = tl.full([], 0.0, tl.float64)
-    if node.special > 0:
+    if node.tracked > 0:
         for begin in range(parent + 1, tree.count, NODES):
             run = siblings(tree, parent, begin)
-            point, rejected, _, repeated = marks(tree, parent, node, state, run.token, run.key)
-            mine = run.drafted & _is_special(run.proposal, node.drawn_from) & (repeated == 0)
+            point, rejected, _, repeated = marks_of(tree, parent, node, state, run.token, run.key)
+            mine = run.drafted & _is_tracked(run.proposal, node.drawn_from) & (repeated == 0)
             p = target_p(target, node, run.token, mine)
             q = draft_q(draft, target.vocab, node, run.token, mine)
-            mass += tl.sum(tl.where(mine, _at(state, p, q, point, rejected), 0.0))
+            mass += tl.sum(tl.where(mine, _residual_at(state, p, q, point, rejected), 0.0))
     return mass
 
 
 @triton.jit
-def special_race(target, draft, tree, parent, node, state, seed, position):
+def tracked_race(target, draft, tree, parent, node, state, seed, position):
     """The races over the special tokens, in units of p's weights: of the residual, and, for where there is
     none, of p itself: score and token of each."""
     score = tl.full([], 0.0, tl.float32)
@@ -107,26 +107,26 @@ def special_race(target, draft, tree, parent, node, state, seed, position):
     unit = state.a / node.p.mass
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
-        point, rejected, _, repeated = marks(tree, parent, node, state, run.token, run.key)
+        point, rejected, _, repeated = marks_of(tree, parent, node, state, run.token, run.key)
         mine = (
             run.drafted
-            & _is_special(run.proposal, node.drawn_from)
+            & _is_tracked(run.proposal, node.drawn_from)
             & (repeated == 0)
             & (run.token < target.vocab)
         )
         p = target_p(target, node, run.token, mine)
         q = draft_q(draft, target.vocab, node, run.token, mine)
-        left = tl.where(mine, _at(state, p, q, point, rejected), 0.0)
+        left = tl.where(mine, _residual_at(state, p, q, point, rejected), 0.0)
         id = tl.where(mine, run.token, 0).to(tl.int32)
         key = race_key(token_word(seed, position, RESIDUAL, 0, id))
-        score, token = _lead((left / unit).to(tl.float32) / key, id, score, token)
+        score, token = _leader((left / unit).to(tl.float32) / key, id, score, token)
         p = tl.where(mine, p, 0.0)
-        p_score, p_token = _lead((p * node.p.mass).to(tl.float32) / key, id, p_score, p_token)
+        p_score, p_token = _leader((p * node.p.mass).to(tl.float32) / key, id, p_score, p_token)
     return score, token, p_score, p_token
 
 
 @triton.jit
-def _lead(scores, tokens, score, token):
+def _leader(scores, tokens, score, token):
     top = tl.max(scores)
     first = tl.min(tl.where(scores == top, tokens, NO_TOKEN))
     leads = (top > score) | ((top == score) & (top > 0) & (first < token))
@@ -134,26 +134,26 @@ def _lead(scores, tokens, score, token):
 
 
 @triton.jit
-def next_special(tree, parent, drawn_from, after, columns, vocab):
+def next_tracked(tree, parent, drawn_from, after, columns, vocab):
     """The lowest special token above `after`, or with `columns` the lowest of their columns."""
-    best = tl.full([], NO_SPECIAL, tl.int64)
+    best = tl.full([], NO_TRACKED, tl.int64)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
-        mine = run.drafted & _is_special(run.proposal, drawn_from)
+        mine = run.drafted & _is_tracked(run.proposal, drawn_from)
         place = run.token
         if columns is not None:
             mine = mine & (place < vocab)
             place = tl.load(columns + place, mask=mine, other=-1).to(tl.int64)
-        best = tl.minimum(best, tl.min(tl.where(mine & (place > after), place, NO_SPECIAL)))
+        best = tl.minimum(best, tl.min(tl.where(mine & (place > after), place, NO_TRACKED)))
     return best
 
 
 @triton.jit
-def leave_out(x, nothing, places, end, special, tree, parent, drawn_from, columns, vocab):
+def leave_out(x, nothing, places, end, tracked, tree, parent, drawn_from, columns, vocab):
     """Sets what a tile has at special tokens (or their columns) to `nothing`. Tiles come in ascending order,
-    `places` ending before `end`; `special` is what the tile before returned, at first the place before the
+    `places` ending before `end`; `tracked` is what the tile before returned, at first the place before the
     first tile."""
-    while special < end:
-        x = tl.where(places == special, nothing, x)
-        special = next_special(tree, parent, drawn_from, special, columns, vocab)
-    return x, special
+    while tracked < end:
+        x = tl.where(places == tracked, nothing, x)
+        tracked = next_tracked(tree, parent, drawn_from, tracked, columns, vocab)
+    return x, tracked
