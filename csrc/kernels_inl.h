@@ -113,6 +113,9 @@ class Noise {
 #endif
 };
 
+// A random word w stands for the uniform (w + 1/2) 2^-32. The margin covers roundings where keys are bounded.
+inline constexpr double kWordUnit = (1 - 1e-5) * 0x1p-32;
+
 // Settles the lanes of one vector that may lead; the most promising one first, so that few need a logarithm.
 [[gnu::noinline]] void settle(F weights, U words, unsigned lanes, int64_t first, Leader& leader) {
   float weight[kLanes];
@@ -129,7 +132,7 @@ class Noise {
   leader.offer(weight[best] / exponential(word[best]), first + best);
   for (unsigned rest = lanes & ~(1u << best); rest; rest &= rest - 1) {
     const int i = __builtin_ctz(rest);
-    if (weight[i] > leader.score * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
+    if (weight[i] > leader.score * kWordUnit * (word[i] + 0.5))
       leader.offer(weight[i] / exponential(word[i]), first + i);
   }
 }
@@ -141,7 +144,7 @@ class Noise {
   store(word, words);
   for (unsigned rest = lanes; rest; rest &= rest - 1) {
     const int i = __builtin_ctz(rest);
-    if (weight[i] > leaders.least * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
+    if (weight[i] > leaders.least * kWordUnit * (word[i] + 0.5))
       leaders.offer(weight[i] / exponential(word[i]), first + i);
   }
 }
@@ -155,7 +158,7 @@ inline void race_step(const F weights[kVectors], const Noise& noise, int64_t fir
   if (!any) return;
   U words[kVectors];
   noise.words(static_cast<uint32_t>(first >> 2), words);
-  const F bar = set(static_cast<float>(leader.bar() * ((1 - 1e-5) * 0x1p-32)));
+  const F bar = set(static_cast<float>(leader.bar() * kWordUnit));
   unsigned lanes[kVectors];
   any = 0;
   for (int j = 0; j < kVectors; ++j)
