@@ -451,13 +451,13 @@ inline void sum_slots(const void* const* rows, int64_t step, int64_t size, const
   }
 }
 
-// Calls body(h, k, prefetch) for all heads of a few slots at a time; `prefetch` is for slots further on:
-// enough bytes ahead for memory to bring them, few enough for the first-level cache to hold.
+// Calls body(h, k, prefetch) for all heads of S slots at a time; `prefetch` is for slots further on, by the
+// bytes of S slots in float32: enough for memory to bring them, few enough for the first-level cache to hold.
 template <DType T, int S, class Body>
 inline void for_slots(const void* const* rows, int64_t heads, int64_t step, int64_t size, Body&& body) {
   const int64_t bytes = size * bytes_of(T);
   for (int64_t k = 0; k < kTile; k += S) {
-    const void* const* ahead = rows + k + S * 4 / bytes_of(T);
+    const void* const* ahead = rows + k + S * bytes_of(DType::kFloat32) / bytes_of(T);
     SlotPrefetch prefetch{ahead, 0, heads * bytes};
     for (int64_t h = 0; h < heads; ++h) {
       if (step != bytes) prefetch = {ahead, h * step, bytes};  // the heads of a slot lie apart

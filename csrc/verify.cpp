@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "node.h"
+#include "path.h"
 
 namespace specdec {
 namespace {
@@ -265,8 +266,8 @@ void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.target.count;
   Team team(threads_for(rows * args.target.size, threads));
   team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {
-    const int64_t begin = std::clamp<int64_t>(args.cu_nodes[b], 0, rows);
-    const int64_t end = std::clamp<int64_t>(args.cu_nodes[b + 1], 0, rows);
+    const int64_t begin = first_row_of(args.cu_nodes, b, rows);
+    const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
     Output output(args, b);
     if (end <= begin) return output.close(0);
     Request request(args, worker, b, begin, end);
