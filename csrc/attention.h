@@ -58,6 +58,13 @@ struct AttentionArgs {
 
   void* out = nullptr;  // [rows, query_heads, value_size] of the query's dtype
   float* out_lse = nullptr;
+
+  // The page that an entry of the block table names, -1 where there is none.
+  int64_t page_at(int64_t request, int64_t index) const {
+    if (index >= table_width) return -1;
+    const int64_t page = block_table[request * table_width + index];
+    return page >= 0 && page < pages ? page : -1;
+  }
 };
 
 void tree_attention(const AttentionArgs& args, int threads);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vector kernels of tree attention, one table for each instruction set. Every row (one query head at one
-// node) is computed by the same additions in the same order by `attend` and `attend_few` and whatever its
-// neighbours are: scores add up over the head's elements in order, outputs over keys in order, weights in
-// kParts interleaved sums, and keys come in tiles of kTile. `attend_slots` alone adds scores up in lanes.
+// node) is computed by the same additions in the same order by `attend_packed` and `attend_in_place`,
+// whatever its neighbours are: scores add up over the head's elements in order, outputs over keys in order,
+// weights in kParts interleaved sums, and keys come in tiles of kTile. `attend_slots` alone adds scores up in
+// lanes.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +12,14 @@
 
 namespace specdec {
 
-inline constexpr int kTile = 64;             // keys seen at a time
-inline constexpr int kParts = 16;            // partial sums of a tile's weights
-inline constexpr int kPanel = 16;            // elements of a value row that lie together
-inline constexpr int kFew = 8;               // rows of the kernels that read the cache in place
-inline constexpr int kMaxHeads = 16;         // of a tile read slot by slot
-inline constexpr float kNothing = -3.0e38f;  // the maximum before any score; finite, so that differences are
+inline constexpr int kTile = 64;           // keys seen at a time
+inline constexpr int kParts = 16;          // partial sums of a tile's weights
+inline constexpr int kPanel = 16;          // elements of a value row that lie together
+inline constexpr int kInPlaceRows = 8;     // rows of the kernels that read the cache in place
+inline constexpr int kMaxHeads = 16;       // of a tile read slot by slot
+inline constexpr int kMaxBlock = 64;       // packed rows that a kernel takes at a time, on the widest target
+inline constexpr int64_t kLineBytes = 64;  // of a cache line
+inline constexpr float kNoScore = -3.0e38f;  // the maximum before any score; finite, so that differences are
 
 inline constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -26,18 +29,19 @@ struct Scoring {
   float bound = 0;  // 0 = none
 };
 
-// What rows have seen so far: weights are relative to 2^top, `sum` is theirs, `out` the weighted values.
-// Packed rows: out[element][row]; rows in place: out[row][element], padded to kPanel.
-struct Seen {
-  float* top = nullptr;
+// The running softmax of some rows: weights are relative to 2^max, `sum` is theirs, `out` the weighted
+// values. Packed rows: out[element][row]; rows in place: out[row][element], padded to kPanel.
+struct SoftmaxState {
+  float* max = nullptr;
   float* sum = nullptr;
   float* out = nullptr;
 };
 
-// Up to kTile keys. `seen` has a bit for each; `first`, where given, has for every row the first index seen.
+// Up to kTile keys. `visible` has a bit for each; `first`, where given, has for every row the first
+// index that it sees.
 struct Keys {
   int64_t count = 0;
-  uint64_t seen = 0;
+  uint64_t visible = 0;
   const float* first = nullptr;
 };
 
@@ -56,18 +60,18 @@ struct RowList {
   int64_t size = 0;  // elements of a row
 };
 
-// What to ask memory for while computing: `count` rows of `bytes` bytes.
-struct Ahead {
+// What to prefetch while computing: `count` rows of `bytes` bytes.
+struct Prefetch {
   const void* const* rows = nullptr;
   int64_t count = 0;
   int64_t bytes = 0;
   int64_t done = 0;  // bytes of the first row already asked for
 
-  int64_t lines() const { return count * ((bytes + 63) / 64); }
+  int64_t lines() const { return count * ((bytes + kLineBytes - 1) / kLineBytes); }
 };
 
-// A whole tile of several heads, all of it seen: where head 0 of its keys lies, then of its values, then of
-// the keys that come next; the other heads follow at a distance.
+// A whole tile of several heads, all of it visible: where head 0 of its keys lies, then of its values, then
+// of the keys that come next; the other heads follow at a distance.
 struct Slots {
   const void* rows[3 * kTile];
   DType dtype = DType::kFloat32;
@@ -78,7 +82,7 @@ struct Slots {
 
 struct AttentionKernels {
   int64_t lanes;  // packed rows come in multiples of it
-  int64_t block;  // packed rows that one call of `attend` takes, at most
+  int64_t block;  // packed rows that one call of `attend_packed` takes, at most
 
   // Rows to float32. A null row counts as zeros. pack_columns: out[element][row], rows padded to `lanes`;
   // pack_rows: out[row][stride]; pack_panels: out[panel][kTile][kPanel].
@@ -87,24 +91,24 @@ struct AttentionKernels {
   void (*pack_panels)(const RowList& in, int64_t count, float* out);
 
   // One tile for a block of packed rows; `scratch` holds kTile * block floats.
-  void (*attend)(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head, int64_t rows,
-                 const Seen& seen, int64_t value_size, float* scratch, Ahead& ahead);
-  // One tile read where it lies, for up to kFew rows; queries [row][padded head]. `keys` lists something
-  // readable up to a multiple of kParts.
-  void (*attend_few)(const RowList& keys, const RowList& values, const Keys& which, const Scoring& scoring,
-                     const float* queries, int64_t rows, const Seen& seen, Ahead& during_keys,
-                     Ahead& during_values);
+  void (*attend_packed)(const Tile& tile, const Scoring& scoring, const float* queries, int64_t head,
+                        int64_t rows, const SoftmaxState& state, int64_t value_size, float* scratch,
+                        Prefetch& prefetch);
+  // One tile read where it lies, for up to kInPlaceRows rows; queries [row][padded head]. `keys` lists
+  // something readable up to a multiple of kParts.
+  void (*attend_in_place)(const RowList& keys, const RowList& values, const Keys& which,
+                          const Scoring& scoring, const float* queries, int64_t rows,
+                          const SoftmaxState& state, Prefetch& during_keys, Prefetch& during_values);
   // The same for heads at once, a few slots at a time, which is the order of an NHD cache in memory; queries
-  // and what rows have seen are kFew rows for each head, of which at most `lanes` are taken.
-  void (*attend_slots)(const Slots& slots, const float* queries, int64_t rows, const Seen& seen);
+  // and states have kInPlaceRows rows for each head, of which at most `lanes` are taken.
+  void (*attend_slots)(const Slots& slots, const float* queries, int64_t rows, const SoftmaxState& state);
 
-  // What a block of packed rows, or rows in place, saw elsewhere is added to what it has seen.
-  void (*merge_packed)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);
-  void (*merge_rows)(const Seen& seen, const Seen& other, int64_t rows, int64_t value_size);
+  // Adds the softmax of the same rows over other keys: a block of packed rows, or rows in place.
+  void (*merge_packed)(const SoftmaxState& state, const SoftmaxState& other, int64_t rows,
+                       int64_t value_size);
+  void (*merge_rows)(const SoftmaxState& state, const SoftmaxState& other, int64_t rows, int64_t value_size);
   // Packed rows to rows in place, times `scale`.
   void (*unpack)(const float* in, int64_t rows, int64_t value_size, float scale, float* out);
-  // out[i] = in[i] * scale in a dtype of 32 or 16 bits.
-  void (*write)(const float* in, float scale, int64_t n, DType dtype, void* out);
 };
 
 }  // namespace specdec

@@ -114,19 +114,19 @@ void bind_drafting(py::module_& m) {
        field<C, &C::sampling>("sampling"), field<C, &C::seeds>("seeds"), field<C, &C::positions>("positions"),
        field<C, &C::nodes>("nodes"), field<C, &C::purpose>("purpose"), field<C, &C::out_tokens>("out_tokens"),
        field<C, &C::out_scores>("out_scores")});
+  using N = NgramArgs;
+  bind_struct<N>(
+      m, "NgramArgs",
+      {field<N, &N::tokens>("tokens"), field<N, &N::lengths>("lengths"), field<N, &N::requests>("requests"),
+       field<N, &N::width>("width"), field<N, &N::min_ngram>("min_ngram"),
+       field<N, &N::max_ngram>("max_ngram"), field<N, &N::cyclic>("cyclic")});
   using D = NgramDraftArgs;
-  bind_struct<D>(
-      m, "NgramDraftArgs",
-      {field<D, &D::tokens>("tokens"), field<D, &D::lengths>("lengths"), field<D, &D::requests>("requests"),
-       field<D, &D::width>("width"), field<D, &D::min_ngram>("min_ngram"),
-       field<D, &D::max_ngram>("max_ngram"), field<D, &D::cyclic>("cyclic"),
-       field<D, &D::frequent>("frequent"), field<D, &D::num_draft>("num_draft"), field<D, &D::out>("out")});
+  bind_struct<D>(m, "NgramDraftArgs",
+                 {field<D, &D::search>("search"), field<D, &D::frequent>("frequent"),
+                  field<D, &D::num_draft>("num_draft"), field<D, &D::out>("out")});
   using T = NgramTreeArgs;
   bind_struct<T>(m, "NgramTreeArgs",
-                 {field<T, &T::tokens>("tokens"), field<T, &T::lengths>("lengths"),
-                  field<T, &T::requests>("requests"), field<T, &T::width>("width"),
-                  field<T, &T::min_ngram>("min_ngram"), field<T, &T::max_ngram>("max_ngram"),
-                  field<T, &T::cyclic>("cyclic"), field<T, &T::max_depth>("max_depth"),
+                 {field<T, &T::search>("search"), field<T, &T::max_depth>("max_depth"),
                   field<T, &T::branches>("branches"), field<T, &T::max_nodes>("max_nodes"),
                   field<T, &T::trust>("trust"), field<T, &T::out_tokens>("out_tokens"),
                   field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});

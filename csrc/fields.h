@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Structs for Python, filled by name: `_native.Rows(data=..., dtype=..., ...)`.
+// Structs for Python, filled by name: `_native.Rows(data=..., dtype=..., ...)`. A call of an operator fills
+// up to hundreds of them, so they are plain extension types: pybind11's own take several times as long to
+// make.
 #pragma once
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <new>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -18,52 +20,157 @@ namespace specdec {
 
 namespace py = pybind11;
 
-// A member under its own name, and how it is set. The name is interned, and is there for good.
+template <class T>
+concept Struct = std::is_class_v<T> && std::is_aggregate_v<T> && !std::is_same_v<T, PerRequest>;
+
+// A member under its own name, and how it is set: false where the value has another type. The name is
+// interned, and is there for good.
 struct Field {
   PyObject* name;
-  void (*set)(void* object, py::handle value);
+  bool (*set)(void* object, PyObject* value);
+};
+
+// A struct as Python knows it.
+template <class T>
+struct Bound {
+  struct Object {
+    PyObject_HEAD T value;
+  };
+  static inline PyTypeObject* type = nullptr;
+  static inline const char* name = nullptr;
+  static inline std::vector<Field> fields;
 };
 
 // Pointers are addresses in Python, 0 = null.
 template <class M>
-void assign(M& out, py::handle value) {
+bool assign(M& out, PyObject* value) {
   if constexpr (std::is_pointer_v<M>) {
-    out = reinterpret_cast<M>(py::cast<std::uintptr_t>(value));
+    if (!PyLong_Check(value)) return false;
+    out = reinterpret_cast<M>(PyLong_AsUnsignedLongLong(value));
+  } else if constexpr (std::is_same_v<M, int64_t>) {
+    if (!PyLong_Check(value)) return false;
+    out = PyLong_AsLongLong(value);
+  } else if constexpr (std::is_same_v<M, bool>) {
+    if (!PyBool_Check(value)) return false;
+    out = value == Py_True;
+  } else if constexpr (std::is_floating_point_v<M>) {
+    if (!PyFloat_Check(value) && !PyLong_Check(value)) return false;
+    out = static_cast<M>(PyFloat_AsDouble(value));
   } else if constexpr (std::is_same_v<M, PerRequest>) {  // one number, and the address of [B] or 0
-    const auto [number, values] = py::cast<std::tuple<double, std::uintptr_t>>(value);
-    out = {reinterpret_cast<const double*>(values), number};
+    return PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 2 &&
+           assign(out.value, PyTuple_GET_ITEM(value, 0)) && assign(out.values, PyTuple_GET_ITEM(value, 1));
+  } else if constexpr (Struct<M>) {
+    if (Py_TYPE(value) != Bound<M>::type) return false;
+    out = reinterpret_cast<typename Bound<M>::Object*>(value)->value;
   } else {
-    out = py::cast<M>(value);
+    py::detail::make_caster<M> caster;
+    if (!caster.load(value, true)) return false;
+    out = py::detail::cast_op<M>(caster);
   }
+  return !PyErr_Occurred();
 }
 
 template <class T, auto member>
 Field field(const char* name) {
-  const auto set = [](void* object, py::handle value) { assign(static_cast<T*>(object)->*member, value); };
+  const auto set = [](void* object, PyObject* value) {
+    return assign(static_cast<T*>(object)->*member, value);
+  };
   return {PyUnicode_InternFromString(name), set};
 }
 
-inline void fill(void* object, const char* name, const std::vector<Field>& fields, const py::kwargs& given) {
-  for (const Field& field : fields) {
-    PyObject* value = PyDict_GetItemWithError(given.ptr(), field.name);
-    if (!value) throw py::type_error(std::string(name) + " needs " + std::string(py::str(field.name)));
-    field.set(object, value);
+// Where `name` stands in a tuple of names, -1 = nowhere.
+inline Py_ssize_t find_name(PyObject* names, PyObject* name) {
+  const Py_ssize_t count = names ? PyTuple_GET_SIZE(names) : 0;
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (PyUnicode_Compare(PyTuple_GET_ITEM(names, i), name) == 0) return i;
+  return -1;
+}
+
+// Sets every field from the value of its name. False with a Python exception where one is missing, has the
+// wrong type, or is none.
+inline bool fill(void* object, const char* type, const std::vector<Field>& fields, PyObject* const* values,
+                 PyObject* names) {
+  const Py_ssize_t given = names ? PyTuple_GET_SIZE(names) : 0,
+                   count = static_cast<Py_ssize_t>(fields.size());
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const Field& field = fields[i];
+    // Callers name the fields in their order, and their names are interned too.
+    const bool in_order = i < given && PyTuple_GET_ITEM(names, i) == field.name;
+    const Py_ssize_t place = in_order ? i : find_name(names, field.name);
+    if (place < 0) return PyErr_Format(PyExc_TypeError, "%s needs %U", type, field.name), false;
+    if (field.set(object, values[place])) continue;
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s cannot take %R as %U", type, values[place], field.name);
+    return false;
   }
-  if (given.size() != fields.size()) throw py::type_error(std::string(name) + " was given an unknown field");
+  for (Py_ssize_t i = 0; given > count && i < given; ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    bool known = false;
+    for (const Field& field : fields) known |= PyUnicode_Compare(field.name, name) == 0;
+    if (!known) return PyErr_Format(PyExc_TypeError, "%s was given an unknown field: %U", type, name), false;
+  }
+  return true;
+}
+
+template <class T>
+PyObject* make(PyObject*, PyObject* const* values, size_t count, PyObject* names) {
+  using B = Bound<T>;
+  if (PyVectorcall_NARGS(count) != 0)
+    return PyErr_Format(PyExc_TypeError, "%s takes its fields by name", B::name);
+  PyObject* self = B::type->tp_alloc(B::type, 0);
+  if (!self) return nullptr;
+  T* value = new (&reinterpret_cast<typename B::Object*>(self)->value) T{};
+  if (fill(value, B::name, B::fields, values, names)) return self;
+  Py_DECREF(self);
+  return nullptr;
+}
+
+template <class T>
+void destroy(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  reinterpret_cast<typename Bound<T>::Object*>(self)->value.~T();
+  type->tp_free(self);
+  Py_DECREF(type);
 }
 
 // A class whose constructor takes every field by keyword, and no other; `fields` has their names.
-template <class T>
+template <Struct T>
 void bind_struct(py::module_& module, const char* name, std::vector<Field> fields) {
-  py::class_<T> bound(module, name);
-  py::tuple names(fields.size());
-  for (size_t i = 0; i < fields.size(); ++i) names[i] = py::handle(fields[i].name);
-  bound.attr("fields") = names;
-  bound.def(py::init([name, fields = std::move(fields)](const py::kwargs& given) {
-    T out{};
-    fill(&out, name, fields, given);
-    return out;
-  }));
+  using B = Bound<T>;
+  static const std::string full_name =  // Python 3.10 keeps the pointer
+      py::cast<std::string>(module.attr("__name__")) + "." + name;
+  PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&destroy<T>)}, {0, nullptr}};
+  PyType_Spec spec{full_name.c_str(), sizeof(typename B::Object), 0,
+                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  const py::object type = py::reinterpret_steal<py::object>(PyType_FromSpec(&spec));
+  if (!type) throw py::error_already_set();
+  B::type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  B::type->tp_vectorcall = &make<T>;
+  B::name = name;
+  B::fields = std::move(fields);
+  py::tuple names(B::fields.size());
+  for (size_t i = 0; i < B::fields.size(); ++i) names[i] = py::handle(B::fields[i].name);
+  type.attr("fields") = names;
+  module.attr(name) = type;
 }
 
 }  // namespace specdec
+
+// Structs as arguments of bound functions.
+template <specdec::Struct T>
+struct pybind11::detail::type_caster<T> {
+  static constexpr auto name = const_name<T>();
+  template <class U>
+  using cast_op_type = pybind11::detail::cast_op_type<U>;
+
+  bool load(handle source, bool) {
+    if (Py_TYPE(source.ptr()) != specdec::Bound<T>::type) return false;
+    value_ = &reinterpret_cast<typename specdec::Bound<T>::Object*>(source.ptr())->value;
+    return true;
+  }
+  operator T*() { return value_; }
+  operator T&() { return *value_; }
+
+ private:
+  T* value_ = nullptr;
+};

@@ -27,6 +27,8 @@ struct Kernels {
   // Conversions into a chunk.
   void (*from_bfloat16)(const uint16_t* in, float* out, int64_t n);
   void (*from_float16)(const uint16_t* in, float* out, int64_t n);
+  // And back: out[i] = in[i] * scale in a dtype of 32 or 16 bits, to nearest, ties to even.
+  void (*write)(const float* in, float scale, int64_t n, DType dtype, void* out);
 
   // Largest score; NaN is passed over and reported.
   float (*max)(const float* x, int64_t n, bool* has_nan);

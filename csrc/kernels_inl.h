@@ -12,7 +12,10 @@ inline constexpr int kVectors = 8;  // handled together, to keep enough independ
 inline constexpr int kStep = kVectors * kLanes;
 static_assert(kGroup % kStep == 0);
 
-// 2^t for t in [-160, 0].
+// Of base-2 logarithms: 2^t is 0 in float32 well before, and `scale` can still take it.
+inline constexpr float kLeastExponent = -160.0f;
+
+// 2^t for t in [kLeastExponent, 0].
 inline F exp2_bounded(F t) {
   const F n = round(t), f = sub(t, n);
   F p = fma(set(1.535336188319500e-4f), f, set(1.339887440266574e-3f));
@@ -24,7 +27,7 @@ inline F exp2_bounded(F t) {
 }
 
 // 2^t for t <= 0; 0 for -inf and NaN.
-inline F exp2_negative(F t) { return exp2_bounded(max(t, set(-160.0f))); }
+inline F exp2_negative(F t) { return exp2_bounded(max(t, set(kLeastExponent))); }
 
 struct Weigh {
   F max_score, slope, cut;
@@ -110,6 +113,9 @@ class Noise {
 #endif
 };
 
+// A random word w stands for the uniform (w + 1/2) 2^-32. The margin covers roundings where keys are bounded.
+inline constexpr double kWordUnit = (1 - 1e-5) * 0x1p-32;
+
 // Settles the lanes of one vector that may lead; the most promising one first, so that few need a logarithm.
 [[gnu::noinline]] void settle(F weights, U words, unsigned lanes, int64_t first, Leader& leader) {
   float weight[kLanes];
@@ -126,7 +132,7 @@ class Noise {
   leader.offer(weight[best] / exponential(word[best]), first + best);
   for (unsigned rest = lanes & ~(1u << best); rest; rest &= rest - 1) {
     const int i = __builtin_ctz(rest);
-    if (weight[i] > leader.score * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
+    if (weight[i] > leader.score * kWordUnit * (word[i] + 0.5))
       leader.offer(weight[i] / exponential(word[i]), first + i);
   }
 }
@@ -138,7 +144,7 @@ class Noise {
   store(word, words);
   for (unsigned rest = lanes; rest; rest &= rest - 1) {
     const int i = __builtin_ctz(rest);
-    if (weight[i] > leaders.least * ((1 - 1e-5) * 0x1p-32) * (word[i] + 0.5))
+    if (weight[i] > leaders.least * kWordUnit * (word[i] + 0.5))
       leaders.offer(weight[i] / exponential(word[i]), first + i);
   }
 }
@@ -152,7 +158,7 @@ inline void race_step(const F weights[kVectors], const Noise& noise, int64_t fir
   if (!any) return;
   U words[kVectors];
   noise.words(static_cast<uint32_t>(first >> 2), words);
-  const F bar = set(static_cast<float>(leader.bar() * ((1 - 1e-5) * 0x1p-32)));
+  const F bar = set(static_cast<float>(leader.bar() * kWordUnit));
   unsigned lanes[kVectors];
   any = 0;
   for (int j = 0; j < kVectors; ++j)
@@ -172,6 +178,39 @@ void convert_halves(const uint16_t* in, float* out, int64_t n) {
   for (int64_t j = i; j < n; ++j) rest[j - i] = in[j];
   store(values, convert(rest));
   for (int64_t j = i; j < n; ++j) out[j] = values[j - i];
+}
+
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline uint16_t to_float16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7FFFFFFFu;
+  if (bits > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (bits >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
+  if (bits < 0x38800000u) {  // below the normal numbers: adding 0.5 rounds to units of 2^-24
+    float small;
+    __builtin_memcpy(&small, &bits, sizeof small);
+    small += 0.5f;
+    __builtin_memcpy(&bits, &small, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
+  }
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xFFFu + ((bits >> 13) & 1u)) >> 13));
+}
+
+void write(const float* in, float scale, int64_t n, DType dtype, void* out) {
+  if (dtype == DType::kFloat32)
+    for (int64_t i = 0; i < n; ++i) static_cast<float*>(out)[i] = in[i] * scale;
+  else if (dtype == DType::kBFloat16)
+    for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_bfloat16(in[i] * scale);
+  else
+    for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_float16(in[i] * scale);
 }
 
 float max_score(const float* x, int64_t n, bool* has_nan) {
@@ -220,7 +259,7 @@ double sum_weighted_log2(const float* x, int64_t n, const Weight& w) {
   for (int64_t i = 0; i < n; i += kStep)
     for (int j = 0; j < kVectors; ++j) {
       const F v = load(x + i + j * kLanes);
-      sums[j % 4] = fma(weigh(v), max(weigh.log2(v), set(-160.0f)), sums[j % 4]);
+      sums[j % 4] = fma(weigh(v), max(weigh.log2(v), set(kLeastExponent)), sums[j % 4]);
     }
   return total(sums);
 }
@@ -255,41 +294,36 @@ void race_many(const float* x, int64_t n, const Weight& w, const Stream& stream,
   }
 }
 
-inline void residual_step(const float* x, const float* y, const Weigh& p, const Weigh& q, F minus_ratio,
-                          F out[kVectors]) {
-  for (int j = 0; j < kVectors; ++j)
-    out[j] = max(fma(minus_ratio, q(load(y + j * kLanes)), p(load(x + j * kLanes))), set(0.0f));
-}
-
-double residual(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq, float ratio) {
+// The sum of the residual; `race` is shown its weights.
+template <class Race>
+inline double residual_with(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq,
+                            float ratio, const Race& race) {
   const Weigh p(wp), q(wq);
   const F minus_ratio = set(-ratio);
-  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
+  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
     prefetch_step(x + i);
     prefetch_step(y + i);
     if (p.none(x + i)) continue;
-    residual_step(x + i, y + i, p, q, minus_ratio, weights);
-    for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
+    F weights[kVectors];
+    for (int j = 0; j < kVectors; ++j) {
+      weights[j] = max(fma(minus_ratio, q(load(y + i + j * kLanes)), p(load(x + i + j * kLanes))), set(0.0f));
+      sums[j % 4] = add(sums[j % 4], weights[j]);
+    }
+    race(weights, i);
   }
   return total(sums);
 }
 
-double residual_race(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq,
-                     float ratio, const Stream& stream, int64_t first, Leader& leader) {
-  const Weigh p(wp), q(wq);
+double residual(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio) {
+  return residual_with(x, y, n, p, q, ratio, [](const F*, int64_t) {});
+}
+
+double residual_race(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio,
+                     const Stream& stream, int64_t first, Leader& leader) {
   const Noise noise(stream);
-  const F minus_ratio = set(-ratio);
-  F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)}, weights[kVectors];
-  for (int64_t i = 0; i < n; i += kStep) {
-    prefetch_step(x + i);
-    prefetch_step(y + i);
-    if (p.none(x + i)) continue;
-    residual_step(x + i, y + i, p, q, minus_ratio, weights);
-    for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weights[j]);
-    race_step(weights, noise, first + i, leader);
-  }
-  return total(sums);
+  const auto race = [&](const F* weights, int64_t i) { race_step(weights, noise, first + i, leader); };
+  return residual_with(x, y, n, p, q, ratio, race);
 }
 
 int64_t keep(const float* x, int64_t n, float bar, float* out) {
@@ -314,6 +348,7 @@ void exp2_all(const float* x, float* out, int64_t n) {
 constexpr Kernels kTable = {SPECDEC_TARGET,
                             convert_halves<from_bfloat16>,
                             convert_halves<from_float16>,
+                            write,
                             max_score,
                             find,
                             sum,

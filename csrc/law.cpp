@@ -8,8 +8,11 @@
 namespace specdec {
 namespace {
 
+constexpr double kLeastSlope = 1e-30, kMostSlope = 1e30;  // finite and above 0 in float32
+constexpr double kMostScore = 1e300;                      // of a hint; finite
+
 float slope_of(double temperature) {
-  return static_cast<float>(std::clamp(std::numbers::log2e / temperature, 1e-30, 1e30));
+  return static_cast<float>(std::clamp(std::numbers::log2e / temperature, kLeastSlope, kMostSlope));
 }
 
 int64_t lowest_allowed(const Row& row) {
@@ -149,7 +152,7 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
     if (max == kInf) return;
     if (part.leader.token < 0 && hint.leader.score > 0) {
       const double shift = std::exp2((static_cast<double>(hint.mass.max) - part.mass.max) * slope);
-      part.leader.score = std::min(hint.leader.score * shift, 1e300);
+      part.leader.score = std::min(hint.leader.score * shift, kMostScore);
     }
     part.mass.sum += kernels().race(x, n, Weight{part.mass.max, slope, -kInf}, stream, begin, part.leader);
     hint = {part.mass, part.leader.hint()};

@@ -12,12 +12,16 @@ namespace specdec {
 
 inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
-// Threads are woken only for work that outlasts the waking.
-inline int threads_for(int64_t tokens, int threads) { return tokens < (1 << 16) ? 1 : std::max(threads, 1); }
+// Threads are woken only for work, in tokens, that outlasts the waking.
+inline constexpr int64_t kWorthWaking = 1 << 16;
+inline int threads_for(int64_t tokens, int threads) {
+  return tokens < kWorthWaking ? 1 : std::max(threads, 1);
+}
 
-// Rows that a thread claims at a time.
+// Rows that a thread claims at a time: enough tokens for the claim not to matter, and few rows.
+inline constexpr int64_t kGrainTokens = 1 << 14, kMaxGrain = 64;
 inline int64_t grain_of(int64_t vocab) {
-  return std::clamp<int64_t>((1 << 14) / std::max<int64_t>(vocab, 1), 1, 64);
+  return std::clamp<int64_t>(kGrainTokens / std::max<int64_t>(vocab, 1), 1, kMaxGrain);
 }
 
 // Calls body(x, n, begin, block, slot) for every chunk; the chunks of a block come in order, on one thread.

@@ -84,10 +84,10 @@ int64_t vote(const Text& text, std::vector<int64_t>& ends, int64_t i) {
 }
 
 void draft(const NgramDraftArgs& args, int64_t b) {
-  const Text text(args, b);
+  const Text text(args.search, b);
   int64_t* out = args.out + b * args.num_draft;
   std::fill(out, out + args.num_draft, -1);
-  std::vector<int64_t> ends = longest(text, args, !args.frequent);
+  std::vector<int64_t> ends = longest(text, args.search, !args.frequent);
   for (int64_t i = 0; i < args.num_draft && !ends.empty(); ++i) {
     if (args.frequent && ends.size() > 1) {
       out[i] = vote(text, ends, i);
@@ -103,13 +103,13 @@ std::vector<Occurrence> best_occurrences(const Text& text, const NgramTreeArgs& 
   std::vector<Occurrence> best;
   for (int64_t end = text.length - 2; end >= 0; --end) {
     if (text.tokens[end] != text.tokens[text.length - 1]) continue;
-    const int64_t n = text.shared(end, args.max_ngram);
+    const int64_t n = text.shared(end, args.search.max_ngram);
     const bool full = static_cast<int64_t>(best.size()) == args.branches;
-    if (n < args.min_ngram || (full && best.back().n >= n)) continue;
+    if (n < args.search.min_ngram || (full && best.back().n >= n)) continue;
     if (full) best.pop_back();
     best.insert(std::find_if(best.begin(), best.end(), [n](const Occurrence& o) { return o.n < n; }),
                 {n, end});
-    if (static_cast<int64_t>(best.size()) == args.branches && best.back().n == args.max_ngram) break;
+    if (static_cast<int64_t>(best.size()) == args.branches && best.back().n == args.search.max_ngram) break;
   }
   return best;
 }
@@ -157,7 +157,7 @@ std::vector<int32_t> depth_first(const std::vector<Node>& nodes, std::vector<int
 }
 
 void tree(const NgramTreeArgs& args, int64_t b) {
-  const std::vector<Node> nodes = grow(Text(args, b), args);
+  const std::vector<Node> nodes = grow(Text(args.search, b), args);
   std::vector<int32_t> order(nodes.size()), place(nodes.size(), -1);
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   std::stable_sort(order.begin(), order.end(),
@@ -176,16 +176,20 @@ void tree(const NgramTreeArgs& args, int64_t b) {
   }
 }
 
+template <class Body>
+void for_each_text(const NgramArgs& search, int threads, Body&& body) {
+  Team team(threads_for(search.requests * search.width, threads));
+  team.items(search.requests, grain_of(search.width), [&](Worker&, int64_t b) { body(b); });
+}
+
 }  // namespace
 
 void ngram_draft(const NgramDraftArgs& args, int threads) {
-  Team team(threads_for(args.requests * args.width, threads));
-  team.items(args.requests, grain_of(args.width), [&](Worker&, int64_t b) { draft(args, b); });
+  for_each_text(args.search, threads, [&](int64_t b) { draft(args, b); });
 }
 
 void ngram_tree(const NgramTreeArgs& args, int threads) {
-  Team team(threads_for(args.requests * args.width, threads));
-  team.items(args.requests, grain_of(args.width), [&](Worker&, int64_t b) { tree(args, b); });
+  for_each_text(args.search, threads, [&](int64_t b) { tree(args, b); });
 }
 
 }  // namespace specdec

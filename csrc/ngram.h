@@ -7,6 +7,7 @@
 
 namespace specdec {
 
+// Texts, and which n-grams of theirs to look up.
 struct NgramArgs {
   const int64_t* tokens = nullptr;   // [B, width]
   const int64_t* lengths = nullptr;  // [B]
@@ -15,13 +16,15 @@ struct NgramArgs {
   bool cyclic = false;  // a continuation that reaches the end of the text goes on with itself
 };
 
-struct NgramDraftArgs : NgramArgs {
+struct NgramDraftArgs {
+  NgramArgs search;
   bool frequent = false;
   int64_t num_draft = 0;
   int64_t* out = nullptr;  // [B, num_draft]
 };
 
-struct NgramTreeArgs : NgramArgs {
+struct NgramTreeArgs {
+  NgramArgs search;
   int64_t max_depth = 0, branches = 1, max_nodes = 1;
   std::vector<double> trust;
   int64_t* out_tokens = nullptr;   // [B, max_nodes]

@@ -7,39 +7,8 @@
 
 namespace specdec {
 
-Request::Request(const VerifyArgs& a, Worker& w, int64_t b, int64_t row, const Tree& t)
-    : args(a),
-      worker(w),
-      index(b),
-      first_row(row),
-      tree(t),
-      children(t),
-      sampling(a.sampling[b]),
-      draft_sampling(a.draft_sampling[b]) {}
-
-Row Request::target_row(int64_t node) const {
-  Row row = args.target.row(first_row + node);
-  if (args.bitmask.words) row.bitmask = args.bitmask.words + (first_row + node) * args.bitmask.stride;
-  return row;
-}
-
-Row Request::draft_row(int64_t node) const {
-  if (!args.draft.data) return {};
-  int64_t r = first_row + node;
-  if (args.draft_rows)
-    r = args.draft_rows[r];
-  else if (args.draft_chain > 0)
-    r = node < args.draft_chain ? index * args.draft_chain + node : -1;
-  return r >= 0 && r < args.draft.count ? args.draft.row(r) : Row{};
-}
-
-double Request::coin_of(int64_t node) const {
-  return coin(Stream(args.seeds[index], args.positions[index], Purpose::kAccept, node));
-}
-
-Stream Request::next_stream(int64_t depth, Purpose purpose) const {
-  return Stream(args.seeds[index], args.positions[index] + depth, purpose);
-}
+// What the kernels multiply q with stays finite, so that it takes nothing from where q is 0.
+constexpr double kLargestRatio = 3e38;
 
 bool Node::is_point(int64_t child) const {
   return !has_q_ || request_->tree.proposal(child) == Proposal::kPoint;
@@ -56,18 +25,18 @@ void Node::load() {
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c))
     sampled |= r.tree.proposal(c) != Proposal::kPoint;
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
-    q_ = r.args.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
-    if (r.args.draft_is_logprobs && drafted_the_impossible())
+    q_ = r.inputs.draft_is_logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
+    if (r.inputs.draft_is_logprobs && drafted_the_impossible())
       q_.status = law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp2(-q_.log2_mass);
-    if (q_.point >= 0 && r.args.draft_ids) q_.point = r.args.draft_ids[q_.point];
-    if (r.args.draft_columns) {
-      q_.reader.row.columns = r.args.draft_columns;
-      q_.reader.row.vocab = r.args.target.size;
+    if (q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
+    if (r.inputs.draft_columns) {
+      q_.reader.row.columns = r.inputs.draft_columns;
+      q_.reader.row.vocab = r.inputs.target.size;
     }
   }
-  list_specials();
+  list_tracked();
 }
 
 // Log-probabilities are taken on trust, and not read through, until a child turns out to be sampled from
@@ -76,31 +45,31 @@ bool Node::drafted_the_impossible() const {
   const Request& r = *request_;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
     int64_t token = r.tree.tokens[c];
-    if (r.args.draft_columns) token = token < r.args.target.size ? r.args.draft_columns[token] : -1;
+    if (r.inputs.draft_columns) token = token < r.inputs.target.size ? r.inputs.draft_columns[token] : -1;
     if (r.tree.proposal(c) != Proposal::kPoint && !(q_.p(token) > 0)) return true;
   }
   return false;
 }
 
-void Node::list_specials() {
+void Node::list_tracked() {
   Request& r = *request_;
   bool without_replacement = false;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
     const bool point = is_point(c);
     const bool once = !point && r.tree.proposal(c) == Proposal::kWithoutReplacement;
     without_replacement |= once;
-    if (point || once) specials_.push_back({.token = r.tree.tokens[c], .point = point});
+    if (point || once) tracked_.push_back({.token = r.tree.tokens[c], .point = point});
   }
-  if (has_q_ && q_.point >= 0) specials_.push_back({.token = q_.point});
-  if (specials_.empty()) return;
+  if (has_q_ && q_.point >= 0) tracked_.push_back({.token = q_.point});
+  if (tracked_.empty()) return;
 
-  std::sort(specials_.begin(), specials_.end(), [](const Special& s, const Special& t) {
+  std::sort(tracked_.begin(), tracked_.end(), [](const TrackedToken& s, const TrackedToken& t) {
     return s.token != t.token ? s.token < t.token : s.point > t.point;
   });
-  specials_.erase(std::unique(specials_.begin(), specials_.end(),
-                              [](const Special& s, const Special& t) { return s.token == t.token; }),
-                  specials_.end());
-  for (Special& s : specials_) {
+  tracked_.erase(std::unique(tracked_.begin(), tracked_.end(),
+                             [](const TrackedToken& s, const TrackedToken& t) { return s.token == t.token; }),
+                 tracked_.end());
+  for (TrackedToken& s : tracked_) {
     s.p = p_.p(s.token);
     s.q = has_q_ ? q_.p(s.token) : 0;
     s.removed = s.point;
@@ -109,8 +78,8 @@ void Node::list_specials() {
   if (without_replacement && q_.point < 0) weigh_rest();
 }
 
-// The mass of q outside the special tokens, summed over them and never as a difference. Weights are from now
-// on relative to the largest score there, so that they do not vanish beside a special token that holds nearly
+// The mass of q outside the tracked tokens, summed over them and never as a difference. Weights are from now
+// on relative to the largest score there, so that they do not vanish beside a tracked token that holds nearly
 // all.
 void Node::weigh_rest() {
   Reader reader = q_.reader;
@@ -133,18 +102,18 @@ void Node::weigh_rest() {
   q_rest_ = q_scale_ * rest.sum;
 }
 
-Node::Special* Node::special(int64_t token) {
-  const auto it = std::lower_bound(specials_.begin(), specials_.end(), token,
-                                   [](const Special& s, int64_t t) { return s.token < t; });
-  return it != specials_.end() && it->token == token ? &*it : nullptr;
+Node::TrackedToken* Node::tracked(int64_t token) {
+  const auto it = std::lower_bound(tracked_.begin(), tracked_.end(), token,
+                                   [](const TrackedToken& s, int64_t t) { return s.token < t; });
+  return it != tracked_.end() && it->token == token ? &*it : nullptr;
 }
 
-double Node::at(const Special& s) const {
+double Node::residual_at(const TrackedToken& s) const {
   return s.rejected ? 0 : std::max(0.0, a_ * s.p - (s.point ? b_point_ : b_) * s.q);
 }
 
 double Node::residual_p(int64_t token) {
-  if (const Special* s = special(token)) return at(*s);
+  if (const TrackedToken* s = tracked(token)) return residual_at(*s);
   return std::max(0.0, a_ * p_.p(token) - (b_ > 0 ? b_ * q_.p(token) : 0));
 }
 
@@ -154,7 +123,7 @@ double Node::proposal_q(int64_t child) {
   if (is_point(child)) return 1;
   const int64_t token = tree.tokens[child];
   const auto known = [&](double q) {
-    if (!(q > 0) && token < request_->args.target.size) request_->status |= kImpossible;
+    if (!(q > 0) && token < request_->inputs.target.size) request_->status |= kImpossible;
     return q;
   };
   if (tree.proposal(child) == Proposal::kIndependent) {
@@ -162,9 +131,9 @@ double Node::proposal_q(int64_t child) {
     return known(q_.p(token));
   }
   double remaining = q_rest_;
-  for (const Special& s : specials_)
+  for (const TrackedToken& s : tracked_)
     if (!s.removed) remaining += s.q;
-  Special* s = special(token);
+  TrackedToken* s = tracked(token);
   const double q = known(s->removed ? 0 : s->q);
   s->removed = true;
   if (!(remaining > 0)) return 1;  // nothing it could have been drawn from
@@ -176,8 +145,8 @@ double Node::reject(int64_t child, double w, bool last) {
   const Tree& tree = request_->tree;
   raced_ = false;
   if (factor_ == 0) {
-    Special* s = special(tree.tokens[child]);
-    const double rest = 1 - at(*s);
+    TrackedToken* s = tracked(tree.tokens[child]);
+    const double rest = 1 - residual_at(*s);
     if (!(rest > 0)) return reset(), 0;
     s->rejected = true;
     a_ /= rest;
@@ -202,7 +171,7 @@ double Node::reject(int64_t child, double w, bool last) {
 void Node::reset() {
   a_ = 1;
   b_ = b_point_ = 0;
-  for (Special& s : specials_) s.rejected = false;
+  for (TrackedToken& s : tracked_) s.rejected = false;
 }
 
 // The sum of [a p - b q]+ and, where asked for, the race over it. Scores are in units of p's weights.
@@ -216,7 +185,7 @@ double Node::pass(Leader* leader) {
   }
   const double unit = a_ * std::exp2(-p_.log2_mass);
   const bool with_q = b_ > 0 && q_.point < 0;
-  const float ratio = with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, 3e38)) : 0.0f;
+  const float ratio = with_q ? static_cast<float>(std::min(b_ * q_scale_ / unit, kLargestRatio)) : 0.0f;
   Reader p = p_.reader, q = q_.reader;
   p.excluded = q.excluded = {excluded_.data(), static_cast<int64_t>(excluded_.size())};
   struct Part {
@@ -239,17 +208,17 @@ double Node::pass(Leader* leader) {
     }
     hints[slot] = part.leader.hint();
   });
-  double sum = 0, special_mass = 0;
+  double sum = 0, tracked_mass = 0;
   for (const Part& part : parts) {
     sum += part.sum;
     if (leader) leader->offer(part.leader.score, part.leader.token);
   }
-  for (const Special& s : specials_) {
-    const double mass = at(s);
-    special_mass += mass;
+  for (const TrackedToken& s : tracked_) {
+    const double mass = residual_at(s);
+    tracked_mass += mass;
     if (leader && mass > 0) leader->offer(mass / unit / race_key(stream, s.token), s.token);
   }
-  return unit * sum + special_mass;
+  return unit * sum + tracked_mass;
 }
 
 int64_t Node::draw() {
@@ -262,7 +231,7 @@ int64_t Node::draw() {
     return token;
   }
   bool changed = b_ > 0;
-  for (const Special& s : specials_) changed |= s.rejected;
+  for (const TrackedToken& s : tracked_) changed |= s.rejected;
   if (changed && !raced_) {
     leader_ = {};
     pass(&leader_);

@@ -2,37 +2,15 @@
 // One node of the draft tree under verification: the target's law p, the draft's law q, and the residual as
 // scalars. The residual after any rejections is a * p - b * q where that is positive. Only at the tokens of
 // POINT and WITHOUT_REPLACEMENT children may it differ: they are few, are left out of the passes over the
-// vocabulary, and are reckoned one by one.
+// vocabulary, and are tracked one by one.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "law.h"
-#include "tree.h"
-#include "verify.h"
+#include "request.h"
 
 namespace specdec {
-
-// What one request needs of the arguments.
-struct Request {
-  const VerifyArgs& args;
-  Worker& worker;
-  int64_t index;      // b
-  int64_t first_row;  // of its nodes
-  Tree tree;
-  Children children;
-  Sampling sampling, draft_sampling;
-  int32_t status = 0;
-
-  Request(const VerifyArgs& args, Worker& worker, int64_t index, int64_t first_row, const Tree& tree);
-
-  Row target_row(int64_t node) const;
-  // The draft's row at a node; not present() where there is none.
-  Row draft_row(int64_t node) const;
-  double coin_of(int64_t node) const;
-  Stream next_stream(int64_t depth, Purpose purpose) const;
-};
 
 class Node {
  public:
@@ -58,8 +36,8 @@ class Node {
   const Law& p() const { return p_; }
 
  private:
-  // A token whose P is reckoned apart from the passes.
-  struct Special {
+  // A token that passes leave out: its p, q and P are kept here.
+  struct TrackedToken {
     int64_t token;
     double p = 0, q = 0;
     bool point = false;     // a POINT child holds it
@@ -68,10 +46,10 @@ class Node {
   };
 
   bool is_point(int64_t child) const;
-  Special* special(int64_t token);
-  double at(const Special& s) const;
+  TrackedToken* tracked(int64_t token);
+  double residual_at(const TrackedToken& s) const;
   bool drafted_the_impossible() const;
-  void list_specials();
+  void list_tracked();
   void weigh_rest();
   double pass(Leader* leader);
   void reset();
@@ -80,14 +58,14 @@ class Node {
   int64_t index_, depth_;
   bool loaded_ = false, has_q_ = false, raced_ = false;
   Law p_, q_;
-  double q_scale_ = 0;             // q = q_scale_ * weight, outside the special tokens
-  double q_rest_ = 0;              // mass of q outside the special tokens; known where a child needs it
-  double a_ = 1, b_ = 0;           // P = [a p - b q]+
-  double b_point_ = 0;             // in place of b at the tokens of POINT children
-  double factor_ = 0;              // Q = factor * q for the child asked for last; 0 = a point
-  Leader leader_;                  // of the last pass, where it raced
-  std::vector<Special> specials_;  // by token
-  std::vector<int64_t> excluded_;  // their tokens
+  double q_scale_ = 0;                 // q = q_scale_ * weight, outside the tracked tokens
+  double q_rest_ = 0;                  // mass of q outside the tracked tokens; known where a child needs it
+  double a_ = 1, b_ = 0;               // P = [a p - b q]+
+  double b_point_ = 0;                 // in place of b at the tokens of POINT children
+  double factor_ = 0;                  // Q = factor * q for the child asked for last; 0 = a point
+  Leader leader_;                      // of the last pass, where it raced
+  std::vector<TrackedToken> tracked_;  // by token
+  std::vector<int64_t> excluded_;      // their tokens
 };
 
 }  // namespace specdec

@@ -61,6 +61,9 @@ inline double race_key(const Stream& stream, int64_t token) {
   return exponential(philox(stream, static_cast<uint32_t>(token >> 2)).word[token & 3]);
 }
 
+// Of a leading score, what the next block is told to beat: less, so that ties are still seen.
+inline constexpr double kHintShare = 1 - 0x1p-20;
+
 // The leader of an exponential race: largest weight / key, ties to the lowest token.
 struct Leader {
   double score = 0;
@@ -76,7 +79,7 @@ struct Leader {
 
   // For the next block of the same race, which need not look at what cannot beat this one. Which blocks a
   // thread has seen before changes the work and never the winner.
-  Leader hint() const { return {score * (1 - 0x1p-20), -1}; }
+  Leader hint() const { return {score * kHintShare, -1}; }
 
   double bar() const { return score; }
 };
@@ -104,7 +107,7 @@ struct Leaders {
   }
 
   // What a token of another block must beat.
-  double hint() const { return least * (1 - 0x1p-20); }
+  double hint() const { return least * kHintShare; }
 };
 
 }  // namespace specdec

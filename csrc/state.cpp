@@ -48,29 +48,6 @@ void to_floats(int64_t address, DType dtype, int64_t first, int64_t n, float* ou
   }
 }
 
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-// To nearest, ties to even.
-uint16_t to_bfloat16(float x) {
-  const uint32_t bits = bits_of(x);
-  if (x != x) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-uint16_t to_float16(float x) {
-  const uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
-  if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-  if (bits >= 0x47800000) return static_cast<uint16_t>(sign | 0x7c00);  // 2^16
-  if (bits < 0x38800000) {  // below 2^-14: adding 1/2 leaves the subnormal's bits at the bottom
-    return static_cast<uint16_t>(sign | (bits_of(std::fabs(x) + 0.5f) - bits_of(0.5f)));
-  }
-  return static_cast<uint16_t>(sign | ((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13));
-}
-
 // The matrix of one head while it is replayed, float32, row by row.
 class Head {
  public:
@@ -88,16 +65,11 @@ class Head {
   float* row(int64_t r) { return s_.data() + r * m_.columns; }
 
   void store() {
-    float* floats = reinterpret_cast<float*>(m_.address);
-    uint16_t* halves = reinterpret_cast<uint16_t*>(m_.address);
+    const bool whole_rows = m_.column_stride == 1;
+    const int64_t run = whole_rows ? m_.columns : 1;
     for (int64_t r = 0; r < m_.rows; ++r)
-      for (int64_t c = 0; c < m_.columns; ++c) {
-        const float x = row(r)[c];
-        if (m_.dtype == DType::kFloat32)
-          floats[place(r, c)] = x;
-        else
-          halves[place(r, c)] = m_.dtype == DType::kBFloat16 ? to_bfloat16(x) : to_float16(x);
-      }
+      for (int64_t c = 0; c < m_.columns; c += run)
+        kernels().write(row(r) + c, 1.0f, run, m_.dtype, at(m_.address, place(r, c) * bytes_of(m_.dtype)));
   }
 
  private:

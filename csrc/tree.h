@@ -19,7 +19,9 @@ struct Tree {
 
   // Values that are none count as POINT, which is always safe.
   Proposal proposal(int64_t node) const {
-    return proposals[node] <= 2 ? static_cast<Proposal>(proposals[node]) : Proposal::kPoint;
+    return proposals[node] <= static_cast<uint8_t>(Proposal::kWithoutReplacement)
+               ? static_cast<Proposal>(proposals[node])
+               : Proposal::kPoint;
   }
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "node.h"
+#include "path.h"
 
 namespace specdec {
 namespace {
@@ -58,7 +59,7 @@ class Output {
 
 class Walk {
  public:
-  Walk(Request& request, Output& output) : r_(request), out_(output), args_(request.args) {}
+  Walk(const VerifyArgs& args, Request& request, Output& output) : args_(args), r_(request), out_(output) {}
 
   void run() {
     out_.enter(0, -1, nullptr);
@@ -254,9 +255,9 @@ class Walk {
     out_.finish(token, node.p(), r_.status);
   }
 
+  const VerifyArgs& args_;
   Request& r_;
   Output& out_;
-  const VerifyArgs& args_;
 };
 
 }  // namespace
@@ -265,18 +266,12 @@ void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.target.count;
   Team team(threads_for(rows * args.target.size, threads));
   team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {
-    const int64_t begin = std::clamp<int64_t>(args.cu_nodes[b], 0, rows);
-    const int64_t end = std::clamp<int64_t>(args.cu_nodes[b + 1], 0, rows);
+    const int64_t begin = first_row_of(args.cu_nodes, b, rows);
+    const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
     Output output(args, b);
     if (end <= begin) return output.close(0);
-    Tree tree{args.tokens + begin,
-              args.parents + begin,
-              args.proposals + begin,
-              args.first_child ? args.first_child + begin : nullptr,
-              args.first_child ? args.next_sibling + begin : nullptr,
-              end - begin};
-    Request request(args, worker, b, begin, tree);
-    Walk(request, output).run();
+    Request request(args, worker, b, begin, end);
+    Walk(args, request, output).run();
   });
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import mpmath
@@ -97,5 +98,34 @@ def test_stubs_name_the_fields_of_the_core():
                 kind()
         else:
             assert {one.targets[0].id for one in node.body} == set(kind.__members__)
-    with pytest.raises(TypeError, match="Bitmask was given an unknown field"):
+    with pytest.raises(TypeError, match="Bitmask was given an unknown field: strides"):
         _native.Bitmask(words=0, stride=0, strides=0)
+
+
+def test_fields_of_the_core_have_types():
+    float32 = _native.DType.float32
+    rows = dict(data=0, dtype=float32, row_stride=4, head_stride=2)
+    assert _native.HeadRows(**rows) is not None
+    assert _native.HeadRows(**dict(reversed(rows.items()))) is not None  # in any order
+    for name, value in [
+        ("data", -1),
+        ("data", 0.0),
+        ("data", None),
+        ("dtype", 0),
+        ("dtype", torch.float32),
+        ("row_stride", "4"),
+        ("row_stride", 2**63),
+        ("head_stride", 2.0),
+    ]:
+        message = f"HeadRows cannot take {value!r} as {name}"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            _native.HeadRows(**(rows | {name: value}))
+    law = dict(temperature=(1.0, 0), top_k=(0, 0), top_p=(1.0, 0), min_p=(0.0, 0), min_p_last=False)
+    assert _native.SamplingArgs(**law) is not None
+    for wrong in ({"temperature": 1.0}, {"top_p": (1.0, 0.0)}, {"min_p": (0.0, 0, 0)}, {"min_p_last": 0}):
+        with pytest.raises(TypeError, match="SamplingArgs cannot take"):
+            _native.SamplingArgs(**(law | wrong))
+    with pytest.raises(TypeError, match="Bitmask takes its fields by name"):
+        _native.Bitmask(0, 0)
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _native.verify(_native.Bitmask(words=0, stride=0), 1)

@@ -63,13 +63,29 @@ def test_workflows_run_make():
         assert all(f"\n{target}:" in text("Makefile") for target in targets), path.name
 
 
-def test_the_page_of_the_structure_names_every_file():
-    """And no other: modules by their names, headers, examples and the emulator."""
+def named_in_structure() -> list[str]:
+    """Files of the list on the page of the structure, in their order."""
     block = text("docs/structure.md").split("```")[1]
     block = re.sub(
         r"(\w+)\{([\w,]+)\}(\.\w+)", lambda m: " ".join(m[1] + x + m[3] for x in m[2].split(",")), block
     )
-    named = set(re.findall(r"[\w-]+\.(?:py|h|cpp)\b", block))
+    return re.findall(r"[\w-]+\.(?:py|h|cpp)\b", block)
+
+
+def test_the_core_includes_only_what_is_named_before():
+    """A source file that is not named stands where its header does."""
+    places = {name: place for place, name in reversed(list(enumerate(named_in_structure())))}
+    sources = [Path(name) for name in files() if re.fullmatch(r"csrc/\w+\.(h|cpp)", name)]
+    assert sources
+    for path in sources:
+        included = set(re.findall(r'#include "(\w+\.h)"', text(path.as_posix()))) - {f"{path.stem}.h"}
+        place = places.get(path.name, places.get(f"{path.stem}.h"))
+        assert all(places[name] < place for name in included), path.name
+
+
+def test_the_page_of_the_structure_names_every_file():
+    """And no other: modules by their names, headers, examples and the emulator."""
+    named = set(named_in_structure())
     there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
     listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
     listed += ("specdec_kernels/integrations/transformers", "examples", "ptx_emulator")

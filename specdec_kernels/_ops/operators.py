@@ -8,7 +8,7 @@ function per operation, which takes the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ForwardRef
 
 import torch
@@ -46,6 +46,20 @@ def schema(operation: str) -> str:
     return f"{operation}({', '.join(arguments)}) -> ()"
 
 
+def _is_plain(values: Iterable[Any]) -> bool:
+    """Whether every tensor in a record, or in a list of it, is of no subclass and has memory."""
+    for value in values:
+        if type(value) is Tensor:
+            if value.is_meta:
+                return False
+        elif isinstance(value, list):
+            if not _is_plain(value):
+                return False
+        elif isinstance(value, Tensor):
+            return False
+    return True
+
+
 def _register(operation: str) -> Callable[[Any, str], None]:
     """Define an operator. Returns what calls it.
 
@@ -74,9 +88,7 @@ def _register(operation: str) -> Callable[[Any, str], None]:
 
     def run(call: Any, backend: str) -> None:
         check_name(operation, "backend", backend, backends.NAMES)
-        values = [value for a in call for value in (a if isinstance(a, list) else [a])]
-        plain = all(type(a) is Tensor and not a.is_meta for a in values if isinstance(a, Tensor))
-        if plain and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
+        if _is_plain(call) and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
             serve(call, backend)
         else:
             operator(backend, *call)

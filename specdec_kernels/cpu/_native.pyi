@@ -135,7 +135,7 @@ class ChildrenArgs:
         out_scores: int,
     ) -> None: ...
 
-class NgramDraftArgs:
+class NgramArgs:
     fields: tuple[str, ...]
     def __init__(
         self,
@@ -147,6 +147,14 @@ class NgramDraftArgs:
         min_ngram: int,
         max_ngram: int,
         cyclic: bool,
+    ) -> None: ...
+
+class NgramDraftArgs:
+    fields: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        search: NgramArgs,
         frequent: bool,
         num_draft: int,
         out: int,
@@ -157,13 +165,7 @@ class NgramTreeArgs:
     def __init__(
         self,
         *,
-        tokens: int,
-        lengths: int,
-        requests: int,
-        width: int,
-        min_ngram: int,
-        max_ngram: int,
-        cyclic: bool,
+        search: NgramArgs,
         max_depth: int,
         branches: int,
         max_nodes: int,

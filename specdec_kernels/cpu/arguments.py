@@ -18,6 +18,7 @@ DTYPES = {
 _NO_ROWS = _native.Rows(
     data=0, dtype=_native.DType.float32, count=0, size=0, group=1, group_stride=0, row_stride=0
 )
+_NO_ADDRESSES = [0, 0, 0, 0]
 _NO_BITMASK = _native.Bitmask(words=0, stride=0)
 
 
@@ -30,18 +31,16 @@ def rows_of(logits: Tensor | None) -> _native.Rows:
     """Rows of [R, V] or of [G, N, V]."""
     if logits is None:
         return _NO_ROWS
-    count, group, group_stride = logits.shape[0], max(logits.shape[0], 1), 0
-    if logits.dim() == 3:
-        group = max(logits.shape[1], 1)
-        count, group_stride = count * logits.shape[1], logits.stride(0)
+    *groups, rows, size = logits.shape
+    *group_stride, row_stride, _ = logits.stride()
     return _native.Rows(
         data=logits.data_ptr(),
         dtype=DTYPES[logits.dtype],
-        count=count,
-        size=logits.shape[-1],
-        group=group,
-        group_stride=group_stride,
-        row_stride=logits.stride(-2),
+        count=groups[0] * rows if groups else rows,
+        size=size,
+        group=max(rows, 1),
+        group_stride=group_stride[0] if groups else 0,
+        row_stride=row_stride,
     )
 
 
@@ -49,10 +48,15 @@ def sampling_of(
     numbers: list[float], rows: list[Tensor | None]
 ) -> tuple[_native.SamplingArgs, list[Tensor | None]]:
     """What the core takes, and the tensors that must outlive the call."""
-    pinned = [None if row is None else row.to(torch.float64) for row in rows] or [None] * 4
-    temperature, top_k, top_p, min_p = zip(numbers, map(address, pinned), strict=False)
+    temperature, top_k, top_p, min_p, min_p_last = numbers
+    pinned = [None if row is None else row.to(torch.float64) for row in rows]
+    addresses = [address(row) for row in pinned] or _NO_ADDRESSES
     law = _native.SamplingArgs(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, min_p_last=bool(numbers[4])
+        temperature=(temperature, addresses[0]),
+        top_k=(top_k, addresses[1]),
+        top_p=(top_p, addresses[2]),
+        min_p=(min_p, addresses[3]),
+        min_p_last=bool(min_p_last),
     )
     return law, pinned
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .._cache_table import cache_table, new_rows
 from .._ops.calls import CommitKVCall
 from . import _native
+from .arguments import address
 
 
 def commit_kv(call: CommitKVCall) -> None:
@@ -17,10 +18,10 @@ def commit_kv(call: CommitKVCall) -> None:
     # A tracer may hand over copies of the caches that the plan was made for.
     if table is None or (call.caches and table[:, 0].tolist() != [c.data_ptr() for c in call.caches]):
         table = cache_table(call.caches, call.layout)
-    fresh = torch.tensor(new_rows(call.new, call.layout), dtype=torch.int64)
+    fresh = torch.tensor(new_rows(call.new, call.layout), dtype=torch.int64) if call.new else None
     args = _native.CommitArgs(
         caches=table.data_ptr(),
-        fresh=fresh.data_ptr() if call.new else 0,
+        fresh=address(fresh),
         cache_count=table.shape[0],
         paths=paths_of(call.path, call.cu_nodes, call.rows),
         block_table=call.block_table.data_ptr(),

@@ -12,13 +12,7 @@ from . import _native
 def ngram_draft(call: NgramDraftCall) -> None:
     """Fill the output."""
     args = _native.NgramDraftArgs(
-        tokens=call.tokens.data_ptr(),
-        lengths=call.lengths.data_ptr(),
-        requests=call.tokens.shape[0],
-        width=call.tokens.shape[1],
-        min_ngram=call.min_ngram,
-        max_ngram=call.max_ngram,
-        cyclic=call.cyclic,
+        search=_search(call),
         frequent=call.frequent,
         num_draft=call.out.shape[1],
         out=call.out.data_ptr(),
@@ -29,13 +23,7 @@ def ngram_draft(call: NgramDraftCall) -> None:
 def ngram_tree(call: NgramTreeCall) -> None:
     """Fill the outputs."""
     args = _native.NgramTreeArgs(
-        tokens=call.tokens.data_ptr(),
-        lengths=call.lengths.data_ptr(),
-        requests=call.tokens.shape[0],
-        width=call.tokens.shape[1],
-        min_ngram=call.min_ngram,
-        max_ngram=call.max_ngram,
-        cyclic=call.cyclic,
+        search=_search(call),
         max_depth=call.max_depth,
         branches=call.branches,
         max_nodes=call.out_tokens.shape[1],
@@ -45,3 +33,17 @@ def ngram_tree(call: NgramTreeCall) -> None:
         out_scores=call.out_scores.data_ptr(),
     )
     _native.ngram_tree(args, torch.get_num_threads())
+
+
+def _search(call: NgramDraftCall | NgramTreeCall) -> _native.NgramArgs:
+    """The texts, and which n-grams of theirs to look up."""
+    requests, width = call.tokens.shape
+    return _native.NgramArgs(
+        tokens=call.tokens.data_ptr(),
+        lengths=call.lengths.data_ptr(),
+        requests=requests,
+        width=width,
+        min_ngram=call.min_ngram,
+        max_ngram=call.max_ngram,
+        cyclic=call.cyclic,
+    )

@@ -97,11 +97,13 @@ def _matrices(state: Tensor) -> _native.Matrices:
 
 def _inputs(tensor: Tensor) -> _native.NodeInputs:
     """Of vectors [R, heads, size], or of scalars [R, heads]."""
+    _, heads, *size = tensor.shape
+    row_stride, head_stride, *_ = tensor.stride()
     return _native.NodeInputs(
         address=tensor.data_ptr(),
         dtype=DTYPES[tensor.dtype],
-        heads=tensor.shape[1],
-        size=tensor.shape[2] if tensor.dim() == 3 else 1,
-        row_stride=tensor.stride(0),
-        head_stride=tensor.stride(1),
+        heads=heads,
+        size=size[0] if size else 1,
+        row_stride=row_stride,
+        head_stride=head_stride,
     )
