@@ -3,6 +3,7 @@
 
 from importlib.util import find_spec
 
+import device
 import each
 import hypothesis
 import pytest
@@ -52,6 +53,16 @@ def pytest_runtest_call():
 def fixed_seed():
     """Every test starts from the same state of the default generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def operators_on_device(monkeypatch):
+    """What tests call runs on the device under test."""
+    for name in device.OPERATORS:
+        monkeypatch.setattr(specdec_kernels, name, device.on_device(getattr(specdec_kernels, name)))
+    for name in ("forward", "commit"):
+        method = getattr(specdec_kernels.SpeculativeVerifier, name)
+        monkeypatch.setattr(specdec_kernels.SpeculativeVerifier, name, device.on_device(method))
 
 
 @pytest.fixture
