@@ -58,7 +58,7 @@ def fixed_seed():
 @pytest.fixture(autouse=True)
 def operators_on_device(monkeypatch):
     """What tests call runs on the device under test."""
-    for name in device.OPERATORS:
+    for name in device.FUNCTIONS:
         monkeypatch.setattr(specdec_kernels, name, device.on_device(getattr(specdec_kernels, name)))
     for name in ("forward", "commit"):
         method = getattr(specdec_kernels.SpeculativeVerifier, name)

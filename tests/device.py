@@ -32,11 +32,12 @@ from torch import Tensor
 import specdec_kernels as sdk
 from specdec_kernels._cache_table import cache_table
 
-OPERATORS = [
+FUNCTIONS = [
     name
     for name in sdk.__all__
     if inspect.isfunction(function := getattr(sdk, name)) and "integrations" not in function.__module__
 ]
+NAME = str(torch.empty(0, device=DEVICE).device)  # as messages have it
 HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier)
 
 
@@ -73,7 +74,7 @@ class Crossing:
             if isinstance(taken, sdk.CachePlan):
                 taken.table = cache_table(taken.caches, taken.layout)
             return taken
-        if inspect.isfunction(value):
+        if callable(value) and not isinstance(value, type):
             return self._callback(value)
         return value
 
