@@ -14,6 +14,8 @@ import specdec_kernels
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
 each.emulate_gpu()
+if each.DEVICE == "cpu":  # `torch.empty` is filled with NaN or the largest integer; on a GPU, kernels would change
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 # The package does without its native core, transformers, and a Triton that is new enough for its kernels.
 collect_ignore_glob = []
@@ -63,6 +65,12 @@ def operators_on_device(monkeypatch):
     for name in ("forward", "commit"):
         method = getattr(specdec_kernels.SpeculativeVerifier, name)
         monkeypatch.setattr(specdec_kernels.SpeculativeVerifier, name, device.on_device(method))
+
+
+@pytest.fixture
+def untouched_memory(monkeypatch):
+    """For tests that ask for more memory than they touch: it is not filled."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
 
 
 @pytest.fixture

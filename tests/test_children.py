@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from device import on_device
+from each import QUICK
 from exact import Decisions
 from gtest import LEAST_P, MUTANT_P, g_test, law_of
 from hypothesis import given
 from hypothesis import strategies as st
-from device import on_device
-from each import QUICK
 from records import opcheck, recorded
 
 import specdec_kernels as sdk

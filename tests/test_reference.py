@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from each import QUICK
 from hypothesis import given
 from hypothesis import strategies as st
-from each import QUICK
 from records import recorded
 
 import specdec_kernels as sdk
