@@ -14,7 +14,8 @@ import specdec_kernels
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
 each.emulate_gpu()
-if each.DEVICE == "cpu":  # `torch.empty` is filled with NaN or the largest integer; on a GPU, kernels would change
+if each.DEVICE == "cpu":
+    # Fills `torch.empty` with NaN or the largest integer. On a GPU torch would choose other kernels, too.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 # The package does without its native core, transformers, and a Triton that is new enough for its kernels.
