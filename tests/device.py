@@ -102,6 +102,11 @@ class Crossing:
         for storage, taken in self._storages.values():
             _bytes(storage).copy_(_bytes(taken))
 
+    @property
+    def moved(self) -> bool:
+        """Whether any tensor had to be."""
+        return bool(self._storages)
+
     def back(self) -> Crossing:
         """The way back, on which what came over becomes again what it was."""
         back = Crossing(self.target, self.origin)
@@ -131,6 +136,6 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
                 result = function(*args, **kwargs)
         finally:
             over.copy_back()
-        return over.back()(result)
+        return over.back()(result) if over.moved else result
 
     return called if DEVICE != "cpu" or COPIED else function
