@@ -30,7 +30,6 @@ from each import COPIED, DEVICE
 from torch import Tensor
 
 import specdec_kernels as sdk
-from specdec_kernels._cache_table import cache_table
 
 FUNCTIONS = [
     name
@@ -72,7 +71,9 @@ class Crossing:
             taken = copy.copy(value)
             vars(taken).update({name: self(part) for name, part in vars(value).items()})
             if isinstance(taken, sdk.CachePlan):
-                taken.table = cache_table(taken.caches, taken.layout)
+                taken.table = taken.table.clone()  # which does not go back
+                for row, cache in zip(taken.table, taken.caches, strict=True):
+                    row[0].fill_(cache.data_ptr())
             return taken
         if callable(value) and not isinstance(value, type):
             return self._callback(value)
