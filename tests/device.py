@@ -36,6 +36,7 @@ FUNCTIONS = [
     for name in sdk.__all__
     if inspect.isfunction(function := getattr(sdk, name)) and "integrations" not in function.__module__
 ]
+MOVED = DEVICE != "cpu" or COPIED
 NAME = str(torch.empty(0, device=DEVICE).device)  # as messages have it
 HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier)
 
@@ -123,12 +124,17 @@ def to_device(value: Any) -> Any:
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, called with its tensors on the device under test."""
+    return moving(function) if MOVED else function
+
+
+def moving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same wherever the tensors lie."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or kwargs.get("backend") == "cpu":
             return function(*args, **kwargs)
-        strict = COPIED and kwargs.get("backend") == "triton"
+        strict = DEVICE == "cpu" and kwargs.get("backend") == "triton"
         elsewhere = functools.partial(torch.device, "meta") if strict else contextlib.nullcontext
         over = Crossing("cpu", DEVICE)
         args, kwargs = over(args), over(kwargs)
@@ -139,4 +145,4 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
             over.copy_back()
         return over.back()(result) if over.moved else result
 
-    return called if DEVICE != "cpu" or COPIED else function
+    return called
