@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from unittest import mock
 
 import torch
 
@@ -157,21 +158,22 @@ def shared_form(arguments: dict) -> dict:
 
 def both_with_traces(arguments: dict, rule, backend="cpu"):
     """(backend's, reference's) results, each with its trace of thresholds and masses."""
-    captured = []
-    original = ops.verify
-    ops.verify = lambda call, backend: captured.append(call)
-    try:
-        outs = [sdk.verify(rule=rule, **{k: v for k, v in arguments.items()}) for _ in range(2)]
-    finally:
-        ops.verify = original
-    from specdec_kernels import reference
+    return [with_trace(arguments, rule, backend), with_trace(arguments, rule, "reference")]
 
-    rows = arguments["tree"].tokens.numel()
-    traces = [Trace(rows), Trace(rows)]
+
+def with_trace(arguments: dict, rule, backend):
+    trace = Trace(arguments["tree"].tokens.numel())
     module = importlib.import_module(f"specdec_kernels.{backend}")
-    module.verify(captured[0], traces[0].thresholds, traces[0].masses)
-    reference.verify(captured[1], trace=traces[1])
-    return list(zip(outs, traces, strict=True))
+
+    def serve(call, _):
+        if backend == "reference":
+            return module.verify(call, trace=trace)
+        numbers = [numbers.to(call.tokens.device) for numbers in (trace.thresholds, trace.masses)]
+        module.verify(call, *numbers)
+        trace.thresholds, trace.masses = (each.cpu() for each in numbers)
+
+    with mock.patch.object(ops, "verify", serve):
+        return sdk.verify(rule=rule, backend=backend, **arguments), trace
 
 
 def rule_name(rule):

@@ -3,6 +3,7 @@
 
 from importlib.util import find_spec
 
+import device
 import each
 import hypothesis
 import pytest
@@ -13,6 +14,9 @@ import specdec_kernels
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
 each.emulate_gpu()
+if each.DEVICE == "cpu":
+    # Fills `torch.empty` with NaN or the largest integer. On a GPU torch would choose other kernels, too.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 # The package does without its native core, transformers, and a Triton that is new enough for its kernels.
 collect_ignore_glob = []
@@ -52,6 +56,22 @@ def pytest_runtest_call():
 def fixed_seed():
     """Every test starts from the same state of the default generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def operators_on_device(monkeypatch):
+    """What tests call runs on the device under test."""
+    for name in device.FUNCTIONS:
+        monkeypatch.setattr(specdec_kernels, name, device.on_device(getattr(specdec_kernels, name)))
+    for name in ("forward", "commit"):
+        method = getattr(specdec_kernels.SpeculativeVerifier, name)
+        monkeypatch.setattr(specdec_kernels.SpeculativeVerifier, name, device.on_device(method))
+
+
+@pytest.fixture
+def untouched_memory(monkeypatch):
+    """For tests that ask for more memory than they touch: it is not filled."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -11,11 +12,13 @@ from specdec_kernels._ops.backends import _native
 
 NATIVE = _native()[0]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COPIED = DEVICE == "cpu" and os.environ.get("SPECDEC_TEST_DEVICE") == "copy"  # see device.py
 BACKENDS = ["reference"]
 if DEVICE == "cpu" and NATIVE is not None:
     BACKENDS.append("cpu")
 if find_spec("triton") and find_spec("triton.knobs"):  # 3.4 or later, as the backend needs
     BACKENDS.append("triton")
+QUICK = [backend for backend in BACKENDS if backend != "triton" or DEVICE != "cpu"]  # needs no emulator
 
 
 def emulate_gpu() -> None:

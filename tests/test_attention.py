@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from attention_cases import CACHES, dense, excess, make
+from device import on_device
 from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -339,9 +340,10 @@ def test_compiles_whole(backend, compiler):
     if compiler == "inductor" and backend != "cpu":
         pytest.skip("one backend is enough for the slow compiler")
     problem = make(new=True, window=6, sinks=True)
-    step = lambda query: tuple(x + 1 for x in problem.run(backend, query=query))  # noqa: E731
-    query = problem.arguments["query"]
-    assert same(torch.compile(step, fullgraph=True, backend=compiler)(query), step(query))
+    arguments = problem.arguments
+    step = lambda arguments: tuple(x + 1 for x in problem.run(backend, **arguments))  # noqa: E731
+    compiled = on_device(torch.compile(step, fullgraph=True, backend=compiler))
+    assert same(compiled(arguments), step(arguments))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

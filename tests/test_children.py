@@ -10,6 +10,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from device import on_device
+from each import QUICK
 from exact import Decisions
 from gtest import LEAST_P, MUTANT_P, g_test, law_of
 from hypothesis import given
@@ -17,13 +19,11 @@ from hypothesis import strategies as st
 from records import opcheck, recorded
 
 import specdec_kernels as sdk
-from specdec_kernels._ops import backends
 from specdec_kernels._random import Purpose, race_keys
 from specdec_kernels.drafting import children
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 METHODS = children.METHODS
 CUT = sdk.SamplingParams(temperature=1.1, top_k=5, top_p=0.93, min_p=0.02)
 
@@ -110,7 +110,7 @@ def test_native_draws_follow_the_law(method, sampling):
     torch.testing.assert_close(scores, q[tokens].log().float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_noise_is_keyed_as_written(backend):
     vocab, k, given = 300, 5, keys(4)
     logits = torch.randn(4, vocab)
@@ -128,7 +128,7 @@ def test_noise_is_keyed_as_written(backend):
             assert tokens[row].tolist() == (first if method == "without_replacement" else each)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("method", ["independent", "without_replacement"])
 def test_coupled_children_begin_with_the_target_s_own_token(method, backend):
     logits, given = torch.randn(50, 40), keys(50)
@@ -142,7 +142,7 @@ def test_coupled_children_begin_with_the_target_s_own_token(method, backend):
     assert not torch.equal(apart[:, 0], own)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_the_likeliest_come_in_order_and_ties_go_to_the_lowest_token(backend):
     logits = torch.tensor([[1.0, 3.0, 2.0, 3.0, -math.inf], [0.0, 0.0, 0.0, 0.0, 0.0]])
     tokens, _, scores = sdk.sample_children(logits, 5, method="top_k", backend=backend)
@@ -156,7 +156,7 @@ def test_the_likeliest_come_in_order_and_ties_go_to_the_lowest_token(backend):
     assert cut.tolist() == [[1, 3, -1, -1, -1], [0, 1, 2, 3, 4]]  # ties of the last one kept are kept
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("method", METHODS)
 def test_greedy_rows_and_rows_with_nothing_left(method, backend):
     logits = torch.tensor(
@@ -171,7 +171,6 @@ def test_greedy_rows_and_rows_with_nothing_left(method, backend):
     assert scores.tolist() == [[0.0 if x >= 0 else -math.inf for x in row] for row in tokens.tolist()]
 
 
-@pytest.mark.skipif(len(BACKENDS) < 2, reason="needs the native extension")
 @pytest.mark.parametrize("method", METHODS)
 def test_backends_agree(method):
     g = torch.Generator().manual_seed(1)
@@ -199,7 +198,6 @@ def test_backends_agree(method):
     assert tokens > 1000 and differing <= tokens * 2e-4, f"{differing} of {tokens} tokens differ"
 
 
-@pytest.mark.skipif(len(BACKENDS) < 2, reason="needs the native extension")
 def test_weights_far_below_the_largest_are_drawn_when_it_is_gone():
     """Next to the first token the others' weights vanish in float32; among themselves they do not."""
     logits = torch.tensor([[300.0, 3.0, 2.0, 1.0], [300.0, 3.0, -400.0, -399.0]])
@@ -229,7 +227,7 @@ def test_batch_threads_and_place_change_nothing(seed, method):
         assert torch.equal(whole[place][order[:4]], moved[place])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("temperature", [0.7, torch.tensor([0.0, 0.5, 1.0])])
 def test_it_passes_opcheck(monkeypatch, backend, temperature):
     given = dict(method="hybrid", sampling=sdk.SamplingParams(temperature=temperature, top_k=5))
@@ -246,7 +244,7 @@ def test_it_compiles_whole_and_reads_no_values():
         )
         return tokens + 1, proposals, scores
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
     for value, expected in zip(compiled(logits, **given), step(logits, **given), strict=True):
         assert torch.equal(value, expected)
     tokens, _, scores = sdk.sample_children(torch.zeros(4, 30, device="meta"), 2)
@@ -299,7 +297,7 @@ def test_it_refuses(changes, kind, message):
 # Chains
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("sampling", [sdk.SamplingParams(), CUT, sdk.SamplingParams(temperature=0.0)])
 def test_a_chain_draws_as_an_only_child_of_its_node(sampling, backend):
     logits, given = torch.randn(5, 30), keys(5)
@@ -313,7 +311,7 @@ def test_a_chain_draws_as_an_only_child_of_its_node(sampling, backend):
         assert torch.equal(tokens, children[:, 0]) and proposals.tolist() == [proposal]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_a_chain_of_a_reduced_vocabulary_gets_tokens_of_the_target(backend):
     ids = torch.tensor([9, 4, 7])
     vocab = sdk.DraftVocab(ids, 12)
@@ -334,7 +332,7 @@ def test_a_chain_compiles_whole_and_reads_no_values():
         drafted = [sdk.draft_token(logits, i, seeds=seeds, positions=positions)[0] for i in range(3)]
         return torch.stack(drafted, 1)
 
-    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    compiled = on_device(torch.compile(chain, fullgraph=True, backend="aot_eager"))
     assert torch.equal(compiled(logits, **given), chain(logits, **given))
     assert sdk.draft_token(torch.zeros(4, 30, device="meta"), 0)[0].shape == (4,)
 

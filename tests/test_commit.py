@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device import NAME, on_device, to_device
 from each import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -297,7 +298,7 @@ def test_commit_kv_passes_opcheck(monkeypatch, backend, variant):
     options = dict(new=new if variant == "new" else None, backend=backend)
     given = (caches, path, tree, table, prefix_lens)
     call, backend = recorded(monkeypatch, "commit_kv", lambda: sdk.commit_kv(*given, page_size=4, **options))
-    addresses = sdk.CachePlan(caches, page_size=4).table if variant == "plan" else None
+    addresses = sdk.CachePlan(call.caches, page_size=4).table if variant == "plan" else None
     opcheck(call._replace(table=addresses), backend)
 
 
@@ -337,14 +338,16 @@ def test_commit_kv_compiles_whole(compiler, planned):
     caches, path, tree, table, prefix_lens = problem()
     wanted = [cache.clone() for cache in caches]
     committed = sdk.commit_kv(wanted, path, tree, table, prefix_lens, page_size=4)
+    caches = to_device(caches)  # which the function that is compiled meets as they are
     which = sdk.CachePlan(caches, page_size=4) if planned else caches
 
     def step(path, tree, table, prefix_lens):
         result = sdk.commit_kv(which, path, tree, table, prefix_lens, page_size=4)
         return result, which.caches[0].sum() if planned else which[0].sum()
 
-    result, total = torch.compile(step, fullgraph=True, backend=compiler)(path, tree, table, prefix_lens)
-    assert all(torch.equal(cache, want) for cache, want in zip(caches, wanted, strict=True))
+    compiled = on_device(torch.compile(step, fullgraph=True, backend=compiler))
+    result, total = compiled(path, tree, table, prefix_lens)
+    assert all(torch.equal(cache.cpu(), want) for cache, want in zip(caches, wanted, strict=True))
     assert torch.equal(result.lengths, committed.lengths)
     torch.testing.assert_close(total, wanted[0].sum())
 
@@ -416,7 +419,7 @@ def refused(error, text, caches=None, **changes):
         ),
         (ValueError, "caches[0] must not overlap itself", lambda c: [c[0][:1].expand(12, -1, -1, -1)], {}),
         (ValueError, "caches must be distinct, got 0 and 2 at one address", lambda c: [*c, c[0]], {}),
-        (TypeError, "caches[1] must be on device cpu, got meta", lambda c: [c[0], c[1].to("meta")], {}),
+        (TypeError, f"caches[1] must be on device {NAME}, got meta", lambda c: [c[0], c[1].to("meta")], {}),
         (TypeError, "tree must be a DraftTree, got NoneType", None, dict(tree=None)),
         (
             ValueError,

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from device import NAME
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import specdec_kernels as sdk
@@ -168,11 +169,11 @@ TYPES = {
     ),
     "draft device": (
         dict(draft_logits=torch.zeros(R, V, device="meta")),
-        "draft_logits must be on device cpu, got meta",
+        f"draft_logits must be on device {NAME}, got meta",
     ),
     "tree device": (
         dict(tree=sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64, device="meta"))),
-        "tree must be on device cpu, got meta",
+        f"tree must be on device {NAME}, got meta",
     ),
     "draft_rows": (dict(draft_rows=long(R)), "draft_rows must have dtype int32, got int64"),
     "draft_vocab": (dict(draft_vocab=torch.arange(5)), "draft_vocab must be a DraftVocab, got Tensor"),

@@ -11,20 +11,21 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from device import on_device
+from each import NATIVE
 from exact import Case, Decisions, distance, outcomes
 from gtest import LEAST_P, MUTANT_P, Model, choose, g_test
 from hypothesis import given
 from hypothesis import strategies as st
 
 import specdec_kernels as sdk
-from specdec_kernels._ops import backends
 from specdec_kernels._random import Purpose
 from specdec_kernels.drafting import children, grow
 from specdec_kernels.reference import children as reference
 from specdec_kernels.reference.request import Request, Tree
 
 rules = importlib.import_module("specdec_kernels.reference.verification")
-native = pytest.mark.skipif(backends._native()[0] is None, reason="needs the native extension")
+native = pytest.mark.skipif(NATIVE is None, reason="needs the native extension")
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
 INF = math.inf
 
@@ -443,7 +444,7 @@ def test_it_compiles_whole_and_reads_no_values():
         tree, draft_rows, scores = sdk.grow_tree(expand_points, roots, 7, max_depth=3, width=2)
         return tree.tokens, tree.parents, tree.proposals, draft_rows, scores
 
-    compiled = torch.compile(grow, fullgraph=True, backend="aot_eager")
+    compiled = on_device(torch.compile(grow, fullgraph=True, backend="aot_eager"))
     for value, expected in zip(compiled(torch.tensor([3, 4])), grow(torch.tensor([3, 4])), strict=True):
         assert torch.equal(value, expected)
     assert grow(torch.zeros(2, dtype=torch.int64, device="meta"))[0].shape == (14,)

@@ -19,7 +19,7 @@ import specdec_kernels as sdk
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
 
 
-def run(case, rule, rows=slice(None)):
+def run(case, rule, rows=slice(None), backend="auto"):
     c = {k: v[rows] for k, v in case.items()}
     tree = sdk.DraftTree.from_parents(
         c["tokens"], c["parents"], proposals=c["proposals"], max_depth=5, check=False
@@ -33,6 +33,7 @@ def run(case, rule, rows=slice(None)):
         positions=c["positions"],
         sampling=sdk.SamplingParams(temperature=c["temperature"], top_p=c["top_p"]),
         return_logprobs=True,
+        backend=backend,
     )
 
 
@@ -105,10 +106,10 @@ def test_calls_from_several_threads_at_once():
 
 def test_a_forked_child_computes_the_same():
     case = uniform_case(5, 2, 60_000)
-    alone = run(case, "token")
+    alone = run(case, "token", backend="cpu")
     child = os.fork()
     if child == 0:
-        os._exit(0 if all_equal(alone, run(case, "token")) else 1)
+        os._exit(0 if all_equal(alone, run(case, "token", backend="cpu")) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from device import on_device, to_device
 from paging import random_tree
 
 import specdec_kernels as sdk
@@ -165,17 +166,17 @@ def test_the_whole_step_compiles(compiler):
     for compile_it in (False, True):
         caches, states, snapshots, table, prefix_lens = caches_and_states(tree, 5)
         plan = sdk.CachePlan(caches, page_size=4)
-        verifier = sdk.SpeculativeVerifier(rule="match", plan=plan, states=states)
+        verifier = to_device(sdk.SpeculativeVerifier(rule="match", plan=plan, states=states))
 
         def step(logits, tree, table, prefix_lens, snapshots, slots, keys, verifier=verifier):
             verified = verifier(logits, tree, **keys)
             committed = verifier.commit(verified, tree, table, prefix_lens, snapshots=snapshots, slots=slots)
             return verified.tokens, *committed
 
-        run = torch.compile(step, fullgraph=True, backend=compiler) if compile_it else step
+        run = on_device(torch.compile(step, fullgraph=True, backend=compiler) if compile_it else step)
         for _ in range(2):
             out = run(logits, tree, table, prefix_lens, snapshots, torch.arange(5), keys)
-        results.append((*out, *caches, *states, *verifier.buffers()))
+        results.append((*out, *verifier.plan.caches, *verifier.states, *verifier.buffers()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from device import on_device
+from each import QUICK
 from records import opcheck, recorded
 
 import specdec_kernels as sdk
 from specdec_kernels import verify as verify_function
 from specdec_kernels._ops import backends, calls
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 B, K, V = 2, 3, 37
 
 
@@ -33,7 +36,7 @@ def call(target_logits, tokens, draft_logits, seeds, positions, temperature=1.0,
     return sdk.verify(target_logits, tree, draft_logits, sampling=sampling, **keys, **options)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize(
     "options",
     [
@@ -47,7 +50,7 @@ def test_verify_passes_opcheck(monkeypatch, backend, options):
     opcheck(*recorded(monkeypatch, "verify", lambda: call(**problem(), **options, backend=backend)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("temperature", [0.7, torch.tensor([0.0, 0.5, 1.0])])
 def test_sample_passes_opcheck(monkeypatch, backend, temperature):
     sampling = sdk.SamplingParams(temperature=temperature, top_k=5)
@@ -56,7 +59,7 @@ def test_sample_passes_opcheck(monkeypatch, backend, temperature):
     opcheck(*recorded(monkeypatch, "sample", run))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_verify_compiles_whole(backend, compiler):
     if compiler == "inductor" and backend == "reference":
@@ -69,7 +72,9 @@ def test_verify_compiles_whole(backend, compiler):
         return verified, verified.tokens[:, 0] + 1
 
     expected, following = step(temperature, **given)
-    verified, plus_one = torch.compile(step, fullgraph=True, backend=compiler)(temperature, **given)
+    verified, plus_one = on_device(torch.compile(step, fullgraph=True, backend=compiler))(
+        temperature, **given
+    )
     assert isinstance(verified, sdk.Verified)
     for field, value in expected._asdict().items():
         torch.testing.assert_close(getattr(verified, field), value, equal_nan=True, rtol=0, atol=0)
@@ -89,7 +94,7 @@ def test_sampling_params_compile_whole():
         return [sdk.sample(logits, law, seeds=keys, positions=keys) for law in laws]
 
     given = sdk.SamplingParams(temperature=torch.ones(64), top_p=0.55, min_p=0.6, order="min_p_last")
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
     for law in (given, given._replace(order="min_p_first")):
         tokens = compiled(logits, keys, law)
         assert all(torch.equal(a, b) for a, b in zip(tokens, step(logits, keys, law), strict=True))
@@ -106,7 +111,7 @@ def test_sample_and_trees_compile_whole():
         return sdk.verify(logits, tree, rule="match", seeds=seeds[:1], positions=seeds[:1]).tokens
 
     seeds = torch.arange(4)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
     assert torch.equal(compiled(logits, parents, seeds), step(logits, parents, seeds))
 
 
@@ -114,14 +119,14 @@ def test_compiled_functions_take_batches_of_any_size():
     def step(target_logits, tree):
         return sdk.verify(target_logits, tree, rule="match").num_tokens, tree.ancestor_bits
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True))
     for batch in (2, 3, 5):
         tree = sdk.DraftTree.chain(torch.zeros((batch, K), dtype=torch.int64))
         counts, bits = compiled(torch.zeros(batch * (K + 1), V), tree)
         assert counts.shape == (batch,) and torch.equal(bits, tree.ancestor_bits)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_gradients_do_not_pass_and_do_not_hinder(backend):
     given = problem()
@@ -144,7 +149,7 @@ def test_fresh_seeds_come_from_the_default_generator():
     assert any(not torch.equal(first.tokens, again.tokens) for again in other)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_out_is_filled_and_returned(backend):
     given = problem()
     expected = call(**given, return_logprobs=True, backend=backend)
@@ -154,7 +159,7 @@ def test_out_is_filled_and_returned(backend):
         assert torch.equal(value.nan_to_num(-5), wanted.nan_to_num(-5))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_strided_arguments_are_read_where_they_lie(backend):
     given = problem()
     expected = call(**given, backend=backend)
@@ -172,7 +177,7 @@ def test_strided_arguments_are_read_where_they_lie(backend):
 
 
 def test_public_function_and_operator_share_a_name():
-    assert verify_function is sdk.verify
+    assert inspect.unwrap(sdk.verify) is verify_function
     assert "Tensor(a!) out_tokens" in str(torch.ops.specdec_kernels.verify.default._schema)
 
 

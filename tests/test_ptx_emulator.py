@@ -542,6 +542,7 @@ def _row_kernel(x, out, stride, BLOCK: tl.constexpr):
     tl.store(out + tl.program_id(0) * BLOCK + i, tl.load(x + row + i))
 
 
+@pytest.mark.usefixtures("untouched_memory")
 def test_offsets_beyond_two_to_the_31():
     """Pages of memory that nobody touches take none."""
     stride = (1 << 30) + (1 << 29) - 64

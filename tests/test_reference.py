@@ -9,21 +9,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from each import QUICK
 from hypothesis import given
 from hypothesis import strategies as st
 from records import recorded
 
 import specdec_kernels as sdk
 from specdec_kernels import Proposal, SamplingParams, Status
-from specdec_kernels._ops import backends
 from specdec_kernels._random import Purpose, coin, race_keys
 from specdec_kernels.reference.law import allowed_tokens, draft_law, law, target_law
 from specdec_kernels.reference.request import Trace
 from specdec_kernels.sampling import ORDERS
 
-BACKENDS = ["reference", *(["cpu"] if backends._native()[0] is not None else [])]
 NAN, INF = math.nan, math.inf
-on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
+on_every_backend = pytest.mark.parametrize("backend", QUICK)
 LOSSLESS = ["match", "token", "traversal"]
 LOSSY = [sdk.Typical(), sdk.Relaxed(), sdk.Lenient(2.0), sdk.Synthetic(0.7)]
 
@@ -82,7 +81,7 @@ def test_min_p_last_comes_after_top_k_and_top_p():
             np.testing.assert_allclose(p.numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", [None, *BACKENDS])
+@pytest.mark.parametrize("backend", [None, *QUICK])
 def test_min_p_last_is_the_order_of_transformers(backend):
     """Rows without ties. Of a backend the log-probabilities of many draws show the law."""
     warpers = pytest.importorskip("transformers.generation.logits_process")

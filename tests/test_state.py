@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from each import BACKENDS
+from device import on_device
+from each import BACKENDS, QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import integer, random_tree
@@ -13,7 +14,6 @@ from records import opcheck, recorded
 
 import specdec_kernels as sdk
 
-COMPILED_ONCE = [backend for backend in BACKENDS if backend != "triton"]  # serve many shapes quickly
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -127,7 +127,7 @@ def test_replay_equals_sequential_decoding_in_float64(kind, seed):
     check_replay(kind, "auto", seed, torch.float64, torch.float64)
 
 
-@pytest.mark.parametrize("backend", COMPILED_ONCE)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("kind", MODELS)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(FLOATS), state=st.sampled_from(FLOATS))
@@ -162,7 +162,7 @@ def test_a_wrong_path_is_noticed(monkeypatch, mutate):
                 check_replay(kind, "auto", seed, torch.float32, torch.float32)
 
 
-@pytest.mark.parametrize("backend", COMPILED_ONCE)
+@pytest.mark.parametrize("backend", QUICK)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_snapshots_are_copied_bit_for_bit(backend, seed):
@@ -196,7 +196,7 @@ def check_snapshots(backend, seed):
     assert all(torch.equal(pool, want) for pool, want in zip(pools, wanted, strict=True))
 
 
-@pytest.mark.parametrize("backend", COMPILED_ONCE)
+@pytest.mark.parametrize("backend", QUICK)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_windows_hold_the_latest_inputs(backend, seed):
@@ -293,7 +293,7 @@ def test_operators_pass_opcheck_and_compile_whole(monkeypatch, backend, name):
         function(*kept, **tensors | {written: [state]}, backend=backend)
         return state.sum()
 
-    total = torch.compile(step, fullgraph=True, backend="aot_eager")(copy)
+    total = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))(copy)
     call = recorded(monkeypatch, name, lambda: torch.testing.assert_close(total, step(state)))
     assert torch.equal(copy, state)
     opcheck(*call)

@@ -19,17 +19,15 @@ SPLIT = launch.NGRAM_SPLIT
 
 def drafts(tokens, lengths, count, **options):
     """Those of the Triton kernels, which are those of the reference."""
-    tokens, lengths = tokens.to(DEVICE), lengths.to(DEVICE)
     got, expected = (
         sdk.ngram_draft(tokens, lengths, count, **options, backend=backend)
         for backend in ("triton", "reference")
     )
     assert torch.equal(got, expected), options
-    return got.cpu()
+    return got
 
 
 def trees(tokens, lengths, nodes, **options):
-    tokens, lengths = tokens.to(DEVICE), lengths.to(DEVICE)
     (tree, scores), (other, expected) = (
         sdk.ngram_tree(tokens, lengths, nodes, **options, backend=backend)
         for backend in ("triton", "reference")
@@ -37,7 +35,7 @@ def trees(tokens, lengths, nodes, **options):
     assert torch.equal(tree.tokens, other.tokens), options
     assert torch.equal(tree.parents, other.parents), options
     assert torch.equal(scores, expected), options
-    return tree, scores.cpu()
+    return tree, scores
 
 
 def texts(seed, count, width, letters):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from device import on_device
 from philox_vectors import VECTORS, parse
 
 from specdec_kernels import _random as reference
@@ -36,7 +37,7 @@ def test_philox_known_answers():
     counters = torch.stack([parse(counter) for counter, *_ in VECTORS])
     keys = torch.stack([parse(key) for _, key, _ in VECTORS])
     results = torch.zeros(len(VECTORS), 4, dtype=torch.int64)
-    _philox_kernel[(len(VECTORS),)](counters, keys, results, N=32)
+    on_device(_philox_kernel[(len(VECTORS),)])(counters, keys, results, N=32)
     assert results.tolist() == [parse(result).tolist() for *_, result in VECTORS]
 
 
@@ -58,7 +59,7 @@ def test_words_and_coins_have_the_bits_of_the_reference(purpose, node):
     seeds, positions = torch.tensor(keys).unbind(1)
     race, token = torch.zeros(2, len(keys), 64, dtype=torch.int64)
     coins = torch.zeros(len(keys))
-    _words_kernel[(len(keys),)](
+    on_device(_words_kernel[(len(keys),)])(
         seeds.contiguous(), positions.contiguous(), race, token, coins, int(purpose), node, N=64
     )
     for row, (seed, position) in enumerate(keys):
@@ -88,7 +89,7 @@ def hard_words():
 def test_race_keys_are_within_four_ulp():
     words = hard_words()
     keys, floors = torch.empty(2, len(words))
-    _keys_kernel[(len(words) // 4096,)](words, keys, floors, BLOCK=4096)
+    on_device(_keys_kernel[(len(words) // 4096,)])(words, keys, floors, BLOCK=4096)
     exact = -torch.log1p(-((words.double() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24))
     ulp = torch.from_numpy(np.spacing(exact.float().numpy())).double()
     assert ((keys.double() - exact).abs() / ulp).max() <= 4
