@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of attention_kernels.h, written once for every target; included by kernels_inl.h.
+// The kernels of attention_kernels.h, written once for every target; included by kernels_inl.h. Indices: k of
+// keys, m of queries or rows, i and e of elements of a row; W vectors of rows, N of keys, D of elements; S
+// slots.
 
 // 2^t for t <= 0; 0 for -inf. Unlike exp2_negative it keeps NaN.
 inline F weight_of(F t) { return exp2_bounded(max(set(kLeastExponent), t)); }

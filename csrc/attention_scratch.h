@@ -23,12 +23,13 @@ struct TileRows {
   void set(int64_t i, const void* key, const void* value);
 };
 
-// Memory of one thread. The first five are of the unit that it works on; the next three are of the tile that
-// it works on, which may be of another thread's unit.
+// Memory of one thread.
 struct Scratch {
+  // Of the unit that it works on.
   float *queries, *partials, *total, *rows, *node_query, *node_state;
-  float *key_rows, *value_panels, *scores;
   std::vector<int32_t> path;  // nodes from the root, or the window's first, to one node; by depth
+  // Of the tile that it works on, which may be of another thread's unit.
+  float *key_rows, *value_panels, *scores;
 };
 
 class Memory {
@@ -41,8 +42,7 @@ class Memory {
   int64_t value_pad() const { return value_pad_; }
   int64_t splits_at_once() const { return splits_at_once_; }
 
-  // The softmax of `rows` rows in some of the memory: of the unit as a whole, and of split i of those at
-  // hand.
+  // The softmax of `rows` rows in some of the memory; that of split i of those at hand.
   SoftmaxState state(float* memory, int64_t rows) const { return {memory, memory + rows, memory + 2 * rows}; }
   SoftmaxState partial(const Scratch& own, int64_t i, int64_t rows) const {
     return state(own.partials + i * state_size_, rows);
@@ -50,7 +50,7 @@ class Memory {
   void clear(const SoftmaxState& state, int64_t rows) const;
   // Multiplies the values of rows in place.
   void scale(const SoftmaxState& state, int64_t rows, float factor) const;
-  // From a row on.
+  // That of the rows from `row` on.
   SoftmaxState from(const SoftmaxState& state, int64_t row) const {
     return {state.max + row, state.sum + row, state.out + row * value_pad_};
   }

@@ -7,7 +7,7 @@
 
 namespace specdec {
 
-// What the kernels multiply q with stays finite, so that it takes nothing from where q is 0.
+// What the kernels multiply q with stays finite: infinity times a q of 0 is no number.
 constexpr double kLargestRatio = 3e38;
 
 bool Node::is_point(int64_t child) const {
@@ -149,9 +149,7 @@ double Node::reject(int64_t child, double w, bool last) {
     const double rest = 1 - residual_at(*s);
     if (!(rest > 0)) return reset(), 0;
     s->rejected = true;
-    a_ /= rest;
-    b_ /= rest;
-    b_point_ /= rest;
+    normalise(rest);
     return w * rest;
   }
   const bool independent = tree.proposal(child) == Proposal::kIndependent;
@@ -161,11 +159,15 @@ double Node::reject(int64_t child, double w, bool last) {
   leader_ = {};
   const double mass = pass(last ? &leader_ : nullptr);
   if (!(mass > 0)) return reset(), 0;
+  normalise(mass);
+  raced_ = last;
+  return mass;
+}
+
+void Node::normalise(double mass) {
   a_ /= mass;
   b_ /= mass;
   b_point_ /= mass;
-  raced_ = last;
-  return mass;
 }
 
 void Node::reset() {

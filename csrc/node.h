@@ -52,6 +52,7 @@ class Node {
   void list_tracked();
   void weigh_rest();
   double pass(Leader* leader);
+  void normalise(double mass);
   void reset();
 
   Request* request_;
