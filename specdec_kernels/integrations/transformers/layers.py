@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class CachedText(NamedTuple):
-    """What a model remembers of one text, for a later call that goes on from there."""
+    """The cache of one text, for a later call that continues the text."""
 
     tokens: list[int]
     """What was read."""
@@ -157,7 +157,7 @@ def full_cache(target: Target) -> Any:
 
 
 def unknown(cache: Any) -> str | None:
-    """The kind of layer in this cache that `Together` cannot commit; None if there is none."""
+    """The part of this cache that `Together` cannot commit, in words; None if there is none."""
     layers = getattr(cache, "layers", None)
     if layers is None:
         return f"{type(cache).__name__}, whose layers are not known"
