@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification kernels of speculative decoding: lossless rules on chains and trees, fused with sampling;
+"""Kernels of speculative decoding: lossless verification of chains and trees, fused with sampling;
 attention over draft trees.
 
 >>> import torch
@@ -93,5 +93,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names; modules are found by their own names all the same."""
+    """The public names. Submodules can still be imported by their names."""
     return sorted(__all__)

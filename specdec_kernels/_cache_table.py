@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paged caches as addresses and strides in bytes: what a kernel needs to find a row."""
+"""Paged caches as addresses and strides in bytes, from which a kernel finds a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLOT_DIM = {"NHD": 1, "HND": 2}
 
 
 def row_dims(cache: Tensor, layout: str) -> range:
-    """The dimensions whose bytes must lie together: those after the slot's."""
+    """The dimensions whose bytes must be contiguous: those after the dimension of slots."""
     return range(SLOT_DIM[layout] + 1, cache.dim())
 
 
@@ -31,13 +31,14 @@ def cache_rows(caches: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
 
 
 def cache_table(caches: Sequence[Tensor], layout: str) -> Tensor:
-    """[len(caches), len(FIELDS)] int64 on the device of the caches. Synchronises, where that is no CPU."""
+    """[len(caches), len(FIELDS)] int64 on the device of the caches. Synchronises, unless that is the CPU."""
     rows = cache_rows(caches, layout)
     return torch.tensor(rows, dtype=torch.int64, device=caches[0].device).view(-1, len(FIELDS))
 
 
 def new_rows(new: Sequence[Tensor], layout: str) -> list[tuple[int, ...]]:
-    """Address, and strides in bytes of rows and heads, of each tensor of rows that are not in a cache yet."""
+    """For each tensor of rows that are not in a cache yet: its address, and its strides of rows and heads in
+    bytes."""
     rows: list[tuple[int, ...]] = []
     for fresh in new:
         size = fresh.element_size()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One form of message for every operation: operation, argument, rule in symbols and numbers, what came."""
+"""Checks of arguments. A message names operation, argument, rule in symbols and numbers, and what came."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = sys.float_info.max
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was named that cannot serve the call; the message says why."""
+    """The backend that the caller named cannot serve the call; the message says why."""
 
 
 def bad_value(operation: str, argument: str, rule: str, got: object) -> NoReturn:
@@ -27,7 +27,7 @@ def bad_value(operation: str, argument: str, rule: str, got: object) -> NoReturn
 
 
 def bad_type(operation: str, argument: str, rule: str, got: object) -> NoReturn:
-    """Raise `TypeError` in the same words."""
+    """Raise `TypeError` with a message of the same form."""
     raise TypeError(f"{operation}: {argument} {rule}, got {got}")
 
 
@@ -43,17 +43,17 @@ def check_type(operation: str, argument: str, value: object, kind: type, noun: s
 
 
 def what(value: object) -> object:
-    """A tensor's shape; of anything else its type."""
+    """The shape of a tensor, or the type of any other object."""
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_int(
     operation: str, argument: str, value: object, least: float = -INF, most: int | None = None
 ) -> int:
-    """The number. Raise `TypeError` unless it is an int, `ValueError` unless it lies in [least, most]."""
+    """The value. Raise `TypeError` unless it is an int, `ValueError` unless it is in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, (int, Integral, torch.SymInt)):
         bad_type(operation, argument, "must be an int", type(value).__name__)
-    number: Any = value  # type checkers take no SymInt for an int
+    number: Any = value  # type checkers do not accept a SymInt as an int
     if number < least or (most is not None and number > most):
         bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
         bad_value(operation, argument, f"must be {bounds}", value)
@@ -73,12 +73,12 @@ def check_number(
     infinite: bool = False,
     noun: str = "a number",
 ) -> float:
-    """The number. Raise `TypeError` unless it is one, `ValueError` unless it lies in [low, high] and is
-    finite; where `infinite`, it may be inf."""
+    """The value as a number. Raise `TypeError` unless it is one, `ValueError` unless it is in [low, high] and
+    finite. With `infinite` it may be inf."""
     if isinstance(value, bool) or not isinstance(value, (float, int, Real)):
         bad_type(operation, argument, f"must be {noun}", type(value).__name__)
     number = value if isinstance(value, int) else float(value)
-    finite = abs(number) <= LARGEST  # an int may be beyond
+    finite = abs(number) <= LARGEST  # an int may be larger than any float
     if not (low <= number <= high and (finite or (infinite and number == INF))):
         if high < INF:
             rule = f"in [{low}, {high}]"
@@ -109,7 +109,7 @@ def check_ints(operation: str, argument: str, values: object, least: float = -IN
 
 
 def check_list(operation: str, argument: str, values: object, noun: str) -> list[Any]:
-    """The values as a list. Raise `TypeError` unless they are a sequence; a tensor is none."""
+    """The values as a list. Raise `TypeError` unless they are a sequence; a tensor does not count as one."""
     if isinstance(values, (Tensor, str, bytes, Mapping)) or not isinstance(values, Iterable):
         bad_type(operation, argument, f"must be a sequence of {noun}", type(values).__name__)
     return list(values)
@@ -139,7 +139,7 @@ def check_dtype(operation: str, argument: str, value: object, dtypes: Sequence[t
 
 
 def check_shape(operation: str, argument: str, value: Tensor, symbols: str, shape: Sequence[int]) -> None:
-    """Raise `ValueError` unless `value` has `shape`; `symbols` is the shape in letters, as `[B, K]`."""
+    """Raise `ValueError` unless `value` has `shape`; `symbols` is the shape in letters, e.g. `[B, K]`."""
     if tuple(value.shape) != tuple(shape):
         bad_value(operation, argument, f"must have shape {symbols} = {list(shape)}", list(value.shape))
 
@@ -165,7 +165,7 @@ def check_tensor(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Type, dtype, device and shape of one argument. Reads no values, so it never synchronises."""
+    """Check type, dtype, device and shape of one argument. Reads no values, so it never synchronises."""
     check_dtype(operation, argument, value, dtypes)
     check_device(operation, argument, value, device)
     check_shape(operation, argument, value, symbols, shape)

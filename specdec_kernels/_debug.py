@@ -21,7 +21,7 @@ def enabled() -> bool:
 
 
 def check_logits(operation: str, argument: str, logits: Tensor) -> None:
-    """No NaN in logits with one row per request."""
+    """Raise if logits with one row per request hold a NaN."""
     bad = logits.isnan().any(-1)
     if bool(bad.any()):
         request = int(bad.nonzero()[0])
@@ -29,7 +29,7 @@ def check_logits(operation: str, argument: str, logits: Tensor) -> None:
 
 
 def check_range(operation: str, argument: str, values: Tensor, low: float, high: float) -> None:
-    """Values per request in [low, high], and finite."""
+    """Raise unless the values per request are finite and in [low, high]."""
     bad = ~((values >= low) & (values <= high) & values.isfinite())
     if bool(bad.any()):
         request = int(bad.nonzero()[0])
@@ -40,8 +40,8 @@ def check_range(operation: str, argument: str, values: Tensor, low: float, high:
 def check_verify(
     target_logits: Tensor, tree: DraftTree, draft_logits: Tensor | None, draft_rows: Tensor | None
 ) -> None:
-    """No NaN in rows that belong to nodes, no drafted token outside [0, V) and no draft row outside [0, Rq)
-    but -1."""
+    """Raise for a NaN in a row that belongs to a node, a drafted token outside [0, V), or a draft row outside
+    [0, Rq) that is not -1."""
     request, node = tree._owners
     owned = request < tree.batch_size
     vocab = target_logits.shape[-1]
@@ -73,9 +73,9 @@ def check_verify(
 
 
 def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
-    """No request [B] bool in which a drafted token was tested that cannot have been drawn as declared.
+    """Raise if a request is `impossible` [B] bool: a tested token cannot have been drawn as declared.
 
-    To name the node the reference walks again.
+    To name the node, the reference verifies the request again.
     """
     if not bool(impossible.any()):
         return
@@ -88,7 +88,7 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     trace = Trace(tree.tokens.numel())
     verify(call._replace(**others), trace=trace)
     found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()
-    got = f"another at request {request}"  # another backend may round where the reference does not
+    got = f"another at request {request}"  # the backend may have rounded differently from the reference
     if found.numel():
         row = int(found[0])
         got = f"{int(tree.tokens[row])} at request {request} node {int(node[row])}"
@@ -114,8 +114,8 @@ def check_pages(
     window: int | None,
     max_prefix_len: int,
 ) -> None:
-    """Every position that a tree's nodes see in the cache has a slot: the prefix, as far as the window goes
-    back, and with `in_cache` the nodes up to the last that holds a token."""
+    """Raise unless every position that the nodes see in the cache has a slot. These are the positions of the
+    prefix inside the window, and with `in_cache` the nodes up to the last one that holds a token."""
     request, node = tree._owners
     batch, owned = tree.batch_size, request < tree.batch_size
     there = owned & ((node == 0) | (tree.tokens >= 0))
@@ -145,7 +145,7 @@ def check_kept(
     *,
     in_cache: bool,
 ) -> None:
-    """Kept nodes have slots: those they move to, and with `in_cache` those they come from."""
+    """Raise unless kept nodes have slots to move to, and with `in_cache` slots that they come from."""
     prefix, kept = prefix_lens.long().unsqueeze(1), path >= 0
     used = kept.any(1)
     _check_requests(operation, "prefix_lens", "must be >= 0", used & (prefix_lens < 0), prefix_lens)
@@ -162,7 +162,7 @@ def check_kept(
 
 
 def check_lengths(operation: str, lengths: Tensor, longest: int) -> None:
-    """Lengths of texts [B] in [0, L]."""
+    """Raise unless the lengths of texts [B] are in [0, L]."""
     bad = (lengths < 0) | (lengths > longest)
     _check_requests(operation, "lengths", f"must be in [0, L] = [0, {longest}]", bad, lengths)
 

@@ -12,7 +12,7 @@ from ._checks import bad_value
 
 
 def check_last_stride(operation: str, argument: str, tensor: Tensor, symbol: str = "V") -> None:
-    """Raise `ValueError` unless rows lie contiguous in memory and are not empty; `symbol` is their size."""
+    """Raise `ValueError` unless rows are contiguous in memory and not empty; `symbol` names their size."""
     if tensor.shape[-1] < 1:
         bad_value(operation, argument, f"must have {symbol} >= 1", list(tensor.shape))
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
@@ -26,7 +26,7 @@ def check_contiguous(operation: str, argument: str, tensor: Tensor) -> None:
 
 
 def check_row(operation: str, argument: str, tensor: Tensor, dims: range) -> None:
-    """Raise `ValueError` unless the given last dimensions lie together in memory."""
+    """Raise `ValueError` unless the given last dimensions are contiguous in memory."""
     if tensor.numel() == 0:
         return
     expected = 1
@@ -38,8 +38,7 @@ def check_row(operation: str, argument: str, tensor: Tensor, dims: range) -> Non
 
 
 def check_no_overlap(operation: str, argument: str, tensor: Tensor) -> None:
-    """Raise `ValueError` unless strides nest, as those of views of a pool do, so that no two elements share
-    bytes."""
+    """Raise `ValueError` if two elements may share bytes. The strides must nest, as in views of a pool."""
     extent = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -49,7 +48,7 @@ def check_no_overlap(operation: str, argument: str, tensor: Tensor) -> None:
 
 
 def check_distinct(operation: str, argument: str, tensors: Sequence[Tensor]) -> None:
-    """Raise `ValueError` where a tensor is listed twice: what is done in place must be done once."""
+    """Raise `ValueError` if a tensor is listed twice, since it would be changed in place twice."""
     if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
         return
     seen: dict[int, int] = {}

@@ -2,7 +2,7 @@
 """Counter-based randomness: each number is a function of (seed, position, purpose, node, index) alone.
 
 Philox4x32-10 with key = seed (64 bits) and counter = (index word, purpose + 16 * node, position low, position
-high). Who draws what:
+high). The purposes:
 
 | purpose | used for | position | node | index |
 |---|---|---|---|---|
@@ -11,7 +11,7 @@ high). Who draws what:
 | ACCEPT | acceptance coin | `positions[b]` of the step | the node | 0 |
 | DRAFT | drafting helpers | `positions[b]` of the step | the parent node | vocabulary id, with an ordinal |
 
-A vocabulary id takes lane `id & 3` of index word `(id >> 2) + (ordinal << 24)`.
+The random word of a vocabulary id is lane `id & 3` of index word `(id >> 2) + (ordinal << 24)`.
 
 Source: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3.
 """
@@ -56,7 +56,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
     for _ in range(_ROUNDS):
-        # int64 products of two 32-bit words wrap, but keep all 64 bits: shift and mask read them unsigned
+        # An int64 product of two 32-bit words wraps, but keeps all 64 bits. Shift and mask read it unsigned.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             (product1 >> 32 & _WORD) ^ c1 ^ k0,
@@ -103,7 +103,7 @@ def race_keys(
     """Standard exponential keys of an exponential race, one for every token.
 
     `E = -log1p(-v)` with `v = min((word + 0.5) * 2^-32, 1 - 2^-24)`. The token of largest `weight / E` is a
-    draw from the weights; small E decide, and the small end is the finely resolved one.
+    draw from the weights. Small E decide a race, and v has its finest resolution near 0.
 
     Returns:
         [V] float64, all positive.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows from the parent links of a batch of trees: depths, child lists, ancestor sets.
+"""Depths, child lists and ancestor sets, computed from the parents of a batch of trees.
 
-Everything is vectorised over the rows of the batch and free of host synchronisation. A row is an index into
-the batch, a node an index within its request.
+Everything is vectorised over the rows of the batch and never synchronises. A row is an index into the batch,
+a node an index within its request.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def owners(cu_nodes: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def parent_rows(parents: Tensor, node: Tensor) -> Tensor:
-    """Row of every row's parent, [R] int64; a row without a valid one (0 <= parent < node) names itself."""
+    """Row of every row's parent, [R] int64; its own row if the parent is not valid (0 <= parent < node)."""
     row = torch.arange(parents.numel(), device=parents.device)
     parent = parents.long()
     return torch.where((parent >= 0) & (parent < node), row - node + parent, row)
 
 
 def depths(up: Tensor, bound: int) -> Tensor:
-    """Number of steps to the root by pointer doubling, [R] int64; `bound` >= the deepest."""
+    """Number of steps to the root, [R] int64, by pointer doubling; `bound` >= the largest depth."""
     depth = (up != torch.arange(up.numel(), device=up.device)).long()
     for _ in range(max(bound - 1, 0).bit_length()):
         depth = depth + depth[up]
@@ -35,7 +35,8 @@ def depths(up: Tensor, bound: int) -> Tensor:
 
 
 def ancestor_bits(up: Tensor, node: Tensor, bound: int, max_nodes: int) -> Tensor:
-    """[R, ceil(max_nodes / 64)] int64: bit j of word j // 64 says that node j is it or its ancestor."""
+    """[R, ceil(max_nodes / 64)] int64: bit j of word j // 64 says that node j is the row's node or its
+    ancestor."""
     count = max(1, (max_nodes + 63) // 64)
     word = (node >> 6).clamp(0, count - 1).unsqueeze(1)
     bits = torch.zeros((node.numel(), count), dtype=torch.int64, device=node.device)
@@ -63,7 +64,7 @@ def child_links(up: Tensor, node: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parents_from_mask(mask: Tensor) -> Tensor:
-    """Parents [B, N] int32: the last earlier node that the mask calls an ancestor, -1 where none."""
+    """Parents [B, N] int32: the last earlier node that is an ancestor in the mask, -1 if there is none."""
     node = torch.arange(mask.shape[-1], dtype=torch.int32, device=mask.device)
     return torch.where(mask.tril(-1), node, -1).amax(-1)
 
@@ -71,7 +72,7 @@ def parents_from_mask(mask: Tensor) -> Tensor:
 def parents_from_links(tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> Tensor:
     """Parents [B, N] int32 from first-child / next-sibling links [B, N] int64.
 
-    A node that no link reaches gets -1, or 0 where its token is negative: an unused slot.
+    A node that no link reaches gets -1, or 0 if its token is negative, which marks an unused slot.
     """
     batch, nodes = tokens.shape
     node = torch.arange(nodes, device=tokens.device).expand(batch, nodes)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the constructors of trees take, and what they refuse.
+"""Conversion and checks of the arguments of tree constructors.
 
-The `check_` functions that take values read them, which synchronises with a device, and raise `ValueError`
-naming request and node.
+The `check_` functions that take tensors of values read them, which synchronises with a device. They raise a
+`ValueError` that names request and node.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def check_flag(operation: str, check: bool | None) -> None:
 
 
 def reads_values(check: bool | None, tensor: Tensor) -> bool:
-    """Whether values are to be read: by default where that needs no synchronisation."""
+    """Whether values are read; by default only if that needs no synchronisation."""
     return (tensor.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
 
 
 def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """An integer tensor of any width, converted."""
+    """An integer tensor of any width, converted to `dtype`."""
     check_dtype(operation, argument, value, INTEGERS)
     return value.to(dtype)
 
@@ -51,7 +51,7 @@ def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
 
 
 def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
-    """Row offsets as the caller gave them."""
+    """The caller's row offsets, checked and converted."""
     cu_nodes = as_integers(operation, "cu_nodes", cu_nodes, torch.int32)
     if cu_nodes.dim() != 1 or cu_nodes.shape[0] < 1:
         bad_value(operation, "cu_nodes", "must have shape [B + 1]", list(cu_nodes.shape))
@@ -70,7 +70,7 @@ def largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool
 
 
 def bound(operation: str, argument: str, given: int | None, least: int) -> int:
-    """A host bound, by default the least that will do."""
+    """A host bound, by default `least`, the smallest value that suffices."""
     if given is None:
         return least
     given = check_int(operation, argument, given, 0)
@@ -80,7 +80,7 @@ def bound(operation: str, argument: str, given: int | None, least: int) -> int:
 
 
 def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 0) -> int:
-    """`max_depth`, by default what trees of so many nodes can need."""
+    """`max_depth`, by default the largest depth of a tree with so many nodes."""
     return bound(operation, "max_depth", max(nodes - 1, 0) if max_depth is None else max_depth, max(least, 0))
 
 
@@ -114,7 +114,7 @@ def mask_beyond(operation: str, tokens: Tensor, lengths: Tensor, check: bool | N
 
 
 def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
-    """Paths as tuples, which can be looked up."""
+    """Paths as tuples, which can be keys of a dict."""
     listed = check_list(operation, "paths", paths, "sequences of ints")
     return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
@@ -139,7 +139,7 @@ def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list
 
 
 def check_cu_nodes(operation: str, cu_nodes: Tensor, rows: int) -> None:
-    """Requests are consecutive: 0 <= cu_nodes[0] <= cu_nodes[1] <= ... <= R."""
+    """Raise unless requests are consecutive: 0 <= cu_nodes[0] <= cu_nodes[1] <= ... <= R."""
     ends = cu_nodes.tolist()
     start = 0
     for request, end in enumerate(ends):
@@ -150,7 +150,7 @@ def check_cu_nodes(operation: str, cu_nodes: Tensor, rows: int) -> None:
 
 
 def check_parents(operation: str, parents: Tensor, request: Tensor, node: Tensor, batch: int) -> None:
-    """Node 0 of a request is its only root, and every other node has 0 <= parent < node."""
+    """Raise unless node 0 of a request is its only root and every other node has 0 <= parent < node."""
     parent = parents.long()
     bad = torch.where(node == 0, parent != -1, (parent < 0) | (parent >= node)) & (request < batch)
     if bool(bad.any()):
@@ -161,7 +161,7 @@ def check_parents(operation: str, parents: Tensor, request: Tensor, node: Tensor
 
 
 def check_proposals(operation: str, proposals: Tensor, request: Tensor, node: Tensor) -> None:
-    """Proposals are values of `Proposal`."""
+    """Raise unless proposals are values of `Proposal`."""
     bad = (proposals < 0) | (proposals > MOST_KIND)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -170,7 +170,7 @@ def check_proposals(operation: str, proposals: Tensor, request: Tensor, node: Te
 
 
 def check_mask(operation: str, mask: Tensor, parents: Tensor) -> None:
-    """The mask is the ancestor relation of a tree whose nodes come parent before child, node 0 the root."""
+    """Raise unless the mask is the ancestor relation of a tree with root 0 and parents before children."""
     batch, nodes = parents.shape
     up = torch.where(parents < 0, torch.arange(nodes, device=mask.device), parents.long())
     closure = torch.eye(nodes, dtype=torch.bool, device=mask.device).repeat(batch, 1, 1)
@@ -187,7 +187,7 @@ def check_mask(operation: str, mask: Tensor, parents: Tensor) -> None:
 
 
 def check_links(operation: str, tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> None:
-    """Every link is -1 or a node, and every node but the root is the target of exactly one link."""
+    """Raise unless every link is -1 or a node, and exactly one link leads to every node but the root."""
     batch, nodes = tokens.shape
     for argument, link in (("next_token", next_token), ("next_sibling", next_sibling)):
         bad = (link < -1) | (link >= nodes)

@@ -148,31 +148,31 @@ def tree_attention(
         out_i = sum_{j in A(i)} exp(s_ij - lse_i) value_j
         lse_i = log(sum_{j in A(i)} exp(s_ij) + exp(sink))
 
-    and with `window` w only positions with `p_i - p_j < w` count. A chain of one node is ordinary decoding.
-    Query head h reads head `h // (Hq / Hkv)` of the cache.
+    With `window` w only positions with `p_i - p_j < w` count. A chain of one node is ordinary decoding. Query
+    head h reads head `h // (Hq / Hkv)` of the cache.
 
     Args:
         query: [R, Hq, D] float32 | bfloat16 | float16, last stride 1.
         key_cache: [pages, page_size, Hkv, D], or [pages, Hkv, page_size, D] with layout HND; any strides, the
             last being 1; float32 | bfloat16 | float16, or int8 | float8_e4m3fn with scales.
-        value_cache: the same of the values, whose size may differ from D; None with `value_dim`.
+        value_cache: the values, as `key_cache`, with a size that may differ from D; None with `value_dim`.
         tree: the drafted tokens, R rows of B requests.
         block_table: [B, P] int32: position j of request b lies in slot `j % page_size` of page
             `block_table[b, j // page_size]`. Entries beyond the prefix and the tree are not read.
         prefix_lens: [B] int32, committed positions before the root.
         new_key: [R, Hkv, D] of the query's dtype, unscaled: the keys of the nodes. Without it node i has its
             key and value in the cache at position `prefix_lens[b] + i`.
-        new_value: the same of the values; None with `value_dim`, where the values are those of `new_key`.
-        scale: of the scores; default `1 / sqrt(D)`.
-        window: positions that a node sees, itself included; >= 1.
+        new_value: the values of the nodes, as `new_key`; None with `value_dim`: part of `new_key`.
+        scale: factor of the scores; default `1 / sqrt(D)`.
+        window: number of positions that a node sees, itself included; >= 1.
         softcap: > 0.
-        sinks: [Hq] float32, a score per head that takes part in the sum and has no value.
+        sinks: [Hq] float32, for each head a score that takes part in the sum and has no value.
         key_scale: a number or [Hkv] float32 by which stored keys are multiplied.
         value_scale: the same for stored values; None with `value_dim`.
         value_dim: the values are the first `value_dim` elements of the keys (latent attention).
         max_prefix_len: host bound on `prefix_lens`; default P * page_size.
-        layout: order of slots and heads in the caches.
-        deterministic: the row of a node is bitwise the same whatever else is in the batch or the tree.
+        layout: "NHD" or "HND", the order of slots and heads in the caches.
+        deterministic: the row of a node is bitwise the same, whatever else is in the batch or the tree.
         return_lse: also return lse.
         out: [R, Hq, value size] of the query's dtype, contiguous, to fill and return.
         backend: "auto", "reference", "cpu" or "triton".
@@ -187,13 +187,13 @@ def tree_attention(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises. Slots outside the prefix and the tree may hold anything, NaN included. Values that
-        make no sense are never followed: `prefix_lens` is clamped to the block table, a position without a
-        valid page is not seen, a node without a valid parent is a root. `SPECDEC_DEBUG=1` in the environment
-        makes such lengths and pages raise `ValueError`, and synchronises. On the cpu backend a row is bitwise
-        the same in any batch and on any number of threads, with and without the flag; the prefix is read once
-        for all nodes and all query heads of one head of the cache (per 256 such rows), in float32 and a few
-        MB. Float64 is served by the reference.
+        Never synchronises. Slots outside the prefix and the tree may hold anything, NaN included. Wrong
+        values do no harm: `prefix_lens` is clamped to the block table, a position without a valid page is not
+        seen, a node without a valid parent is a root. `SPECDEC_DEBUG=1` in the environment makes such lengths
+        and pages raise `ValueError`, and synchronises. On the cpu backend a row is bitwise the same in any
+        batch and on any number of threads, with and without `deterministic`. It reads the prefix once for all
+        nodes and all query heads of one head of the cache (per 256 such rows), in float32, with a few MB of
+        memory. Float64 is served by the reference.
 
     Source: Miao et al. 2024, SpecInfer, section 4.2 (tree attention); Dao et al. 2022, FlashAttention, and
         Flash-Decoding 2023 (online softmax, splits over the prefix).
@@ -277,7 +277,7 @@ def tree_attention(
 def _check_caches(
     query: Tensor, key_cache: Tensor, value_cache: Tensor | None, value_dim: int | None, layout: str
 ) -> tuple[int, int, int]:
-    """Heads of the cache, page size, elements of a value."""
+    """Check the caches. Returns their number of heads, the page size, and the elements of a value."""
     query_heads, head_dim = query.shape[1:]
     symbols = "[pages, page_size, Hkv, D]" if layout == "NHD" else "[pages, Hkv, page_size, D]"
     check_dtype(OPERATION, "key_cache", key_cache, CACHES)

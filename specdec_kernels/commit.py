@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache put right after verification: kept rows move to the slots right after the prefix."""
+"""Committing caches after verification: kept rows move to the slots right after the prefix."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from .verification import Verified
 
 
 class Committed(NamedTuple):
-    """What a request holds after `commit_kv`."""
+    """Lengths and pages of the requests after `commit_kv`."""
 
     lengths: Tensor
     """[B] int32: new committed lengths, `prefix_lens + num_accepted + 1`."""
     pages_kept: Tensor
-    """[B] int32: pages still needed; the tail of the block table beyond them is free."""
+    """[B] int32: number of pages that are still needed; later pages of the block table are free."""
 
 
 class CachePlan:
-    """Paged caches, checked once, with the table of their addresses.
+    """Paged caches, checked once, with a table of their addresses.
 
-    Build it when the caches are allocated and hand it to every `commit_kv`: a step then looks at no cache.
+    Build it when the caches are allocated and pass it to every `commit_kv`. A step then checks no cache.
 
     Args:
-        caches: tensors of any dtypes on one device, e.g. keys and values of every layer, an MLA pool, a draft
-            model's. `"NHD"`: [pages, page_size, ...] with any trailing shape; `"HND"`: [pages, Hkv,
-            page_size, ...]. Pages and slots may be any distance apart; the bytes of a row (in HND, of one
-            head's row) must be contiguous. All share the block table; their numbers of pages may differ.
-        page_size: slots of a page.
+        caches: tensors of any dtypes on one device, e.g. keys and values of every layer, an MLA pool, those
+            of a draft model. `"NHD"`: [pages, page_size, ...] with any trailing shape; `"HND"`: [pages, Hkv,
+            page_size, ...]. Pages and slots may have any strides; the bytes of a row (in HND, of one head's
+            row) must be contiguous. All share the block table; their numbers of pages may differ.
+        page_size: number of slots of a page.
         layout: "NHD" or "HND".
 
     Raises:
         ValueError: wrong shapes, rows that are not contiguous, a cache listed twice or that overlaps itself.
-        TypeError: not tensors, or on different devices; a `page_size` that is no int.
+        TypeError: not tensors, or on different devices; a `page_size` that is not an int.
 
     Notes:
         Keeps the tensors alive. Their memory must not be moved (`resize_`, `set_`) while the plan is in use.
@@ -100,11 +100,11 @@ def commit_kv(
 
     Node `path[j]` of request b, j = 0, 1, ..., moves from slot `prefix_lens[b] + path[j]` to slot
     `prefix_lens[b] + j`, in every cache of the list. Slot s of a request is row `s % page_size` of page
-    `block_table[b, s // page_size]`. Rows are moved as bytes, never converted. With `new` the same rows are
-    written from there instead.
+    `block_table[b, s // page_size]`. Rows are moved as bytes, never converted. With `new` the rows come from
+    there instead.
 
     Args:
-        caches: a `CachePlan`, or the list of tensors that it takes, which is then checked in every call.
+        caches: a `CachePlan`, or a list of tensors as for `CachePlan`, which is then checked in every call.
         verified: what `verify` returned, or its path, [B, max_depth + 1] int32: the root, accepted nodes in
             order, then -1.
         tree: the drafted tree.
@@ -126,12 +126,13 @@ def commit_kv(
 
     Notes:
         Never synchronises with the device. Moves at most `2 * kept rows * row bytes` per cache, and nothing
-        for a node that is in its place already (`path[j] == j`): a drafter that numbers its likeliest path
-        first moves nothing in most steps. Needs no temporary: kept paths ascend, so no row lands on one that
-        has yet to leave. Slots of other requests, and rows beyond the kept ones, keep their bytes. A path
-        ends at the first entry that is no node or not above its predecessor; rows whose slot lies outside the
-        block table or whose page lies outside the cache are left out; a request with a negative prefix keeps
-        nothing. `SPECDEC_DEBUG=1` in the environment makes all three raise `ValueError`, and synchronises.
+        for a node that is in its place already (`path[j] == j`). If a drafter numbers its likeliest path
+        first, most steps move nothing. No temporary is needed: kept paths ascend, so no row is overwritten
+        before it has moved. Slots of other requests, and rows beyond the kept ones, keep their bytes. A path
+        ends at the first entry that is no node or not larger than its predecessor. Rows whose slot is outside
+        the block table or whose page is outside the cache are left out. A request with a negative prefix
+        keeps nothing. `SPECDEC_DEBUG=1` in the environment makes all three raise `ValueError`, and
+        synchronises.
 
     Example:
         >>> cache = torch.arange(8.0).view(2, 4, 1)  # two pages of four slots, one number each
@@ -197,8 +198,8 @@ def commit_kv(
 
 
 def _table_suffices(device: torch.device, backend: str) -> bool:
-    """Whether a plan's table says all there is to say. A tracer has to be shown what is written, and may put
-    copies in its place."""
+    """Whether the backend needs only the plan's table. A tracer needs the caches, because they are written,
+    and may pass copies of them."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
     name = backends.choose("commit_kv", device.type)[0] if backend == "auto" else backend
@@ -206,7 +207,7 @@ def _table_suffices(device: torch.device, backend: str) -> bool:
 
 
 def check_path(operation: str, verified: Verified | Tensor, tree: DraftTree) -> Tensor:
-    """The path of `verified`, contiguous."""
+    """The path of `verified`, checked and contiguous."""
     check_type(operation, "tree", tree, DraftTree, "a DraftTree")
     path = verified.path if isinstance(verified, Verified) else verified
     shape = (tree.batch_size, tree.max_depth + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification and committing as a module that keeps options and counts."""
+"""Verification and committing as a module that holds options and counts acceptance."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class SpeculativeVerifier(torch.nn.Module):
 
     Args:
         rule, draft_vocab, return_logprobs, backend: as for `verify`.
-        sampling, draft_sampling: as for `verify`, where a call does not bring its own.
-        plan: the paged caches that `commit` puts right.
-        states: for each recurrent layer its states [slots, ...], likewise.
-        max_depth: depths that are counted one by one; deeper drafts are not counted.
+        sampling, draft_sampling: as for `verify`, for calls that pass none.
+        plan: the paged caches that `commit` changes.
+        states: for each recurrent layer the states [slots, ...] that `commit` changes.
+        max_depth: number of depths that are counted; deeper drafts are not counted.
 
     Raises:
         ValueError: wrong numbers or names.
@@ -159,7 +159,7 @@ class SpeculativeVerifier(torch.nn.Module):
             snapshots, slots: as for `commit_state`, only with states.
 
         Raises:
-            ValueError: an argument that is missing or has no use; and as for `commit_kv` and `commit_state`.
+            ValueError: an argument is missing or not needed; and as for `commit_kv` and `commit_state`.
             TypeError, BackendUnavailable: as for `commit_kv` and `commit_state`.
         """
         call = "SpeculativeVerifier.commit"
@@ -178,7 +178,7 @@ class SpeculativeVerifier(torch.nn.Module):
                 bad_value(call, argument, f"{rule} {'with' if needed else 'without'} {what}", got)
         if new is not None and self.plan is None:
             bad_value(call, "new", "must be None without a plan", type(new).__name__)
-        # States first: written again they are the same, so a call that `commit_kv` refuses can be repeated.
+        # States come first: they may be written twice, so a call that `commit_kv` refuses can be repeated.
         if snapshots is not None and slots is not None:
             commit_state(verified, tree, slots, states=self.states, snapshots=snapshots, backend=self.backend)
         if self.plan is None or block_table is None or prefix_lens is None:
@@ -186,7 +186,7 @@ class SpeculativeVerifier(torch.nn.Module):
         return commit_kv(self.plan, verified, tree, block_table, prefix_lens, new=new, backend=self.backend)
 
     def statistics(self) -> AcceptanceStats:
-        """What was counted since the last reset, on the host; synchronises."""
+        """The counts since the last reset, on the host. Synchronises."""
         counts = torch.cat(
             [self.steps[None], self.drafted[None], self.passes[None], self.tested, self.accepted]
         )
@@ -195,7 +195,7 @@ class SpeculativeVerifier(torch.nn.Module):
         return AcceptanceStats(steps, drafted, passes, tuple(rest[:depths]), tuple(rest[depths:]))
 
     def reset_statistics(self) -> None:
-        """Start counting anew."""
+        """Set all counts to 0."""
         for count in (self.steps, self.drafted, self.passes, self.tested, self.accepted):
             count.zero_()
 
@@ -204,7 +204,7 @@ class SpeculativeVerifier(torch.nn.Module):
         taken = verified.num_accepted.long().unsqueeze(1)
         last = verified.path.gather(1, taken).squeeze(1)
         drafted = (tree.tokens >= 0) & (node > 0) & (request < batch)
-        # A request is tested once beyond what it accepted where its last kept node has a drafted child.
+        # If the last kept node has a drafted child, one more depth was tested than accepted.
         below_last = drafted & (tree.parents == torch.cat([last, last.new_zeros(1)])[request])
         untaken = torch.zeros(batch + 1, dtype=torch.int64, device=last.device)
         untaken = untaken.index_add(0, request, below_last.long())[:batch, None] > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification rules: lossless ones go by name, lossy ones are objects that say what they trade."""
+"""Verification rules. A lossless rule is a name; a lossy rule is an object with its parameters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LOSSLESS = ("match", "token", "traversal")
 
 @dataclass(frozen=True)
 class Typical:
-    """Medusa's typical acceptance: a draft passes where `p(x) > min(epsilon, delta * exp(-H(p)))`.
+    """Medusa's typical acceptance: a drafted token passes if `p(x) > min(epsilon, delta * exp(-H(p)))`.
 
-    **Not lossless**: the output law is pulled towards the drafter's choices.
+    **Not lossless**: the law of the output moves towards the drafter's choices.
 
     Args:
-        epsilon: hard bound on the probability asked for, in [0, 1].
+        epsilon: upper limit of the required probability, in [0, 1].
         delta: scale of the entropy-dependent bound, >= 0.
 
     Raises:
         ValueError: a number out of range.
-        TypeError: no number.
+        TypeError: not a number.
 
-    At temperature 0 the test is made against the softmax of the unscaled logits.
+    At temperature 0 the test uses the softmax of the unscaled logits.
 
     Source: Cai et al. 2024, Medusa, section 2.3.1.
 
@@ -53,20 +53,19 @@ class Typical:
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Relaxed acceptance: a draft passes in the target's top-k and within `delta` of its best probability.
+    """Relaxed acceptance: a drafted token passes if it is in the target's top-k and `p_max - p(x) <= delta`.
 
-    **Not lossless**: near ties are decided by the drafter.
+    **Not lossless**: if tokens are nearly tied, the drafter decides.
 
     Args:
         top_k: size of the candidate set, >= 1; tokens tied with the last one belong to it.
-        delta: largest `p_max - p(x)` accepted, in [0, 1].
+        delta: largest accepted `p_max - p(x)`, in [0, 1].
 
     Raises:
         ValueError: a number out of range.
-        TypeError: no number.
+        TypeError: not a number.
 
-    A token with `p(x) = 0` never passes. At temperature 0 the test is made against the softmax of the
-    unscaled logits.
+    A token with `p(x) = 0` never passes. At temperature 0 the test uses the softmax of the unscaled logits.
 
     Source: the relaxed acceptance of TensorRT-LLM's DeepSeek-R1 multi-token prediction.
 
@@ -92,17 +91,17 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class Lenient:
-    """The token rule with the draft law scaled down: a draft passes where `u * Q(x) / factor < p(x)`.
+    """The token rule with the draft's law scaled down: a drafted token passes if `u * Q(x) / factor < p(x)`.
 
     **Not lossless** for `factor > 1`, and on trees not for `factor = 1` either: every sibling is tested
-    against the unchanged p and the next token is drawn from p, with no residual.
+    against the unchanged p, and the next token is drawn from p, not from a residual.
 
     Args:
-        factor: >= 1; larger accepts more.
+        factor: >= 1; a larger factor accepts more.
 
     Raises:
         ValueError: a number out of range.
-        TypeError: no number.
+        TypeError: not a number.
 
     Source: the lenience of Leviathan et al. 2023, appendix A.5 (their `l = 1 / factor`).
 
@@ -126,17 +125,17 @@ class Lenient:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Accepts by coin alone, whatever the logits say: for benchmarking an engine at a chosen acceptance rate.
+    """Accepts by coins alone and ignores the logits: for benchmarks of an engine at a chosen acceptance rate.
 
     **Not lossless**, and not meant to produce text.
 
     Args:
         rate: acceptance probability of a node given its parent, in [0, 1]; or one rate per depth 1, 2, ...,
-            of which the last repeats.
+            of which the last one also holds for greater depths.
 
     Raises:
         ValueError: a number out of range.
-        TypeError: no number.
+        TypeError: not a number.
 
     Example:
         >>> Synthetic([0.9, 0.7]).values
@@ -166,7 +165,7 @@ Rule = str | Typical | Relaxed | Lenient | Synthetic
 
 
 def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, list[float]]:
-    """The rule's name and its numbers; `"auto"` is traversal where there are draft logits, else match."""
+    """The rule's name and its numbers. `"auto"` is traversal if there are draft logits, otherwise match."""
     if isinstance(rule, str):
         if rule == "auto":
             return ("traversal" if has_draft_logits else "match"), []

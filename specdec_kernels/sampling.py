@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law a row of logits stands for: sampling parameters, reduced draft vocabularies, and `sample`."""
+"""Sampling parameters, which turn a row of logits into a law; reduced draft vocabularies; and `sample`."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _RANGES = {"temperature": (0.0, INF), "top_k": (-1, INF), "top_p": (0.0, 1.0), "
 
 
 def _checked(cls: Class) -> Class:
-    """Lets a NamedTuple of sampling parameters check what it is made of, `_replace` and unpickling included.
+    """Make a NamedTuple of sampling parameters check its fields, in `_replace` and unpickling too.
 
-    The class stays the one that `NamedTuple` made: a subclass with a `__new__` of its own is no named tuple
-    to `torch.compile`, nor to older pytrees. Compiled code makes it without the check, so `unpack` checks
+    The class stays the one that `NamedTuple` made. A subclass with its own `__new__` would not count as a
+    named tuple for `torch.compile` and for older pytrees. Compiled code skips the check, so `unpack` checks
     there.
     """
     named: Any = cls
@@ -65,28 +65,28 @@ def _checked(cls: Class) -> Class:
 class SamplingParams(NamedTuple):
     """How logits become a law: temperature, then min-p, top-k, and top-p on the renormalised rest.
 
-    With `p = softmax(logits / temperature)`: min-p keeps `p >= min_p * max p`; top-k keeps the k largest;
-    top-p keeps a token iff the mass of strictly greater kept ones is below `top_p` of the kept mass. Cuts are
-    made by value, every token tied with the last one kept is kept, and at least one always is.
+    Let `p = softmax(logits / temperature)`. min-p keeps tokens with `p >= min_p * max p`. top-k keeps the k
+    largest. top-p keeps a token if the mass of kept tokens with strictly greater p is below `top_p` of the
+    kept mass. A cut is a threshold: a token tied with the last kept one is kept. One token is always kept.
 
-    With `order="min_p_last"` top-k and top-p act as if `min_p` were 0, and min-p then acts on what they kept.
-    That is the order of transformers.
+    With `order="min_p_last"` top-k and top-p act as if `min_p` were 0, and min-p then acts on the tokens that
+    they kept. That is the order of transformers.
 
     Args:
-        temperature: >= 0; 0 is greedy, the lowest index winning a tie.
-        top_k: an integer >= -1; 0 or -1 = off. A float has to be whole.
+        temperature: >= 0; 0 is greedy, and the lowest index wins a tie.
+        top_k: an integer >= -1; 0 or -1 = off. A float must be a whole number.
         top_p: in [0, 1]; 1 = off.
         min_p: in [0, 1]; 0 = off.
         order: "min_p_first" or "min_p_last", the same for all requests.
 
-    Each but `order` is a number or a [B] tensor (integer or floating) of values per request. Numbers are
-    checked here, numpy's scalars being converted. Tensors are checked by the operation that takes them, for
-    shape, dtype and device. Their values are checked with `SPECDEC_DEBUG=1` in the environment only, which
-    synchronises; else they act as the nearest value in range.
+    Each argument but `order` is a number or a [B] tensor (integer or floating) of values per request. Numbers
+    are checked here; scalars of numpy are converted. The operation that takes the parameters checks shape,
+    dtype and device of tensors. Values of tensors are checked only with `SPECDEC_DEBUG=1` in the environment,
+    which synchronises. Otherwise a value out of range acts as the nearest value in range.
 
     Raises:
-        ValueError: a number out of range, a fractional `top_k`, another `order`.
-        TypeError: neither a number nor a tensor, or an `order` that is no string.
+        ValueError: a number out of range, a fractional `top_k`, an unknown `order`.
+        TypeError: neither a number nor a tensor, or an `order` that is not a string.
 
     Example:
         >>> SamplingParams(temperature=0.8, top_p=torch.tensor([0.9, 1.0])).top_k
@@ -106,13 +106,13 @@ class SamplingParams(NamedTuple):
 def unpack(
     operation: str, argument: str, params: SamplingParams, batch: int, device: torch.device
 ) -> Numbers:
-    """The four numbers (the default where given per request) and 1 for min-p last, else 0; and the four
-    tensors, or none at all."""
+    """The four numbers (defaults if given per request) with 1 for min-p last, else 0; and a list of the four
+    tensors, empty if nothing is given per request."""
     check_type(operation, argument, params, SamplingParams, "a SamplingParams")
     numbers: list[float] = []
     rows: list[Tensor | None] = []
     *values, order = params
-    for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles no other zip
+    for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles zip in this form only
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
             check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
@@ -164,7 +164,7 @@ class DraftVocab:
 
     Raises:
         ValueError: ids out of range or repeated.
-        TypeError: ids of another dtype, a `vocab_size` that is no int.
+        TypeError: ids of another dtype, a `vocab_size` that is not an int.
 
     Example:
         >>> DraftVocab(torch.tensor([3, 0]), vocab_size=4).columns.tolist()
@@ -198,7 +198,7 @@ class DraftVocab:
 
         Raises:
             ValueError: tokens out of range or repeated.
-            TypeError: offsets of another dtype, a `vocab_size` that is no int.
+            TypeError: offsets of another dtype, a `vocab_size` that is not an int.
 
         Example:
             >>> DraftVocab.from_offsets(torch.tensor([0, 2, 2]), vocab_size=5).ids.tolist()
@@ -280,20 +280,20 @@ def sample(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draw one token from every row, with the noise that `verify(rule="match")` uses.
 
-    The token of row b is `argmax_x p(x) / E(x)`, p being the processed law and E standard exponential keys
-    that are a function of (`seeds[b]`, `positions[b]`, x) alone.
+    The token of row b is `argmax_x p(x) / E(x)`. Here p is the processed law, and E are standard exponential
+    keys that depend on (`seeds[b]`, `positions[b]`, x) alone.
 
-    It is for the target's own tokens: plain decoding, one position after the other, each sampled once. It is
-    not for drafting with seeds: a position that a step drafted and rejected is drafted again in the next
-    step, and gets the same noise again, whatever the seeds are. Rule `traversal` then emits another law than
-    the target's. Draft chains with `draft_token` and trees with `sample_children`, whose noise is new in
+    Use it for the target's own tokens, in plain decoding, where each position is sampled once. Do not draft
+    with it and seeds: a position that was drafted and rejected in one step is drafted again in the next step
+    with the same noise, whatever the seeds are. The output of rule `traversal` then does not have the
+    target's law. Draft chains with `draft_token` and trees with `sample_children`, whose noise is new in
     every step.
 
     Args:
         logits: [B, V] float32 | bfloat16 | float16, last stride 1.
-        sampling: what turns a row into a law.
-        seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, index in its sequence of the token to draw; given with `seeds` and not without.
+        sampling: turns a row into a law.
+        seeds: [B] int64; default: fresh seeds from the default generator of the device.
+        positions: [B] int64, the index in its sequence of the token to draw; only with `seeds`.
         token_bitmask: [B, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed.
         return_logprobs: also return the log-probability of each token under the processed law.
         backend: "auto", "reference", "cpu" or "triton".
@@ -307,9 +307,9 @@ def sample(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises. With seeds the result depends on (seed, position, row) only: not on the batch or
-        the number of threads. NaN counts as `-inf`, `+inf` entries share all the mass, and a row with nothing
-        left gives its lowest allowed token. Float64 rows are served by the reference.
+        Never synchronises. With seeds the result depends on (seed, position, row) only, not on the batch or
+        the number of threads. NaN counts as `-inf`. `+inf` entries share all the mass. A row without a
+        possible token gives its lowest allowed token. Float64 rows are served by the reference.
 
     Source: the exponential race (Gumbel-max); Maddison et al. 2014, A* Sampling.
 
@@ -352,7 +352,7 @@ def sample(
 def check_bitmask(
     operation: str, bitmask: Tensor | None, symbols: str, rows: int, vocab: int, device: torch.device
 ) -> None:
-    """[rows, ceil(V / 32)] int32 with contiguous rows, or None."""
+    """The mask [rows, ceil(V / 32)] int32, checked, with contiguous rows; or None."""
     if bitmask is not None:
         shape = (rows, (vocab + 31) // 32)
         check_tensor(operation, "token_bitmask", bitmask, symbols, shape, (torch.int32,), device)
@@ -367,7 +367,7 @@ def noise_keys(
     device: torch.device,
     symbols: str = "[B]",
 ) -> tuple[Tensor, Tensor]:
-    """Seeds and positions [B] int64, given together, or fresh seeds and positions 0."""
+    """The given seeds and positions [B] int64, or fresh seeds and positions 0."""
     if seeds is not None and positions is None:
         bad_value(operation, "positions", "must be given with seeds", "None")
     if seeds is None and positions is not None:

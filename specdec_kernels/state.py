@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recurrent states put right after verification: from snapshots, or replayed from the nodes' inputs."""
+"""Committing recurrent states after verification: copied from snapshots, or replayed from nodes' inputs."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def commit_state(
     """Set the recurrent states of every request to those after its last kept node, in place.
 
     `states[l][slots[b]] = snapshots[l][row of the last kept node of request b]`, for all layers in one call.
-    States may be of any kind: of state-space or linear-attention layers, convolution windows. They are moved
-    as bytes, never converted.
+    States may be of any kind: states of state-space or linear-attention layers, convolution windows. They are
+    moved as bytes, never converted.
 
     Args:
         verified: what `verify` returned, or its path, [B, max_depth + 1] int32.
         tree: the drafted tree.
-        slots: [B] int32 or int64, where each request's states lie; out of range (-1) = nowhere.
-        states: for each layer a tensor [slots, ...] of any dtype; a slot's own bytes must be contiguous.
-        snapshots: for each layer the state after each node, [R, ...], of its dtype.
+        slots: [B] int32 or int64, the slot of each request's states; out of range (-1) = no slot.
+        states: for each layer a tensor [slots, ...] of any dtype; the bytes of a slot must be contiguous.
+        snapshots: for each layer the state after each node, [R, ...], of the dtype of its states.
         backend: "auto", "reference", "cpu" or "triton".
 
     Raises:
@@ -59,9 +59,9 @@ def commit_state(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises with the device. Moves each kept state once. Requests that keep nothing (padding
-        slots) and those without a slot are left alone; so are all other slots. Where a snapshot per node is
-        too much memory, `replay_gated_delta`, `replay_mamba2` and `replay_conv` make do with the inputs of
+        Never synchronises with the device. Moves each kept state once. The states of requests that keep
+        nothing (padding slots) and all other slots do not change. If a snapshot per node takes too much
+        memory, use `replay_gated_delta`, `replay_mamba2` and `replay_conv`, which need only the inputs of
         each node.
 
     Example:
@@ -96,14 +96,14 @@ def replay_conv(
 ) -> None:
     """Shift the inputs of the kept nodes into the windows of causal convolutions, in place.
 
-    A window holds the latest inputs of each channel; after n kept nodes it is the last W columns of the old
-    window followed by their inputs. Values are moved as bytes.
+    A window holds the latest inputs of each channel. The inputs of the kept nodes are appended to the old
+    window, and its last W columns are the new window. Values are moved as bytes.
 
     Args:
         verified, tree, slots: as for `commit_state`.
-        windows: for each layer [slots, C, W] of any dtype, the latest input last; any strides, so a window
-            kept as [slots, W, C] is passed as `window.transpose(1, 2)`.
-        inputs: for each layer the convolution's input at each node, [R, C], of its dtype.
+        windows: for each layer [slots, C, W] of any dtype, the latest input last; any strides. A window that
+            is stored as [slots, W, C] is passed as `window.transpose(1, 2)`.
+        inputs: for each layer the convolution's input at each node, [R, C], of the dtype of its windows.
         backend: as for `commit_state`.
 
     Raises:
@@ -145,15 +145,15 @@ def replay_gated_delta(
 
         S = a S + k (beta (v - a S^T k))^T,
 
-    which is the transpose of S = a S (I - beta k k^T) + beta v k^T. A node costs its inputs, O(Dk + Dv)
-    numbers a head, where a snapshot costs Dk * Dv.
+    which is the transpose of S = a S (I - beta k k^T) + beta v k^T. A node keeps only its inputs, O(Dk + Dv)
+    numbers per head. A snapshot has Dk * Dv numbers.
 
     Args:
         verified, tree, slots: as for `commit_state`. Floating-point tensors below may mix dtypes.
-        states: for each layer [slots, H, Dk, Dv], the state before the root; any strides, so states kept as
-            [slots, H, Dv, Dk] are passed as `state.transpose(2, 3)`.
-        keys: for each layer [R, Hk, Dk], as the recurrence takes them (normalised, if the model does so); H a
-            multiple of Hk, neighbouring heads sharing a key.
+        states: for each layer [slots, H, Dk, Dv], the state before the root; any strides. States that are
+            stored as [slots, H, Dv, Dk] are passed as `state.transpose(2, 3)`.
+        keys: for each layer [R, Hk, Dk], as the recurrence uses them (normalised, if the model does so). H is
+            a multiple of Hk; neighbouring heads share a key.
         values: for each layer [R, H, Dv].
         log_decay: for each layer [R, H], logarithm of the decay.
         beta: for each layer [R, H].
@@ -163,8 +163,8 @@ def replay_gated_delta(
         ValueError, TypeError, BackendUnavailable: as for `commit_state`.
 
     Notes:
-        Never synchronises with the device. Arithmetic is float32 (float64 in the reference); a state is read
-        and written once, so lesser dtypes are rounded once a step. Float64 is served by the reference.
+        Never synchronises with the device. Arithmetic is float32 (float64 in the reference). A state is read
+        and written once, so narrower dtypes are rounded once per step. Float64 is served by the reference.
 
     Source: Yang et al. 2024, Gated Delta Networks, equation 10.
 
@@ -210,15 +210,15 @@ def replay_mamba2(
 ) -> None:
     """Apply the kept nodes to the states of Mamba-2 layers, in place.
 
-    For each kept node in order and each head, S = exp(dt A) S + dt x B^T. A node costs its inputs, O(P + N)
-    numbers a head, where a snapshot costs P * N.
+    For each kept node in order and each head, S = exp(dt A) S + dt x B^T. A node keeps only its inputs,
+    O(P + N) numbers per head. A snapshot has P * N numbers.
 
     Args:
         verified, tree, slots: as for `commit_state`. Floating-point tensors below may mix dtypes.
         states: for each layer [slots, H, P, N], the state before the root; any strides.
         x: for each layer [R, H, P], after the convolution.
-        B: for each layer [R, G, N]; H a multiple of G, neighbouring heads sharing a group.
-        dt: for each layer [R, H], as the recurrence takes it (bias and softplus applied).
+        B: for each layer [R, G, N]. H is a multiple of G; neighbouring heads share a group.
+        dt: for each layer [R, H], as the recurrence uses it (bias and softplus applied).
         A: for each layer [H], negative.
         backend: as for `commit_state`.
 
@@ -256,14 +256,14 @@ def replay_mamba2(
 
 
 def _kept(path: Tensor, tree: DraftTree, slots: Tensor) -> dict[str, Any]:
-    """What tells a backend which nodes were kept, and of whom."""
+    """The arguments that tell a backend which nodes of which request were kept."""
     return dict(path=path, cu_nodes=tree.cu_nodes.contiguous(), rows=tree.tokens.shape[0], slots=slots)
 
 
 def _lists(
     operation: str, name: str, states: Sequence[Tensor], **given: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Tensors per layer, as many of each kind; the states can be written in place."""
+    """Check that there are equally many tensors of each kind, and that the states can be written in place."""
     states = check_list(operation, name, states, "tensors")
     if not states:
         bad_value(operation, name, "must hold at least one tensor", "none")
@@ -286,7 +286,7 @@ def _lists(
 def _requests(
     operation: str, verified: Verified | Tensor, tree: DraftTree, slots: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The path, and the slots as int64; both contiguous."""
+    """The path, and the slots as int64; both checked and contiguous."""
     path = check_path(operation, verified, tree)
     check_device(operation, "verified", path, device)
     check_tensor(operation, "slots", slots, "[B]", (tree.batch_size,), (torch.int32, torch.int64), device)
@@ -303,7 +303,7 @@ def _check_copied(
     row: Sequence[int],
     tree: DraftTree,
 ) -> None:
-    """What is copied into a state: of its dtype, one row per node."""
+    """Check a tensor that is copied into a state: it has the state's dtype, and one row per node."""
     name = f"{argument}[{i}]"
     check_type(operation, name, given, Tensor, "a tensor")
     if given.dtype != state.dtype:
@@ -331,7 +331,7 @@ def _check_vectors(
     tree: DraftTree,
     shared: bool = False,
 ) -> None:
-    """[R, heads, size] with contiguous vectors; where `shared`, any number of heads that divides `heads`."""
+    """Check a tensor [R, heads, size] of contiguous vectors. If `shared`, its heads may divide `heads`."""
     check_dtype(operation, name, given, FLOATS)
     check_device(operation, name, given, state.device)
     if shared and given.dim() == 3:

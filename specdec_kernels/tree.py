@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The draft: a batch of token trees, one per request, flat in one set of tensors."""
+"""The draft: a batch of token trees, one per request, stored flat in one set of tensors."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class Proposal(enum.IntEnum):
-    """How a drafted token came to be, given its earlier siblings.
+    """How a drafted token was obtained, given its earlier siblings.
 
-    A rule is lossless only where this is true. A verifier notices a wrong declaration only where a token has
-    no probability under its law (`Status.IMPOSSIBLE`). Where drafts were pruned, sorted or cut off after
-    looking at the sampled tokens, declare `POINT`.
+    A rule is lossless only if this declaration is true. Verification notices a wrong declaration only if the
+    token has no probability under its law (`Status.IMPOSSIBLE`). If drafts were pruned, sorted or cut off
+    after a look at the sampled tokens, declare `POINT`.
     """
 
     POINT = 0
@@ -44,12 +44,13 @@ class Proposal(enum.IntEnum):
     INDEPENDENT = 1
     """Sampled from q at its parent, independently of its siblings."""
     WITHOUT_REPLACEMENT = 2
-    """Sampled from q at its parent with earlier such siblings and all POINT siblings removed."""
+    """Sampled from q at its parent, without the tokens of all POINT siblings and of earlier siblings of this
+    kind."""
 
 
 def _derived(compute: Callable[[Any], T]) -> T:
-    """A property computed once; inside `torch.compile`, which cannot see through the cache, on every
-    access."""
+    """A property that is computed once. `torch.compile` cannot trace the cache, so there it is computed on
+    every access."""
 
     def value(tree: DraftTree) -> T:
         if torch.compiler.is_compiling():
@@ -66,33 +67,32 @@ def _derived(compute: Callable[[Any], T]) -> T:
 class DraftTree:
     """Draft trees of a batch of requests.
 
-    Node 0 of a request is the root: it stands for the last committed token, and its target row is the law of
-    the first new token. Every other node holds one drafted token. Nodes are numbered parent before child;
-    siblings are verified in the order of `next_sibling`, which is index order unless the tree came
-    `from_links`. Build trees with the constructors; the bare class takes its tensors as they are and reads no
-    values.
+    Node 0 of a request is the root. It stands for the last committed token, and its target row is the law of
+    the first new token. Every other node holds one drafted token. A parent has a smaller number than its
+    children. Siblings are verified in the order of `next_sibling`, which is index order unless the tree was
+    made by `from_links`. Build trees with the constructors. The class itself takes its tensors as they are
+    and reads no values.
 
     Args:
-        tokens: [R] int64. A root's token is the last committed one or -1; -1 elsewhere means that there is no
-            draft: the node and all below it are skipped.
+        tokens: [R] int64. The token of a root is the last committed token or -1. At other nodes -1 means that
+            there is no draft: the node and all nodes below it are skipped.
         parents: [R] int32, index within the request; -1 at the root.
-        cu_nodes: [B + 1] int32. Request b owns rows `cu_nodes[b] : cu_nodes[b + 1]`; an empty request is a
-            padding slot of a captured batch; rows from `cu_nodes[B]` on are ignored.
-        proposals: [R] uint8, values of `Proposal`; a root's is not read.
-        max_nodes: host bound, at least the largest tree of the batch.
-        max_depth: host bound, at least the deepest node (the root's depth is 0); deeper nodes are never
-            visited.
+        cu_nodes: [B + 1] int32. Request b owns rows `cu_nodes[b] : cu_nodes[b + 1]`. An empty request is a
+            padding slot of a captured batch. Rows from `cu_nodes[B]` on are ignored.
+        proposals: [R] uint8, values of `Proposal`; not read at roots.
+        max_nodes: host bound, >= the number of nodes of the largest tree.
+        max_depth: host bound, >= the largest depth (the root has depth 0); deeper nodes are never visited.
 
     Raises:
         ValueError: wrong shapes, negative bounds.
         TypeError: wrong types, dtypes or devices.
 
     Notes:
-        Every constructor takes `max_nodes` and `max_depth`; where they are not given and do not follow from
-        shapes they are read from the device once, which synchronises. `check=None` reads values where that
-        needs no synchronisation (CPU tensors outside `torch.compile`) and raises `ValueError` naming request
-        and node for a malformed tree; `True` and `False` force it. Integer tensors of other widths are
-        converted. Trees are pytrees.
+        Every constructor takes `max_nodes` and `max_depth`. If they are not given and do not follow from
+        shapes, they are read from the device once, which synchronises. With `check=None` values are checked
+        if that needs no synchronisation (CPU tensors outside `torch.compile`); `True` always checks, `False`
+        never. For a malformed tree the check raises a `ValueError` that names request and node. Integer
+        tensors of other widths are converted. Trees are pytrees.
     """
 
     tokens: Tensor
@@ -140,12 +140,12 @@ class DraftTree:
 
         Args:
             tokens: [B, K] int64 drafted tokens without the root, which makes B * (K + 1) rows; or flat [R]
-                with `cu_nodes`, the first entry of each request being its root.
-            lengths: [B] integers in [0, K]; entries of a request at or past its length count as -1. Only with
-                [B, K].
+                with `cu_nodes`, where the first entry of each request is its root.
+            lengths: [B] integers in [0, K]; tokens of a request from its length on count as -1. Only with
+                tokens [B, K].
             cu_nodes: [B + 1] int32, only with flat tokens.
-            proposal: how all the tokens came to be.
-            max_nodes: host bound on nodes of a request, default K + 1; of flat tokens, read from `cu_nodes`.
+            proposal: how all the tokens were obtained.
+            max_nodes: host bound on nodes of a request, default K + 1; for flat tokens read from `cu_nodes`.
             max_depth: host bound on depth, default `max_nodes - 1`.
             check: whether values are read and checked.
 
@@ -210,7 +210,7 @@ class DraftTree:
             parents: shaped as `tokens`, int32, index within the request, -1 at roots.
             cu_nodes: [B + 1] int32, only with flat tensors.
             proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
-            max_nodes: host bound on nodes of a request, default N; of flat tensors, read from `cu_nodes`.
+            max_nodes: host bound on nodes of a request, default N; for flat tensors read from `cu_nodes`.
             max_depth: host bound on depth, default read from the tree.
             check: whether values are read and checked.
 
@@ -246,12 +246,12 @@ class DraftTree:
         Args:
             tokens: [B, len(paths) + 1] int64 with the root in column 0; column i + 1 is the node of
                 `paths[i]`.
-            paths: child ranks from the root, e.g. `[(0,), (1,), (0, 0)]`, every path after the path it
-                extends; the ranks of a node's children are 0, 1, 2, ... without a gap. Siblings are verified
+            paths: child ranks from the root, e.g. `[(0,), (1,), (0, 0)]`. A path comes after the path that it
+                extends. The ranks of a node's children are 0, 1, 2, ... without a gap. Siblings are verified
                 in the order in which they are listed.
             proposals: one `Proposal`, or a tensor of its values shaped as `tokens`.
-            max_nodes, max_depth: host bounds, default what the paths say.
-            check: whether values of tensors are read and checked; the paths always are.
+            max_nodes, max_depth: host bounds, by default computed from the paths.
+            check: whether values of tensors are read and checked; the paths are always checked.
 
         Returns:
             `DraftTree`.
@@ -314,7 +314,7 @@ class DraftTree:
             `DraftTree`.
 
         Raises:
-            ValueError: wrong shapes or numbers; where values are read, a mask that is no ancestor relation.
+            ValueError: wrong shapes or numbers; if values are read, a mask that is not an ancestor relation.
             TypeError: wrong types, dtypes or devices.
 
         Example:
@@ -354,7 +354,7 @@ class DraftTree:
         max_depth: int | None = None,
         check: bool | None = None,
     ) -> DraftTree:
-        """Trees given by first-child and next-sibling links, whose sibling order is kept.
+        """Trees given by first-child and next-sibling links. The order of siblings is that of the links.
 
         Args:
             tokens: [B, N] int64 with the root in column 0.
@@ -370,7 +370,7 @@ class DraftTree:
             `DraftTree`.
 
         Raises:
-            ValueError: wrong shapes or numbers; where values are read, links that make no tree.
+            ValueError: wrong shapes or numbers; if values are read, links that do not form a tree.
             TypeError: wrong types, dtypes or devices.
 
         Example:
@@ -459,7 +459,8 @@ class DraftTree:
 
     @_derived
     def ancestor_bits(self) -> Tensor:
-        """[R, ceil(max_nodes / 64)] int64: bit j of word j // 64 says that node j is i or its ancestor."""
+        """[R, ceil(max_nodes / 64)] int64: in row i, bit j of word j // 64 is set if node j is i or an
+        ancestor of i."""
         return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
 
     @_derived
@@ -490,7 +491,7 @@ def _unflatten(tensors: Iterable[Any], bounds: tuple[int, int]) -> DraftTree:
     values: tuple[Any, ...] = (tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
     if isinstance(tokens, Tensor):
         return DraftTree(*values)
-    tree = object.__new__(DraftTree)  # of whatever a pytree's leaves were mapped to
+    tree = object.__new__(DraftTree)  # no checks: the leaves of a pytree may be any objects
     for part, value in zip(fields(DraftTree), (*values, {}), strict=True):
         object.__setattr__(tree, part.name, value)
     return tree

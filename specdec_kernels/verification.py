@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification: which drafted tokens to keep, and the token after them."""
+"""Verification: decide which drafted tokens are kept, and draw the token after them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from .tree import DraftTree
 
 
 class Status(enum.IntFlag):
-    """What a request's walk met; 0 = nothing to report."""
+    """What verification found in a request; 0 = nothing to report."""
 
     NAN = 1
     """A target row had a NaN, which counted as `-inf`."""
     EMPTY = 2
-    """A target row had nothing left; it counted as the lowest allowed token, 0 if none is."""
+    """A target row had no possible token. Its lowest allowed token was taken, or 0 if none is allowed."""
     IMPOSSIBLE = 4
-    """A drafted token in [0, V) was tested to which the law of its proposal gives no probability. It was not
-    drawn as declared, so a lossless rule need not be lossless here. The answer does not depend on this bit.
+    """A tested token in [0, V) has no probability under the law of its proposal. It was not drawn as
+    declared, so a lossless rule may not be lossless here. The bit changes nothing else in the result.
     docs/verification.md says which children are tested."""
 
 
 class Verified(NamedTuple):
-    """What `verify` found, one row per request."""
+    """The result of `verify`, one row per request."""
 
     tokens: Tensor
     """[B, max_depth + 1] int64: accepted tokens, the next token, then -1."""
@@ -77,41 +77,40 @@ def verify(
 ) -> Verified:
     """Verify drafted trees against the target: keep a path of drafted tokens and draw the token after it.
 
-    With p_v the target's processed law at node v and q_v the draft's, the lossless rules emit tokens whose
+    Let p_v be the target's processed law at node v, and q_v the draft's. The lossless rules emit tokens whose
     joint law is the target's own, whatever q is:
 
     - `"match"` draws y ~ p_v at each node and follows the first child that equals y. The emitted tokens are
       those that `sample` would emit one at a time with the same seeds and positions.
-    - `"token"` accepts child x with probability `min(1, P(x) / Q(x))` and after every rejection sets
-      `P = norm([P - Q]+)`, from P = p_v.
-    - `"traversal"` looks deepest first: node weights `w_c = min(1, w P(x) / Q(x))`, residuals `[w P - Q]+`.
-      On a chain it is block verification. It accepts at least as much as `"token"`.
+    - `"token"` begins with P = p_v. It accepts child x with probability `min(1, P(x) / Q(x))`, and after
+      every rejection sets `P = norm([P - Q]+)`.
+    - `"traversal"` tests the deepest nodes first, with weights `w_c = min(1, w P(x) / Q(x))` and residuals
+      `[w P - Q]+`. On a chain it is block verification. It accepts at least as much as `"token"`.
 
-    Q is the point mass at x, q_v, or q_v with the removed siblings taken out, as `tree.proposals` declares. A
-    sampled child whose parent has no draft row counts as POINT, and so does one whose draft row holds a NaN
-    or nothing at all. Requests with temperature 0 are verified greedily under every lossless rule.
+    As `tree.proposals` declares, Q is the point mass at x, or q_v, or q_v without the tokens of removed
+    siblings. A sampled child counts as POINT if its parent has no draft row, or one with a NaN or without a
+    possible token. Requests with temperature 0 are verified greedily under every lossless rule.
 
     Args:
         target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
             The row of a node is the law of the token after it.
         tree: the drafted tokens, R rows of B requests.
-        draft_logits: [R, Vd], the row of node i being the law its children were drawn from; or [Rq, Vd] with
-            `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
+        draft_logits: [R, Vd], where the row of node i is the law from which its children were drawn; or
+            [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
         draft_rows: [R] int32, row of `draft_logits` per node, -1 = none.
-        draft_vocab: what the columns of `draft_logits` stand for; without it column i is token i, and columns
+        draft_vocab: the tokens of the columns of `draft_logits`; without it column i is token i, and columns
             from V on are padding.
-        sampling: what turns a target row into a law.
+        sampling: turns a target row into a law.
         draft_sampling: what the drafter applied to `draft_logits`; default: as `sampling`. `"logprobs"`: the
             rows are the logarithms of the law itself.
-        rule: `"auto"` (traversal where `draft_logits` is given, else match), `"match"`, `"token"`,
+        rule: `"auto"` (traversal if `draft_logits` is given, otherwise match), `"match"`, `"token"`,
             `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
-        seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, index in its sequence of the first new token; given with `seeds` and not
-            without.
+        seeds: [B] int64; default: fresh seeds from the default generator of the device.
+        positions: [B] int64, the index in its sequence of the first new token; only with `seeds`.
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
             applies to the target's law only.
         return_logprobs: fill `Verified.logprobs`.
-        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled where present.
+        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -124,15 +123,14 @@ def verify(
 
     Notes:
         Never synchronises with the device. Every random number is a function of (seed, position, purpose,
-        index): with seeds the result of a request does not depend on the batch, its place there, or the
-        number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
-        temperature and cuts, with noise that is new in every step and that `verify` does not use: as by
-        `draft_token` and `sample_children` with this call's `seeds` and `positions`, and not by `sample` with
-        the positions of the drafted tokens. NaN and empty rows do not raise but set `Verified.status`, and so
-        does a child that was tested under `"token"`, `"traversal"` or `Lenient` and has Q(x) = 0
-        (`Status.IMPOSSIBLE`).
-        `SPECDEC_DEBUG=1` in the environment adds checks of values that do raise, and synchronise. Float64
-        rows are served by the reference.
+        index). So with seeds the result of a request does not depend on the batch, on its place there, or on
+        the number of threads. A lossless rule is lossless only for drafts that were drawn as declared, after
+        temperature and cuts, with noise that is new in every step and that `verify` does not use.
+        `draft_token` and `sample_children` with this call's `seeds` and `positions` draw in this way;
+        `sample` with the positions of the drafted tokens does not. NaN and empty rows raise no error but set
+        `Verified.status`. So does a child that was tested under `"token"`, `"traversal"` or `Lenient` and has
+        Q(x) = 0 (`Status.IMPOSSIBLE`). `SPECDEC_DEBUG=1` in the environment adds checks of values that raise
+        errors, and synchronise. Float64 rows are served by the reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
         1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
@@ -214,7 +212,7 @@ def check_draft_sampling(operation: str, value: object) -> None:
 
 
 def _check_target(target_logits: Tensor, tree: DraftTree) -> int:
-    """The vocabulary size V."""
+    """Check the target's rows. Returns the vocabulary size V."""
     rows = tree.tokens.shape[0]
     if target_logits.dim() == 3:
         batch, nodes, vocab = tree.batch_size, target_logits.shape[1], target_logits.shape[2]
@@ -277,7 +275,7 @@ def _check_draft(
 
 
 def _draft_shapes(rows: int, batch: int, width: int) -> str:
-    """The shapes that draft logits may have."""
+    """The shapes that draft logits may have, for a message."""
     chain = "[B, K, Vd] for chains of one length"
     if batch and rows > batch and rows % batch == 0:
         chain = f"[B, K, Vd] = {[batch, rows // batch - 1, width]} for chains of one length"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a public function to a backend: the record of a call, the operator, and who serves it.
+"""From a public function to a backend: the record of a call, the operator, and the choice of the backend.
 
-Internal. `calls` has the records, `operators` what PyTorch sees, `backends` which backend serves and why.
+Internal. `calls` has the records, `operators` the operators of PyTorch, `backends` the choice and its reason.
 """
 
 from .operators import (

@@ -62,7 +62,7 @@ def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[to
 
 
 def _module(backend: str) -> tuple[ModuleType | None, str]:
-    """The module of a backend that has to be there first, or why it is not."""
+    """The module of a backend that may be missing; or None and the reason."""
     return _native() if backend == "cpu" else _triton()
 
 

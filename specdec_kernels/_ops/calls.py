@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One record per operator: what a backend is called with.
+"""One record per operator: the arguments of a backend.
 
-The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`; its
-schema is made of them (see `operators`). A public function fills a record by name, and a backend reads it by
-name. An option is added as a field at the end with a default.
+The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`. The
+operator's schema is made of them (see `operators`). A public function fills a record by name, and a backend
+reads it by name. A new option is a field at the end with a default.
 
 Conventions of the fields:
 
-- `target_logits` is [R, V] or [B, N, V], `draft_logits` [Rq, Vd] or [B, K, Vd], as the user gave them: any
-  strides, the last being 1. `draft_rows` None: row r for node row r; of 3-D draft logits the row of node i of
-  request b is `draft_logits[b, i]`, the last node having none.
-- `first_child` and `next_sibling` come together, and only where the sibling order may differ from index
+- `target_logits` is [R, V] or [B, N, V], `draft_logits` [Rq, Vd] or [B, K, Vd], as the user gave them, with
+  any strides but a last stride of 1. If `draft_rows` is None, node row r has draft row r; with 3-D draft
+  logits, node i of request b has the row `draft_logits[b, i]`, and the last node has none.
+- `first_child` and `next_sibling` are given together, and only if the sibling order may differ from index
   order.
-- `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first), and `sampling_rows`
-  the first four as [B] tensors where they are given per request; an empty list if none is. The same for the
-  draft.
+- `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first). `sampling_rows`
+  has the first four as [B] tensors, for those given per request; the list is empty if none is. The same
+  holds for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
-- Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]; without a
-  `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 where
-  there is none. `key_scales` and `value_scales` [Hkv] stand in for the one number where they are given.
-- `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None; a tracer may pass
+- Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a
+  `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 if
+  there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
+- `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None. A tracer may pass
   copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
-- One-dimensional tensors are contiguous; so are outputs, which hold anything; a backend writes every element.
+- One-dimensional tensors and outputs are contiguous. Outputs are not initialised: a backend writes every
+  element.
 
-`OPERATORS` says of every record which operator it belongs to, which fields are `written`, and which tensors'
-device and dtypes choose the backend (`chosen_by`; operations on caches and states move bytes, so `path`
-chooses, whose dtype never varies).
+`OPERATORS` has for every record its operator, the fields that are `written`, and the fields whose device and
+dtypes choose the backend (`chosen_by`). Operations on caches and states move bytes, so `path` chooses, whose
+dtype never varies.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class ReplayMamba2Call(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """What PyTorch and `backends` are told of an operator."""
+    """The facts of an operator that PyTorch and `backends` need."""
 
     record: type[Any]
     written: tuple[str, ...]

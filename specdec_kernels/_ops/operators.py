@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as PyTorch sees them: schemas, fakes, and the hand-over to a backend.
+"""The operators of PyTorch: schemas, fakes, and the call of a backend.
 
-Each operation is one operator that fills tensors its caller allocated, so it has no shapes to infer: the
-fakes are empty. Its schema is made of the fields of its record in `calls`. Backends are modules with a
-function per operation, which takes the record.
+Each operation is one operator that fills tensors allocated by its caller. So there are no shapes to infer,
+and the fakes are empty. The schema is made of the fields of the record in `calls`. Backends are modules with
+a function per operation, which takes the record.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def _is_plain(values: Iterable[Any]) -> bool:
 
 
 def _register(operation: str) -> Callable[[Any, str], None]:
-    """Define an operator. Returns what calls it.
+    """Define an operator. Returns a function that calls it.
 
-    Eager calls on plain tensors go straight to the backend: in a decoding loop, where every call starts from
-    cold caches, the way through the dispatcher costs as much as all checks of `verify` together. Whatever
-    traces (`torch.compile`, dispatch modes, fake and meta tensors, other subclasses) meets the operator.
+    Eager calls on plain tensors go directly to the backend. In a decoding loop every call starts from cold
+    caches, and there the dispatcher costs as much as all checks of `verify` together. Tracers and special
+    tensors (`torch.compile`, dispatch modes, fake and meta tensors, other subclasses) get the operator.
     """
     record, _, chosen_by = calls.OPERATORS[operation]
 
@@ -110,6 +110,6 @@ replay_mamba2 = _register("replay_mamba2")
 
 
 def commit_kv_by_table(call: calls.CommitKVCall, backend: str) -> None:
-    """`commit_kv` of a backend that works from the table alone, outside any tracer and past the dispatcher:
-    to show it 64 caches takes as long as to move a small batch."""
+    """`commit_kv` of a backend that needs only the table, outside any tracer and without the dispatcher: to
+    pass 64 caches through the dispatcher takes as long as to move a small batch."""
     backends.load(backend, "commit_kv", call.path.device.type, ()).commit_kv(call)

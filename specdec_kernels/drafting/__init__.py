@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to draft, and how much: prompt lookup, children of a drafter's laws, trees that grow, budgets."""
+"""Drafting: prompt lookup, children sampled from a drafter's laws, growing trees, and how much to draft."""
 
 from .acceptance import AcceptanceStats
 from .budget import Budget, Calibration

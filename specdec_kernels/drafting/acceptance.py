@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well speculation pays, in numbers on the host."""
+"""Statistics of acceptance and speed-up, as numbers on the host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ DEPTHS_SHOWN = 8  # in a repr
 
 @dataclass(frozen=True, repr=False)
 class AcceptanceStats:
-    """Counts over the steps of a run; one request verified once is one step.
+    """Counts over the steps of a run. The verification of one request counts as one step.
 
     Args:
-        steps: number of them.
-        drafted: drafted tokens, the nodes other than roots that carry one.
-        passes: sum over steps of the depth drafted, so of passes of the drafter.
+        steps: number of steps.
+        drafted: number of drafted tokens; roots and nodes without a token do not count.
+        passes: sum over steps of the drafted depth, which is the number of passes of the drafter.
         tested: at index d - 1, steps in which depth d was reached and had a draft.
         accepted: at index d - 1, steps in which a draft was accepted at depth d.
         seconds: measured time of all the steps, drafting included; 0 = not measured.
-        plain_seconds: measured time that plain decoding takes for a token of one request: of a step that
-            drafts nothing, over the requests it serves; the median of several. 0 = not measured.
+        plain_seconds: measured time of plain decoding per token of one request: the time of a step without
+            drafts, divided by its number of requests; the median of several. 0 = not measured.
         rows: rows of logits that the target computed in these steps, roots included; 0 = not counted.
 
     Raises:
@@ -78,13 +78,13 @@ class AcceptanceStats:
 
     @property
     def tokens(self) -> int:
-        """Emitted tokens: the accepted drafts, and one next token a step."""
+        """Number of emitted tokens: the accepted drafts, and one next token per step."""
         return self.steps + sum(self.accepted)
 
     @property
     def speedup(self) -> float | None:
-        """Time that plain decoding would have taken for the same tokens over the time that was taken, both
-        as measured: `tokens * plain_seconds / seconds`. None where one of the two was not measured.
+        """Measured speed-up: the time of plain decoding for the same tokens divided by the time of the steps,
+        `tokens * plain_seconds / seconds`. None if one of the two times was not measured.
 
         Example:
             >>> counts = dict(steps=10, drafted=40, passes=40, tested=(10, 1), accepted=(1, 0))
@@ -112,7 +112,7 @@ class AcceptanceStats:
 
     @property
     def acceptance_by_depth(self) -> list[float]:
-        """Share of the tests at each depth that accepted a draft, up to the deepest one tested."""
+        """For each depth, the share of tests that accepted a draft, up to the deepest tested depth."""
         return [_ratio(a, t) for a, t in zip(self.accepted, self.tested, strict=True) if t]
 
     @property
@@ -121,14 +121,14 @@ class AcceptanceStats:
         return _ratio(sum(self.accepted), sum(self.tested))
 
     def expected_speedup(self, cost_ratio: float, depth: float | None = None) -> float:
-        """(1 - a^(k+1)) / ((1 - a) (k c + 1)), were every test to accept with probability a.
+        """(1 - a^(k+1)) / ((1 - a) (k c + 1)): the speed-up if every test accepts with probability a.
 
         Args:
-            cost_ratio: c, time of one pass of the drafter over that of one of the target.
-            depth: k, drafts per step; default `mean_depth`.
+            cost_ratio: c, the time of one pass of the drafter divided by the time of one of the target.
+            depth: k, drafted depth per step; default `mean_depth`.
 
         Returns:
-            The speedup, 1 = as fast as plain decoding.
+            The speed-up; 1 = as fast as plain decoding.
 
         Raises:
             ValueError: negative numbers.
@@ -145,19 +145,19 @@ class AcceptanceStats:
     def measured_speedup(self, cost_ratio: float) -> float:
         """Tokens per step over the cost of a step: `tokens_per_step / (k c + 1)`.
 
-        The tokens are counted, the cost is a model: that the target takes as long for a draft as for one
-        token. Where it does not, `speedup` tells what came of it.
+        The tokens are counted. The cost is a model: it assumes that the target takes as long for a draft as
+        for one token. If that is not true, use `speedup`, which is measured.
         """
         return self.tokens_per_step / self._cost(
             "AcceptanceStats.measured_speedup", cost_ratio, self.mean_depth
         )
 
     def warning(self, cost_ratio: float | None = None) -> str | None:
-        """In words, where speculation costs more than it gives; else None.
+        """A warning text if speculation is slower than plain decoding; otherwise None.
 
-        Judged by `speedup` where that was measured, else by `measured_speedup(cost_ratio)`, which leaves out
-        what drafts cost the target. Steps that were timed, without a plain one to compare them with and
-        without a cost ratio, give None.
+        It is decided by `speedup` if that was measured, otherwise by `measured_speedup(cost_ratio)`, which
+        ignores what drafts cost the target. If there is neither a measured plain step nor a cost ratio,
+        timed steps give None.
 
         Raises:
             ValueError: no cost ratio and no time was measured; a negative cost ratio.
@@ -201,7 +201,7 @@ class AcceptanceStats:
         )
 
     def _cost(self, operation: str, cost_ratio: float, depth: float) -> float:
-        """Of a step, in passes of the target."""
+        """Cost of a step, in passes of the target."""
         return depth * check_number(operation, "cost_ratio", cost_ratio, 0) + 1
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much to draft: as much as the past steps say will pay, and no more than they have earned.
+"""How much to draft: as much as past steps predict to pay, and never more than the credit covers.
 
-Plain numbers and pure functions on the host; nothing here knows a model.
+These are plain numbers and pure functions on the host. They do not depend on a model.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from .._checks import (
     check_type,
 )
 
-BUCKETS = 8  # of chances, one for each power of two of the odds
+BUCKETS = 8  # promises are sorted into buckets, one for each power of two of the odds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a request's drafts turned out to be worth, by the chances that its drafter gave them.
+    """Corrects the chances that a drafter gives the nodes of one request, by what was accepted before.
 
-    Every node of a draft tree comes with a chance: the drafter's probability of its path, or any guess. What
-    it gives a node once its parent was accepted is a promise; `believe` corrects promises by the share of
-    their kind that was kept, recent ones counting most.
+    Every node of a draft tree has a chance: the drafter's probability of its path, or any guess. The
+    promise of a node is its chance divided by its parent's. Promises of similar size share a bucket.
+    `believe` corrects a promise by the share of its bucket that was accepted. Recent steps count most.
 
     Args:
-        promised, kept: by kind of promise, the decayed sums of those that were put to the test and of those
-            kept.
-        decay: in (0, 1], of these sums, per step: what is forgotten is tried again.
-        prior: expected acceptances that a drafter's word is worth at first, > 0.
+        promised, kept: per bucket, the decayed sum of tested promises, and that of accepted nodes.
+        decay: factor on these sums per step, in (0, 1]. A draft whose failure is forgotten is tried again.
+        prior: weight of the drafter's promise at first, in expected acceptances, > 0.
 
-    Trees are sequences over nodes, parents first, the root included: `chances` with 1 for the root and 0 for
-    unused nodes, as `scores.exp()` of `ngram_tree` and `grow_tree`, and `parents` with -1 for the root.
+    Trees are sequences over nodes, parents first, with the root: `chances` have 1 for the root and 0 for
+    unused nodes, like `scores.exp()` of `ngram_tree` and `grow_tree`; `parents` have -1 for the root.
 
     Example:
         >>> calibration, chances, parents = Calibration(), [1.0, 0.8, 0.64], [-1, 0, 1]
@@ -69,7 +68,7 @@ class Calibration:
                 bad_value("Calibration", name, rule, getattr(self, name))
 
     def believe(self, chances: Sequence[float], parents: Sequence[int]) -> list[float]:
-        """The chances as far as they are to be believed. No node has a better one than its parent.
+        """The corrected chances. No node has a larger chance than its parent.
 
         Raises:
             ValueError: negative chances, parents that are no earlier nodes.
@@ -84,7 +83,7 @@ class Calibration:
         return believed
 
     def after(self, chances: Sequence[float], parents: Sequence[int], path: Sequence[int]) -> Calibration:
-        """After a step that accepted the nodes of `path`, the root included, of this tree.
+        """The calibration after a step that accepted the nodes `path` of this tree, the root included.
 
         Raises:
             ValueError: negative chances, parents that are no earlier nodes.
@@ -103,24 +102,24 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Budget:
-    """Chooses what brings the most tokens per second, out of what speculation has earned.
+    """Chooses the nodes that give the most tokens per second, among choices that the credit covers.
 
-    A step over n rows of the target takes `costs[n]`, interpolated between the sizes measured and extended
-    beyond. Drafting more than the roots is paid from a credit, which grows by `allowance` of plain decoding's
-    time, and by the time that accepted drafts save. A choice never exceeds the credit, so by the cost curve
-    the whole never takes longer than `1 + allowance` times plain decoding and the credit to begin with,
-    whatever the drafts are worth. Where they are worth nothing, what is left is a trial now and then: when
-    calibrations have forgotten, or after long without any.
+    A step over n rows of the target takes `costs[n]`. Costs are interpolated between the given sizes and
+    extrapolated beyond. Drafting is paid from a credit. The credit grows by `allowance` times the time of
+    plain decoding, and by the time that accepted drafts save. A choice never costs more than the credit. So
+    by the cost curve a run never takes longer than `1 + allowance` times plain decoding plus the initial
+    credit, however bad the drafts are. With useless drafts only a few trials are made: when calibrations
+    have forgotten old failures, or after `patience` steps without a draft.
 
     Args:
-        costs: time of a step by the rows it feeds to the target, at least for 1 row; any unit.
-        credit: time that may be lost at once, in that unit; default one step over one row. Infinite: take
-            every choice for what it promises.
+        costs: time of a step, by the number of rows of the target; at least for 1 row; any unit.
+        credit: time that may be lost at once, in that unit; default: one step over one row. If infinite,
+            every choice is affordable.
         allowance: share of plain decoding's time that may be lost on trials.
-        max_credit: the credit is cut off here, so that a good past does not pay for a bad future; default
+        max_credit: upper limit of the credit, so that a good past cannot pay for many bad steps; default:
             four steps over one row.
-        idle_steps: since the last one that drafted.
-        patience: steps of plain decoding before a trial that nothing speaks for, >= 1.
+        idle_steps: number of steps since the last one that drafted.
+        patience: steps of plain decoding before a trial is made without any sign that it pays, >= 1.
 
     Raises:
         ValueError: numbers out of range, no time of 1 row.
@@ -136,7 +135,7 @@ class Budget:
     """
 
     costs: Mapping[int, float]
-    credit: float = cast(float, None)  # set below where it is not given
+    credit: float = cast(float, None)  # if not given, set below
     allowance: float = 0.02
     max_credit: float = cast(float, None)
     idle_steps: int = 0
@@ -158,7 +157,7 @@ class Budget:
         check_int("Budget", "patience", self.patience, 1)
 
     def cost(self, rows: float | Sequence[float] | np.ndarray) -> np.ndarray:
-        """Time of steps over so many rows each.
+        """Times of steps with the given numbers of rows.
 
         Raises:
             ValueError: negative rows.
@@ -175,11 +174,11 @@ class Budget:
         """Which nodes of each request's tree to verify, ascending, the root included.
 
         Args:
-            chances: of each request's nodes, as far as they are to be believed, parents first and no node
-                with a better one than its parent; 1 for the root, 0 for unused nodes.
+            chances: for each request the corrected chances of its nodes, parents first, 1 for the root, 0
+                for unused nodes. No node has a larger chance than its parent.
 
-        A node more costs what it adds to the step, whoever it belongs to, so the likeliest nodes of all
-        requests come first.
+        Every further node adds the same cost to the step, whichever request it belongs to. So the nodes of
+        all requests are taken in the order of their chances.
 
         Raises:
             ValueError: negative chances.
@@ -202,13 +201,13 @@ class Budget:
         return [sorted(each) for each in kept]
 
     def depth(self, chances: Sequence[float], draft_cost: float, width: int = 1) -> int:
-        """How deep to draft for one request, where every level takes the drafter `draft_cost`.
+        """How deep to draft for one request, if every level costs the drafter `draft_cost`.
 
         Args:
             chances: the expected number of accepted tokens at depth 1, 2, ..., which is the share of steps
-                that accept one there.
+                that accept a token there.
             draft_cost: time of a level, in the unit of `costs`.
-            width: nodes of a level.
+            width: number of nodes per level.
 
         Raises:
             ValueError: negative numbers, a width below 1.
@@ -222,7 +221,8 @@ class Budget:
         return self._best(tokens, self.cost(1 + width * levels) + draft_cost * levels)
 
     def after(self, rows: int, tokens: Sequence[int], drafting: float = 0.0) -> Budget:
-        """After a step over `rows` rows that brought each request so many tokens, and what drafting took.
+        """The budget after a step over `rows` rows, with the tokens that it emitted for each request and the
+        time of `drafting`.
 
         Raises:
             ValueError: negative rows or tokens.
@@ -239,8 +239,8 @@ class Budget:
         return replace(self, credit=min(max(credit, 0.0), self.max_credit), idle_steps=idle_steps)
 
     def _best(self, tokens: np.ndarray, costs: np.ndarray) -> int:
-        """The choice of the most tokens per time among those that the credit covers. The first is plain
-        decoding; where it was chosen long enough, the best of the others is."""
+        """The choice with the most tokens per time among those that the credit covers. The first choice is
+        plain decoding. After `patience` steps of it, the best of the other choices is taken."""
         rates = np.where(costs - costs[0] <= self.credit, tokens / costs, 0.0)
         if self.idle_steps >= self.patience and rates[1:].any():
             return 1 + int(np.argmax(rates[1:]))
@@ -263,7 +263,7 @@ def _checked(
 
 
 def _as_rows(rows: object) -> np.ndarray:
-    """Numbers of rows, one or many."""
+    """One or several numbers of rows, checked."""
     if isinstance(rows, np.ndarray):
         if rows.dtype.kind not in "iuf":
             bad_type("Budget.cost", "rows", "must hold numbers", rows.dtype)
@@ -276,13 +276,13 @@ def _as_rows(rows: object) -> np.ndarray:
 
 
 def _promises(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
-    """The chance of every node once its parent was accepted."""
+    """The chance of every node, given that its parent was accepted."""
     above = (chances[parent] if parent >= 0 else 1.0 for parent in parents)
     return [chance / least if least > 0 else 0.0 for chance, least in zip(chances, above, strict=True)]
 
 
 def _kind(promise: float) -> int:
-    """Its bucket, by the logarithm of the odds."""
+    """The bucket of a promise, by the logarithm of its odds."""
     odds = min(max(promise, 1e-6), 1.0 - 1e-6)
     kind = BUCKETS // 2 + round(math.log2(odds / (1.0 - odds)))
     return min(max(kind, 0), BUCKETS - 1)

@@ -30,11 +30,11 @@ from ..sampling import PLAIN, DraftVocab, SamplingParams, noise_keys, unpack
 from ..tree import Proposal
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
-MOST_CHILDREN = 256  # ordinals that the counter of the noise tells apart
+MOST_CHILDREN = 256  # the counter of the noise has room for so many ordinals
 
 
 class Children(NamedTuple):
-    """Of every parent, k children in the order of verification."""
+    """The k children of every parent, in the order of verification."""
 
     tokens: Tensor
     """[N, k] int64, -1 where fewer than k tokens have any probability."""
@@ -56,31 +56,31 @@ def sample_children(
     coupled: bool = False,
     backend: str = "auto",
 ) -> Children:
-    """k children of every parent, and how to declare them.
+    """Draw or choose k children of every parent, and say how to declare them.
 
     | method | children, in the order of verification | proposals |
     |---|---|---|
     | `independent` | k draws from q | INDEPENDENT |
     | `without_replacement` | k draws from q, each without the tokens before it | WITHOUT_REPLACEMENT |
     | `top_k` | the k likeliest tokens, descending, ties to the lowest token | POINT |
-    | `hybrid` | one draw from q without the k - 1 likeliest, then those | WITHOUT_REPLACEMENT, then POINT |
+    | `hybrid` | one draw from q without the k - 1 likeliest, then these | WITHOUT_REPLACEMENT, then POINT |
 
     q is the processed law of the parent's row. Draws without replacement are the first k finishers of one
     exponential race, the tokens of largest q(x) / E(x).
 
     Args:
-        logits: [N, V] float32 | bfloat16 | float16, last stride 1; row n is the drafter's after parent n.
+        logits: [N, V] float32 | bfloat16 | float16, last stride 1; row n has the drafter's logits after
+            parent n.
         k: in [1, 256].
         method: see the table.
-        sampling: what turns a row into q; pass the same to `verify` as `draft_sampling`. Its tensors are [N].
-        seeds: [N] int64; default: fresh ones from the default generator of the device.
-        positions: [N] int64, those that this step passes to `verify`, the same at every depth; given with
-            `seeds` and not without.
-        nodes: [N] int32 | int64, what tells a parent from the others of its request in this step, such as its
-            index; given with `seeds` and not without.
-        coupled: draw with the noise that the target itself will use for the children's own position, which
-            `positions` then has to be. Where q is near p the target draws the same token. For rule `match`
-            only; all proposals are POINT, since this noise was not made for the draft alone.
+        sampling: turns a row into q; pass the same to `verify` as `draft_sampling`. Its tensors are [N].
+        seeds: [N] int64; default: fresh seeds from the default generator of the device.
+        positions: [N] int64, the same as in this step's `verify`, at every depth; only with `seeds`.
+        nodes: [N] int32 | int64, different for the parents of one request in this step, e.g. the index of
+            the parent; only with `seeds`.
+        coupled: draw with the noise that the target itself will use at the children's position; `positions`
+            then are the positions of the children. If q is near p the target draws the same token. For rule
+            `match` only. All proposals are POINT, since this noise was not made for the draft alone.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -92,12 +92,12 @@ def sample_children(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises. Noise is keyed by (seed, position, parent) for the purpose of drafting, which no
-        rule of `verify` draws on, so a drafter may share its seeds. A drafter's noise has to be new in every
-        step: with `positions` that advance by the depth and a constant node, the next step draws a rejected
-        depth again with the same noise, and rule `traversal` emits another law than the target's. NaN counts
-        as -inf, a row with nothing left has no children, and at temperature 0 one token has all the
-        probability.
+        Never synchronises. Noise is keyed by (seed, position, parent) and has the purpose of drafting, which
+        no rule of `verify` uses. So a drafter may use the seeds of `verify`. A drafter's noise has to be new
+        in every step: with `positions` that advance by the depth and a constant node, the next step draws a
+        rejected depth again with the same noise, and the output of rule `traversal` no longer has the
+        target's law. NaN counts as -inf. A row without a possible token has no children. At temperature 0
+        one token has all the probability.
 
     Source: Kool et al. 2019, Stochastic Beams and Where to Find Them: the Gumbel-top-k trick.
 
@@ -158,28 +158,27 @@ def draft_token(
     """The next drafted token of every request's chain, and how to declare it.
 
     A drafter that samples calls it for node 0, 1, ..., K - 1, each time with its logits after that node. The
-    noise is keyed by (seed, position of the step, node): new in every step, and none that `verify` uses. What
-    `verify` then has to be given is
+    noise is keyed by (seed, position of the step, node). It is new in every step, and `verify` does not use
+    it. Pass to `verify`
 
     - the tokens [B, K], as `DraftTree.chain(tokens, proposal=proposal)`;
-    - the K rows of logits as they were here, stacked to `draft_logits` [B, K, Vd];
+    - the same K rows of logits, stacked to `draft_logits` [B, K, Vd];
     - `sampling` as `draft_sampling`, and `draft_vocab`;
     - the same `seeds` and `positions`.
 
     Args:
-        logits: [B, Vd] float32 | bfloat16 | float16, last stride 1; the drafter's after the node.
+        logits: [B, Vd] float32 | bfloat16 | float16, last stride 1: the drafter's logits after the node.
         node: >= 0, index of the node in its chain: 0 after the last committed token, i after the i-th drafted
-            one.
-        sampling: what turns a row into the law q that is drawn from.
-        draft_vocab: what the columns of `logits` stand for; default: column i is token i.
-        seeds: [B] int64; default: fresh ones from the default generator of the device.
-        positions: [B] int64, those that this step passes to `verify`, the same for every node; given with
-            `seeds` and not without.
+            token.
+        sampling: turns a row into the law q from which the token is drawn.
+        draft_vocab: the tokens of the columns of `logits`; default: column i is token i.
+        seeds: [B] int64; default: fresh seeds from the default generator of the device.
+        positions: [B] int64, the same as in this step's `verify`, for every node; only with `seeds`.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        tokens [B] int64, of the target's vocabulary where `draft_vocab` is given, -1 where no token has any
-        probability; `Proposal.INDEPENDENT`.
+        tokens [B] int64, in the target's vocabulary if `draft_vocab` is given, -1 if no token has any
+        probability; and `Proposal.INDEPENDENT`.
 
     Raises:
         ValueError: wrong shapes or node; positions without seeds or seeds without positions.
@@ -187,9 +186,9 @@ def draft_token(
         BackendUnavailable: the named backend cannot serve the call.
 
     Notes:
-        Never synchronises. It is `sample_children(logits, 1, method="independent")` with the node as parent
-        of every row: with seeds the token depends on (seed, position, node, row) only. A chain may end after
-        a look at its tokens, as long as none that was drawn is dropped.
+        Never synchronises. The call equals `sample_children(logits, 1, method="independent")` with the node
+        as parent of every row. With seeds the token depends on (seed, position, node, row) only. A drafter
+        may end a chain after a look at its tokens, but must not drop a token that was drawn.
 
     Example:
         >>> logits, seeds, positions = torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([9, 30])

@@ -16,18 +16,18 @@ from .children import Children
 
 
 class Frontier(NamedTuple):
-    """The nodes whose children are asked for: at most W of every request, all of one depth.
+    """The nodes that are expanded next: at most W of every request, all of one depth.
 
-    Expanded nodes are numbered 0, 1, ... through the levels; the number keys the noise of their children and
-    is the row of their logits, see `GrownTree.draft_rows`.
+    Expanded nodes are numbered 0, 1, ... over all levels. The number of a node keys the noise of its children
+    and is the row of its logits, see `GrownTree.draft_rows`.
     """
 
     depth: int
-    """Of these nodes; the root's is 0."""
+    """The depth of these nodes; the root has 0."""
     nodes: Tensor
-    """[B, W] int64, their numbers, the same in every request."""
+    """[B, W] int64, the numbers of the nodes, the same in every request."""
     parents: Tensor
-    """[B, W] int64, the numbers of their parents; the root's is -1."""
+    """[B, W] int64, the numbers of their parents; -1 for the root."""
     tokens: Tensor
     """[B, W] int64, -1 where a request has fewer nodes to expand."""
     scores: Tensor
@@ -35,13 +35,13 @@ class Frontier(NamedTuple):
 
 
 class GrownTree(NamedTuple):
-    """What `grow_tree` kept."""
+    """The tree that `grow_tree` kept, with the rows and scores of its nodes."""
 
     tree: DraftTree
     """`max_nodes` rows for every request; unused ones hold -1."""
     draft_rows: Tensor
-    """[R] int32 for `verify`: the row that a node's children were drawn from, in the concatenation of all
-    levels' logits [B, W, V] along W, flattened to [B * sum W, V]; -1 where a node was not expanded."""
+    """[R] int32 for `verify`: the row from which a node's children were drawn. Rows count in the logits
+    [B, W, V] of all levels, concatenated along W, flattened to [B * sum W, V]. -1: not expanded."""
     scores: Tensor
     """[B, max_nodes] float32: path scores, 0 at roots and -inf at unused nodes."""
 
@@ -54,25 +54,25 @@ def grow_tree(
     max_depth: int,
     width: int,
 ) -> GrownTree:
-    """Expand the most promising nodes level by level, then keep the best of all within `max_nodes`.
+    """Expand the likeliest nodes level by level, then keep the best `max_nodes` nodes of all levels.
 
     A node's path score is the sum of the drafter's log-probabilities along its path. At every level the
-    `width` nodes of the best scores are expanded; in the end all levels are ranked together. `POINT` nodes
-    rank by their own score. Sampled siblings rank by their parent's, which was known before they were drawn:
-    they come and go in their order whatever was drawn, so that their proposals stay true. Siblings that mix
-    `POINT` and sampled ones are kept together or not at all.
+    `width` nodes of the best scores are expanded. In the end all levels are ranked together. `POINT` nodes
+    rank by their own score. Sampled siblings rank by their parent's score, which was known before they were
+    drawn. So they are kept or dropped in their order, whatever was drawn, and their proposals stay true. If
+    siblings mix `POINT` and sampled nodes, they are kept together or not at all.
 
-    Nodes are numbered depth first: with children in descending order, as `top_k` gives them, the likeliest
-    path is numbered first.
+    Nodes are numbered depth first. If children are in descending order, as from `top_k`, the likeliest path
+    is numbered first.
 
     Args:
         expand: called `max_depth` times with a `Frontier` of B * W nodes; returns their children as
             `sample_children` does: tokens [B * W, k] int64, proposals [k] uint8 and log-probabilities
-            [B * W, k] float32, -1 and -inf where there is none. k may differ between levels.
+            [B * W, k] float32; -1 and -inf stand for no child. k may differ between levels.
         roots: [B] int64, the last committed tokens.
-        max_nodes: nodes to keep of every tree, the root included, >= 1.
-        max_depth: levels to expand, >= 1.
-        width: W at most, >= 1. A level has no more nodes than the one before it has children.
+        max_nodes: number of nodes to keep of every tree, the root included, >= 1.
+        max_depth: number of levels to expand, >= 1.
+        width: the largest W, >= 1. A level has no more nodes than the level before it has children.
 
     Returns:
         `GrownTree`.
@@ -82,9 +82,9 @@ def grow_tree(
         TypeError: wrong dtypes or devices.
 
     Notes:
-        Runs on the device of `roots`, with static shapes and without synchronising. Ties go to the node that
-        came first. A parallel drafter, whose laws depend on the depth alone, returns the same children for
-        all nodes of a level.
+        Runs on the device of `roots`, with static shapes and without synchronising. Of equal nodes the
+        first one wins. A parallel drafter, whose laws depend on the depth alone, returns the same children
+        for all nodes of a level.
 
     Source: Li et al. 2024, EAGLE-2, section 4; Wang et al. 2024, OPT-Tree.
 
@@ -106,7 +106,7 @@ def grow_tree(
     max_depth = check_int("grow_tree", "max_depth", max_depth, 1)
     width = check_int("grow_tree", "width", width, 1)
     levels = [_root(roots)]
-    start = expanded = 0  # nodes before the last level, and expanded ones
+    start = expanded = 0  # number of nodes before the last level; number of expanded nodes
     for depth in range(max_depth):
         level = levels[-1]
         chosen = level.scores.argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -122,16 +122,16 @@ def grow_tree(
 
 
 class Level(NamedTuple):
-    """Nodes [B, n], those of one level or of all; siblings lie side by side in their order."""
+    """Nodes [B, n] of one level or of all levels. Siblings are neighbours, in their order."""
 
     tokens: Tensor
-    parents: Tensor  # their places among all nodes
-    above: Tensor  # their numbers among the expanded nodes
+    parents: Tensor  # the parents' places among all nodes
+    above: Tensor  # the parents' numbers among the expanded nodes
     proposals: Tensor
-    scores: Tensor  # of the path
-    ranks: Tensor  # what they are kept by
-    mixed: Tensor  # stay with their siblings
-    numbers: Tensor  # of the nodes themselves among the expanded ones, -1 = not expanded
+    scores: Tensor  # path scores
+    ranks: Tensor  # the nodes of the highest ranks are kept
+    mixed: Tensor  # whether a node is kept only together with its siblings
+    numbers: Tensor  # the nodes' own numbers among the expanded nodes, -1 = not expanded
 
 
 def _root(roots: Tensor) -> Level:
@@ -142,7 +142,7 @@ def _root(roots: Tensor) -> Level:
 
 
 def _checked(children: object, frontier: Frontier) -> Children:
-    """What `expand` returned."""
+    """The result of `expand`, checked."""
     if not isinstance(children, (tuple, list)) or len(children) != 3:
         rule = "must return tokens, proposals and scores"
         count = f" of {len(children)}" if isinstance(children, (tuple, list)) else ""
@@ -162,7 +162,7 @@ def _checked(children: object, frontier: Frontier) -> Children:
 def _children(
     frontier: Frontier, parents: Tensor, tokens: Tensor, proposals: Tensor, scores: Tensor
 ) -> Level:
-    """The children of a frontier whose nodes stand at `parents` [B, W] among all nodes."""
+    """The children of a frontier whose nodes have the places `parents` [B, W] among all nodes."""
     batch, count = frontier.tokens.shape
     shape = (batch, count, tokens.shape[1])
     tokens, path = tokens.view(shape), frontier.scores.unsqueeze(-1)
@@ -185,14 +185,14 @@ def _children(
 
 
 def _kept(nodes: Level, max_nodes: int) -> Tensor:
-    """[B, max_nodes] int64: places of the nodes to keep, ascending, and as many beyond all nodes as lack."""
+    """[B, max_nodes] int64: places of the nodes to keep, ascending; unused entries lie beyond all nodes."""
     batch, count = nodes.tokens.shape
     lacking = (0, max(max_nodes + 1 - count, 0))
-    # A parent ranks no lower than its children and stands before them, so it is kept with them.
+    # A parent ranks no lower than its children and precedes them, so it is kept if a child is.
     ranks, order = pad(nodes.ranks, lacking, value=-INF).sort(dim=1, descending=True, stable=True)
     parents = pad(nodes.parents, lacking, value=-1).gather(1, order)
     mixed = pad(nodes.mixed, lacking).gather(1, order)
-    # Siblings stand side by side, so that only those at the very end can have lost some.
+    # Siblings are neighbours, so only the last kept siblings can lack some of theirs.
     last = slice(max_nodes, max_nodes + 1)
     broken = mixed[:, last] & (ranks[:, last] > -INF) & (parents == parents[:, last])
     places = torch.where((ranks > -INF) & ~broken, order, count)
@@ -209,12 +209,12 @@ def _numbered(nodes: Level, kept: Tensor, expanded: int, max_depth: int) -> Grow
     place = torch.zeros((batch, count + 1), dtype=torch.int64, device=kept.device).scatter_(1, kept, index)
     parents = place.gather(1, nodes.parents.gather(1, source).clamp_min(0))
 
-    # Sizes of subtrees from the leaves up; each pass lets them be right one level higher.
+    # Sizes of subtrees from the leaves up. After each pass they are right one level higher.
     below = used & (index > 0)
     sizes = used.long()
     for _ in range(max_depth):
         sizes = used.long().scatter_add(1, parents, torch.where(below, sizes, 0))
-    # A node comes after its parent and the subtrees of the siblings before it, which stand right before it.
+    # A node comes after its parent and the subtrees of its earlier siblings, which are its left neighbours.
     before = sizes.cumsum(1) - sizes
     eldest = torch.full_like(index, max_nodes).scatter_reduce(
         1, parents, torch.where(below, index, max_nodes), "amin"

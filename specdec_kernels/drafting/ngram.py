@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompt lookup: the text so far is the draft model. Chains of one continuation, trees of several."""
+"""Prompt lookup: drafts copied from the text so far, as a chain of one continuation or a tree of several."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .._checks import (
 from .._ops.calls import NgramDraftCall, NgramTreeCall
 from ..tree import DraftTree
 
-# How often the token after the longest repeated n-gram, n = 1, 2, ..., is the one that followed it before,
-# about; counted on texts of a small language model, none of them of the demo. The last entry: n >= 10.
+# For n = 1, 2, ...: about how often the token after the longest repeated n-gram is the same as before.
+# Counted on texts of a small language model, none of them from the demo. The last entry is for n >= 10.
 TRUST = (0.2, 0.5, 0.65, 0.75, 0.78, 0.8, 0.8, 0.82, 0.85, 0.93)
 MATCHES = ("latest", "frequent")
 
@@ -41,19 +41,19 @@ def ngram_draft(
     cyclic: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """What followed an earlier occurrence of the longest n-gram that the text ends with.
+    """Draft the continuation of an earlier occurrence of the longest n-gram that ends the text.
 
-    The n-gram is the longest of `min_ngram` to `max_ngram` tokens that ends the text and occurs earlier in
-    it; the two may overlap. `match="latest"` takes what followed its most recent earlier occurrence,
-    `"frequent"` token by token what most of them went on with, the most recent among equals.
+    The n-gram is the longest one of `min_ngram` to `max_ngram` tokens that ends the text and occurs earlier
+    in it; the two may overlap. `match="latest"` drafts the continuation of its most recent occurrence.
+    `"frequent"` drafts, token by token, the most frequent continuation; among equals the most recent one.
 
     Args:
         tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
         lengths: [B] integers, clamped to [0, L]; `SPECDEC_DEBUG=1` in the environment raises instead.
-        num_draft: tokens to draft, >= 1.
+        num_draft: number of tokens to draft, >= 1.
         min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
         match: "latest" or "frequent".
-        cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
+        cyclic: a continuation that reaches the end of the text continues with its own tokens.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -92,10 +92,10 @@ def ngram_draft(
 
 
 class NgramTree(NamedTuple):
-    """What `ngram_tree` found."""
+    """The tree that `ngram_tree` found, and the chances of its nodes."""
 
     tree: DraftTree
-    """Of `POINT` nodes, `max_nodes` rows for every request; unused ones hold -1."""
+    """A tree of `POINT` nodes, with `max_nodes` rows for every request; unused rows hold -1."""
     scores: Tensor
     """[B, max_nodes] float32: the logarithm of each node's chance, 0 at roots and -inf at unused nodes."""
 
@@ -113,25 +113,24 @@ def ngram_tree(
     cyclic: bool = False,
     backend: str = "auto",
 ) -> NgramTree:
-    """The continuations of several earlier occurrences of what the text ends with, as one tree.
+    """Draft the continuations of several earlier occurrences of the text's last tokens, as one tree.
 
-    Occurrences come by the length of the n-gram they repeat, the most recent of equals first. Each is
-    believed as far as `trust` goes in what the ones before it have left over: a node gets the share
-    `trust[n - 1]` of the chance that the text reaches its parent and none of the children before it, where n
-    counts the tokens of the continuation up to the parent, too: they would be repeated as well. The
-    `max_nodes` nodes of the best chances are kept and numbered depth first, so that the likeliest path comes
-    first.
+    Occurrences are taken by the length n of the repeated n-gram, longest first, among equals the most recent
+    first. A node gets the share `trust[n - 1]` of a remaining chance: the chance that the text reaches its
+    parent and none of the parent's earlier children. Here n also counts the tokens of the continuation up to
+    the parent, which would be repeated as well. The `max_nodes` nodes of the largest chances are kept and
+    numbered depth first, so that the likeliest path comes first.
 
     Args:
         tokens: [B, L] int64, each row a text, prompt included; entries from its length on are not read.
         lengths: [B] integers, clamped to [0, L]; `SPECDEC_DEBUG=1` in the environment raises instead.
-        max_nodes: nodes of a tree, the root included, >= 1.
-        max_depth: of a tree, default `max_nodes - 1`.
-        branches: occurrences that are followed, >= 1.
+        max_nodes: number of nodes of a tree, the root included, >= 1.
+        max_depth: largest depth of a tree, default `max_nodes - 1`.
+        branches: number of occurrences that are followed, >= 1.
         min_ngram, max_ngram: the lengths of n-grams, 1 <= min_ngram <= max_ngram.
-        trust: in (0, 1], the chance that a text goes on as after an earlier n-gram, for n = 1, 2, ...,
-            ascending; a longer one counts as the last.
-        cyclic: a continuation that reaches the end of the text goes on with itself, as repetitions do.
+        trust: in (0, 1], the chance that a text continues as it did after an earlier n-gram, for n = 1, 2,
+            ..., ascending; the last entry also holds for longer n-grams.
+        cyclic: a continuation that reaches the end of the text continues with its own tokens.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -176,7 +175,7 @@ def ngram_tree(
         out_scores=scores,
     )
     _ops.ngram_tree(call, backend)
-    # Depth 1 is that of unused nodes.
+    # Unused nodes have depth 1.
     depth = max(max_depth, min(max_nodes - 1, 1))
     return NgramTree(DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores)
 
@@ -184,7 +183,7 @@ def ngram_tree(
 def _check(
     operation: str, tokens: Tensor, lengths: Tensor, min_ngram: int, max_ngram: int
 ) -> tuple[Tensor, int, int]:
-    """The lengths as [B] int64, and of n-grams."""
+    """The lengths of the texts as [B] int64, and the checked lengths of n-grams."""
     check_dtype(operation, "tokens", tokens, (torch.int64,))
     check_dim(operation, "tokens", tokens, 2, "[B, L]")
     check_tensor(operation, "lengths", lengths, "[B]", tokens.shape[:1], INTEGERS, tokens.device)

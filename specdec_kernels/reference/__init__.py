@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The specification: every operation in plain PyTorch, dense, in float64, one request at a time.
 
-Reads like the mathematics and runs on tensors of any device, which it copies to the host. The other backends
-are tested against it.
+The code follows the mathematics. It takes tensors of any device and copies them to the host. The other
+backends are tested against it.
 """
 
 from .attention import tree_attention

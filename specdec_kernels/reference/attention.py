@@ -64,7 +64,7 @@ class _Cache:
         self.scale = torch.full((self.heads,), scale) if scales is None else scales.cpu()
 
     def read(self, pages: list[int], slots: list[int]) -> Tensor:
-        """Rows [len, heads, element] of the slots; those without a valid page are left out."""
+        """Rows [len, heads, element] of the slots; slots without a valid page are left out."""
         held = [s for s in slots if s // self.page_size < len(pages)]
         held = [s for s in held if 0 <= pages[s // self.page_size] < self.cache.shape[0]]
         page = torch.tensor([pages[s // self.page_size] for s in held], dtype=torch.int64)

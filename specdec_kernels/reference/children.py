@@ -15,8 +15,8 @@ from .random import Noise
 
 
 def children(q: Tensor, k: int, method: str, noise: Noise, purpose: Purpose, node: int) -> list[int]:
-    """At most k children drawn or chosen from the law q [V] of their parent; -1 for a drawn one where nothing
-    is left to draw from."""
+    """At most k children, drawn or chosen from the law q [V] of their parent. A drawn child is -1 if no token
+    is left to draw."""
     if method == "independent":
         drawn = [noise.race(q, 1, purpose, node, ordinal) for ordinal in range(k)]
         return [token for finishers in drawn for token in finishers]

@@ -12,7 +12,7 @@ from .path import kept_paths
 
 @torch.no_grad()
 def commit_kv(call: CommitKVCall) -> None:
-    """Move the kept rows. The caches speak for themselves, so `table` is not read."""
+    """Move the kept rows. `table` is not read, since the caches are given as well."""
     largest = torch.iinfo(torch.int32).max
     pages_of, prefixes = call.block_table.tolist(), call.prefix_lens.tolist()
     for b, (start, kept) in enumerate(kept_paths(call.path, call.cu_nodes, call.rows)):
@@ -35,7 +35,7 @@ def commit_kv(call: CommitKVCall) -> None:
 
 
 def _slot(cache: Tensor, pages: list[int], slot: int, page_size: int, layout: str) -> Tensor | None:
-    """The row of a slot, a view; None where it lies outside the request's pages or the cache."""
+    """A view of the row of a slot; None if the slot lies outside the request's pages or the cache."""
     index, offset = divmod(slot, page_size)
     if not (index < len(pages) and 0 <= pages[index] < cache.shape[0]):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law a row of logits stands for, in float64."""
+"""The law of a row of logits, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAN, EMPTY, IMPOSSIBLE = 1, 2, 4
 
 
 class Params(NamedTuple):
-    """The fields of `SamplingParams` as they hold for one request, out of range or not."""
+    """The fields of `SamplingParams` for one request. Values may be out of range."""
 
     temperature: float
     top_k: float
@@ -27,7 +27,8 @@ class Params(NamedTuple):
 def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | None) -> tuple[Tensor, int]:
     """The target's law [V] and the bits of `Status` that its row [V] sets.
 
-    NaN counts as `-inf`. A row with nothing left is the point mass at the lowest allowed token, 0 if none is.
+    NaN counts as `-inf`. A row without a possible token gives the point mass at the lowest allowed token, or
+    at 0 if none is allowed.
     """
     row, status = row.detach().double(), 0
     if row.isnan().any():
@@ -43,16 +44,16 @@ def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | N
 def draft_law(
     row: Tensor, params: Params | SamplingParams, is_logprobs: bool, ids: Tensor | None, vocab_size: int
 ) -> Tensor | None:
-    """The draft's law over tokens, or None where the row [Vd] counts as no row: a NaN, or nothing left.
+    """The draft's law over tokens. None if the row [Vd] has a NaN or no possible token: it counts as no row.
 
-    Without `ids` column i is token i, and the law is as wide as the wider of row and vocabulary: columns
-    beyond the vocabulary are padding, which may have been sampled and belongs to the normaliser.
+    Without `ids` column i is token i, and the law is as wide as the wider of row and vocabulary. Columns
+    beyond the vocabulary are padding. They may have been sampled, so they count in the normalisation.
     """
     row = row.detach().double()
     if row.isnan().any() or not (row > -math.inf).any():
         return None
     q = row.exp() if is_logprobs else law(row, params)
-    if q.isinf().any():  # no logarithm of a law
+    if q.isinf().any():  # the row is not the logarithm of a law
         return None
     if ids is not None:
         return torch.zeros(vocab_size, dtype=torch.float64).index_put((ids,), q)
@@ -60,8 +61,8 @@ def draft_law(
 
 
 def law(row: Tensor, params: Params | SamplingParams) -> Tensor:
-    """Temperature, min-p, top-k, top-p on a float64 row without NaN that has an entry above `-inf`; with
-    `min_p_last`, min-p on what the others kept.
+    """Apply temperature, min-p, top-k and top-p to a float64 row without NaN that has an entry above `-inf`.
+    With `min_p_last` min-p is applied last.
 
     Cuts compare values, so tied tokens are kept or dropped together.
     """
@@ -69,7 +70,7 @@ def law(row: Tensor, params: Params | SamplingParams) -> Tensor:
     best = row.max()
     if not temperature > 0:
         return point(first(row == best), row.numel())
-    if best == math.inf:  # these entries share all the mass; being tied they survive every cut
+    if best == math.inf:  # the infinite entries share all the mass; they are tied, so every cut keeps them
         weight = (row == math.inf).double()
         return weight / weight.sum()
     weight = torch.where(row > -math.inf, (row - best) / temperature, -math.inf).exp()
@@ -104,14 +105,14 @@ def first(mask: Tensor) -> int:
 
 
 def point(token: int, vocab_size: int) -> Tensor:
-    """The point mass at `token`, which is nothing at all where it lies outside the vocabulary."""
+    """The point mass at `token`; all zeros if the token lies outside the vocabulary."""
     p = torch.zeros(vocab_size, dtype=torch.float64)
     p[token : token + 1] = 1.0
     return p
 
 
 def params_of(numbers: list[float], rows: list[Tensor | None], request: int) -> Params:
-    """What holds for one request."""
+    """The parameters of one request."""
     *numbers, last = numbers
     per_request = rows or [None] * len(numbers)
     values = (n if row is None else float(row[request]) for n, row in zip(numbers, per_request, strict=True))

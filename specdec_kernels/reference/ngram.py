@@ -15,7 +15,7 @@ Occurrence = tuple[int, int]
 
 
 def occurrences(text: list[int], min_ngram: int, max_ngram: int) -> list[Occurrence]:
-    """(n, end) of every earlier place where the text's last n tokens end, n being as large as it can."""
+    """(n, end) of every earlier place `end` where the text's last n tokens end, with the largest such n."""
     found = []
     for end in range(len(text) - 1):
         n = 0
@@ -27,7 +27,7 @@ def occurrences(text: list[int], min_ngram: int, max_ngram: int) -> list[Occurre
 
 
 def continuation(text: list[int], end: int, count: int, cyclic: bool) -> list[int]:
-    """At most `count` tokens after `end`."""
+    """The continuation after `end`, at most `count` tokens."""
     rest = text[end + 1 :]
     return [rest[i % len(rest)] for i in range(count if cyclic else min(count, len(rest)))]
 
@@ -35,7 +35,7 @@ def continuation(text: list[int], end: int, count: int, cyclic: bool) -> list[in
 def draft(
     text: list[int], count: int, min_ngram: int, max_ngram: int, frequent: bool, cyclic: bool
 ) -> list[int]:
-    """At most `count` tokens."""
+    """The drafted chain, at most `count` tokens."""
     found = occurrences(text, min_ngram, max_ngram)
     if not found:
         return []
@@ -44,8 +44,8 @@ def draft(
     ways = [continuation(text, end, count, cyclic) for end in (ends if frequent else ends[-1:])]
     drafted: list[int] = []
     while ways := [way for way in ways if way[: len(drafted)] == drafted and len(way) > len(drafted)]:
-        votes = Counter(way[len(drafted)] for way in reversed(ways))  # counted in this order, of equals the
-        drafted.append(votes.most_common(1)[0][0])  # most recent one comes first
+        votes = Counter(way[len(drafted)] for way in reversed(ways))  # most recent first, so that among
+        drafted.append(votes.most_common(1)[0][0])  # equal counts the most recent token wins
     return drafted
 
 
@@ -61,7 +61,7 @@ def tree(
 ) -> tuple[list[int], list[int], list[float]]:
     """Tokens, parents and chances of the kept nodes."""
     tokens, parents, chances = [text[-1] if text else -1], [-1], [1.0]
-    left = [1.0]  # of each node: the chance that the text goes there and to none of its children so far
+    left = [1.0]  # for each node: the chance that the text reaches it and none of its children so far
     children: dict[tuple[int, int], int] = {}
     for n, end in sorted(occurrences(text, min_ngram, max_ngram), reverse=True)[:branches]:
         node = 0
@@ -109,5 +109,5 @@ def ngram_tree(call: NgramTreeCall) -> None:
 
 
 def texts(tokens: Tensor, lengths: Tensor) -> list[list[int]]:
-    """The rows up to their lengths."""
+    """The texts: the rows, cut at their lengths."""
     return [row[: max(length, 0)] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 def kept_paths(path: Tensor, cu_nodes: Tensor, rows: int) -> Iterator[tuple[int, list[int]]]:
     """First row and kept nodes of every request.
 
-    A path ends at the first entry that is no node of the request or not above its predecessor.
+    A path ends at the first entry that is no node of the request or not larger than its predecessor.
     """
     ends = [min(max(end, 0), rows) for end in cu_nodes.tolist()]
     for start, end, nodes in zip(ends[:-1], ends[1:], path.tolist(), strict=True):

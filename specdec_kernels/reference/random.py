@@ -11,9 +11,9 @@ from .law import first
 
 
 class Noise:
-    """Decides for one request, keyed by its seed and the position of its first new token.
+    """Makes the random decisions of one request, keyed by its seed and the position of its first new token.
 
-    Every random decision of the reference goes through here, so a subclass can take each way in turn.
+    The reference makes no other random decision, so a subclass can enumerate all outcomes.
     """
 
     def __init__(self, seed: int, position: int) -> None:

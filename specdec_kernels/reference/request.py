@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request being verified: its tree, the laws at its nodes, and its noise."""
+"""One request during verification: its tree, the laws at its nodes, and its noise."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Tree(NamedTuple):
 
 
 class Trace:
-    """What the acceptance coins of a walk were compared with, for tests; nan where none was.
+    """A record for tests of the thresholds and masses of a verification; nan if a node had none.
 
     Attributes:
         thresholds: [R] float64, the probability with which the row's node was accepted when its coin was
-            drawn: `min(1, P(x) / Q(x))` under token, the final weight under traversal.
-        masses: [R] float64, what was left after the node was rejected: the sum of `[P - Q]+` under token and
-            of `[w P - Q]+` under traversal.
-        impossible: [R] bool, nodes that were tested and whose token has no probability under the law of their
-            proposal.
+            tossed: `min(1, P(x) / Q(x))` under token, the final weight under traversal.
+        masses: [R] float64, the residual mass after the node was rejected: the sum of `[P - Q]+` under token
+            and of `[w P - Q]+` under traversal.
+        impossible: [R] bool, whether the node was tested although its token has no probability under the law
+            of its proposal.
     """
 
     def __init__(self, rows: int) -> None:
@@ -44,17 +44,17 @@ class Trace:
 
 
 class Request:
-    """What the rules ask of a request.
+    """The request as a rule sees it.
 
     Args:
-        tree: its nodes.
+        tree: the nodes of the request.
         vocab_size: V.
-        target: node -> the target's law there [V] and the status bits of its row.
-        draft: node -> the draft's law its children were drawn from [>= V], or None.
-        noise: what decides.
+        target: node -> the target's law [V] at the node, and the status bits of its row.
+        draft: node -> the draft's law [>= V] from which its children were drawn, or None.
+        noise: makes the random decisions.
         max_depth: deeper nodes are never visited.
-        unscaled: node -> the law that Typical and Relaxed test against, where that is not `target`.
-        trace, start: where to note thresholds and masses, and the row of node 0 in it.
+        unscaled: node -> the law that Typical and Relaxed test against, if that is not `target`.
+        trace, start: the record of thresholds and masses, and the row of node 0 in it.
     """
 
     def __init__(
@@ -93,25 +93,25 @@ class Request:
         return len(self.path(node)) - 1
 
     def target(self, node: int) -> Tensor:
-        """p at a node. Looking at it is what makes its row one that the walk visited."""
+        """p at a node. A call marks the node's row as visited."""
         if node not in self._targets:
             self._targets[node], status = self._target(node)
             self.status |= status
         return self._targets[node]
 
     def test_law(self, node: int) -> Tensor:
-        """p at a node as Typical and Relaxed see it: at temperature 0, the law of the unscaled logits."""
+        """The law that Typical and Relaxed use at a node: at temperature 0, that of the unscaled logits."""
         p = self.target(node)
         return p if self._unscaled is None else self._unscaled(node)[0]
 
     def draft(self, node: int) -> Tensor | None:
-        """q at a node, if it has one."""
+        """q at a node, or None if the node has no draft row."""
         if node not in self._drafts:
             self._drafts[node] = self._draft(node)
         return self._drafts[node]
 
     def children(self, node: int) -> list[int]:
-        """The drafted children of a node in the order of verification; those without a token are left out."""
+        """The children of a node in the order of verification, without children that have no token."""
         if self.depth(node) >= self._max_depth:
             return []
         return [child for child in self._linked(node) if self.token(child) >= 0]
@@ -128,7 +128,7 @@ class Request:
         return linked
 
     def proposal(self, child: int) -> Proposal:
-        """How the child came to be; sampled from a law that is not there, it counts as POINT."""
+        """The child's proposal. A sampled child without a draft law counts as POINT."""
         kind = self.tree.proposals[child]
         if kind not in tuple(Proposal) or self.draft(self.tree.parents[child]) is None:
             return Proposal.POINT
@@ -137,14 +137,14 @@ class Request:
     def proposal_law(self, child: int) -> Tensor:
         """Q of a child on [0, V): the declared law of its token given its earlier siblings.
 
-        A rule asks for it once, to test the child. A token of the vocabulary to which the law gives nothing
-        cannot have been drawn as declared, and is noted.
+        A rule calls this once, to test the child. If a token of the vocabulary has no probability under Q, it
+        cannot have been drawn as declared, and the trace records it.
         """
         parent = self.tree.parents[child]
         if self.proposal(child) == Proposal.POINT:
             return point(self.token(child), self.vocab_size)
         q = self.draft(parent)
-        assert q is not None  # or the child would count as POINT
+        assert q is not None  # otherwise the child would count as POINT
         if self.proposal(child) == Proposal.WITHOUT_REPLACEMENT:
             q = q.clone()
             q[[token for token in self.removed(child) if token < q.numel()]] = 0.0
@@ -156,10 +156,11 @@ class Request:
             return q[: self.vocab_size]
         if q.sum() > 0:
             return (q / q.sum())[: self.vocab_size]
-        return point(self.token(child), self.vocab_size)  # nothing it could have been drawn from
+        return point(self.token(child), self.vocab_size)  # no other token is left in the law
 
     def removed(self, child: int) -> list[int]:
-        """What a child drawn without replacement could not be: all its POINT siblings and its earlier kin."""
+        """The tokens that a WITHOUT_REPLACEMENT child could not be: those of all its POINT siblings, and of
+        its earlier WITHOUT_REPLACEMENT siblings."""
         siblings = self.children(self.tree.parents[child])
         earlier = siblings[: siblings.index(child)]
         points = [s for s in siblings if self.proposal(s) == Proposal.POINT]
@@ -167,25 +168,25 @@ class Request:
         return [self.token(s) for s in points + kin]
 
     def at(self, law: Tensor, child: int) -> float:
-        """The law's value at the child's token, 0 outside the vocabulary."""
+        """The probability of the child's token under the law; 0 outside the vocabulary."""
         return float(law[self.token(child)]) if self.token(child) < self.vocab_size else 0.0
 
     def accepts(self, node: int, p: float, q: float = 1.0) -> bool:
-        """Tosses the node's coin: true with probability `min(1, p / q)`."""
+        """Toss the node's coin: True with probability `min(1, p / q)`."""
         if self._trace is not None:
             self._trace.thresholds[self._start + node] = ratio(p, q)
         return self.noise.accepts(node, p, q)
 
     def rejected(self, node: int, mass: float) -> None:
-        """Notes the mass that was left after a rejection."""
+        """Record the residual mass after a rejection."""
         if self._trace is not None:
             self._trace.masses[self._start + node] = mass
 
     def draw(self, weights: Tensor, purpose: Purpose, node: int) -> int:
-        """The token after `node`."""
+        """Draw the token after `node`."""
         return self.noise.draw(weights, purpose, self.depth(node))
 
 
 def ratio(p: float, q: float) -> float:
-    """`min(1, p / q)`, where nothing is 0 even of nothing."""
+    """`min(1, p / q)`, and 0 if p = 0, even if q = 0."""
     return 1.0 if p >= q and p > 0 else p / q if q > 0 else 0.0

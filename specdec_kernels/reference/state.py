@@ -60,7 +60,7 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
 
 
 def _kept(state: Tensor, call: Kept) -> Iterator[tuple[Tensor, list[int]]]:
-    """The state, a view, and the rows of the kept nodes of every request that has both."""
+    """A view of the state, and the rows of the kept nodes, of every request that has both."""
     paths = kept_paths(call.path, call.cu_nodes, call.rows)
     for slot, (start, kept) in zip(call.slots.tolist(), paths, strict=True):
         if kept and 0 <= slot < state.shape[0]:
@@ -68,5 +68,5 @@ def _kept(state: Tensor, call: Kept) -> Iterator[tuple[Tensor, list[int]]]:
 
 
 def _by_head(shared: Tensor, heads: int) -> Tensor:
-    """[groups, size] -> [heads, size]: neighbouring heads share."""
+    """[groups, size] -> [heads, size]: neighbouring heads share a group."""
     return shared.double().repeat_interleave(heads // shared.shape[0], 0)

@@ -49,16 +49,16 @@ def token(request: Request) -> Answer:
             R = (P - Q).clamp_min(0.0)
             S = float(R.sum())
             request.rejected(child, S)
-            P = R / S if S > 0 else p  # nothing is left by rounding only
+            P = R / S if S > 0 else p  # S = 0 can only come from rounding
         else:
             return node, request.draw(P, Purpose.RESIDUAL, node)
 
 
 def traversal(request: Request) -> Answer:
-    """Deepest first: a node is considered only after all its children, with the weight they left it."""
+    """Deepest nodes first: a node is tested after all its children, with the weight that they left."""
 
     def visit(node: int, w: float) -> Answer | None:
-        P = None  # the row of a node without children is looked at only if the node is accepted
+        P = None  # the row of a node without children is read only if the node is accepted
         for child in request.children(node):
             P = request.target(node) if P is None else P
             Q = request.proposal_law(child)
@@ -74,19 +74,19 @@ def traversal(request: Request) -> Answer:
                 w, P = S / (S + (1.0 - w)), R / S
             elif w < 1:
                 return None
-            else:  # nothing is left by rounding only
+            else:  # S = 0 can only come from rounding
                 P = request.target(node)
         if not request.accepts(node, w):
             return None
         return node, request.draw(request.target(node) if P is None else P, Purpose.RESIDUAL, node)
 
-    return cast(Answer, visit(0, 1.0))  # the root has w = 1 left, and a coin is below 1
+    return cast(Answer, visit(0, 1.0))  # the root is left with w = 1, and its coin is below 1
 
 
 def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
     """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
     passing = [0]
-    for node in passing:  # grows while it is walked through
+    for node in passing:  # the list grows during the loop
         passing += [child for child in request.children(node) if passes(child)]
     best = min(passing, key=lambda node: (-request.depth(node), node))
     return best, request.draw(request.target(best), Purpose.RESIDUAL, best)
@@ -141,7 +141,7 @@ def synthetic(request: Request, *rates: float) -> Answer:
 def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = None) -> None:
     """Fill the outputs, request by request.
 
-    For tests, `noise` decides in place of `Noise`, and `trace` collects what it was asked.
+    Tests replace `Noise` by another `noise`, and read thresholds and masses from `trace`.
     """
     rows, width = call.tokens.numel(), call.out_tokens.shape[1]
     vocab_size = call.target_logits.shape[-1]

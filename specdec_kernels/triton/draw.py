@@ -43,7 +43,7 @@ class Draw(NamedTuple):
     depth: tl.tensor  # int32
     status: tl.tensor  # int32, so far
     drawn_from: tl.tensor  # int64, row of the draft's logits, -1 = no q
-    tracked: tl.tensor  # int32, > 0: the node's special tokens are left out; their winners follow below
+    tracked: tl.tensor  # int32, > 0: the node's tracked tokens are left out; their winners follow below
     ratio: tl.tensor  # float32
     rest_top: tl.tensor  # float32
     score: tl.tensor  # float32

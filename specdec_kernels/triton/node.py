@@ -50,7 +50,7 @@ class Node(NamedTuple):
     row: tl.tensor  # int64, of the target
     drawn_from: tl.tensor  # int64, row of the draft's logits; -1 = no q
     tracked: tl.tensor  # int32, > 0 = has tracked children
-    rest_top: tl.tensor  # float32; outside the special tokens q(x) = rest_scale 2^((x - rest_top) slope)
+    rest_top: tl.tensor  # float32; outside the tracked tokens q(x) = rest_scale 2^((x - rest_top) slope)
     rest_scale: tl.tensor  # float64
     rest: tl.tensor  # float64, the mass of q there, where a child needs it
 
@@ -137,8 +137,8 @@ def _drafted_the_impossible(draft, vocab, tree, parent, q, drawn_from):
 
 @triton.jit
 def _weigh_rest(draft, vocab, tree, parent, node, TILE: tl.constexpr):
-    """The mass of q outside the special tokens, summed over them and never as a difference. The passes'
-    weights are then relative to the largest score there, so that they do not vanish beside a special token
+    """The mass of q outside the tracked tokens, summed over them and never as a difference. The passes'
+    weights are then relative to the largest score there, so that they do not vanish beside a tracked token
     that holds nearly all."""
     q = node.q
     rest_top = tl.full([], 0.0, tl.float32)

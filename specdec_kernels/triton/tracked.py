@@ -76,14 +76,14 @@ def marks_of(tree, parent, node, state, token, key):
 
 @triton.jit
 def _residual_at(state, p, q, point, rejected):
-    """P at special tokens."""
+    """P at tracked tokens."""
     left = tl.maximum(state.a * p - tl.where(point, state.b_point, state.b) * q, 0.0)
     return tl.where(rejected, 0.0, left)
 
 
 @triton.jit
 def tracked_mass(target, draft, tree, parent, node, state):
-    """The residual's mass at the special tokens."""
+    """The residual's mass at the tracked tokens."""
     mass = tl.full([], 0.0, tl.float64)
     if node.tracked > 0:
         for begin in range(parent + 1, tree.count, NODES):
@@ -98,7 +98,7 @@ def tracked_mass(target, draft, tree, parent, node, state):
 
 @triton.jit
 def tracked_race(target, draft, tree, parent, node, state, seed, position):
-    """The races over the special tokens, in units of p's weights: of the residual, and, for where there is
+    """The races over the tracked tokens, in units of p's weights: of the residual, and, for where there is
     none, of p itself: score and token of each."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
@@ -135,7 +135,7 @@ def _leader(scores, tokens, score, token):
 
 @triton.jit
 def next_tracked(tree, parent, drawn_from, after, columns, vocab):
-    """The lowest special token above `after`, or with `columns` the lowest of their columns."""
+    """The lowest tracked token above `after`, or with `columns` the lowest of their columns."""
     best = tl.full([], NO_TRACKED, tl.int64)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
@@ -150,7 +150,7 @@ def next_tracked(tree, parent, drawn_from, after, columns, vocab):
 
 @triton.jit
 def leave_out(x, nothing, places, end, tracked, tree, parent, drawn_from, columns, vocab):
-    """Sets what a tile has at special tokens (or their columns) to `nothing`. Tiles come in ascending order,
+    """Sets what a tile has at tracked tokens (or their columns) to `nothing`. Tiles come in ascending order,
     `places` ending before `end`; `tracked` is what the tile before returned, at first the place before the
     first tile."""
     while tracked < end:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model remembers of the texts, kept true to what was accepted.
+"""The caches of the texts, which are committed after every step.
 
-`Together` holds all requests in one cache of every position, whose rows move as `commit_kv` says. `Alone`
-gives each request a cache of its own, and puts it back as it was before a draft that was rejected.
+`Together` holds all requests in one cache of every position, whose rows `commit_kv` moves. `Alone` gives each
+request its own cache, and after a rejection restores it as it was before the draft.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ MOST_PENDING = 16
 
 
 class Read(NamedTuple):
-    """What came of reading prompts."""
+    """The result of reading prompts."""
 
     rows: int
-    """Of the forward; 0 where there was none, or more than one."""
+    """Number of rows of the forward; 0 if there was none, or more than one."""
     logits: Tensor | None = None
-    """[B, V], at the last tokens; None where these were not read."""
+    """[B, V], at the last tokens; None if these were not read."""
 
 
 class Together:
-    """All requests in one forward: a layer keeps [B, heads, L, D], of which request b has filled its first
+    """All requests in one forward. A layer keeps [B, heads, L, D], and the text of request b fills its first
     slots.
 
     Args:
         target: the model.
-        trees: whether nodes see their ancestors by a mask of our own; otherwise drafts are chains, and a mask
-            [B, L + N] leaves out what lies between a request's text and its drafts.
+        trees: whether the loop makes the mask by which nodes see their ancestors; otherwise drafts are
+            chains, and a mask [B, L + N] hides the slots between a request's text and its drafts.
     """
 
     def __init__(self, target: Target, *, trees: bool = True) -> None:
@@ -65,9 +65,9 @@ class Together:
     def read(
         self, text: Tensor, sizes: Sequence[int], chunk: int | None = None, *, last: bool = False
     ) -> Read:
-        """Read all texts but their last tokens, or with `last` these too, if one row of logits tells all.
+        """Read all texts but their last tokens. With `last` read these too, if one row of logits suffices.
 
-        What stands behind a short text is never seen.
+        Slots behind a short text are never seen.
         """
         if self.longest:
             return Read(self._read_on(text, sizes))
@@ -84,7 +84,7 @@ class Together:
         return Read(rows, logits if last else None)
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
-        """Begin with what was read in an earlier call, as far as the texts still begin with it."""
+        """Take over the tokens that an earlier call has read, as far as the texts still begin with them."""
         held = [
             None if entry is None or (parts := entry.parts) is None else entry._replace(state=parts)
             for entry in cached
@@ -99,12 +99,12 @@ class Together:
         assemble(self.cache, held, [0] * len(ends), ends)
 
     def export(self, place: int, tokens: list[int]) -> CachedText:
-        """What was read of one text, whose read tokens are `tokens`."""
+        """The cache of one text, of which `tokens` were read."""
         layers = [part(layer, place, 0, len(tokens)) for layer in self.cache.layers]
         return CachedText(tokens, layers, self.target.key)
 
     def _read_on(self, text: Tensor, sizes: Sequence[int]) -> int:
-        """Read what `load` has left, as chains behind prefixes of different lengths."""
+        """Read the tokens that `load` did not bring, as chains behind prefixes of different lengths."""
         ends = self.ends
         rest = [size - 1 - end for size, end in zip(sizes, ends, strict=True)]
         if not any(rest):
@@ -179,7 +179,7 @@ class Together:
         sizes: Sequence[int],
         kept: Sequence[Sequence[int]],
     ) -> None:
-        """Accepted rows follow their prefixes.
+        """Move the accepted rows behind their prefixes.
 
         Args:
             path: [B, max_depth + 1] int32, as of `Verified`.
@@ -204,7 +204,7 @@ class Together:
         self._cut(ends)
 
     def keep(self, places: Sequence[int], sizes: Sequence[int]) -> None:
-        """Let all other requests go; `sizes` are the lengths of those that stay."""
+        """Keep the requests at `places` only; `sizes` are the lengths of their texts."""
         index = torch.tensor(places, device=self.target.device)
         for layer in self._layers():
             for name in KEPT:
@@ -235,7 +235,7 @@ class Together:
         return self.target.numbers(text).gather(1, lengths[:, None] - 1)
 
     def _mask(self, bits: Tensor, chains: bool, depths: Tensor, lengths: Tensor) -> Any:
-        """What each node sees of [prefix slots, nodes]; None where the model's own mask says the same."""
+        """Which of [prefix slots, nodes] each node sees; None if the model's own mask is the same."""
         nodes, device = depths.shape[1], depths.device
         ragged = self.shortest != self.longest
         windows = {
@@ -274,18 +274,18 @@ class Together:
 
 
 class Alone:
-    """Each request with the model's own cache, read in turn; drafts are chains.
+    """Each request with the model's own cache. Requests are read one after the other; drafts are chains.
 
-    After a rejection a cache of keys and values alone is cut. Any other is put back as it was before the
-    draft, and the next forward reads again what was accepted.
+    After a rejection, a cache of keys and values alone is cut. Any other cache is restored as it was before
+    the draft, and the next forward reads the accepted tokens again.
 
     Args:
         target: the model.
-        rereads: the model keeps no cache: every forward reads the whole text.
-        at_least: tokens of a forward behind others, as of `Target.at_least`. With 2, states stay where they
-            are until several tokens follow them.
-        singly: the states take no more than one token at a time: what follows others is read in as many
-            forwards as it has tokens.
+        rereads: the model keeps no cache, so every forward reads the whole text.
+        at_least: least number of tokens of a forward that follows others, as `Target.at_least`. With 2 a
+            state does not advance until several tokens follow it.
+        singly: the states take one token at a time. So tokens that follow others are read in one forward
+            each.
     """
 
     def __init__(
@@ -296,13 +296,13 @@ class Alone:
         self.at_least: int = 1 if singly else at_least
         self.singly = singly
         self.caches: list[Any] = []
-        self.cached: list[int] = []  # tokens that each cache holds
-        self._before: list[tuple[int, Any]] = []  # what they were before the draft
+        self.cached: list[int] = []  # number of tokens that each cache holds
+        self._before: list[tuple[int, Any]] = []  # number of tokens, and cache, before the draft
 
     def read(
         self, text: Tensor, sizes: Sequence[int], chunk: int | None = None, *, last: bool = False
     ) -> Read:
-        """Read all texts but their last tokens, or with `last` these too, if states may follow so far."""
+        """Read all texts but their last tokens. With `last` read these too, if states may advance so far."""
         if not self.caches:
             self.caches, self.cached = [self.target.fresh_cache() for _ in sizes], [0] * len(sizes)
         if self.rereads:
@@ -357,7 +357,7 @@ class Alone:
         sizes: Sequence[int],
         kept: Sequence[Sequence[int]],
     ) -> None:
-        """What was rejected is forgotten."""
+        """Remove the rejected tokens from the caches."""
         if self.rereads:
             return
         for place, (size, nodes) in enumerate(zip(sizes, kept, strict=True)):
@@ -372,12 +372,12 @@ class Alone:
                 self.caches[place], self.cached[place] = restored(self.caches[place], before), start
 
     def keep(self, places: Sequence[int], sizes: Sequence[int]) -> None:
-        """Let all other requests go."""
+        """Keep the requests at `places` only."""
         self.caches = [self.caches[place] for place in places]
         self.cached = [self.cached[place] for place in places]
 
     def load(self, cached: Sequence[CachedText | None], texts: Sequence[Sequence[int]]) -> None:
-        """Begin with what was read in an earlier call, where the texts still begin with all of it."""
+        """Take over the caches of an earlier call, for texts that still begin with all of their tokens."""
         self.caches, self.cached = [self.target.fresh_cache() for _ in texts], [0] * len(texts)
         for place, (entry, text) in enumerate(zip(cached, texts, strict=True)):
             if entry is None or self.rereads:
@@ -397,7 +397,7 @@ class Alone:
             self.cached[place] = end
 
     def export(self, place: int, tokens: list[int]) -> CachedText | None:
-        """What was read of one text."""
+        """The cache of one text."""
         if self.rereads:
             return None
         if self.cached[place] > len(tokens):  # what was accepted beyond the end of the text
@@ -438,7 +438,7 @@ class Alone:
 
 
 def reader_of(target: Target, serves: str, *, at_least: int = 1) -> Together | Alone:
-    """What reads texts as a `Verdict` says; `at_least` as for `Alone`, where states are read on."""
+    """The reader that a `Verdict` asks for; `at_least` as for `Alone`."""
     if serves in ("trees", "chains"):
         return Together(target, trees=serves == "trees")
     if serves == "one by one":
@@ -447,7 +447,7 @@ def reader_of(target: Target, serves: str, *, at_least: int = 1) -> Together | A
 
 
 def _skipping(padding: int, ids: Tensor, text: Tensor, lengths: Tensor, bits: Tensor) -> Tensor:
-    """The positions of the nodes where padding tokens are left out of the count."""
+    """The positions of the nodes, if padding tokens do not count."""
     before = ((text != padding) & (torch.arange(text.shape[1], device=text.device) < lengths[:, None])).sum(1)
     read = ids != padding
     below = (bits[..., 1:] & read[:, None, 1:]).sum(-1)
@@ -455,6 +455,6 @@ def _skipping(padding: int, ids: Tensor, text: Tensor, lengths: Tensor, bits: Te
 
 
 def _places(tree: DraftTree, batch: int) -> tuple[Tensor, Tensor]:
-    """Request and node of every row of the trees; rows of no request share the last one's."""
+    """Request and node of every row of the trees; rows of no request get the last request."""
     request, node = tree._owners
     return request.clamp_max(batch - 1), node.clamp(0, tree.max_nodes - 1)

@@ -29,14 +29,14 @@ def custom_generate(
     streamer: Any = None,
     **options: Any,
 ) -> Callable[..., Any]:
-    """What `model.generate(..., custom_generate=custom_generate(drafter))` calls to write its texts.
+    """Make the function for `model.generate(..., custom_generate=custom_generate(drafter))`.
 
-    Batches and trees are served. Processors and criteria are those that transformers has built, and see the
-    padded rows as they would under transformers.
+    Batches and trees are served. Transformers builds processors and criteria, and they see the padded rows as
+    they would under transformers.
 
     Args:
         drafter: as for `generate`; None drafts by `prompt_lookup_num_tokens` of the configuration.
-        tokenizer, stop_strings, streamer: transformers hands none of them on, so they are given here.
+        tokenizer, stop_strings, streamer: given here, because transformers does not pass them on.
         options: `draft_sampling`, `draft_vocab`, `rule`, `seeds`, `budget`, `serve`, `prefill_chunk`,
             `on_tokens` and `backend` of `generate`.
 

@@ -22,36 +22,36 @@ from .model import Target
 from .probe import Verdict, verdict
 
 NUM_DRAFT = 5
-TAIL = 32  # last tokens of a text, in whose context drafts pass from one tokenizer to another
+TAIL = 32  # number of last tokens that give the context when a draft is converted to another tokenizer
 
 
 class AssistantDrafter:
     """A smaller causal language model of the transformers library that drafts chains.
 
-    Texts are read into a cache of the assistant's own, of which every call keeps what is still true.
+    Texts are read into the assistant's own cache. Every call keeps the part of it that is still valid.
 
-    - Where all requests are greedy, it drafts its likeliest tokens (`POINT`), with their chances as scores.
-    - Under `rule="match"` it draws with the noise that the target itself will draw with (`POINT`).
-    - Under any other rule it draws from its law and hands that over (`INDEPENDENT`).
-    - With a tokenizer of its own, its likeliest text is written in the target's tokens (`POINT`). Special
-      tokens are left out of what it reads.
+    - If all requests are greedy, it drafts its likeliest tokens (`POINT`), with their chances as scores.
+    - Under `rule="match"` it draws with the noise that the target itself will use (`POINT`).
+    - Under any other rule it draws from its law and returns the law (`INDEPENDENT`).
+    - With its own tokenizer, its likeliest text is converted to the target's tokens (`POINT`). It does not
+      read special tokens.
 
     Args:
         model: the assistant. Without tokenizers its tokens are the target's; its vocabulary may be padded to
             another width.
         num_draft: tokens to draft, >= 1; default: `num_assistant_tokens` of the model's `generation_config`,
-            else 5. A budget drafts fewer where fewer pay, so that a schedule is not needed.
-        confidence: in [0, 1): after a token of less probability a chain ends; default:
+            else 5. A budget drafts fewer tokens if that pays, so a schedule is not needed.
+        confidence: in [0, 1): a chain ends after a token of less probability; default:
             `assistant_confidence_threshold` of the `generation_config`, else 0. A chain ends before the next
-            token is drawn, so the drawn ones have the law that they are declared with.
-        tokenizer, assistant_tokenizer: of the target and of the assistant, where they differ.
+            token is drawn, so drawn tokens have their declared law.
+        tokenizer, assistant_tokenizer: of the target and of the assistant, if they differ.
 
     Raises:
         TypeError: not a causal language model, or not numbers.
         ValueError: numbers out of range, one tokenizer without the other, a model that cannot be read.
 
     Notes:
-        A model whose cache cannot be cut is put back as it was before its drafts; one that keeps no cache
+        If the model's cache cannot be cut, it is restored as it was before the draft. A model without a cache
         reads whole texts. Synchronises with the device once for every drafted token.
 
     Source: Leviathan et al. 2023, Chen et al. 2023. With tokenizers: Timor et al. 2025, Accelerating LLM
@@ -218,7 +218,7 @@ class AssistantDrafter:
         return list(assistant(target.decode(ids, skip_special_tokens=True))["input_ids"])
 
     def _written_by_target(self, text: list[int], ids: list[int], drafted: list[int]) -> list[int]:
-        """What an assistant's tokens add to a text, in the target's; nothing where they change its end."""
+        """The assistant's tokens as tokens of the target; empty if they change the end of the text."""
         target, assistant = self.tokenizers
         tail = ids[-TAIL:]
         before, after = (assistant.decode(part, skip_special_tokens=True) for part in (tail, tail + drafted))
@@ -233,8 +233,8 @@ class AssistantDrafter:
 
 
 class Chains:
-    """Drafted chains: of each request the tokens, the logarithms of their paths' chances with the root's, and
-    the rows of the laws that they were drawn from, -1 = none."""
+    """Drafted chains: for each request the tokens, the path scores (the root's included), and the rows of the
+    laws from which the tokens were drawn, -1 = none."""
 
     def __init__(
         self, tokens: list[list[int]], scores: list[list[float]], rows: list[list[int]], laws: list[Tensor]
@@ -264,7 +264,7 @@ class Chains:
 
 
 class Reader:
-    """An assistant and what it has read of every text.
+    """An assistant and its cache of every text.
 
     Attributes:
         ends: how many tokens of each text are in the cache.
@@ -281,7 +281,7 @@ class Reader:
         self.reset()
 
     def readable(self, text: list[int]) -> list[int]:
-        """As much of a text as it has positions and embeddings for."""
+        """The part of a text for which the model has positions and embeddings."""
         size, end = self.target.vocab_size, len(text)
         if text and max(text) >= size:
             end = next(place for place, token in enumerate(text) if token >= size)
@@ -306,8 +306,8 @@ class Reader:
         self.cache.keep(places, [end + 1 for end in self.ends])
 
     def begin(self, ids: list[list[int]], more: int, drafts: list[bool]) -> None:
-        """Forget what is no part of these texts, and read them up to a few tokens from their ends; `more` is
-        room for what will be drafted."""
+        """Forget tokens that are not in these texts, and read the texts up to a few tokens from their ends.
+        `more` is the room for drafted tokens."""
         device = self.target.device
         width = max(map(len, ids)) + more
         self.text: Tensor = torch.tensor([[*own, *[0] * (width - len(own))] for own in ids], device=device)
@@ -360,7 +360,7 @@ class Reader:
             self.sizes[place] += 1
 
     def _save(self, reader: Together | Alone, counts: list[int]) -> None:
-        """What cannot be cut is kept as it is after the text, before what was drafted."""
+        """Save caches that cannot be cut, as they are after the text and before the draft."""
         if isinstance(reader, Together) or reader.rereads:
             return
         for place, count in enumerate(counts):
@@ -369,7 +369,7 @@ class Reader:
                 self.drafts[place] = False
 
     def _forget(self, reader: Together | Alone) -> None:
-        """Let caches hold no more than `ends`, or less."""
+        """Cut or restore the caches, so that they hold at most `ends` tokens."""
         if isinstance(reader, Together):
             reader._cut(self.ends)
             return

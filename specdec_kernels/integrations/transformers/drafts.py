@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a drafter returned, made ready for the target: checked, cut, and no more of it than pays.
+"""Prepares the answer of a drafter for the target: checks it, cuts it, and prunes what does not pay.
 
-Nodes are handled as numbers on the host; laws stay where they are, and rows point into them.
+Nodes are numbers on the host. Laws stay on their device, and rows are indices into them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CREDIT = 0.5  # plain steps that may be lost to begin with
 
 
 class Drafts(NamedTuple):
-    """What a drafter may return in full.
+    """The full form of a drafter's answer.
 
     Example:
         >>> tree = DraftTree.chain(torch.tensor([[3, 4]]))
@@ -86,14 +86,14 @@ KINDS = (
 
 
 class Drafting:
-    """Asks a drafter and gives the target no more than it can use and, with a budget, than pays.
+    """Calls a drafter, and removes nodes that the target cannot use or that do not pay.
 
-    A draft is cut at its request's own limit, by depth. With a budget, what is left is weighed:
+    A draft is cut at its request's own limit, by depth. With a budget, it is then pruned:
 
-    - Drafts of `POINT` may be pruned by anything, and are: the likeliest nodes of all requests are kept.
+    - Drafts of `POINT` may be pruned for any reason: the likeliest nodes of all requests are kept.
     - A request with nodes that were drawn from a law keeps all of them down to a depth that was chosen before
-      they were drawn. To look at what was drawn and keep the most promising would change the law of the text.
-    - A drafter is not called while its time alone is more than what speculation has earned.
+      they were drawn. To keep the likeliest of the drawn nodes would change the law of the text.
+    - A drafter is not called while its time alone exceeds the credit.
 
     Args:
         drafter: called with copies of the texts [B, L] int64 and their lengths [B] int64. Returns tokens
@@ -106,17 +106,17 @@ class Drafting:
             a method `reset(batch_size)`: told of a new batch. It is given those of `sampling` (what drafts
             are to be drawn with), `seeds` ([B] or None) and `rule` that it has parameters for.
         vocab_size: of the target. A chosen token beyond it is no draft.
-        budget: True: one whose costs are measured as the text is written; a `Budget`: this one with its own
-            costs, no clock is read; False or None: none. With seeds and a rule that looks at laws True is
-            None, since the same call is to write the same text.
+        budget: True: a budget whose costs are measured while the text is written; a `Budget`: this one, with
+            given costs and without a clock; False or None: none. With seeds and a rule that reads laws, True
+            acts as None, so that equal calls write equal texts.
         rule: as for `verify`.
         seeded: whether the caller gave seeds.
         clock: seconds.
 
     Attributes:
-        nodes: of every request, what the last `draft` returned.
-        chains: of every node only the child that is verified first is kept, since the target reads chains.
-        seconds: that the last `draft` took.
+        nodes: for every request the nodes that the last `draft` returned.
+        chains: whether the target reads chains, so that every node keeps only the child verified first.
+        seconds: time of the last `draft`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Drafting:
             self.drafter.reset(batch_size, **taken)
 
     def read(self, rows: int, seconds: float) -> None:
-        """How long the target took to read the prompts, `rows` tokens in all: what many rows cost."""
+        """Record how long the target took to read the prompts, `rows` tokens in all."""
         if self.costs is not None:
             self.costs.prompt = (rows, seconds)
 
@@ -173,9 +173,9 @@ class Drafting:
         `limits[b]`.
 
         Returns:
-            `Drafts` whose rows are all of use: no node without a token, none beyond its limit, and requests
-            of one row where there is nothing. Siblings keep their order, and every node its proposal. With
-            laws, `draft_logits` is [Rq, Vd] and comes with `draft_rows`.
+            `Drafts` without nodes that have no token or lie beyond their limit. A request without drafts has
+            one row. Siblings keep their order, and nodes their proposals. With laws, `draft_logits` is
+            [Rq, Vd] and comes with `draft_rows`.
 
         Raises:
             ValueError, TypeError: the drafter returned something else than it may.
@@ -210,7 +210,7 @@ class Drafting:
                 extra += spent - float(self.budget.cost(rows))
         if self.budget is None:
             return
-        # A trial may cost more than was believed; what the credit did not cover is paid back first.
+        # A trial may cost more than expected; costs beyond the credit are paid back first.
         paid, self._debt = (
             self._debt,
             max(self._debt - _balance(self.budget, batch, rows, tokens, extra), 0.0),
@@ -286,7 +286,7 @@ class Drafting:
         return nodes, None if laws is None else laws.to(text.device)
 
     def _pruned(self, nodes: list[Nodes]) -> list[Nodes]:
-        """Less of chosen drafts, where less pays more."""
+        """The drafts without `POINT` nodes that do not pay."""
         drawn = [own.drawn for own in nodes]
         if any(drawn):
             largest = max((own for own in nodes if own.drawn), key=lambda own: len(own.tokens))
@@ -314,7 +314,7 @@ class Drafting:
 
 
 class StepCosts:
-    """What steps take, by the rows they feed to the target, and what drafting takes, as it is measured."""
+    """The measured times of steps, by their number of rows, and of drafting."""
 
     def __init__(self) -> None:
         self.times: dict[int, deque[float]] = {}
@@ -406,7 +406,7 @@ def _per_request(budget: Budget, batch: int) -> dict[Any, float]:
 
 
 def _only_best(believed: list[list[float]], most_rows: int) -> None:
-    """Disbelieve all but the likeliest nodes, so that these and the roots are `most_rows` at most."""
+    """Set the chances of all but the likeliest nodes to 0, so that at most `most_rows` rows are left."""
     most = most_rows - len(believed)
     if sum(map(len, believed)) - len(believed) <= most:
         return
@@ -592,8 +592,8 @@ def _usable(draft: Draft, limit: int, vocab_size: int, laws: bool, chains: bool)
 
 
 def _proposal(proposal: int, alone: bool) -> int:
-    """Of a node that is left `alone` by siblings of `POINT`. Without these its law is another, which no
-    verifier knows: it counts as chosen."""
+    """The proposal of a node. If it is left `alone`, without its `POINT` siblings, its law is unknown to the
+    verifier, so it counts as `POINT`."""
     return int(Proposal.POINT) if alone and proposal == Proposal.WITHOUT_REPLACEMENT else proposal
 
 

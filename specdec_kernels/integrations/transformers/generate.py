@@ -61,9 +61,9 @@ def generate(
 ) -> Generated:
     """Write text by drafting, one forward of the target over all drafts, verification and committing.
 
-    A step gives one token or more to every request that runs; a request leaves at its end. What the model's
-    `generation_config` says holds, unless an argument says otherwise; what cannot be honoured is refused by
-    name. `explain_model(target)` tells how the model is served.
+    A step gives one token or more to every running request. A request leaves when it ends. The options of the
+    model's `generation_config` hold, unless an argument replaces them. An option that cannot be honoured is
+    refused by name. `explain_model(target)` says how the model is served.
 
     Args:
         target: a causal language model of the transformers library.
@@ -92,8 +92,8 @@ def generate(
             `Budget`: the same with given costs and without a clock. False or None: all.
         serve: "trees", "chains", "one by one", "token by token" or "whole text", in place of what
             `explain_model` found; no more than that, unless it is unproved.
-        cache: of an earlier call's `Generated.cache` with this model, one for each text: what a prompt has in
-            common with it is not read again.
+        cache: `Generated.cache` of an earlier call with this model, one for each text. Tokens that a prompt
+            shares with it are not read again.
         prefill_chunk: tokens of a prompt that one forward reads at most; default: all.
         outputs: of "scores", "logits", "logprobs" and "cache", what to return beside the texts.
         on_tokens: called with a request's index and its new tokens after every step; a return of False ends
@@ -257,7 +257,7 @@ def _reader(
     serve: str | None,
     operation: str,
 ) -> Together | Alone:
-    """What reads these texts, or a refusal."""
+    """The reader of these texts, or a refusal."""
     longest = max(len(text) + limit - 1 for text, limit in zip(texts, limits, strict=True))
     most = aim.most_positions()
     if most is not None and longest > most:
@@ -289,7 +289,7 @@ def _reader(
     return reader_of(aim, serves, at_least=aim.at_least)
 
 
-# Each does without something that those before have.
+# Each one asks less of the model than those before it.
 SERVES = ("trees", "chains", "one by one", "token by token", "whole text")
 
 
@@ -507,7 +507,7 @@ WARNINGS = {
 
 
 class Counts:
-    """What was accepted, of the tokens that were written."""
+    """Counts of accepted tokens, among the tokens that were written."""
 
     def __init__(self) -> None:
         self.steps: int = 0

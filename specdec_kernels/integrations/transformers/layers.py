@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a cache: what they keep, cut, copied, put back, taken apart and assembled."""
+"""The layers of a cache: cut, copied, restored, taken apart and assembled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "Dum
 
 
 class Part(NamedTuple):
-    """What a layer keeps of one text."""
+    """The part of a layer that belongs to one text."""
 
     kind: type
     beside: dict[str, Any]
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class CachedText(NamedTuple):
-    """What a model remembers of one text, for a later call that goes on from there."""
+    """The cache of one text, for a later call that continues the text."""
 
     tokens: list[int]
     """What was read."""
@@ -139,7 +139,7 @@ def assemble(
 
 
 def common(read: Sequence[int], text: Sequence[int]) -> int:
-    """How many tokens of a text need not be read again; its last one always is."""
+    """How many tokens of a text need not be read again. The last token is always read."""
     most = max(min(len(read), len(text) - 1), 0)
     return next((place for place in range(most) if read[place] != text[place]), most)
 
@@ -159,7 +159,7 @@ def full_cache(target: Target) -> Any:
 
 
 def unknown(cache: Any) -> str | None:
-    """What `Together` cannot put right in such a cache; None where there is nothing."""
+    """The part of this cache that `Together` cannot commit, in words; None if there is none."""
     layers = getattr(cache, "layers", None)
     if layers is None:
         return f"{type(cache).__name__}, whose layers are not known"
@@ -173,7 +173,7 @@ def unknown(cache: Any) -> str | None:
 
 
 def croppable(cache: Any) -> bool:
-    """Whether all that it keeps are keys and values of every position."""
+    """Whether a cache keeps only keys and values of every position."""
     return (
         getattr(cache, "is_croppable", True)
         and unknown(cache) is None

@@ -31,7 +31,7 @@ class Output(NamedTuple):
     logits: Tensor
     """[B, N, V]."""
     cache: Any
-    """What the model remembers; None where it keeps nothing."""
+    """The cache that the model returns; None if it keeps none."""
 
 
 class Target:
@@ -46,12 +46,12 @@ class Target:
         vocab_size: of its input embeddings.
         padding_idx: where the model numbers positions from `padding_idx + 1` and leaves padding out, as
             RoBERTa does; None: positions count from 0.
-        key: tells this model from all others.
-        at_least: tokens of a forward behind others. 2 where states are limited in their time steps, since
-            then the forward of a single token is another function: it leaves the limit out.
-        grows: whether the rotary embedding goes on changing beyond `switch`.
-        plain_cache: whether the cache that the model makes for itself fails, so that it is given one that
-            grows as it is used.
+        key: identifies this model.
+        at_least: least number of tokens of a forward that follows others. 2 if states limit their time
+            steps, since the forward of a single token does not apply the limit.
+        grows: whether the rotary embedding continues to change beyond `switch`.
+        plain_cache: whether the cache that the model makes for itself fails, so that it gets one that grows
+            as it is used.
 
     Raises:
         TypeError: not such a model.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model can be trusted with, found out by a few tiny forwards."""
+"""The probe: a few small forwards that find out how a model can be served."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Verdict(NamedTuple):
             forward, drafts that are chains. "one by one": a forward for each request, chains. "token by
             token": a forward for each token behind a prompt, so that no draft pays. "whole text": one for
             each request, which reads the whole text, since no cache can be used. "refused".
-        reason: what kept the model from more; empty for "trees".
-        forwards: of the model, at most 8 over at most 16 tokens a row.
-        proved: False where even plain readings differ by too much to compare anything with them.
-        cached: False where the model keeps no cache at all.
+        reason: why the model is not served as "trees"; empty for "trees".
+        forwards: number of forwards of the probe, at most 8 over at most 16 tokens per row.
+        proved: False if even plain readings differ by too much to compare anything with them.
+        cached: False if the model keeps no cache at all.
     """
 
     serves: str
@@ -51,7 +51,7 @@ _PROBING = threading.RLock()  # a probe narrows the windows of a configuration t
 
 
 def explain_model(model: Any) -> Verdict:
-    """What `generate` does with a model: trees, chains, one request at a time, or nothing.
+    """How `generate` serves a model: with trees, with chains, one request at a time, or not at all.
 
     The logits of draft nodes and of texts of different lengths are compared with those of the same paths
     read plainly, before and after a rejected draft. Windows of attention are narrowed for the time of the

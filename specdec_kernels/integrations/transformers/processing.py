@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands between raw logits and the law of the next token, and what ends a request."""
+"""Logits processors, which change raw logits before sampling, and the conditions that end a request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 
 class Ends(NamedTuple):
-    """What ends one request.
+    """The conditions that end one request.
 
     Attributes:
         limit: most new tokens, >= 1.

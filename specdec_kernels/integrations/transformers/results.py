@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `generate` returns, and the same as transformers returns it."""
+"""The result of `generate`, in its own form and in that of transformers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Generated(NamedTuple):
         scores: None, or [n, V] float32 of every request: the processed logits, divided by the temperature,
             cut tokens at `-inf`, whose softmax is the law each token was drawn from; greedy requests are
             neither divided nor cut.
-        logits: None, or [n, V] float32: what the target said.
-        logprobs: None, or [n] float32: of the tokens written, under the law that was sampled.
-        cache: None, or what the same texts are continued with.
+        logits: None, or [n, V] float32: the target's raw logits.
+        logprobs: None, or [n] float32: log-probabilities of the written tokens under the sampled law.
+        cache: None, or the caches with which the same texts can be continued.
 
     Example:
         `generated.finish_reasons[0] == "length"` where request 0 has written all it might.

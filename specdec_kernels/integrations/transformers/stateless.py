@@ -25,7 +25,7 @@ def check_stateless(
         The answer.
 
     Raises:
-        ValueError: it is stateful: under speculation it would be called for texts that are never written.
+        ValueError: the processor is stateful. Speculation would call it for texts that are never written.
     """
     rule = "must be a function of its arguments"
     name = getattr(processor, "__name__", type(processor).__name__)
@@ -52,8 +52,8 @@ def _holds(cell: types.CellType) -> bool:
 
 
 def attributes(value: Any, depth: int = 12) -> Any:
-    """A copy of an object's data which can be compared: numbers, tensors, containers and attributes in it,
-    the variables of a closure, the object of a method. Global variables are not looked at."""
+    """A copy of an object's data that can be compared: its numbers, tensors, containers and attributes, the
+    variables of a closure, the object of a method. Global variables are ignored."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return repr(value)
     if isinstance(value, Tensor):
