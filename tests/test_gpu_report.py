@@ -21,6 +21,7 @@ import triton.language as tl
 import specdec_kernels.triton as kernels
 from bench.gpu import cases, report, targets, variants
 
+pytestmark = pytest.mark.slow
 OPERATIONS = (
     variants.sample,
     variants.children,
