@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
-.PHONY: test-pure sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -14,6 +14,10 @@ demo: $(VENV)/demo
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
 test: $(VENV)/package
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The edit loop: without what compiles kernels or draws many samples.
+test-fast: $(VENV)/package
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
 test-pure: $(VENV)/package

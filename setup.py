@@ -23,7 +23,7 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
         "-Wno-unknown-pragmas",
     ]
     if sanitize:
-        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
     ext_modules = [
         Pybind11Extension(
             "specdec_kernels.cpu._native",

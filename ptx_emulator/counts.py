@@ -7,13 +7,10 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .machine import Group
-    from .program import Block, Program
+from .program import Block, Program
 
 SECTOR = 32
 PAGE_BITS = 15  # sectors of a page, as a power of 2: a mebibyte
@@ -71,14 +68,14 @@ class Tally:
         self.warps_through = Counter()  # block -> warps
         self.touched = {"ld": Touched(), "st": Touched()}
 
-    def enter(self, block: Block, group: Group) -> None:
+    def enter(self, block: Block, threads: int, warps: int) -> None:
         """A group is about to execute a block. Of guarded instructions `guarded` tells."""
-        self.warps_through[block.index] += group.warps
-        self.counts["thread_insts"] += block.unguarded * group.size
+        self.warps_through[block.index] += warps
+        self.counts["thread_insts"] += block.unguarded * threads
 
-    def guarded(self, group: Group, guard: np.ndarray, negated: bool) -> None:
-        taken = int(np.count_nonzero(guard)) if guard.ndim else int(guard) * group.size
-        self.counts["thread_insts"] += group.size - taken if negated else taken
+    def guarded(self, threads: int, guard: np.ndarray, negated: bool) -> None:
+        taken = int(np.count_nonzero(guard)) if guard.ndim else int(guard) * threads
+        self.counts["thread_insts"] += threads - taken if negated else taken
 
     def global_access(self, kind: str, size: int, address: np.ndarray, warp: np.ndarray) -> None:
         self.counts[f"global_{kind}_bytes"] += size * len(address)

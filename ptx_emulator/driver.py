@@ -232,6 +232,15 @@ def _remember(module, function, name, metadata_group, hash):
     _latest["ptx"] = Path(path).read_text()
 
 
+def _leave_ptx(backend=None, stages=None, *_) -> tuple[str, str] | None:
+    """Triton's hook of stages: the emulator runs PTX, so ptxas need not assemble it. Called without arguments
+    it says what keeps such kernels apart in Triton's caches."""
+    if stages is None:
+        return "PTX alone", "PTX alone"
+    if "cubin" in stages:
+        stages["cubin"] = lambda ptx, metadata: b""
+
+
 def activate(arch: int = 80, **changes: object) -> None:
     """From here on Triton compiles for sm_`arch`, and the emulator runs its launches on CPU tensors.
 
@@ -244,6 +253,7 @@ def activate(arch: int = 80, **changes: object) -> None:
         raise TypeError(f"unknown options {sorted(unknown)}; there are {[f.name for f in fields(Options)]}")
     options = replace(options, **changes)
     knobs.runtime.kernel_load_start_hook = _remember
+    knobs.runtime.add_stages_inspection_hook = _leave_ptx  # before Triton 3.5 nobody calls it
     triton.runtime.driver.set_active(EmulatorDriver(arch))
 
 
@@ -252,9 +262,13 @@ def active(arch: int = 80, **changes: object) -> Iterator[None]:
     """`activate`, undone at the end."""
     global options
     driver = triton.runtime.driver
-    before = driver._active, options, knobs.runtime.kernel_load_start_hook
+    hooks = ("kernel_load_start_hook", "add_stages_inspection_hook")
+    before = driver._active, options
+    hooked = {name: getattr(knobs.runtime, name, None) for name in hooks}
     activate(arch, **changes)
     try:
         yield
     finally:
-        driver._active, options, knobs.runtime.kernel_load_start_hook = before
+        driver._active, options = before
+        for name, hook in hooked.items():
+            setattr(knobs.runtime, name, hook)

@@ -10,28 +10,15 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .counts import Tally
 from .errors import PTXError
 from .memory import BASE, PROCESS, AsyncCopies, GlobalMemory, LocalMemory, Places, Races
+from .program import Block, Program
+from .source import NOBODY, function
 from .values import TYPES, raw
-
-if TYPE_CHECKING:
-    from .program import Block, Program
-
-NOBODY = object()  # no lane takes part
-
-
-def place(old: np.ndarray, lanes: np.ndarray | None, new: np.ndarray, size: int) -> np.ndarray:
-    """New values for the lanes that took part, old ones for the others."""
-    if lanes is None:
-        return new
-    merged = np.full(size, old, new.dtype) if old.ndim == 0 else old.copy()
-    merged[lanes] = new
-    return merged
 
 
 @lru_cache(maxsize=64)
@@ -256,10 +243,11 @@ class Machine:
             group = ready.pop() if len(ready) == 1 else self._hindmost(ready)
             block = blocks[group.block]
             if batch.tally:
-                batch.tally.enter(block, group)
-            run = block.run or self.program.enter(block)
+                batch.tally.enter(block, group.size, group.warps)
+            if block.run is None:
+                block.run, block.at_line = function(self.program, block)
             try:
-                run(group)
+                block.run(group)
             except Exception as error:
                 _explain(error, self.program, block)
                 raise

@@ -75,6 +75,19 @@ def elements(operand: str) -> list[str]:
     return split(operand.strip()[1:-1]) if operand.startswith("{") else [operand]
 
 
+def register_of(address: str) -> str:
+    """`[%rd1+16]` to `%rd1`, and a register to itself."""
+    return address.strip("[] ").partition("+")[0].strip()
+
+
+def offset_of(address: str) -> int:
+    text = address.strip("[] ").partition("+")[2].strip()
+    try:
+        return int(text or "0", 0)
+    except ValueError:
+        raise PTXError(f"offset {text!r} of an address") from None
+
+
 def parse(text: str) -> Kernel:
     """The one kernel of a module."""
     files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text))

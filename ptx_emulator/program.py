@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import flow, source
+from . import flow
 from .errors import PTXError
 from .instructions import Step, translate
-from .parse import Instruction, parse
+from .parse import Instruction, parse, register_of
 from .values import raw
 
 SPECIAL = {  # registers that are there from the start
@@ -44,8 +44,8 @@ class Block:
     target: int = 0  # of a branch
     live: set[int] = field(default_factory=set)  # registers needed at its beginning
     needed: set[int] = field(default_factory=set)  # and at its end
-    run: Callable | None = None  # the function that executes it, made when it is first entered
-    at_line: list[Instruction | None] = field(default_factory=list)  # by line of its source
+    run: Callable | None = None  # the function that executes it, which the first group to enter makes
+    at_line: list[Instruction | None] = field(default_factory=list)  # by line of that function
 
     @property
     def unguarded(self) -> int:
@@ -77,12 +77,6 @@ class Program:
     def raw(self, register: str) -> np.dtype:
         return raw(self.types[register])
 
-    def enter(self, block: Block) -> Callable:
-        """The function of a block."""
-        if block.run is None:
-            block.run, block.at_line = source.function(self, block)
-        return block.run
-
     def _bodies(self) -> None:
         origin = flow.pointers(self.kernel)
         for block in self.blocks:
@@ -92,7 +86,7 @@ class Program:
 
     def _action(self, ins: Instruction) -> Action:
         step = translate(ins)
-        read = {source.register_of(operand) for operand, _ in step.sources}
+        read = {register_of(operand) for operand, _ in step.sources}
         read = {register for register in read if register in self.types}
         filled = {operand for operand, _ in step.results if operand != "_"}
         if any(register not in self.types for register in filled):
@@ -148,7 +142,7 @@ def _with_pointers(ins: Instruction, origin: Callable[[str], frozenset[str]]) ->
     address = [operand for operand in ins.operands if operand.startswith("[")]
     if not address or "param" in ins.modifiers:
         return ins
-    return replace(ins, pointers=origin(source.register_of(address[-1])))
+    return replace(ins, pointers=origin(register_of(address[-1])))
 
 
 @lru_cache(maxsize=1024)

@@ -13,18 +13,16 @@ function of a step. A register is forgotten after its last use, which keeps the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import PTXError
 from .instructions import ADDRESS
-from .machine import NOBODY, place
-from .parse import Instruction
+from .parse import Instruction, offset_of, register_of
+from .program import Action, Block, Program
 from .values import TYPES, immediate, raw
 
-if TYPE_CHECKING:
-    from .program import Action, Block, Program
+NOBODY = object()  # no lane takes part
 
 
 def function(program: Program, block: Block) -> tuple[Callable, list[Instruction | None]]:
@@ -47,17 +45,13 @@ def choose(old: np.ndarray, guard: np.ndarray, negated: bool, new: np.ndarray) -
     return np.where(guard, old, new) if negated else np.where(guard, new, old)
 
 
-def register_of(operand: str) -> str:
-    """`[%rd1+16]` to `%rd1`."""
-    return operand.strip("[] ").partition("+")[0].strip() if operand.startswith("[") else operand
-
-
-def offset_of(operand: str) -> int:
-    text = operand.strip("[] ").partition("+")[2].strip()
-    try:
-        return int(text or "0", 0)
-    except ValueError:
-        raise PTXError(f"offset {text!r} of an address") from None
+def place(old: np.ndarray, lanes: np.ndarray | None, new: np.ndarray, size: int) -> np.ndarray:
+    """New values for the lanes that took part, old ones for the others."""
+    if lanes is None:
+        return new
+    merged = np.full(size, old, new.dtype) if old.ndim == 0 else old.copy()
+    merged[lanes] = new
+    return merged
 
 
 class _Writer:
@@ -80,7 +74,7 @@ class _Writer:
             if slots:
                 self._line(" " + "".join(f"r[{slot}] = " for slot in slots) + "None", action.ins)
         if block.guard is not None:
-            self._line(f" if t: t.guarded(g, r[{block.guard}], {block.negated})", block.instructions[-1])
+            self._line(f" if t: t.guarded(g.size, r[{block.guard}], {block.negated})", block.instructions[-1])
 
     def _line(self, text: str, ins: Instruction | None) -> None:
         self.lines.append(text)
@@ -105,7 +99,7 @@ class _Writer:
         if not ins.guard:
             return self._assign(action, call, "{new}")
         guard = f"r[{self.program.slot(ins.guard)}]"
-        count = f"if t: t.guarded(g, {guard}, {ins.negated})"
+        count = f"if t: t.guarded(g.size, {guard}, {ins.negated})"
         if not step.effect:
             merge = f"choose({{old}}, {guard}, {ins.negated}, {{new}})"
             return [count, *self._assign(action, call, merge)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import INF, bad_value
+from ._ops.backends import load
 from ._ops.calls import OPERATORS, VerifyCall
 from .tree import DraftTree
 
@@ -79,14 +80,12 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
     """
     if not bool(impossible.any()):
         return
-    from .reference.request import Trace
-    from .reference.verification import verify
-
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
     written = OPERATORS["verify"].written
     others = {name: out.clone() for name in written if (out := getattr(call, name)) is not None}
-    trace = Trace(tree.tokens.numel())
-    verify(call._replace(**others), trace=trace)
+    reference = load("reference", "verify", owner.device.type, ())
+    trace = reference.Trace(tree.tokens.numel())
+    reference.verify(call._replace(**others), trace=trace)
     found = (trace.impossible.to(owner.device) & (owner == request)).nonzero()
     got = f"another at request {request}"  # the backend may have rounded differently from the reference
     if found.numel():

@@ -132,6 +132,16 @@ def spoil(arguments: dict, g: torch.Generator) -> None:
     tokens[some] = wild[torch.randint(len(wild), tokens.shape, generator=g)][some]
 
 
+def one_bad_request() -> tuple[dict, dict, list[int]]:
+    """A case of 5 requests, the same with NaN in all rows of one of them, and the other requests."""
+    arguments = random_case(77, batch=5, vocab=200, dtype=torch.float32)
+    arguments["draft_sampling"] = sdk.SamplingParams()
+    spoiled = arguments["target_logits"].clone()
+    start, end = arguments["tree"].cu_nodes[2:4].tolist()
+    spoiled[start:end] = float("nan")
+    return arguments, dict(arguments, target_logits=spoiled), [0, 1, 3, 4]
+
+
 def shared_form(arguments: dict) -> dict:
     """The same case in the form that most cases share, so that few kernels are compiled: float32 rows with
     strides, sampling per request, a bitmask, draft rows."""

@@ -34,11 +34,12 @@ if not find_spec("transformers"):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of the triton backend say so in their names."""
-    if "triton" not in each.BACKENDS:
-        for item in items:
-            if "triton" in item.name:
-                item.add_marker(pytest.mark.skip(reason="needs Triton 3.4"))
+    """Tests of the triton backend, and those that compile with inductor, say so in their names."""
+    for item in items:
+        if "triton" in item.nodeid or "inductor" in item.name:
+            item.add_marker(pytest.mark.slow)
+        if "triton" in item.name and "triton" not in each.BACKENDS:
+            item.add_marker(pytest.mark.skip(reason="needs Triton 3.4"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -78,6 +78,7 @@ def test_whatever_the_text_does_the_loss_is_bounded(curve, seed, claimed):
         assert total_time <= 1.02 * total_tokens + 1.0 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.7, 0.9, 0.98])
 @pytest.mark.parametrize(
     "curve, claimed",

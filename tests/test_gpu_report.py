@@ -23,6 +23,7 @@ from bench import runner
 from bench.gpu import report, targets, variants
 from bench.gpu.cases import SUITE
 
+pytestmark = pytest.mark.slow
 OPERATIONS = (
     variants.sample,
     variants.children,

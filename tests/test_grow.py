@@ -344,6 +344,7 @@ PLAIN = sdk.SamplingParams(temperature=0.9)
 
 
 @native
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["token", "traversal"])
 @pytest.mark.parametrize("method", children.METHODS)
 @pytest.mark.parametrize("sampling", [PLAIN, CUT], ids=["plain", "cut"])
@@ -355,6 +356,7 @@ def test_drafting_and_verifying_follow_the_target(method, rule, sampling):
 
 
 @native
+@pytest.mark.slow
 @pytest.mark.parametrize("method", children.METHODS)
 def test_coupled_drafts_match_more(method):
     model = Model(7, seed=3, closeness=0.3)

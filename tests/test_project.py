@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,6 +96,38 @@ def test_the_page_of_the_structure_names_every_file():
     headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}
     assert (modules | headers) - named == set()
     assert named - {path.name for path in there} == set()
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """The modules of a package that each of its modules imports, in functions and for types as well."""
+    names = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+        for suffix in ("*.py", "*.pyi")
+        for path in (ROOT / package).rglob(suffix)
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = graph.setdefault(name, set())
+        parents = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = parents[: len(parents) + 1 - node.level] if node.level else []
+                module = ".".join([*above, *filter(None, [node.module])])
+                inside = (f"{module}.{alias.name}" for alias in node.names)
+                found.update(full if full in names else module for full in inside)
+    return {name: found & names.keys() for name, found in graph.items()}
+
+
+@pytest.mark.parametrize("package", ["ptx_emulator", "specdec_kernels"])
+def test_imports_go_in_no_circle(package):
+    graph = imports(package)
+    assert sum(map(len, graph.values())) > 50
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
 def test_no_test_file_imports_another():

@@ -19,6 +19,7 @@ from triton.language.extra import libdevice
 import ptx_emulator
 from ptx_emulator import PTXError
 
+pytestmark = pytest.mark.slow
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -11,6 +11,7 @@ from gtest import LEAST_P, MUTANT_P, Model, choose, draft_tree, g_test, rows_of
 import specdec_kernels as sdk
 from specdec_kernels._random import Purpose, philox
 
+pytestmark = pytest.mark.slow
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
 DRAWS, CHUNK = 1_000_000, 100_000
 PLAIN = sdk.SamplingParams(temperature=0.9)

@@ -19,7 +19,10 @@ from gtest import LEAST_P, MUTANT_P, Model, g_test
 import specdec_kernels as sdk
 from specdec_kernels._ops import backends
 
-pytestmark = pytest.mark.skipif(backends._native()[0] is None, reason="too slow without the native core")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(backends._native()[0] is None, reason="too slow without the native core"),
+]
 
 V, K, STEPS, N = 4, 4, 3, 40_000
 PROMPT = [3, 1, 0, 2, 2, 1, 3, 0, 1, 1, 2, 0]

@@ -12,7 +12,10 @@ from synchronisation import Synchronises, no_synchronisation
 import specdec_kernels as sdk
 from bench.paging import block_tables
 
-pytestmark = pytest.mark.skipif("triton" not in BACKENDS or DEVICE != "cpu", reason="needs the emulator")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("triton" not in BACKENDS or DEVICE != "cpu", reason="needs the emulator"),
+]
 
 
 def problem(seed):

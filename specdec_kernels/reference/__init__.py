@@ -9,11 +9,13 @@ from .attention import tree_attention
 from .children import sample_children
 from .commit import commit_kv
 from .ngram import ngram_draft, ngram_tree
+from .request import Trace
 from .sampling import sample
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .verification import verify
 
 __all__ = [
+    "Trace",
     "commit_kv",
     "commit_state",
     "ngram_draft",
