@@ -96,11 +96,12 @@ def verdict(results: Data) -> str:
 
 
 def write(suite: Suite, results: Data, folder: Path) -> None:
-    """The JSON, and beside it the same as Markdown."""
+    """The JSON, and beside it times as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{suite.name}.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown(suite, results), encoding="utf-8")
+    if suite.threads:
+        path.with_suffix(".md").write_text(markdown(suite, results), encoding="utf-8")
 
 
 def markdown(suite: Suite, results: Data) -> str:
