@@ -17,7 +17,7 @@ test: $(VENV)/package
 
 # The edit loop: without what compiles kernels or draws many samples.
 test-fast: $(VENV)/package
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" --hypothesis-profile fast $(ARGS)
 
 # Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
 test-pure: $(VENV)/package

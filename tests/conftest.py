@@ -12,6 +12,9 @@ import torch
 import specdec_kernels
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile(
+    "fast", parent=hypothesis.settings.get_profile("default"), max_examples=10
+)
 hypothesis.settings.load_profile("default")
 each.emulate_gpu()
 if each.DEVICE == "cpu":

@@ -10,6 +10,8 @@ from cases import MAY_DIFFER, RULES, both_with_traces, random_case
 import specdec_kernels as sdk
 from specdec_kernels.sampling import ORDERS
 
+pytestmark = pytest.mark.slow
+
 # Thresholds and masses are ratios and sums of float32 weights: a score x of up to 40 powers of two below its
 # row's largest is off by 40 roundings of 2^-24 in its exponent, and a mass may be a small difference of two.
 

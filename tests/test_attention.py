@@ -277,6 +277,7 @@ def test_faults_are_noticed(mutant):
     assert excess(problem, problem.run()) <= 1 < excess(problem, dense(problem, mutant=mutant))
 
 
+@pytest.mark.slow
 def test_every_instruction_set_keeps_the_budget():
     script = (
         "import torch, attention_cases as c, specdec_kernels as sdk\n"

@@ -171,6 +171,7 @@ def test_greedy_rows_and_rows_with_nothing_left(method, backend):
     assert scores.tolist() == [[0.0 if x >= 0 else -math.inf for x in row] for row in tokens.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_backends_agree(method):
     g = torch.Generator().manual_seed(1)
@@ -207,6 +208,7 @@ def test_weights_far_below_the_largest_are_drawn_when_it_is_gone():
         assert torch.equal(native[0], reference[0]) and (native[0][:, :2] >= 0).all()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), method=st.sampled_from(METHODS))
 def test_batch_threads_and_place_change_nothing(seed, method):
     given = keys(6, seed)

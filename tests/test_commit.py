@@ -352,6 +352,7 @@ def test_commit_kv_compiles_whole(compiler, planned):
     torch.testing.assert_close(total, wanted[0].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("triton" not in BACKENDS, reason="needs triton")
 def test_the_interpreter_is_of_the_same_opinion():
     """Triton's own, in a process of its own."""

@@ -209,6 +209,7 @@ def test_an_assistant_reads_only_what_it_can():
     assert got.tokens == written(TARGET, None, prompts).tokens
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_its_cache():
     assert str(sdk.explain_model(torch.compile(TARGET, backend="eager"))) == "trees"
 

@@ -122,6 +122,7 @@ def test_identical_laws_accept_everything(seed, vocab):
         assert verified.num_accepted.tolist() == [5, 5, 5]
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_tokens():
     script = (
         "import torch, test_invariance as t\n"
