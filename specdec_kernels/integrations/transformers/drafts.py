@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -289,7 +290,7 @@ class Drafting:
         """The drafts without `POINT` nodes that do not pay."""
         drawn = [own.drawn for own in nodes]
         if any(drawn):
-            largest = max((own for own in nodes if own.drawn), key=lambda own: len(own.tokens))
+            largest = max(compress(nodes, drawn), key=lambda own: len(own.tokens))
             self.width = math.ceil((len(largest.tokens) - 1) / max(largest.depths))
         if self.costs is not None and (self.budget is None or self.unsure):
             chosen = [[0]] * len(nodes)  # the first steps are plain, to know what these cost
@@ -297,13 +298,13 @@ class Drafting:
             return nodes
         else:
             believed = [
-                [1.0] if own.drawn else calibration.believe(own.chances, own.parents)
-                for own, (calibration, _) in zip(nodes, self._calibrations, strict=True)
+                [1.0] if yes else calibration.believe(own.chances, own.parents)
+                for own, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
             ]
             _only_best(believed, self._most_rows(len(nodes)))
             level = self.costs.level(len(nodes)) if self.costs is not None else 0.0
             chosen = replace(self.budget, credit=max(self.budget.credit - level, 0.0)).choose(believed)
-        return [own if own.drawn else own.keep(some) for own, some in zip(nodes, chosen, strict=True)]
+        return [own if yes else own.keep(some) for own, yes, some in zip(nodes, drawn, chosen, strict=True)]
 
     def _built(self, nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
         if laws is None and all(len(own.tokens) == 1 for own in nodes):
