@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from specdec_kernels.triton.launch import row_passes, verify_launch
+from specdec_kernels.triton.select import COLLECTED
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 1023, 1024, 1025, 32_000, 32_768, 50_257, 128_256, 262_144])
@@ -32,8 +33,18 @@ def test_the_same_shape_has_the_same_configuration():
 @pytest.mark.parametrize("vocab", [1, 1024, 8192, 8193, 50_257, 128_256])
 @pytest.mark.parametrize("rule", ["match", "token"])
 def test_the_launches_of_verify_cover_rows_once(vocab, rule):
-    launch = verify_launch(vocab, vocab + 7, rule, cuts=False)
-    for splits, row in ((launch.rows.splits, vocab + 7), (launch.draw, vocab)):
+    launch, longest = verify_launch(vocab, vocab + 7, rule), vocab + 7
+    read = ((launch.rows.splits, longest), (launch.rows.collect, longest), (launch.sums, longest))
+    for splits, row in (*read, (launch.draw, vocab)):
         assert (splits.count - 1) * splits.length < row <= splits.count * splits.length
         assert splits.count <= splits.padded
         assert splits.length % splits.race_tile == 0 and splits.race_tile % 4 == 0
+
+
+@pytest.mark.parametrize("vocab", [1, 1024, 32_000, 128_256, 152_064, 262_144])
+def test_what_one_program_holds_stays_in_registers(vocab):
+    """Lists of four scores a lane of every split, and what all splits collected."""
+    for rows in (row_passes(vocab), verify_launch(vocab, vocab, "token").rows):
+        assert 4 * rows.splits.padded * rows.lanes <= 64 * 32 * rows.settle_warps
+        assert rows.collect.padded * COLLECTED <= 64 * 32 * rows.collect.warps
+        assert rows.splits.length % (8 * rows.lanes) == 0

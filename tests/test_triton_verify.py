@@ -176,8 +176,10 @@ def chain_case(batch=8, length=5, vocab=32768):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
-@pytest.mark.parametrize("rule, moved, instructions", [("token", 1.05, 45e6), ("traversal", 1.8, 80e6)])
-def test_a_chain_moves_little_more_than_it_must(rule, moved, instructions):
+@pytest.mark.parametrize(
+    "rule, launched, moved, instructions", [("token", 5, 1.05, 48e6), ("traversal", 6, 1.75, 60e6)]
+)
+def test_a_chain_moves_little_more_than_it_must(rule, launched, moved, instructions):
     target, tree, draft = chain_case()
     keys = dict(seeds=torch.arange(8), positions=torch.arange(8))
     options = dict(rule=rule, sampling=sdk.SamplingParams(0.8), **keys)
@@ -186,7 +188,7 @@ def test_a_chain_moves_little_more_than_it_must(rule, moved, instructions):
     assert torch.equal(verified.tokens, sdk.verify(target, tree, draft, backend="cpu", **options).tokens)
     accepted = verified.num_accepted
     least = (80 + int((2 - (accepted == 5).int()).sum())) * 32768 * 2
-    assert len(launches) == 3
+    assert len(launches) == launched
     assert sum(x.n["unique_ld_bytes"] + x.n["unique_st_bytes"] for x in launches) <= moved * least
     assert sum(x.n["thread_insts"] for x in launches) <= instructions
     for launch in launches:

@@ -16,8 +16,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from .launch import registers
-from .record import load
-from .row import number_of
+from .row import Row, number_of
 
 
 class Target(NamedTuple):
@@ -73,35 +72,23 @@ class Params(NamedTuple):
     min_p_last: tl.tensor
 
 
-PARAMS = len(Params._fields)
-
-
-class Request(NamedTuple):
-    """One request of a walk. Fields marked -> are pointers, and are read where they are used. If they were
-    numbers, compilers would compute what follows from them (bounds of cuts, schedules of keys) before all
-    loops, where it fills registers."""
-
-    index: tl.tensor  # int64
-    first: tl.tensor  # int64, row of its root
-    params: tl.tensor  # -> Params
-    drafted_by: tl.tensor  # -> Params
-    draft_count: tl.tensor  # rows of the draft's logits
-    seed: tl.tensor  # -> int64
-    position: tl.tensor  # -> int64
-    bins: tl.tensor  # [BINS] int64 of its own
-
-
 class Scratch(NamedTuple):
     """What one launch leaves to the next, in one allocation of float64 words. The results of the splits of
-    [R, sides] rows come first; a field says where each other part begins."""
+    every row and side come first; a field says where each other part begins."""
 
     words: tl.tensor
-    sides: tl.tensor  # 2 where draft rows are measured as well as the target's, else 1
-    params: tl.tensor  # [B, 2] Params, float32: of the target and of the draft
+    sides: tl.tensor  # 2 where more is found out than the laws of the target's rows, else 1
+    laws: tl.tensor  # [R, sides, LAW]
+    listed: tl.tensor  # [R, sides, 3, lanes] float32: the largest scores of each lane
+    brackets: tl.tensor  # [R, sides, BRACKET]: cuts that were left open
+    sums: tl.tensor  # [R, sides, splits, SUMS]: of their splits
+    collected: tl.tensor  # [R, sides, splits, COLLECTED] float32
+    weights: tl.tensor  # [R]: that reach nodes under `traversal`
+    masses: tl.tensor  # [R, splits, SUM]: sums over rows that rules ask for, see sums.py
+    summed: tl.tensor  # [R] int32: whether they were
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
-    bins: tl.tensor  # [B, BINS] int64: histograms of cuts
     draws: tl.tensor  # [B, DRAW]: what is still to be drawn
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
 
@@ -129,17 +116,17 @@ def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampl
     return Sampling(*numbers, *(per_request or [None] * 4))
 
 
-def compiler_options(cuts: bool) -> dict[str, int]:
+def compiler_options() -> dict[str, int]:
     """Of kernels that settle laws, for the device at hand."""
     if knobs.runtime.interpret:
         return {}
-    return registers(driver.active.get_current_target(), cuts)
+    return registers(driver.active.get_current_target())
 
 
 def may_cut(sampling: Sampling) -> bool:
     """Whether any request may have cuts; numbers on the device are not looked at."""
     numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
-    return numbers or any(values is not None for values in sampling[PARAMS + 1 :])
+    return numbers or any(values is not None for values in sampling[len(Params._fields) :])
 
 
 def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
@@ -163,12 +150,6 @@ def params_of(sampling, request):
 
 
 @triton.jit
-def load_params(words):
-    none = tl.full([], 0.0, tl.float32)
-    return Params(*load(words, Params(none, none, none, none, none)))
-
-
-@triton.jit
 def has_cuts(params, vocab):
     top_k = (params.top_k >= 1) & (params.top_k < tl.cast(vocab, tl.float32))
     return top_k | (params.top_p < 1) | (params.min_p > 0)
@@ -183,16 +164,11 @@ def _offset(rows, row):
 
 @triton.jit
 def target_row(target, row):
-    """The first entry of a target row (int64)."""
-    return target.data + _offset(target, row)
-
-
-@triton.jit
-def bitmask_row(target, row):
+    """A row (int64) of the target."""
     bitmask = None
     if target.bitmask is not None:
         bitmask = target.bitmask + row * target.bitmask_stride
-    return bitmask
+    return Row(target.data + _offset(target, row), target.vocab, bitmask)
 
 
 @triton.jit
@@ -209,5 +185,5 @@ def drawn_from(draft, count, request, row, node):
 
 @triton.jit
 def draft_row(draft, row):
-    """The first entry of a row of the draft's logits (int64, >= 0)."""
-    return draft.data + _offset(draft, row)
+    """A row (int64, >= 0) of the draft's logits."""
+    return Row(draft.data + _offset(draft, row), draft.size, None)

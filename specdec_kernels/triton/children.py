@@ -16,13 +16,14 @@ import triton.language as tl
 
 from .._ops.calls import SampleChildrenCall
 from .arguments import sampling_of, target_of, target_row
-from .draw import draw_words, load_row_law
 from .launch import row_passes
 from .law import log_probability, target_scores
 from .logarithm import LOG2E, log
 from .random import race_key, race_words
 from .row import NO_TOKEN, exponent_of, read_row
 from .sampling import settle_rows
+from .settle import law_of
+from .wanted import TARGET
 
 _NOTHING = tl.constexpr(float("-inf"))
 _ORDINAL_SHIFT = tl.constexpr(24)  # of an index word, see `_random.py`
@@ -97,11 +98,11 @@ def _children_list_kernel(
 ):
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows, splits = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
-    law = load_row_law(draw_words(scratch, n))
+    law = law_of(scratch, n, TARGET)
     if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
-        x = read_row(target_row(target, n), tokens, target.vocab, None)
+        x = read_row(target_row(target, n), tokens)
         exponents = tl.where(x >= law.cut, exponent_of(x, law.top, law.slope), _NOTHING)
         exponents = tl.where(exponents == exponents, exponents, _NOTHING)
         list_ptr = (n * splits + split) * k
@@ -150,7 +151,7 @@ def _children_merge_kernel(
     CHILDREN: tl.constexpr,
 ):
     n, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
-    law = load_row_law(draw_words(scratch, n))
+    law = law_of(scratch, n, TARGET)
     child = tl.arange(0, CHILDREN)
     children = tl.full([CHILDREN], NO_TOKEN, tl.int32)
     if law.point < 0:

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_row, params_of, target_row
+from .arguments import params_of, target_row
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
-from .node import residual_weights
 from .race import merge_races, race
 from .random import RESIDUAL, race_words
 from .record import load, save, whole_sectors
+from .residual import Pair, pair_of, residual_weights
 from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
-from .tracked import NO_TRACKED, leave_out
-from .tree import Tree, request_rows
+from .tracked import NO_TRACKED, Tracking, leave_out, tracked_race
+from .tree import request_rows, tree_of
 
 _NO_CUT = tl.constexpr(float("-inf"))
 _RESULT = tl.constexpr(RESULT)
@@ -59,7 +59,7 @@ _DRAW = tl.constexpr(DRAW)
 
 @triton.jit
 def draw_words(scratch, request):
-    """Where the draw of a request is kept; `sample` keeps the row's law there."""
+    """Where the draw of a request is kept; `sample` keeps its arrivals there."""
     return scratch.words + scratch.draws + request * _DRAW
 
 
@@ -94,23 +94,34 @@ def arrives_last(words):
 
 
 @triton.jit
-def save_row_law(words, law):
-    """In place of a draw."""
-    save(words + 1, law)
-
-
-@triton.jit
-def load_row_law(words):
-    return load_law(words + 1)
-
-
-@triton.jit
 def save_draw(words, kind, draw):
     open_draw(words)
     save_kind(words, kind)
     save(words + 1, draw.p)
     save(words + 1 + len(draw.p), draw.q)
     save(words + 1 + len(draw.p) + len(draw.q), draw[2:])
+
+
+@triton.jit
+def leave_draw(ctx, node, state, depth, loaded, status):
+    """Leaves where and from what the next token is to be drawn."""
+    pair = pair_of(node, state)
+    tracked = tl.full([], 0, tl.int32)
+    score = tl.full([], 0.0, tl.float32)
+    p_score = score
+    token = tl.full([], NO_TOKEN, tl.int32)
+    p_token = token
+    ratio = tl.full([], 0.0, tl.float32)
+    if (state.b > 0) | (state.last > state.since):
+        ratio = pair.ratio
+        tracked = node.tracked
+        if tracked > 0:
+            score, token, p_score, p_token = tracked_race(ctx, node, state, tl.load(ctx.position) + depth)
+    draw = Draw(
+        node.p, node.q, node.index, depth, status, node.drawn_from, tracked, ratio, node.rest_top,
+        score, token, p_score, p_token,
+    )  # fmt: skip
+    save_draw(draw_words(ctx.scratch, ctx.request), tl.where(loaded, FROM_RESIDUAL, UNMEASURED), draw)
 
 
 @triton.jit
@@ -144,16 +155,13 @@ def verify_draw_kernel(
     target,
     draft,
     sampling,
-    cu_nodes_ptr,  # [B + 1]
-    seeds_ptr,  # [B]
-    positions_ptr,  # [B]
+    batch,
     scratch,
     out_tokens_ptr,  # [B, width]
     out_logprobs_ptr,  # [B, width] or None
     out_status_ptr,  # [B]
     rows,
     width,
-    LINKS: tl.constexpr,
     CUTS: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -164,25 +172,22 @@ def verify_draw_kernel(
     kind = _load_kind(words)
     if kind != SETTLED:
         draw = _load_draw(words, CUTS)
-        first, count = request_rows(cu_nodes_ptr, request, rows)
+        first, count = request_rows(batch.cu_nodes, request, rows)
         row = first.to(tl.int64) + draw.node
-        seed = tl.load(seeds_ptr + request)
-        position = tl.load(positions_ptr + request) + draw.depth
+        seed = tl.load(batch.seeds + request)
+        position = tl.load(batch.positions + request) + draw.depth
         begin = split * SPLIT
         end = tl.minimum(begin + SPLIT, target.vocab)
         slope = draw.p.slope
         if kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
             result = measure_and_race(
-                target_row(target, row), begin, end, target.vocab, bitmask_row(target, row),
-                slope, seed, position, RESIDUAL, TILE,
-            )  # fmt: skip
+                target_row(target, row), begin, end, slope, seed, position, RESIDUAL, TILE
+            )
         else:
-            ranks = None
-            if LINKS:
-                ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
-            tree = Tree((scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first, ranks, count)
-            result = _race_residual(target, draft, tree, draw, row, seed, position, begin, end, TILE)
+            tree = tree_of(scratch, batch, first, count)
+            tracking = Tracking(tree, draw.node, draw.drawn_from, None, target.vocab)
+            result = _race_residual(target, draft, draw, row, tracking, seed, position, begin, end, TILE)
         winners = winner_words(scratch, request, SPLITS)
         store_split(winners, split, result)
         if arrives_last(words):
@@ -210,7 +215,7 @@ def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
         point = p.point
         if top == float("-inf"):
             status |= EMPTY
-            point = lowest_allowed(bitmask_row(target, row), target.vocab, TILE)
+            point = lowest_allowed(target_row(target, row), TILE)
             token = point
         p = Law(top, slope, p.cut, tl.sum((results.mass * scale).to(tl.float64)), point)
     return tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64), p, status
@@ -223,26 +228,22 @@ def _better(score, token, other_score, other_token):
 
 
 @triton.jit
-def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, TILE: tl.constexpr):
+def _race_residual(target, draft, draw, row, tracking, seed, position, begin, end, TILE: tl.constexpr):
     """The winner of a split of the residual, or, where that is nothing, of p itself, which counts if it is so
     in all splits."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
     flags = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
+    pair = Pair(draw.p, draw.q, row, draw.drawn_from, draw.rest_top, draw.ratio)
     while again > 0:
         tracked = tl.where(draw.tracked > 0, begin.to(tl.int64) - 1, NO_TRACKED)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
-            weights, all_weights = residual_weights(
-                target, draft, draw.p, draw.q, row, draw.drawn_from, draw.rest_top, draw.ratio, offsets
-            )
+            weights, all_weights = residual_weights(target, draft, pair, offsets)
             if flags == _OF_P:
                 weights = all_weights
-            weights, tracked = leave_out(
-                weights, 0.0, offsets, start + TILE,
-                tracked, tree, draw.node, draw.drawn_from, None, target.vocab,
-            )  # fmt: skip
+            weights, tracked = leave_out(weights, 0.0, offsets, start + TILE, tracked, tracking)
             some = draw.p.cut == float("-inf")
             if not some:
                 some = tl.max(weights) > 0  # a cut leaves most tiles empty
@@ -251,4 +252,5 @@ def _race_residual(target, draft, tree, draw, row, seed, position, begin, end, T
                 score, token = race(weights, words, offsets, score, token)
         again = ((score == 0) & (flags == 0) & ((draw.ratio > 0) | (draw.tracked > 0))).to(tl.int32)
         flags += again * _OF_P
-    return Split(draw.p.top, 0.0 * score, token, flags, score)
+    zero = 0.0 * score
+    return Split(draw.p.top, zero, token, flags, score, zero)

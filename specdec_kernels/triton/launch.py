@@ -7,7 +7,7 @@ the batch either, so that a request's result never depends on the other requests
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triton import next_power_of_2
 from triton.backends.compiler import GPUTarget
@@ -35,13 +35,29 @@ def _splits(row: int, length: int, warps: int) -> Splits:
     return Splits(length, count, padded=1 << (count - 1).bit_length(), race_tile=256, warps=warps)
 
 
+def collect_splits(row: int) -> Splits:
+    """Of the launch that settles cuts below what was listed. Its last program holds what all splits
+    collected: 64 scores a lane of rows of up to 131072 tokens, for which it has 8 warps."""
+    splits = _splits(row, 8192, warps=8)
+    return splits if splits.padded <= 16 else replace(splits, warps=16)
+
+
 @dataclass(frozen=True)
 class RowPasses:
     """How rows of V logits are read."""
 
     splits: Splits
-    row_tile: int  # tokens per step where one program reads a whole row
-    row_warps: int
+    collect: Splits
+
+    @property
+    def lanes(self) -> int:
+        """Of a split, each of which lists its largest scores."""
+        return 32 * self.splits.warps
+
+    @property
+    def settle_warps(self) -> int:
+        """Of the programs that look for cuts in the lists, with 32 scores a lane."""
+        return min(max(self.splits.padded * self.lanes // 256, 2), 16)
 
 
 def row_passes(vocab_size: int) -> RowPasses:
@@ -51,10 +67,8 @@ def row_passes(vocab_size: int) -> RowPasses:
     |---|---|
     | splits of 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
     | 1 warp | it reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
-    | row_tile 1024 | 4 scores a lane leave registers for what `row_cut` lists; groups for a top_k of 100 |
-    | row_warps 8 | one program has a processor to itself: many loads in flight, few warps to reduce over |
     """
-    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), row_tile=1024, row_warps=8)
+    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), collect_splits(vocab_size))
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -215,33 +229,36 @@ def _attention_parts(head_dim: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VerifyLaunch:
-    """How the launches of `verify` read rows: `measure` and the walk, and `draw`."""
+    """How the launches of `verify` read rows."""
 
     rows: RowPasses
+    sums: Splits
+    sum_tile: int  # tokens per step of a sum
+    walk_tile: int  # tokens per step where the walk reads a whole row
+    walk_warps: int
     draw: Splits
 
 
-def verify_launch(vocab_size: int, measured: int, rule: str, cuts: bool) -> VerifyLaunch:
-    """The configuration for target rows of `vocab_size` tokens, `measured` being the longest rows to be
-    measured.
+def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
+    """The configuration for target rows of `vocab_size` tokens; no row of the draft has more than `longest`.
 
     | number | reason |
     |---|---|
     | splits of 8192, 4 warps | 64 scores a lane, read once and kept; many share its program's other work |
     | splits of 1024, 1 warp | under `match`, as in `sample`, whose races these are |
-    | row_tile 1024, 8 warps | the walk holds two laws in registers: 4 scores a lane leave no spills |
-    | row_tile 512, 4 warps | the same under `traversal` without cuts; `typical` takes 1024 |
-    | row_tile 256, 1 warp | `match` without cuts reads no row: its walk is a handful of scalars |
-    | row_tile 512, 8 warps | with cuts, groups enough for a top_k of 100, in few registers |
+    | sums of 8192, 4 warps | four steps of 16 scores a lane of each row: 16 programs for 128256 tokens |
+    | walk_tile 2048, 8 warps | whole rows, which trees need: 8 scores a lane of each row on the way at once |
+    | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
     | draws of 2048, 1 warp | half the preparations of 1024 |
     """
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
-    shapes = {"match": (256, 1), "traversal": (512, 4), "typical": (1024, 4)}
-    row_tile, row_warps = shapes.get(rule, (1024, 8))
-    if cuts:
-        row_tile, row_warps = 512, 8
+    sequential = rule in ("token", "traversal")
     return VerifyLaunch(
-        rows=RowPasses(_splits(measured, split, warps), row_tile, row_warps),
+        rows=RowPasses(_splits(longest, split, warps), collect_splits(longest)),
+        sums=_splits(longest, 8192, warps=4),
+        sum_tile=2048,
+        walk_tile=2048 if sequential else 1024,
+        walk_warps=8 if sequential else 1,
         draw=_splits(vocab_size, 2048, warps=1),
     )
 
@@ -268,11 +285,7 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
-def registers(target: GPUTarget, cuts: bool) -> dict[str, int]:
-    """Options of the compiler for kernels that settle laws: 168 registers of a thread.
-
-    Left alone, ptxas takes 255 where there are cuts, and elsewhere, on sm_90 and sm_100, spills some to have
-    more warps resident. sm_80 and sm_120 need no telling there.
-    """
-    told = target.backend == "cuda" and (cuts or target.arch in (90, 100, 103))
-    return {"maxnreg": 168} if told else {}
+def registers(target: GPUTarget) -> dict[str, int]:
+    """Options of the compiler for kernels of many scalars: 168 registers of a thread. Left alone, ptxas takes
+    255, or spills some to have more warps resident."""
+    return {"maxnreg": 168} if target.backend == "cuda" else {}

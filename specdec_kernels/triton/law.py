@@ -15,12 +15,10 @@ import triton
 import triton.language as tl
 
 from ..verification import Status
-from .arguments import bitmask_row, draft_row, has_cuts, target_row
-from .cuts import row_cut
+from .arguments import draft_row, target_row
 from .logarithm import LN2, LOG2E
-from .measure import DRAFT, TARGET, split_results
 from .record import load
-from .row import exponent_of, lowest_allowed, merge_first, read_row, slope_of
+from .row import exponent_of
 
 NAN = tl.constexpr(int(Status.NAN))
 EMPTY = tl.constexpr(int(Status.EMPTY))
@@ -76,13 +74,13 @@ def store_logprob(logprobs_ptr, place, target, row, law, token):
 
 
 @triton.jit
-def weights(top, slope, cut, point, x, token):
+def weights(top, law, x, token):
     """The weights of a tile of tokens; `top` is the score whose weight is 1. Float32."""
-    w = tl.exp2(exponent_of(x, top, slope))
-    if point >= 0:
-        w = tl.where(token == point, 1.0, 0.0)
-    elif cut > float("-inf"):
-        w = tl.where(x >= cut, w, 0.0)
+    w = tl.exp2(exponent_of(x, top, law.slope))
+    if law.point >= 0:
+        w = tl.where(token == law.point, 1.0, 0.0)
+    elif law.cut > float("-inf"):
+        w = tl.where(x >= law.cut, w, 0.0)
     return w
 
 
@@ -90,9 +88,10 @@ def weights(top, slope, cut, point, x, token):
 def target_scores(target, row, token, inside):
     """Scores of some tokens (int64); -inf for those outside the vocabulary, masked, or NaN."""
     inside = inside & (token >= 0) & (token < target.vocab)
-    x = tl.load(target_row(target, row) + token, mask=inside, other=float("-inf")).to(tl.float32)
+    scores = target_row(target, row)
+    x = tl.load(scores.data + token, mask=inside, other=float("-inf")).to(tl.float32)
     if target.bitmask is not None:
-        word = tl.load(bitmask_row(target, row) + (token >> 5), mask=inside, other=0)
+        word = tl.load(scores.bitmask + (token >> 5), mask=inside, other=0)
         x = tl.where(((word >> (token & 31).to(tl.int32)) & 1) != 0, x, float("-inf"))
     return tl.where(x == x, x, float("-inf"))
 
@@ -105,76 +104,8 @@ def draft_scores(draft, drawn_from, vocab, token, inside):
         inside = inside & (token < vocab)
         column = tl.load(draft.columns + token, mask=inside, other=-1).to(tl.int64)
     inside = inside & (column >= 0) & (column < draft.size)
-    x = tl.load(draft_row(draft, drawn_from) + column, mask=inside, other=float("-inf")).to(tl.float32)
+    x = tl.load(draft_row(draft, drawn_from).data + column, mask=inside, other=float("-inf")).to(tl.float32)
     return tl.where(x == x, x, float("-inf"))
-
-
-@triton.jit
-def target_law(
-    target, scratch, row, params, bins,
-    CUTS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The law of a measured target row, and the status bits it sets."""
-    slope = slope_of(params.temperature)
-    maxima, masses, firsts, nans, _ = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
-    top, mass = _merge(maxima, masses, slope)
-    status = tl.max(nans) * NAN
-    point = tl.full([], -1, tl.int32)
-    cut = tl.full([], float("-inf"), tl.float32)
-    if top == float("-inf"):
-        status |= EMPTY
-        point = lowest_allowed(bitmask_row(target, row), target.vocab, TILE)
-    elif params.temperature > 0:
-        if CUTS:
-            if (top < float("inf")) & has_cuts(params, target.vocab):
-                cut, mass = _cut(
-                    target_row(target, row), target.vocab, bitmask_row(target, row),
-                    slope, top, mass, params, bins, TILE,
-                )  # fmt: skip
-    else:
-        point = tl.minimum(merge_first(maxima, firsts, top), target.vocab - 1)
-    return Law(top, slope, cut, tl.where(point >= 0, 1.0, mass), point), status
-
-
-@triton.jit
-def draft_law(
-    draft, scratch, row, drawn_from, params, bins,
-    CUTS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The law of a measured draft row, and whether it is one: without NaN, and with something left."""
-    slope = slope_of(params.temperature)
-    maxima, masses, firsts, nans, _ = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
-    top, mass = _merge(maxima, masses, slope)
-    sound = (tl.max(nans) == 0) & (top > float("-inf"))
-    point = tl.full([], -1, tl.int32)
-    cut = tl.full([], float("-inf"), tl.float32)
-    if sound:
-        if params.temperature > 0:
-            if CUTS:
-                if (top < float("inf")) & has_cuts(params, draft.size):
-                    cut, mass = _cut(
-                        draft_row(draft, drawn_from), draft.size, None, slope, top, mass, params, bins, TILE
-                    )
-        else:
-            point = tl.minimum(merge_first(maxima, firsts, top), draft.size - 1)
-            if draft.ids is not None:
-                point = tl.load(draft.ids + point).to(tl.int32)
-    return Law(top, slope, cut, tl.where(point >= 0, 1.0, mass), point), sound
-
-
-@triton.jit
-def _merge(maxima, masses, slope):
-    top = tl.max(maxima)
-    return top, tl.sum((masses * tl.exp2(exponent_of(maxima, top, slope))).to(tl.float64))
-
-
-@triton.jit
-def _cut(row_ptr, size, bitmask, slope, top, mass, params, bins, TILE: tl.constexpr):
-    cut, kept = row_cut(
-        row_ptr, size, bitmask, bins, slope, top, mass.to(tl.float32),
-        params.top_k, params.top_p, params.min_p, params.min_p_last, TILE,
-    )  # fmt: skip
-    return cut, kept.to(tl.float64)
 
 
 @triton.jit
@@ -192,15 +123,3 @@ def logprobs_law():
         tl.full([], 1.0, tl.float64),
         tl.full([], -1, tl.int32),
     )
-
-
-@triton.jit
-def is_sound(draft, drawn_from, TILE: tl.constexpr):
-    """Whether a row of log-probabilities is without NaN and has something left."""
-    nan = tl.full([], 0, tl.int32)
-    some = tl.full([], 0, tl.int32)
-    for begin in range(0, draft.size, TILE):
-        x = read_row(draft_row(draft, drawn_from), begin + tl.arange(0, TILE), draft.size, None)
-        nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
-        some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
-    return (nan == 0) & (some > 0)

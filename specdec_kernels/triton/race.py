@@ -39,21 +39,15 @@ def race(weights, words, tokens, score, token):
 
 
 @triton.jit
-def race_law(
-    row_ptr, begin, end, vocab, bitmask_ptr,
-    max, slope, cut,
-    seed, position, purpose,
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """The race over tokens [begin, end) of a row's law, `begin` a multiple of 4: p(x) proportional to
-    2^((x - max) slope) for x >= cut."""
+def race_law(row, begin, end, law, seed, position, purpose, TILE: tl.constexpr):
+    """The race over tokens [begin, end) of a row's law, `begin` a multiple of 4."""
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
-        x = read_row(row_ptr, tokens, vocab, bitmask_ptr)
-        if tl.max(x) >= cut:  # few tiles have anything that is kept
-            weights = tl.where(x >= cut, tl.exp2(exponent_of(x, max, slope)), 0.0)
+        x = read_row(row, tokens)
+        if tl.max(x) >= law.cut:  # few tiles have anything that is kept
+            weights = tl.where(x >= law.cut, tl.exp2(exponent_of(x, law.top, law.slope)), 0.0)
             words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
             score, token = race(weights, words, tokens, score, token)
     return score, token

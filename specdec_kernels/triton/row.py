@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading rows of logits, and what a row's law needs to know of it.
 
-    x = read_row(row_ptr, offsets, size, bitmask_ptr)              # [n] float32; -inf where masked or outside
-    x = read_tokens(row_ptr, tokens, size, columns_ptr, vocab)     # the same under a draft vocabulary
-    max, mass, nan = measure(x, slope)                             # of one split
-    first = merge_first(maxima, firsts, max)                       # of all splits
+    x = read_row(row, offsets)                          # [n] float32; -inf where masked or outside
+    x = read_tokens(row, tokens, columns_ptr, vocab, wanted)    # the same under a draft vocabulary
+    max, mass, nan = measure(x, slope)                  # of one split
+    first = merge_first(maxima, firsts, max)            # of all splits
 
-`row_ptr` points at the row's first entry (float32 | bfloat16 | float16), `bitmask_ptr` at its words and
-`columns_ptr` at the columns of the tokens, or they are None. NaN is read as NaN. The weight of a score x is
+`columns_ptr` points at the columns of the tokens, or is None. NaN is read as NaN. The weight of a score x is
 2^((x - max) slope), and a mass is a sum of weights. Where max = +inf, the mass is the number of such entries.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,6 +22,14 @@ from .logarithm import LOG2E
 NO_TOKEN = tl.constexpr(2**31 - 1)
 
 _MOST_FACTORED = tl.constexpr(2.0**20)  # of max * slope, above which its rounding is too large a factor
+
+
+class Row(NamedTuple):
+    """One row of logits."""
+
+    data: tl.tensor  # -> its first entry: float32, bfloat16 or float16
+    size: tl.tensor
+    bitmask: tl.tensor  # -> its words, or None: all tokens are allowed
 
 
 @triton.jit
@@ -47,34 +56,35 @@ def allowed(bitmask_ptr, offsets, inside):
 
 
 @triton.jit
-def read_row(row_ptr, offsets, size, bitmask_ptr):
+def read_row(row, offsets):
     """Scores of a row's entries. A masked NaN stays one: it has no weight, and is reported."""
-    inside = offsets < size
-    x = tl.load(row_ptr + offsets, mask=inside, other=float("-inf")).to(tl.float32)
-    if bitmask_ptr is not None:
-        x = tl.where(allowed(bitmask_ptr, offsets, inside) | (x != x), x, float("-inf"))
+    inside = offsets < row.size
+    x = tl.load(row.data + offsets, mask=inside, other=float("-inf")).to(tl.float32)
+    if row.bitmask is not None:
+        x = tl.where(allowed(row.bitmask, offsets, inside) | (x != x), x, float("-inf"))
     return x
 
 
 @triton.jit
-def read_tokens(row_ptr, tokens, size, columns_ptr, vocab):
-    """Scores of tokens [0, vocab) in a draft's row of `size` entries, whose columns are the tokens or, with
-    `columns_ptr`, are looked up: -1 where the draft has no such token."""
+def read_tokens(row, tokens, columns_ptr, vocab, wanted):
+    """Scores of tokens [0, vocab) in a draft's row, whose columns are the tokens or, with `columns_ptr`, are
+    looked up: -1 where the draft has no such token. Nothing is read unless `wanted`."""
+    inside = (tokens < vocab) & wanted
     column = tokens
     if columns_ptr is not None:
-        column = tl.load(columns_ptr + tokens, mask=tokens < vocab, other=-1)
-    inside = (tokens < vocab) & (column >= 0) & (column < size)
-    return tl.load(row_ptr + column, mask=inside, other=float("-inf")).to(tl.float32)
+        column = tl.load(columns_ptr + tokens, mask=inside, other=-1)
+    inside = inside & (column >= 0) & (column < row.size)
+    return tl.load(row.data + column, mask=inside, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def lowest_allowed(bitmask_ptr, vocab, TILE: tl.constexpr):
+def lowest_allowed(row, TILE: tl.constexpr):
     """What a row with nothing left emits: its lowest allowed token, 0 where none is."""
     lowest = tl.full([], NO_TOKEN, tl.int32)
-    if bitmask_ptr is not None:
-        for begin in range(0, vocab, TILE):
+    if row.bitmask is not None:
+        for begin in range(0, row.size, TILE):
             offsets = begin + tl.arange(0, TILE)
-            free = allowed(bitmask_ptr, offsets, offsets < vocab)
+            free = allowed(row.bitmask, offsets, offsets < row.size)
             lowest = tl.minimum(lowest, tl.min(tl.where(free, offsets, NO_TOKEN)))
     return tl.where(lowest == NO_TOKEN, 0, lowest)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling of one token per row, in two or three launches.
+"""Sampling of one token per row, in two launches, or four where a cut was asked for.
 
 measure   (B, splits)   reads each row once, as for `verify`; without cuts it runs the race as well
 settle    (B,)          merges a row's law from its splits; writes the token without cuts or if it is certain
+collect   (B, splits)   settles cuts that keep more than was listed
 draw      (B, splits)   with cuts, races among what is kept; the last program of a row merges the splits
 """
 
@@ -17,8 +18,8 @@ from .arguments import (
     Sampling,
     Scratch,
     Target,
-    bitmask_row,
     compiler_options,
+    has_cuts,
     may_cut,
     params_of,
     sampling_of,
@@ -26,27 +27,18 @@ from .arguments import (
     target_of,
     target_row,
 )
-from .cuts import BINS
-from .draw import (
-    DRAW,
-    arrives_last,
-    draw_words,
-    emit,
-    load_row_law,
-    open_draw,
-    save_row_law,
-    winner_words,
-)
+from .draw import DRAW, arrives_last, draw_words, emit, open_draw, winner_words
 from .launch import row_passes
-from .law import target_law
-from .measure import RESULT, TARGET, Split, load_splits, measure_split, split_results, store_split
+from .measure import RESULT, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
 from .random import NEXT
 from .row import exponent_of
+from .settle import collect_row, is_open, law_of, save_settled, settle_row, settling_of
+from .wanted import TARGET
 
 
 def sample(call: SampleCall) -> None:
-    """Fill the outputs, in two launches; in three where a cut was asked for."""
+    """Fill the outputs."""
     batch, vocab = call.logits.shape
     if batch == 0:
         return
@@ -79,22 +71,25 @@ def settle_rows(
     logprobs_ptr: Tensor | None,
     race: bool,
 ) -> Scratch:
-    """Measures and settles rows: two launches, which leave their laws in the scratch. Tokens that are certain
-    are written, and with `race`, for laws without cuts, the others as well."""
+    """Measures and settles rows: two launches, three with cuts, which leave their laws in the scratch. Tokens
+    that are certain are written, and with `race`, for laws without cuts, the others as well."""
     (batch, vocab), device = target.data.shape, target.data.device
     passes, cuts = row_passes(vocab), may_cut(sampling)
-    splits = passes.splits
+    splits, collect = passes.splits, passes.collect
+    lanes = passes.lanes if cuts else 0
     results = batch * splits.padded * RESULT
     scratch = scratch_of(
-        device, results, bins=batch * BINS.value if cuts else 0, draws=batch * DRAW, winners=results
+        device, results, **settling_of(batch, passes, cuts), draws=batch * DRAW, winners=results
     )
-    given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
+    given = dict(target=target, sampling=sampling, scratch=scratch)
     split_sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
     _sample_measure_kernel[(batch, splits.count)](
         **given,
         **split_sizes,
         seeds_ptr=seeds_ptr,
         positions_ptr=positions_ptr,
+        RACE=race,
+        LANES=lanes,
         TILE=splits.race_tile,
         WHOLE=vocab % splits.length == 0,
         num_warps=splits.warps,
@@ -104,11 +99,19 @@ def settle_rows(
         **split_sizes,
         tokens_ptr=tokens_ptr,
         logprobs_ptr=logprobs_ptr,
-        CUTS=cuts,
-        TILE=passes.row_tile,
-        num_warps=passes.row_warps,
-        **compiler_options(cuts),
+        RACE=race,
+        LANES=lanes,
+        num_warps=passes.settle_warps if cuts else 1,
+        **compiler_options(),
     )
+    if cuts:
+        _sample_collect_kernel[(batch, collect.count)](
+            **given,
+            SPLIT=collect.length,
+            SPLITS=collect.padded,
+            num_warps=collect.warps,
+            **compiler_options(),
+        )
     return scratch
 
 
@@ -120,17 +123,18 @@ def _sample_measure_kernel(
     seeds_ptr,  # [B]
     positions_ptr,  # [B]
     RACE: tl.constexpr,
+    LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
+    params = params_of(sampling, b)
     measure_split(
-        scratch, b, TARGET, tl.program_id(1),
-        target_row(target, b), target.vocab, bitmask_row(target, b),
-        params_of(sampling, b).temperature, True, tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
-        RACE, SPLIT, SPLITS, TILE, WHOLE,
+        scratch, b, TARGET, tl.program_id(1), target_row(target, b), params.temperature,
+        True, has_cuts(params, target.vocab), tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
+        RACE, LANES, SPLIT, SPLITS, TILE, WHOLE,
     )  # fmt: skip
 
 
@@ -142,25 +146,35 @@ def _sample_settle_kernel(
     tokens_ptr,  # [B] or None
     logprobs_ptr,  # [B] or None
     RACE: tl.constexpr,
-    CUTS: tl.constexpr,
+    LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
-    TILE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    bins = (scratch.words + scratch.bins).to(tl.pointer_type(tl.int64)) + b * BINS
-    law, _status = target_law(target, scratch, b, params_of(sampling, b), bins, CUTS, SPLIT, SPLITS, TILE)
-    save_row_law(draw_words(scratch, b), law)
+    results = split_results(scratch, b, TARGET, target.vocab, SPLIT, SPLITS)
+    params = params_of(sampling, b)
+    law, settled, bracket = settle_row(
+        scratch, b, TARGET, target_row(target, b), results, params, SPLIT, LANES, True
+    )
+    save_settled(scratch, b, TARGET, law, settled, bracket if LANES > 0 else None)
     open_draw(draw_words(scratch, b))
     if tokens_ptr is not None:
         token = law.point
         if RACE:
             if token < 0:
-                raced = split_results(scratch, b, TARGET, target.vocab, SPLIT, SPLITS)
-                scores = raced.score * tl.exp2(exponent_of(raced.max, law.top, law.slope))
-                _, token = merge_races(scores, raced.token)
+                scores = results.score * tl.exp2(exponent_of(results.max, law.top, law.slope))
+                _, token = merge_races(scores, results.token)
         if token >= 0:
             emit(target, b, law, token.to(tl.int64), tokens_ptr, logprobs_ptr, b)
+
+
+@triton.jit
+def _sample_collect_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    if is_open(scratch, b, TARGET):
+        collect_row(
+            scratch, b, TARGET, target_row(target, b), tl.program_id(1), params_of(sampling, b), SPLIT, SPLITS
+        )
 
 
 @triton.jit
@@ -176,19 +190,16 @@ def _sample_draw_kernel(
     TILE: tl.constexpr,
 ):
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    law = load_row_law(draw_words(scratch, b))
+    law = law_of(scratch, b, TARGET)
     if law.point < 0:
         begin = split * SPLIT
         score, token = race_law(
-            target_row(target, b), begin, tl.minimum(begin + SPLIT, target.vocab), target.vocab,
-            bitmask_row(target, b),
-            law.top, law.slope, law.cut,
-            tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT,
-            TILE,
+            target_row(target, b), begin, tl.minimum(begin + SPLIT, target.vocab), law,
+            tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT, TILE,
         )  # fmt: skip
         winners = winner_words(scratch, b, SPLITS)
-        zero = tl.full([], 0, tl.int32)
-        store_split(winners, split, Split(law.top, zero.to(tl.float32), token, zero, score))
+        zero = tl.full([], 0.0, tl.float32)
+        store_split(winners, split, Split(law.top, zero, token, zero.to(tl.int32), score, zero))
         if arrives_last(draw_words(scratch, b)):
             raced = load_splits(winners, tl.num_programs(1), SPLITS)
             _, token = merge_races(raced.score, raced.token)

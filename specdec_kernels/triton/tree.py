@@ -54,37 +54,45 @@ def request_rows(cu_nodes_ptr, request, rows):
 
 
 @triton.jit
-def lay_out(tree, tokens, parents, proposals, first_child, next_sibling):
-    """Fills a tree from the caller's arrays. A node counts if it has a token and a parent of lower index,
-    which must list it where there are links: a malformed tree leads neither out of bounds nor round in
-    circles."""
-    for begin in range(0, tree.count, NODES):
-        node = begin + tl.arange(0, NODES)
-        inside = node < tree.count
-        parent = tl.load(parents + node, mask=inside, other=-1).to(tl.int64)
-        proposal = tl.load(proposals + node, mask=inside, other=0).to(tl.int64)
-        proposal = tl.where(proposal > WITHOUT_REPLACEMENT, POINT, proposal)  # what is none counts as POINT
-        token = tl.minimum(tl.load(tokens + node, mask=inside, other=-1), _MOST_TOKEN)
-        drafted = (parent >= 0) & (parent < node) & (token >= 0)
-        word = (parent << _PARENT_SHIFT) | (proposal << _PROPOSAL_SHIFT) | token
-        tl.store(tree.nodes + node, tl.where(drafted, word, -1), mask=inside)
-        if tree.ranks is not None:
-            tl.store(tree.ranks + node, tl.zeros([NODES], tl.int32), mask=inside)
-    tl.debug_barrier()
+def tree_of(scratch, batch, first, count):
+    """The tree of a request whose root has that row."""
+    nodes = (scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first
+    ranks = None
+    if batch.first_child is not None:
+        ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
+    return Tree(nodes, ranks, count)
+
+
+@triton.jit
+def lay_out_node(scratch, batch, place):
+    """Writes a node's word, and the ranks of its children. A node counts if it has a token and a parent of
+    lower index, which must list it where there are links: a malformed tree leads neither out of bounds nor
+    round in circles."""
+    tree = tree_of(scratch, batch, place.first, place.count)
+    row = place.first + place.node
+    parent = tl.load(batch.parents + row).to(tl.int64)
+    proposal = tl.load(batch.proposals + row).to(tl.int64)
+    proposal = tl.where(proposal > WITHOUT_REPLACEMENT, POINT, proposal)  # what is none counts as POINT
+    token = tl.minimum(tl.load(batch.tokens + row), _MOST_TOKEN)
+    drafted = (parent >= 0) & (parent < place.node) & (token >= 0)
+    word = (parent << _PARENT_SHIFT) | (proposal << _PROPOSAL_SHIFT) | token
+    tl.store(tree.nodes + place.node, tl.where(drafted, word, -1))
     if tree.ranks is not None:
-        for begin in range(0, tree.count, NODES):
-            parent = begin + tl.arange(0, NODES)
-            child = tl.load(first_child + parent, mask=parent < tree.count, other=-1)
-            rank = tl.full([], 1, tl.int32)
-            more = tl.full([], 1, tl.int32)
-            while (more > 0) & (rank <= tree.count):
-                listed = (child > parent) & (child < tree.count)
-                listed = listed & (tl.load(parents + child, mask=listed, other=-1) == parent)
-                tl.store(tree.ranks + child, tl.zeros([NODES], tl.int32) + rank, mask=listed)
-                child = tl.where(listed, tl.load(next_sibling + child, mask=listed, other=-1), -1)
-                rank += 1
-                more = tl.max(listed.to(tl.int32))
-        tl.debug_barrier()
+        child = tl.load(batch.first_child + row)
+        rank = tl.full([], 1, tl.int32)
+        listed = _is_child(batch, place, child)
+        while listed & (rank <= place.count):
+            tl.store(tree.ranks + child, rank)
+            child = tl.load(batch.next_sibling + place.first + child)
+            rank += 1
+            listed = _is_child(batch, place, child)
+
+
+@triton.jit
+def _is_child(batch, place, child):
+    inside = (child > place.node) & (child < place.count)
+    parent = tl.load(batch.parents + place.first + tl.where(inside, child, 0))
+    return inside & (parent == place.node)
 
 
 @triton.jit

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lossy rules. Every drafted node is tested against the unchanged p; the deepest that passes with all its
+ancestors is kept, the lowest index among equals."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .context import child_with, coin_of, first_child
+from .draw import leave_draw
+from .law import exp2_wide, probability, store_logprob, target_scores
+from .node import load_node, test_child, unloaded, with_law
+from .residual import nothing_rejected
+from .rule_traversal import visit_words
+from .settle import law_of, likeliest_law, load_settled
+from .sums import load_sums
+from .tree import next_child, parent_of, token_of
+from .wanted import BAR, TARGET
+
+
+class Bars(NamedTuple):
+    """What p of a child must exceed, or reach, and its score reach."""
+
+    p: tl.tensor  # float64
+    score: tl.tensor  # float32
+
+
+@triton.jit
+def lossy(
+    ctx, out, value0, value1,
+    RULE: tl.constexpr, RATES: tl.constexpr, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The first word of a node's visit is 1 + its depth if it passed."""
+    best = tl.full([], 0, tl.int32)
+    best_depth = tl.full([], 0, tl.int32)
+    status = tl.full([], 0, tl.int32)
+    for index in range(0, ctx.tree.count):
+        tl.store(visit_words(ctx, index), tl.where(index == 0, 1.0, 0.0).to(tl.float64))
+    for index in range(0, ctx.tree.count):
+        tl.debug_barrier()
+        depth = tl.load(visit_words(ctx, index)).to(tl.int32) - 1
+        key = tl.full([], -1, tl.int64)
+        if depth >= 0:
+            key = first_child(ctx, index, depth)
+            if depth > best_depth:
+                best = index
+                best_depth = depth
+        if key >= 0:
+            node = unloaded(ctx, index)
+            if RULE != "synthetic":
+                node, found = load_node(ctx, index, LOGPROBS, SUMS if RULE == "lenient" else None, TILE)
+                status |= found
+            bars = _bars(ctx, node, value0, value1, RULE, SUMS)
+            while key >= 0:
+                child = child_with(ctx, key)
+                passes = child.token < ctx.target.vocab
+                if RULE == "synthetic":
+                    passes = passes & (coin_of(ctx, child.node) < _rate(depth, RATES))
+                elif RULE == "lenient":
+                    p, q, _, found = test_child(ctx, node, nothing_rejected(), child)
+                    status |= found
+                    passes = passes & (coin_of(ctx, child.node) * q / value0 < p)
+                else:
+                    x = target_scores(ctx.target, node.row, child.token, passes)
+                    p = probability(node.p, x, child.token)
+                    if RULE == "typical":
+                        passes = passes & (p > bars.p)
+                    else:
+                        passes = passes & (p > 0) & (p >= bars.p) & (x >= bars.score)
+                if passes:
+                    tl.store(visit_words(ctx, child.node), (depth + 2).to(tl.float64))
+                key = next_child(ctx.tree, index, key)
+    node = unloaded(ctx, best)
+    loaded = ctx.greedy | ctx.has_cuts
+    if loaded:
+        law, found = _law_drawn_from(ctx, best, RULE)
+        status |= found
+        node = with_law(node, law)
+    leave_draw(ctx, node, nothing_rejected(), best_depth, loaded, status)
+    if out.logprobs is not None:
+        index = best
+        for up in range(0, best_depth):
+            parent = parent_of(ctx.tree, index)
+            law, _ = _law_drawn_from(ctx, parent, RULE)
+            token = token_of(tl.load(ctx.tree.nodes + index))
+            store_logprob(out.logprobs, best_depth - 1 - up, ctx.target, ctx.first + parent, law, token)
+            index = parent
+    return best, best_depth
+
+
+@triton.jit
+def _bars(ctx, node, value0, value1, RULE: tl.constexpr, SUMS: tl.constexpr):
+    bar = tl.full([], 0.0, tl.float64)
+    score = tl.full([], float("-inf"), tl.float32)
+    if RULE == "typical":
+        bits = tl.full([], 0.0, tl.float64)
+        if node.p.point < 0:
+            amounts, _ = load_sums(ctx.scratch, node.row, tl.cdiv(ctx.target.vocab, SUMS[0]), SUMS[1])
+            bits = tl.log2(node.p.mass.to(tl.float32)) - tl.sum(amounts) / node.p.mass
+        bar = tl.minimum(value0.to(tl.float64), value1 * exp2_wide(-bits))
+    elif RULE == "relaxed":
+        if node.p.point < 0:
+            bar = 1.0 / node.p.mass - value1
+            law = law_of(ctx.scratch, node.row, BAR)
+            score = law.cut
+    return Bars(bar, score)
+
+
+@triton.jit
+def _rate(depth, RATES: tl.constexpr):
+    rate = tl.full([], RATES[len(RATES) - 1], tl.float32)
+    for i in tl.static_range(len(RATES)):
+        rate = tl.where(depth == i, RATES[i], rate)
+    return rate
+
+
+@triton.jit
+def _law_drawn_from(ctx, index, RULE: tl.constexpr):
+    """The law of the next token at a node. At temperature 0 `typical` and `relaxed` test the law at
+    temperature 1."""
+    law, settled = load_settled(ctx.scratch, ctx.first + index, TARGET)
+    if (RULE == "typical") | (RULE == "relaxed"):
+        if ctx.greedy:
+            law = likeliest_law(law, settled.token)
+    return law, settled.status

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws of measured rows, merged from their splits, as one record of scalars each.
+
+Where cuts leave a threshold open, a second launch over (rows x splits) finds it (`select.py`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arguments import draft_row, drawn_from, has_cuts, params_of, target_row
+from .cuts import settle_cut
+from .launch import RowPasses
+from .law import EMPTY, NAN, Law, load_law
+from .measure import load_listed, split_results
+from .race import merge_races
+from .record import load, save, whole_sectors
+from .row import exponent_of, lowest_allowed, merge_first, slope_of
+from .select import (
+    BRACKET,
+    COLLECTED,
+    SUMS,
+    collect,
+    expect,
+    load_bracket,
+    nothing_open,
+    save_bracket,
+    select,
+    sum_words,
+)
+from .tree import lay_out_node
+from .wanted import (
+    DRAFT,
+    TARGET,
+    bar_params,
+    place_of,
+    wanted_draft_row,
+    wants_target,
+)
+
+
+class Settled(NamedTuple):
+    """What is known of a row besides its law, int32."""
+
+    status: tl.tensor  # status bits; of a draft row anything but 0 says that it is no law
+    token: (
+        tl.tensor
+    )  # of greedy requests the lowest token with the largest score; under `match` what was drawn
+    arrivals: tl.tensor  # programs that have collected
+
+
+# Float64 words: the law, and then what else is known.
+LAW = whole_sectors(len(Law._fields) + 2)
+_FACTS = tl.constexpr(len(Law._fields))
+_LAW, _BRACKET, _COLLECTED = tl.constexpr(LAW), tl.constexpr(BRACKET), tl.constexpr(COLLECTED)
+
+
+def settling_of(rows: int, passes: RowPasses, cuts: bool, sides: int = 1) -> dict[str, int]:
+    """Parts of the scratch, for the laws of so many rows."""
+    count, splits = rows * sides, passes.splits.padded
+    parts = dict(laws=count * LAW)
+    if cuts:
+        parts |= dict(
+            listed=count * 3 * splits * passes.lanes // 2,
+            brackets=count * BRACKET,
+            sums=count * passes.collect.padded * SUMS,
+            collected=count * passes.collect.padded * COLLECTED // 2,
+        )
+    return parts
+
+
+@triton.jit
+def _place(scratch, row, side):
+    return row * scratch.sides + side
+
+
+@triton.jit
+def _law_words(scratch, row, side):
+    return scratch.words + scratch.laws + _place(scratch, row, side) * _LAW
+
+
+@triton.jit
+def _bracket_words(scratch, row, side):
+    return scratch.words + scratch.brackets + _place(scratch, row, side) * _BRACKET
+
+
+@triton.jit
+def _facts(words):
+    return (words + _FACTS).to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def load_settled(scratch, row, side):
+    """The law of a row, and what else is known of it."""
+    words = _law_words(scratch, row, side)
+    law, number = load_law(words), tl.full([], 0, tl.int32)
+    return law, Settled(*load(_facts(words), (number, number, number)))
+
+
+@triton.jit
+def law_of(scratch, row, side):
+    """The law of a row alone."""
+    return load_law(_law_words(scratch, row, side))
+
+
+@triton.jit
+def settle_row(
+    scratch, row, measured, scores, results, params,
+    SPLIT: tl.constexpr, LANES: tl.constexpr, GREEDY: tl.constexpr,
+):  # fmt: skip
+    """The law of a row, what else is known of it, and the thresholds that its cuts leave open. Its `scores`
+    are a Row; its splits have these results, and listed under the side `measured`. Cuts are looked at with
+    LANES > 0. With GREEDY a request of temperature 0 has its likeliest token for certain, else the law at
+    temperature 1."""
+    greedy = (params.temperature > 0) == 0
+    slope = slope_of(tl.where(greedy, 1.0, params.temperature))
+    top = tl.max(results.max)
+    mass = tl.sum((results.mass * tl.exp2(exponent_of(results.max, top, slope))).to(tl.float64))
+    status = tl.max(results.flags) * NAN
+    token = tl.minimum(merge_first(results.max, results.token, top), scores.size - 1)
+    point = tl.full([], -1, tl.int32)
+    cut = tl.full([], float("-inf"), tl.float32)
+    bracket = nothing_open()
+    cutting = (top < float("inf")) & has_cuts(params, scores.size)
+    if GREEDY:
+        cutting = cutting & (not greedy)
+        point = tl.where(greedy, token, point)
+    if top == float("-inf"):
+        status |= EMPTY
+        token = lowest_allowed(scores, SPLIT)
+        point = token
+    elif LANES > 0:
+        if cutting:
+            listed = load_listed(scratch, row, measured, scores.size, results.floor, SPLIT, LANES)
+            total = mass.to(tl.float32)
+            cuts = settle_cut(listed, scores.size, slope, top, total, params)
+            if cuts.counting | cuts.summing | (not cuts.known):
+                bracket = expect(scores, top, slope, total, cuts, params)
+            else:
+                cut = cuts.cut
+                mass = cuts.mass.to(tl.float64)
+    law = Law(top, slope, cut, tl.where(point >= 0, 1.0, mass), point)
+    return law, Settled(status, token, tl.full([], 0, tl.int32)), bracket
+
+
+@triton.jit
+def save_settled(scratch, row, side, law, settled, bracket):
+    words = _law_words(scratch, row, side)
+    save(words, law)
+    save(_facts(words), settled)
+    if bracket is not None:
+        save_bracket(_bracket_words(scratch, row, side), bracket)
+
+
+@triton.jit
+def likeliest_law(law, token):
+    """Of a greedy request, whose law was settled at temperature 1."""
+    point = tl.where(law.point >= 0, law.point, token)
+    return Law(law.top, law.slope, law.cut, tl.full([], 1.0, tl.float64), point)
+
+
+@triton.jit
+def close_row(scratch, row, side):
+    """Of a row that was not measured: nothing of it is open."""
+    save_bracket(_bracket_words(scratch, row, side), nothing_open())
+
+
+@triton.jit
+def is_open(scratch, row, side):
+    return load_bracket(_bracket_words(scratch, row, side)).open > 0
+
+
+@triton.jit
+def save_token(scratch, row, side, token):
+    words = _law_words(scratch, row, side)
+    tl.store(_facts(words) + 1, token)
+
+
+@triton.jit
+def arrives_last_at(scratch, row, side, programs):
+    """Whether all other programs of a launch that work at a row have arrived, with what they wrote."""
+    words = _law_words(scratch, row, side)
+    arrivals = _facts(words) + 2
+    tl.debug_barrier()
+    last = tl.atomic_add(arrivals, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.store(arrivals, 0)
+    return last
+
+
+@triton.jit
+def collect_row(scratch, row, side, scores, split, params, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
+    """The part of a split in settling a row that is open."""
+    words, bracket = _law_words(scratch, row, side), load_bracket(_bracket_words(scratch, row, side))
+    law = load_law(words)
+    sums = sum_words(scratch, _place(scratch, row, side), SPLITS)
+    collected = (scratch.words + scratch.collected).to(tl.pointer_type(tl.float32))
+    collected += _place(scratch, row, side) * (SPLITS * _COLLECTED)
+    collect(scores, split, law, bracket, sums, collected, SPLIT)
+    if arrives_last_at(scratch, row, side, tl.cdiv(scores.size, SPLIT)):
+        cut, mass = select(
+            scores, law, params, bracket, sums, collected, tl.cdiv(scores.size, SPLIT), SPLITS, SPLIT
+        )
+        save(words, Law(law.top, law.slope, cut, mass.to(tl.float64), law.point))
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
+def verify_settle_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    bar,  # `top_k` of `Relaxed`
+    RULE: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = place_of(batch, tl.program_id(0), rows, requests)
+    if LANES > 0:
+        close_row(scratch, row, side)
+    if place.node >= 0:
+        params = params_of(sampling, place.request)
+        if (side == TARGET) | (RULE == "relaxed"):
+            if side == TARGET:
+                lay_out_node(scratch, batch, place)
+            if wants_target(batch, place, params, target.vocab, RULE):
+                results = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
+                if RULE == "relaxed":
+                    if side != TARGET:
+                        params = bar_params(params, bar)
+                law, settled, bracket = settle_row(
+                    scratch, row, TARGET, target_row(target, row), results, params,
+                    SPLIT, LANES, (RULE != "typical") & (RULE != "relaxed"),
+                )  # fmt: skip
+                if RULE == "match":
+                    if law.point < 0:
+                        scores = results.score * tl.exp2(exponent_of(results.max, law.top, law.slope))
+                        _, token = merge_races(scores, results.token)
+                        settled = Settled(settled.status, token, settled.arrivals)
+                save_settled(scratch, row, side, law, settled, bracket if LANES > 0 else None)
+        elif draft.data is not None:
+            source = wanted_draft_row(draft, batch, place, row, sampling, draft_count, RULE)
+            if source >= 0:
+                results = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
+                params = params_of(draft_sampling, place.request)
+                law, settled, bracket = settle_row(
+                    scratch, row, DRAFT, draft_row(draft, source), results, params, SPLIT, LANES, True
+                )
+                if draft.ids is not None:
+                    if law.point >= 0:
+                        point = tl.load(draft.ids + law.point).to(tl.int32)
+                        law = Law(law.top, law.slope, law.cut, law.mass, point)
+                save_settled(scratch, row, side, law, settled, bracket if LANES > 0 else None)
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
+def verify_collect_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    bar,
+    RULE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, split, side = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    if is_open(scratch, row, side):
+        place = place_of(batch, tl.program_id(0), rows, requests)
+        if (side == TARGET) | (RULE == "relaxed"):
+            params = params_of(sampling, place.request)
+            if RULE == "relaxed":
+                if side != TARGET:
+                    params = bar_params(params, bar)
+            if split * SPLIT < target.vocab:
+                collect_row(scratch, row, side, target_row(target, row), split, params, SPLIT, SPLITS)
+        elif draft.data is not None:
+            source = drawn_from(draft, draft_count, place.request, row, place.node)
+            if (source >= 0) & (split * SPLIT < draft.size):
+                collect_row(
+                    scratch, row, DRAFT, draft_row(draft, source), split,
+                    params_of(draft_sampling, place.request), SPLIT, SPLITS,
+                )  # fmt: skip

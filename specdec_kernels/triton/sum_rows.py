@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over rows that rules ask for, in one launch over (rows x splits) once all laws are settled.
+
+Under `traversal` a launch of one program per request comes before, which weighs the nodes.
+
+- The mass of q outside the tracked tokens, of nodes with WITHOUT_REPLACEMENT children.
+- The mass of the residual that is left when the first child of another node is rejected. It follows from
+  scalars: under `token` nothing else enters, and under `traversal` the weight w that reaches the node, if
+  only first children lead there, as on a chain.
+- The entropy of rows that `Typical` tests.
+
+Residuals between later siblings are not summed here: they depend on what was rejected before.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arguments import draft_row, target_row
+from .context import child_with, coin_of, context_of, first_child
+from .node import acceptance, load_node, test_child
+from .residual import nothing_rejected, span_mass, subtract
+from .row import exponent_of, read_row
+from .settle import law_of
+from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, Sum, load_weight, save_kind, save_sum, weight_of
+from .tracked import Tracking, draft_q, is_point, leave_out, target_p
+from .tree import HAS_WITHOUT_REPLACEMENT, NODES, POINT, next_child, proposals_of
+from .wanted import TARGET, place_of
+
+_LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count", "width"])
+def verify_sum_kernel(
+    target,
+    draft,
+    sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    width,
+    RULE: tl.constexpr,
+    LOGPROBS: tl.constexpr,
+    ALL: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = place_of(batch, tl.program_id(0), rows, requests)
+    kind = tl.full([], NOTHING, tl.int32)
+    if place.node >= 0:
+        ctx = context_of(target, draft, scratch, batch, sampling, place.request, rows, width, draft_count)
+        key = next_child(ctx.tree, place.node, tl.full([], -1, tl.int64))
+        if RULE == "typical":
+            if key >= 0:
+                kind = tl.full([], ENTROPY, tl.int32)
+                save_sum(scratch, row, split, _entropy(ctx, row, split * SPLIT, SPLIT, TILE), SPLITS)
+        elif (key >= 0) & (not (ctx.greedy & (RULE != "lenient"))):
+            if proposals_of(ctx.tree, place.node) >= HAS_WITHOUT_REPLACEMENT:
+                kind = tl.full([], REST_MASS, tl.int32)
+                node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
+                if node.drawn_from >= 0:
+                    save_sum(scratch, row, split, _rest(ctx, node, split * SPLIT, SPLIT, TILE), SPLITS)
+            elif RULE != "lenient":
+                child = child_with(ctx, key)
+                w = tl.full([], 1.0, tl.float64)
+                wanted = child.proposal != POINT
+                if RULE == "token":
+                    wanted = wanted & (ALL | (next_child(ctx.tree, place.node, key) >= 0))
+                elif wanted:
+                    w = load_weight(scratch, row)
+                    wanted = w > 0
+                if wanted:
+                    node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
+                    _, _, state, _ = test_child(ctx, node, nothing_rejected(), child)
+                    if state.factor > 0:
+                        kind = tl.full([], RESIDUAL_MASS, tl.int32)
+                        state = subtract(state, child, w)
+                        begin = split * SPLIT
+                        end = tl.minimum(begin + SPLIT, target.vocab)
+                        mass = span_mass(ctx, node, state, begin, end, TILE)
+                        save_sum(scratch, row, split, Sum(mass, node.p.top), SPLITS)
+    if split == 0:
+        save_kind(scratch, row, kind)
+
+
+@triton.jit(do_not_specialize=["rows", "draft_count", "width"])
+def verify_weigh_kernel(
+    target,
+    draft,
+    sampling,
+    batch,
+    scratch,
+    rows,
+    draft_count,
+    width,
+    LOGPROBS: tl.constexpr,
+    ALL: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Under `traversal`: for each node that is reached by first children alone the weight w that reaches it,
+    where the mass that the rejection of its own first child leaves can be asked for; for other nodes 0.
+
+    It is asked for if another child follows, or if the node's coin may still accept it: a rejection never
+    raises w, and a node of w = 1 needs no mass. A deeper node of w = 1 is accepted for certain, and then
+    nothing above it is rejected."""
+    b = tl.program_id(0).to(tl.int64)
+    ctx = context_of(target, draft, scratch, batch, sampling, b, rows, width, draft_count)
+    for begin in range(0, ctx.tree.count, NODES):
+        index = begin + tl.arange(0, NODES)
+        zero = tl.zeros([NODES], tl.float64)
+        tl.store(weight_of(ctx.scratch, ctx.first) + index, zero, mask=index < ctx.tree.count)
+    tl.debug_barrier()
+    index = tl.full([], 0, tl.int32)
+    depth = tl.full([], 0, tl.int32)
+    w = tl.full([], 1.0, tl.float64)
+    key = tl.full([], -1, tl.int64)
+    if (ctx.tree.count > 0) & (not ctx.greedy):
+        key = first_child(ctx, index, depth)
+    while key >= 0:
+        child = child_with(ctx, key)
+        asked = (next_child(ctx.tree, index, key) >= 0) | ((w < 1) & (coin_of(ctx, index) < w))
+        tl.store(weight_of(ctx.scratch, ctx.first) + index, tl.where(asked | ALL, w, 0.0))
+        node, _ = load_node(ctx, index, LOGPROBS, None, TILE)
+        tokens = tl.full([1], 0, tl.int64) + child.token
+        q = tl.full([], 1.0, tl.float64)
+        if not is_point(node, child.proposal):
+            q = tl.sum(draft_q(ctx, node, tokens, tokens >= 0))
+        w = acceptance(w * tl.sum(target_p(ctx, node, tokens, tokens >= 0)), q)
+        key = tl.full([], -1, tl.int64)
+        # The mass of q that a child drawn without replacement needs is not known here.
+        if (w > 0) & (proposals_of(ctx.tree, index) < HAS_WITHOUT_REPLACEMENT):
+            index, depth = child.node, depth + 1
+            key = first_child(ctx, index, depth)
+            if w == 1:
+                if not ALL:
+                    for begin in range(0, index, NODES):
+                        above = begin + tl.arange(0, NODES)
+                        zero = tl.zeros([NODES], tl.float64)
+                        tl.debug_barrier()
+                        tl.store(weight_of(ctx.scratch, ctx.first) + above, zero, mask=above < index)
+                        tl.debug_barrier()
+
+
+@triton.jit
+def _rest(ctx, node, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
+    """The mass of q outside the tracked tokens, in a part of its columns. It is summed over them and never
+    found as a difference, and relative to the largest score there, so that it does not vanish beside a
+    tracked token that holds nearly all."""
+    q = node.q
+    # Each lane's largest score so far, and its mass relative to that.
+    top = tl.full([TILE], float("-inf"), tl.float32)
+    mass = tl.zeros([TILE], tl.float32)
+    tracked = begin.to(tl.int64) - 1
+    tracking = Tracking(ctx.tree, node.index, node.drawn_from, ctx.draft.columns, ctx.target.vocab)
+    for start in range(begin, tl.minimum(begin + SPLIT, ctx.draft.size), TILE):
+        column = start + tl.arange(0, TILE)
+        x = read_row(draft_row(ctx.draft, node.drawn_from), column)
+        x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
+        if q.top == float("inf"):
+            x = tl.where(x == float("inf"), 0.0, float("-inf"))
+        x, tracked = leave_out(x, float("-inf"), column, start + TILE, tracked, tracking)
+        above = tl.maximum(top, x)
+        known = tl.where(above > float("-inf"), above, 0.0)
+        mass = mass * tl.exp2((top - known) * q.slope) + tl.exp2((x - known) * q.slope)
+        top = above
+    largest = tl.max(top)
+    known = tl.where(largest > float("-inf"), largest, 0.0)
+    return Sum(tl.sum((mass * tl.exp2((top - known) * q.slope)).to(tl.float64)), largest)
+
+
+@triton.jit
+def _entropy(ctx, row, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
+    """The sum of weights times their logarithms, in bits, in a part of a row."""
+    law = law_of(ctx.scratch, row, TARGET)
+    acc = tl.zeros([TILE], tl.float32)
+    for start in range(begin, tl.minimum(begin + SPLIT, ctx.target.vocab), TILE):
+        x = read_row(target_row(ctx.target, row), start + tl.arange(0, TILE))
+        t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
+        acc += tl.exp2(t) * tl.maximum(t, _LEAST_BITS)
+    return Sum(tl.sum(acc.to(tl.float64)), law.top)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rows the launches of `verify` over (rows x splits) read, and for which node and request."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arguments import Params, drawn_from, has_cuts, params_of
+from .tree import NODES, POINT, request_rows
+
+TARGET = tl.constexpr(0)
+DRAFT = tl.constexpr(1)
+BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
+_REQUESTS = tl.constexpr(32)  # looked through together
+# Kinds of children.
+_NONE, _ALL_POINT, _SOME_SAMPLED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+class Batch(NamedTuple):
+    """The requests and their trees."""
+
+    tokens: tl.tensor  # [R]
+    parents: tl.tensor  # [R]
+    proposals: tl.tensor  # [R]
+    first_child: tl.tensor  # [R] or None
+    next_sibling: tl.tensor  # [R] or None
+    cu_nodes: tl.tensor  # [B + 1]
+    seeds: tl.tensor  # [B]
+    positions: tl.tensor  # [B]
+
+
+class Place(NamedTuple):
+    """Where a row belongs, int32."""
+
+    request: tl.tensor
+    first: tl.tensor  # row of the request's root
+    count: tl.tensor  # nodes of the request
+    node: tl.tensor  # index in its request; -1 where the row belongs to none
+
+
+@triton.jit
+def place_of(batch, row, rows, requests):
+    """Of a row."""
+    request = tl.full([], 0, tl.int32)
+    for begin in range(0, requests, _REQUESTS):
+        lane = begin + tl.arange(0, _REQUESTS)
+        end = tl.load(batch.cu_nodes + lane + 1, mask=lane < requests, other=2**31 - 1)
+        request += tl.sum((end <= row).to(tl.int32))
+    first, count, node = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32), tl.full([], -1, tl.int32)
+    if request < requests:
+        first, count = request_rows(batch.cu_nodes, request, rows)
+        node = tl.maximum(row - first, -1)
+    return Place(request, first, count, node)
+
+
+@triton.jit
+def _kinds_of_children(batch, place):
+    """Of the drafted children of a node: _NONE, _ALL_POINT or _SOME_SAMPLED."""
+    kinds = tl.full([], _NONE, tl.int32)
+    for begin in range(place.node + 1, place.count, NODES):
+        child = begin + tl.arange(0, NODES)
+        inside = child < place.count
+        child += place.first
+        mine = tl.load(batch.parents + child, mask=inside, other=-1) == place.node
+        mine = mine & (tl.load(batch.tokens + child, mask=inside, other=-1) >= 0)
+        sampled = tl.load(batch.proposals + child, mask=inside, other=POINT) > POINT
+        kinds = tl.maximum(kinds, tl.max(tl.where(mine, tl.where(sampled, _SOME_SAMPLED, _ALL_POINT), _NONE)))
+    return kinds
+
+
+@triton.jit
+def depth_of(batch, place):
+    depth = tl.full([], 0, tl.int32)
+    node = place.node
+    while node > 0:
+        parent = tl.load(batch.parents + place.first + node)
+        node = tl.where(parent < node, parent, 0)
+        depth += 1
+    return depth
+
+
+@triton.jit
+def wants_target(batch, place, params, vocab, RULE: tl.constexpr):
+    """A row without children is only drawn from, unless its law has cuts: its law is found in the same
+    pass."""
+    wanted = place.node >= 0
+    if wanted:
+        if RULE != "match":
+            if (params.temperature > 0) & (not has_cuts(params, vocab)):
+                wanted = _kinds_of_children(batch, place) > _NONE
+    return wanted
+
+
+@triton.jit
+def wanted_draft_row(draft, batch, place, row, sampling, count, RULE: tl.constexpr):
+    """The row of the draft's logits that a node's children were drawn from, int64; -1 = none is read."""
+    source = tl.full([], -1, tl.int64)
+    if place.node >= 0:
+        wanted = RULE == "lenient"
+        if not wanted:
+            wanted = params_of(sampling, place.request).temperature > 0
+        if wanted:
+            if _kinds_of_children(batch, place) == _SOME_SAMPLED:
+                source = drawn_from(draft, count, place.request, row, place.node)
+    return source
+
+
+@triton.jit
+def bar_params(params, top_k):
+    """Of `Relaxed`: what makes its bar on the score a cut."""
+    none = tl.full([], 0.0, tl.float32)
+    return Params(params.temperature, none + top_k, none + 1.0, none, none)
