@@ -57,7 +57,7 @@ class RowPasses:
     @property
     def settle_warps(self) -> int:
         """Of the programs that look for cuts in the lists, with 32 scores a lane."""
-        return min(max(self.splits.padded * self.lanes // 256, 2), 16)
+        return min(max(self.splits.padded * self.lanes // 256, 4), 16)
 
 
 def row_passes(vocab_size: int) -> RowPasses:
@@ -249,7 +249,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     | sums of 8192, 4 warps | four steps of 16 scores a lane of each row: 16 programs for 128256 tokens |
     | walk_tile 2048, 8 warps | whole rows, which trees need: 8 scores a lane of each row on the way at once |
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
-    | draws of 2048, 1 warp | half the preparations of 1024 |
+    | draws of 1024, 1 warp | four steps, one after the other; 126 programs for 128256 tokens |
     """
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
     sequential = rule in ("token", "traversal")
@@ -259,7 +259,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,
         walk_warps=8 if sequential else 1,
-        draw=_splits(vocab_size, 2048, warps=1),
+        draw=_splits(vocab_size, 1024, warps=1),
     )
 
 

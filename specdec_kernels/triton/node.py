@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 from .arguments import draft_row, drawn_from
+from .chances import load_chance
 from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, logprobs_law, probability
 from .residual import Residual
 from .row import read_row
 from .settle import load_settled
 from .sums import load_sums
-from .tracked import draft_q, is_point, marks_of, target_p
+from .tracked import draft_q, is_point, marks_of
 from .tree import (
     HAS_INDEPENDENT,
     HAS_POINT,
@@ -38,7 +39,7 @@ class Node(NamedTuple):
     drawn_from: tl.tensor  # int64, row of the draft's logits; -1 = no q
     tracked: tl.tensor  # int32, > 0 = has tracked children
     rest_top: tl.tensor  # float32; outside the tracked tokens q(x) = rest_scale 2^((x - rest_top) slope)
-    rest_scale: tl.tensor  # float64
+    rest_scale: tl.tensor  # float64; -1 = 1 / mass of q
     rest: tl.tensor  # float64, the mass of q there, where a child needs it
 
 
@@ -49,7 +50,7 @@ def unloaded(ctx, index):
     one = tl.full([], 1.0, tl.float64)
     nowhere = tl.full([], -1, tl.int64)
     return Node(
-        none, none, index, ctx.first + index, nowhere, tl.full([], 0, tl.int32), none.top, one, 0.0 * one
+        none, none, index, ctx.first + index, nowhere, tl.full([], 0, tl.int32), none.top, -one, 0.0 * one
     )
 
 
@@ -91,7 +92,7 @@ def load_node(ctx, index, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.c
                     source = tl.where(of_draft.status == 0, source, -1)
     # A node without q has tracked children only.
     tracked = tl.where(source >= 0, proposals & (HAS_POINT | HAS_WITHOUT_REPLACEMENT), proposals)
-    node = Node(p, q, index, node.row, source, tracked, q.top, 1.0 / q.mass, node.rest)
+    node = Node(p, q, index, node.row, source, tracked, q.top, node.rest_scale, node.rest)
     if SUMS is not None:
         if (proposals >= HAS_WITHOUT_REPLACEMENT) & (source >= 0):
             node = _with_rest(ctx, node, SUMS[0], SUMS[1])
@@ -153,12 +154,22 @@ def _with_rest(ctx, node, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def chances(ctx, node, child):
+    """p and q of a child's token; q is 0 where there is none."""
+    row = ctx.first + child.node
+    p = load_chance(ctx.scratch, row, TARGET)
+    q = tl.full([], 0.0, tl.float64)
+    if ctx.draft.data is not None:
+        if node.drawn_from >= 0:
+            q = load_chance(ctx.scratch, row, DRAFT)
+    return p, q
+
+
+@triton.jit
 def test_child(ctx, node, state, child):
     """P(token) and Q(token) of a child, to be asked in sibling order; the state with the child under test;
     and the status bits that it sets."""
-    tokens = tl.full([1], 0, tl.int64) + child.token
-    p = tl.sum(target_p(ctx, node, tokens, tokens >= 0))
-    q = tl.sum(draft_q(ctx, node, tokens, tokens >= 0))
+    p, q = chances(ctx, node, child)
     point = tl.full([], 0, tl.int32)
     rejected = tl.full([], 0, tl.int32)
     removed = tl.full([], 0, tl.int32)

@@ -76,7 +76,8 @@ def normalised(state, mass):
 
 @triton.jit
 def pair_of(node, state):
-    ratio = tl.minimum(state.b * node.rest_scale / (state.a / node.p.mass), _LARGEST_RATIO).to(tl.float32)
+    scale = tl.where(node.rest_scale < 0, 1.0 / node.q.mass, node.rest_scale)
+    ratio = tl.minimum(state.b * scale / (state.a / node.p.mass), _LARGEST_RATIO).to(tl.float32)
     ratio = tl.where(state.b > 0, ratio, 0.0)  # without q its scale may be anything
     return Pair(node.p, node.q, node.row, node.drawn_from, node.rest_top, ratio)
 

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .context import child_with, coin_of, first_child
 from .draw import leave_draw
-from .law import exp2_wide, probability, store_logprob, target_scores
-from .node import load_node, test_child, unloaded, with_law
+from .law import exp2_wide, store_logprob, target_scores
+from .node import chances, load_node, test_child, unloaded, with_law
 from .residual import nothing_rejected
 from .rule_traversal import visit_words
 from .settle import law_of, likeliest_law, load_settled
@@ -64,11 +64,11 @@ def lossy(
                     status |= found
                     passes = passes & (coin_of(ctx, child.node) * q / value0 < p)
                 else:
-                    x = target_scores(ctx.target, node.row, child.token, passes)
-                    p = probability(node.p, x, child.token)
+                    p, _ = chances(ctx, node, child)
                     if RULE == "typical":
                         passes = passes & (p > bars.p)
                     else:
+                        x = target_scores(ctx.target, node.row, child.token, passes)
                         passes = passes & (p > 0) & (p >= bars.p) & (x >= bars.score)
                 if passes:
                     tl.store(visit_words(ctx, child.node), (depth + 2).to(tl.float64))

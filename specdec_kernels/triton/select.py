@@ -24,7 +24,7 @@ from .cuts import amount_from, find, least_kept, weight_of
 from .record import load, load_shared, save, whole_sectors
 from .row import read_row
 
-SAMPLE = tl.constexpr(2048)
+SAMPLE = tl.constexpr(4096)
 COLLECTED = 1024  # scores that a split may collect
 _COLLECTED = tl.constexpr(COLLECTED)
 _PIECE = tl.constexpr(2048)  # scores taken together
@@ -152,7 +152,7 @@ def _below(x, value, max, slope):
 @triton.jit
 def _error(dropped, weight):
     """Of the sampled mass of weights that are lighter than this one."""
-    return _DEVIATIONS * (tl.sqrt(2 * weight * dropped) + 2 * weight)
+    return _DEVIATIONS * (tl.sqrt(weight * dropped) + weight)
 
 
 @triton.jit

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, drawn_from, has_cuts, params_of, target_row
+from .arguments import has_cuts
 from .cuts import settle_cut
 from .launch import RowPasses
 from .law import EMPTY, NAN, Law, load_law
-from .measure import load_listed, split_results
-from .race import merge_races
+from .measure import load_listed
 from .record import load, save, whole_sectors
 from .row import exponent_of, lowest_allowed, merge_first, slope_of
 from .select import (
@@ -31,24 +30,13 @@ from .select import (
     select,
     sum_words,
 )
-from .tree import lay_out_node
-from .wanted import (
-    DRAFT,
-    TARGET,
-    bar_params,
-    place_of,
-    wanted_draft_row,
-    wants_target,
-)
 
 
 class Settled(NamedTuple):
     """What is known of a row besides its law, int32."""
 
     status: tl.tensor  # status bits; of a draft row anything but 0 says that it is no law
-    token: (
-        tl.tensor
-    )  # of greedy requests the lowest token with the largest score; under `match` what was drawn
+    token: tl.tensor  # the likeliest, of greedy requests; under `match` what was drawn
     arrivals: tl.tensor  # programs that have collected
 
 
@@ -193,106 +181,19 @@ def arrives_last_at(scratch, row, side, programs):
 
 @triton.jit
 def collect_row(scratch, row, side, scores, split, params, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
-    """The part of a split in settling a row that is open."""
+    """The part of a split in settling a row that is open. Returns the law and whether it is settled now,
+    which it is where all other splits have done theirs."""
     words, bracket = _law_words(scratch, row, side), load_bracket(_bracket_words(scratch, row, side))
     law = load_law(words)
     sums = sum_words(scratch, _place(scratch, row, side), SPLITS)
     collected = (scratch.words + scratch.collected).to(tl.pointer_type(tl.float32))
     collected += _place(scratch, row, side) * (SPLITS * _COLLECTED)
     collect(scores, split, law, bracket, sums, collected, SPLIT)
-    if arrives_last_at(scratch, row, side, tl.cdiv(scores.size, SPLIT)):
+    last = arrives_last_at(scratch, row, side, tl.cdiv(scores.size, SPLIT))
+    if last:
         cut, mass = select(
             scores, law, params, bracket, sums, collected, tl.cdiv(scores.size, SPLIT), SPLITS, SPLIT
         )
-        save(words, Law(law.top, law.slope, cut, mass.to(tl.float64), law.point))
-
-
-@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
-def verify_settle_kernel(
-    target,
-    draft,
-    sampling,
-    draft_sampling,
-    batch,
-    scratch,
-    rows,
-    requests,
-    draft_count,
-    bar,  # `top_k` of `Relaxed`
-    RULE: tl.constexpr,
-    LANES: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    row, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = place_of(batch, tl.program_id(0), rows, requests)
-    if LANES > 0:
-        close_row(scratch, row, side)
-    if place.node >= 0:
-        params = params_of(sampling, place.request)
-        if (side == TARGET) | (RULE == "relaxed"):
-            if side == TARGET:
-                lay_out_node(scratch, batch, place)
-            if wants_target(batch, place, params, target.vocab, RULE):
-                results = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
-                if RULE == "relaxed":
-                    if side != TARGET:
-                        params = bar_params(params, bar)
-                law, settled, bracket = settle_row(
-                    scratch, row, TARGET, target_row(target, row), results, params,
-                    SPLIT, LANES, (RULE != "typical") & (RULE != "relaxed"),
-                )  # fmt: skip
-                if RULE == "match":
-                    if law.point < 0:
-                        scores = results.score * tl.exp2(exponent_of(results.max, law.top, law.slope))
-                        _, token = merge_races(scores, results.token)
-                        settled = Settled(settled.status, token, settled.arrivals)
-                save_settled(scratch, row, side, law, settled, bracket if LANES > 0 else None)
-        elif draft.data is not None:
-            source = wanted_draft_row(draft, batch, place, row, sampling, draft_count, RULE)
-            if source >= 0:
-                results = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
-                params = params_of(draft_sampling, place.request)
-                law, settled, bracket = settle_row(
-                    scratch, row, DRAFT, draft_row(draft, source), results, params, SPLIT, LANES, True
-                )
-                if draft.ids is not None:
-                    if law.point >= 0:
-                        point = tl.load(draft.ids + law.point).to(tl.int32)
-                        law = Law(law.top, law.slope, law.cut, law.mass, point)
-                save_settled(scratch, row, side, law, settled, bracket if LANES > 0 else None)
-
-
-@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
-def verify_collect_kernel(
-    target,
-    draft,
-    sampling,
-    draft_sampling,
-    batch,
-    scratch,
-    rows,
-    requests,
-    draft_count,
-    bar,
-    RULE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    row, split, side = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    if is_open(scratch, row, side):
-        place = place_of(batch, tl.program_id(0), rows, requests)
-        if (side == TARGET) | (RULE == "relaxed"):
-            params = params_of(sampling, place.request)
-            if RULE == "relaxed":
-                if side != TARGET:
-                    params = bar_params(params, bar)
-            if split * SPLIT < target.vocab:
-                collect_row(scratch, row, side, target_row(target, row), split, params, SPLIT, SPLITS)
-        elif draft.data is not None:
-            source = drawn_from(draft, draft_count, place.request, row, place.node)
-            if (source >= 0) & (split * SPLIT < draft.size):
-                collect_row(
-                    scratch, row, DRAFT, draft_row(draft, source), split,
-                    params_of(draft_sampling, place.request), SPLIT, SPLITS,
-                )  # fmt: skip
+        law = Law(law.top, law.slope, cut, mass.to(tl.float64), law.point)
+        save(words, law)
+    return law, last

@@ -19,12 +19,12 @@ import triton.language as tl
 
 from .arguments import draft_row, target_row
 from .context import child_with, coin_of, context_of, first_child
-from .node import acceptance, load_node, test_child
+from .node import acceptance, chances, load_node, test_child
 from .residual import nothing_rejected, span_mass, subtract
 from .row import exponent_of, read_row
 from .settle import law_of
 from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, Sum, load_weight, save_kind, save_sum, weight_of
-from .tracked import Tracking, draft_q, is_point, leave_out, target_p
+from .tracked import Tracking, is_point, leave_out
 from .tree import HAS_WITHOUT_REPLACEMENT, NODES, POINT, next_child, proposals_of
 from .wanted import TARGET, place_of
 
@@ -126,11 +126,8 @@ def verify_weigh_kernel(
         asked = (next_child(ctx.tree, index, key) >= 0) | ((w < 1) & (coin_of(ctx, index) < w))
         tl.store(weight_of(ctx.scratch, ctx.first) + index, tl.where(asked | ALL, w, 0.0))
         node, _ = load_node(ctx, index, LOGPROBS, None, TILE)
-        tokens = tl.full([1], 0, tl.int64) + child.token
-        q = tl.full([], 1.0, tl.float64)
-        if not is_point(node, child.proposal):
-            q = tl.sum(draft_q(ctx, node, tokens, tokens >= 0))
-        w = acceptance(w * tl.sum(target_p(ctx, node, tokens, tokens >= 0)), q)
+        p, q = chances(ctx, node, child)
+        w = acceptance(w * p, tl.where(is_point(node, child.proposal), 1.0, q))
         key = tl.full([], -1, tl.int64)
         # The mass of q that a child drawn without replacement needs is not known here.
         if (w > 0) & (proposals_of(ctx.tree, index) < HAS_WITHOUT_REPLACEMENT):

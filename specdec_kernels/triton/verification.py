@@ -30,10 +30,11 @@ from .arguments import (
 )
 from .draw import DRAW, verify_draw_kernel
 from .launch import VerifyLaunch, verify_launch
+from .laws import verify_collect_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
 from .rule_match import verify_race_kernel
 from .rule_traversal import VISIT
-from .settle import settling_of, verify_collect_kernel, verify_settle_kernel
+from .settle import settling_of
 from .sum_rows import verify_sum_kernel, verify_weigh_kernel
 from .sums import SUM
 from .walk import Out, verify_walk_kernel
@@ -98,6 +99,7 @@ def verify(
             **laws,
             bar=value0,
             RULE=rule,
+            LOGPROBS=call.draft_is_logprobs,
             LANES=launch.rows.lanes if settling else 0,
             SPLIT=splits.length,
             SPLITS=splits.padded,
@@ -217,6 +219,7 @@ def _scratch_of(call: VerifyCall, launch: VerifyLaunch, sides: int, settling: bo
         results,
         sides,
         **settling_of(rows, launch.rows, settling, sides),
+        chances=2 * rows,
         weights=rows if summing else 0,
         masses=rows * launch.sums.padded * SUM if summing else 0,
         summed=rows if summing else 0,

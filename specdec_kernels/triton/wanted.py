@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .arguments import Params, drawn_from, has_cuts, params_of
-from .tree import NODES, POINT, request_rows
+from .tree import NODES, POINT
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
@@ -43,17 +43,19 @@ class Place(NamedTuple):
 
 @triton.jit
 def place_of(batch, row, rows, requests):
-    """Of a row."""
-    request = tl.full([], 0, tl.int32)
+    """Of a row. The offsets are read once, and ascend unless they are wrong; then a place is one inside the
+    rows."""
+    request, first, end = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32), rows
     for begin in range(0, requests, _REQUESTS):
         lane = begin + tl.arange(0, _REQUESTS)
-        end = tl.load(batch.cu_nodes + lane + 1, mask=lane < requests, other=2**31 - 1)
-        request += tl.sum((end <= row).to(tl.int32))
-    first, count, node = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32), tl.full([], -1, tl.int32)
-    if request < requests:
-        first, count = request_rows(batch.cu_nodes, request, rows)
-        node = tl.maximum(row - first, -1)
-    return Place(request, first, count, node)
+        ends = tl.load(batch.cu_nodes + lane + 1, mask=lane < requests, other=2**31 - 1)
+        before = ends <= row
+        request += tl.sum(before.to(tl.int32))
+        first = tl.maximum(first, tl.max(tl.where(before, ends, 0)))
+        end = tl.minimum(end, tl.min(tl.where(before, rows, ends)))
+    first = tl.maximum(first, tl.load(batch.cu_nodes))
+    inside = (request < requests) & (first <= row)
+    return Place(request, first, tl.where(inside, end - first, 0), tl.where(inside, row - first, -1))
 
 
 @triton.jit

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launches of `verify` that settle the laws of all rows, and with each law the chances of its node's
+children."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arguments import draft_row, drawn_from, params_of, target_row
+from .chances import save_draft_chances, save_target_chances
+from .law import Law, logprobs_law
+from .measure import split_results
+from .race import merge_races
+from .row import exponent_of
+from .settle import Settled, close_row, collect_row, is_open, save_settled, settle_row
+from .tree import lay_out_node
+from .wanted import DRAFT, TARGET, bar_params, place_of, wanted_draft_row, wants_target
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
+def verify_settle_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    bar,  # `top_k` of `Relaxed`
+    RULE: tl.constexpr,
+    LOGPROBS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = place_of(batch, tl.program_id(0), rows, requests)
+    if LANES > 0:
+        close_row(scratch, row, side)
+    if place.node >= 0:
+        params = params_of(sampling, place.request)
+        if (side == TARGET) | (RULE == "relaxed"):
+            if side == TARGET:
+                lay_out_node(scratch, batch, place)
+            if RULE == "relaxed":
+                if side != TARGET:
+                    params = bar_params(params, bar)
+            if wants_target(batch, place, params, target.vocab, RULE):
+                results = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
+                law, settled, bracket = settle_row(
+                    scratch, row, TARGET, target_row(target, row), results, params,
+                    SPLIT, LANES, (RULE != "typical") & (RULE != "relaxed"),
+                )  # fmt: skip
+                if RULE == "match":
+                    if law.point < 0:
+                        scores = results.score * tl.exp2(exponent_of(results.max, law.top, law.slope))
+                        _, token = merge_races(scores, results.token)
+                        settled = Settled(settled.status, token, settled.arrivals)
+                elif (side == TARGET) & (bracket.open == 0):
+                    save_target_chances(target, scratch, batch, place, row, law)
+                save_settled(scratch, row, side, law, settled, bracket if LANES > 0 else None)
+        if draft.data is not None:
+            source = tl.full([], -1, tl.int64)
+            if (side == DRAFT) | LOGPROBS:
+                source = wanted_draft_row(draft, batch, place, row, sampling, draft_count, RULE)
+            if source >= 0:
+                if LOGPROBS:
+                    save_draft_chances(draft, scratch, batch, place, source, target.vocab, logprobs_law())
+                else:
+                    results = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
+                    params = params_of(draft_sampling, place.request)
+                    law, settled, bracket = settle_row(
+                        scratch, row, DRAFT, draft_row(draft, source), results, params, SPLIT, LANES, True
+                    )
+                    if draft.ids is not None:
+                        if law.point >= 0:
+                            point = tl.load(draft.ids + law.point).to(tl.int32)
+                            law = Law(law.top, law.slope, law.cut, law.mass, point)
+                    if bracket.open == 0:
+                        save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)
+                    save_settled(scratch, row, DRAFT, law, settled, bracket if LANES > 0 else None)
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
+def verify_collect_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    bar,
+    RULE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, split, side = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    if is_open(scratch, row, side):
+        place = place_of(batch, tl.program_id(0), rows, requests)
+        if (side == TARGET) | (RULE == "relaxed"):
+            params = params_of(sampling, place.request)
+            if RULE == "relaxed":
+                if side != TARGET:
+                    params = bar_params(params, bar)
+            if split * SPLIT < target.vocab:
+                scores = target_row(target, row)
+                law, last = collect_row(scratch, row, side, scores, split, params, SPLIT, SPLITS)
+                if last & (side == TARGET):
+                    save_target_chances(target, scratch, batch, place, row, law)
+        elif draft.data is not None:
+            source = drawn_from(draft, draft_count, place.request, row, place.node)
+            if (source >= 0) & (split * SPLIT < draft.size):
+                params = params_of(draft_sampling, place.request)
+                scores = draft_row(draft, source)
+                law, last = collect_row(scratch, row, DRAFT, scores, split, params, SPLIT, SPLITS)
+                if last:
+                    save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)
