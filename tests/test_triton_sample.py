@@ -149,9 +149,10 @@ def test_a_threshold_is_collected_in_one_read(dtype, top_k, top_p):
     logits = (torch.randn(2, 100_001, generator=generator(7)) * 1.5 + 1).to(dtype)
     with ptx_emulator.count() as counted:
         sdk.sample(logits, sdk.SamplingParams(1.2, top_k, top_p), backend="triton", **keys(2))
-    collect = next(launch for launch in counted if launch.name == "_sample_collect_kernel")
-    reads = collect.n["global_ld_bytes"] / (logits.numel() * logits.element_size())
-    assert 1 <= reads < 3 if top_k != 50 else reads < 0.1
+    searching = ("_sample_collect_kernel", "_sample_select_kernel")
+    read = sum(launch.n["global_ld_bytes"] for launch in counted if launch.name in searching)
+    reads = read / (logits.numel() * logits.element_size())
+    assert 1 <= reads < 2 if top_k != 50 else reads < 0.1
 
 
 def crowded(kind):
@@ -265,7 +266,7 @@ def test_rows_may_have_strides():
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
 def test_launches_depend_on_what_is_asked_for_alone():
     for logits in (torch.zeros(2, 5000), torch.full((2, 5000), float("nan")), torch.randn(2, 5000)):
-        for sampling, launches in ((sdk.SamplingParams(), 2), (sdk.SamplingParams(top_k=9), 4)):
+        for sampling, launches in ((sdk.SamplingParams(), 2), (sdk.SamplingParams(top_k=9), 5)):
             with ptx_emulator.count() as counted:
                 sdk.sample(logits, sampling, backend="triton", **keys(2))
             assert len(counted) == launches

@@ -83,7 +83,7 @@ class Scratch(NamedTuple):
     brackets: tl.tensor  # [R, sides, BRACKET]: cuts that were left open
     sums: tl.tensor  # [R, sides, splits, SUMS]: of their splits
     collected: tl.tensor  # [R, sides, splits, COLLECTED] float32
-    chances: tl.tensor  # [R, 2]: p and q of the tokens of nodes
+    chances: tl.tensor  # [R, CHANCES]: p and q of the tokens of nodes, and their coins
     weights: tl.tensor  # [R]: that reach nodes under `traversal`
     masses: tl.tensor  # [R, splits, SUM]: sums over rows that rules ask for, see sums.py
     summed: tl.tensor  # [R] int32: whether they were

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""p and q of every drafted token, under the laws of its parent's rows. They are found for all nodes side by
-side as soon as a law is settled, so that a walk has nothing to wait for but one number after the other."""
+"""The coin of every node, and p and q of its token under the laws of its parent's rows.
+
+They are found for all nodes side by side as soon as a law is settled, so that a walk waits for one number
+after the other and for nothing else. """
 
 from __future__ import annotations
 
@@ -8,19 +10,34 @@ import triton
 import triton.language as tl
 
 from .law import draft_scores, probability, target_scores
+from .random import coin
 from .tree import NODES
 from .wanted import DRAFT, TARGET
+
+CHANCES = 4  # float64 words of a node: p, q and its coin
+_CHANCES, _COIN = tl.constexpr(CHANCES), tl.constexpr(2)
 
 
 @triton.jit
 def _chances_of(scratch, row, side):
-    return scratch.words + scratch.chances + row * 2 + side
+    return scratch.words + scratch.chances + row * _CHANCES + side
 
 
 @triton.jit
 def load_chance(scratch, row, side):
     """Of the token of the node with that row."""
     return tl.load(_chances_of(scratch, row, side))
+
+
+@triton.jit
+def load_coin(scratch, row):
+    return tl.load(_chances_of(scratch, row, _COIN))
+
+
+@triton.jit
+def save_coin(scratch, batch, place, row):
+    seed, position = tl.load(batch.seeds + place.request), tl.load(batch.positions + place.request)
+    tl.store(_chances_of(scratch, row, _COIN), coin(seed, position, place.node).to(tl.float64))
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .arguments import Draft, Scratch, Target, has_cuts, params_of
-from .random import coin
+from .chances import load_coin
 from .tree import Tree, next_child, node_of, proposal_of, request_rows, token_of, tree_of
 
 
@@ -61,7 +61,7 @@ def child_with(ctx, key):
 @triton.jit
 def coin_of(ctx, node):
     """The acceptance coin of a node, float64."""
-    return coin(tl.load(ctx.seed), tl.load(ctx.position), node).to(tl.float64)
+    return load_coin(ctx.scratch, ctx.first + node)
 
 
 @triton.jit

@@ -87,12 +87,6 @@ def weight_of(x, max, steepness):
 
 
 @triton.jit
-def amount_from(x, value, max, steepness):
-    """The amount of the scores >= value: their mass, or with steepness 0 their number."""
-    return tl.sum(tl.where(x >= value, weight_of(x, max, steepness), 0.0))
-
-
-@triton.jit
 def min_p_threshold(params, slope, max):
     likely = tl.full([], _NOTHING, tl.float32)
     if params.min_p > 0:
@@ -116,66 +110,63 @@ def settle_cut(listed, size, slope, max, mass, params):
     summing = params.top_p < 1
     complete = listed.floor == _NOTHING
     x = tl.where(listed.scores > listed.floor, listed.scores, _NOTHING)
+    weights = tl.where(x > _NOTHING, weight_of(x, max, slope), 0.0)
     known = cut == _NOTHING
     if counting:
-        found, enough = find(x, max, 0.0, params.top_k, 0.0)
+        ones = tl.where(x > _NOTHING, 1.0, 0.0)
+        found, enough = find(x, ones, max, 0.0, params.top_k, 0.0)
         cut = tl.where(enough, tl.maximum(cut, found), cut)
         counting = counting & (not (enough | complete))
     if (not counting) & ((cut > listed.floor) | complete):
-        mass = amount_from(x, cut, max, slope)
+        mass = sum_from(x, weights, cut)
         known = known | True
     if summing & known & (not counting):
-        found, enough = find(x, max, slope, least_kept(params, mass), 0.0)
+        found, enough = find(x, weights, max, slope, least_kept(params, mass), 0.0)
         if enough:
             cut = tl.maximum(cut, found)
-            mass = amount_from(x, cut, max, slope)
+            mass = sum_from(x, weights, cut)
         summing = summing & (not (enough | complete))
     if (likely > cut) & (not counting) & (not summing):  # only where min-p comes last
         cut = likely
         known = known & False
         if (cut > listed.floor) | complete:
-            mass = amount_from(x, cut, max, slope)
+            mass = sum_from(x, weights, cut)
             known = known | True
     return Cuts(cut, mass, likely, counting, summing, known)
 
 
 @triton.jit
-def find(x, max, steepness, needed, above):
-    """The largest of the scores x for which `above` and the amount of those at or above it are at least
-    `needed`, up to a value that keeps the same scores; and whether there is one."""
+def find(x, amounts, max, steepness, needed, above):
+    """The largest of the scores x for which `above` and the amounts of those at or above it are at least
+    `needed`, up to a value that keeps the same scores; and whether there is one. The amount of a score is its
+    `weight_of`."""
     low = tl.min(tl.where(x > _NOTHING, x, float("inf")))
     high = tl.max(x)
-    amount_low = above + amount_from(x, low, max, steepness)
-    amount_high = above + amount_from(x, high, max, steepness)
+    amount_low, amount_high = above + sum_from(x, amounts, low), above + sum_from(x, amounts, high)
     enough = (amount_low >= needed) & (low <= high)
     if amount_high >= needed:
         low, amount_low = high, amount_high
     grain = _grain_of(x)
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
-    narrowing = enough & (_between(low, high, grain) > low)
+    middle = _between(low, high, grain)
+    narrowing = enough & (middle > low)
     while narrowing:
-        # Three values at once, whose sums overlap: four times fewer scores with every step.
-        second = _between(low, high, grain)
-        first, third = _between(low, second, grain), _between(second, high, grain)
-        amount_first = above + amount_from(x, first, max, steepness)
-        amount_second = above + amount_from(x, second, max, steepness)
-        amount_third = above + amount_from(x, third, max, steepness)
-        if amount_second >= needed:
-            low, amount_low = second, amount_second
-            if amount_third >= needed:
-                low, amount_low = third, amount_third
-            else:
-                high, amount_high = third, amount_third
+        amount = above + sum_from(x, amounts, middle)
+        if amount >= needed:
+            low, amount_low = middle, amount
         else:
-            high, amount_high = second, amount_second
-            if amount_first >= needed:
-                low, amount_low = first, amount_first
-            else:
-                high, amount_high = first, amount_first
+            high, amount_high = middle, amount
+        middle = _between(low, high, grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
         single = amount_low - amount_high < 1.5 * weight_of(low, max, steepness)
-        narrowing = (_between(low, high, grain) > low) & (single == 0) & (amount_low > needed)
+        narrowing = (middle > low) & (single == 0) & (amount_low > needed)
     return low, enough
+
+
+@triton.jit
+def sum_from(x, amounts, value):
+    """The amounts of the scores >= value."""
+    return tl.sum(tl.where(x >= value, amounts, 0.0))
 
 
 @triton.jit

@@ -7,7 +7,7 @@ the batch either, so that a request's result never depends on the other requests
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from triton import next_power_of_2
 from triton.backends.compiler import GPUTarget
@@ -35,24 +35,19 @@ def _splits(row: int, length: int, warps: int) -> Splits:
     return Splits(length, count, padded=1 << (count - 1).bit_length(), race_tile=256, warps=warps)
 
 
-def collect_splits(row: int) -> Splits:
-    """Of the launch that settles cuts below what was listed. Its last program holds what all splits
-    collected: 64 scores a lane of rows of up to 131072 tokens, for which it has 8 warps."""
-    splits = _splits(row, 8192, warps=8)
-    return splits if splits.padded <= 16 else replace(splits, warps=16)
-
-
 @dataclass(frozen=True)
 class RowPasses:
     """How rows of V logits are read."""
 
     splits: Splits
+    lanes: int  # of a split, each of which lists its largest scores
     collect: Splits
 
     @property
-    def lanes(self) -> int:
-        """Of a split, each of which lists its largest scores."""
-        return 32 * self.splits.warps
+    def select_warps(self) -> int:
+        """Of the programs that hold what all splits of a row collected: 32 scores a lane of rows of up to
+        131072 tokens."""
+        return 8 if self.collect.padded <= 16 else 16
 
     @property
     def settle_warps(self) -> int:
@@ -68,7 +63,7 @@ def row_passes(vocab_size: int) -> RowPasses:
     | splits of 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
     | 1 warp | it reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     """
-    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), collect_splits(vocab_size))
+    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), 32, _splits(vocab_size, 8192, warps=4))
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -244,17 +239,17 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
 
     | number | reason |
     |---|---|
-    | splits of 8192, 4 warps | 64 scores a lane, read once and kept; many share its program's other work |
+    | splits of 8192, 8 warps | 32 scores a lane, read once and kept; many share its program's other work |
     | splits of 1024, 1 warp | under `match`, as in `sample`, whose races these are |
     | sums of 8192, 4 warps | four steps of 16 scores a lane of each row: 16 programs for 128256 tokens |
     | walk_tile 2048, 8 warps | whole rows, which trees need: 8 scores a lane of each row on the way at once |
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
     | draws of 1024, 1 warp | four steps, one after the other; 126 programs for 128256 tokens |
     """
-    split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
+    split, warps, lanes = (RACED_SPLIT, 1, 32) if rule == "match" else (8192, 8, 128)
     sequential = rule in ("token", "traversal")
     return VerifyLaunch(
-        rows=RowPasses(_splits(longest, split, warps), collect_splits(longest)),
+        rows=RowPasses(_splits(longest, split, warps), lanes, _splits(longest, 8192, warps=4)),
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 
 from .arguments import draft_row, drawn_from, params_of, target_row
-from .chances import save_draft_chances, save_target_chances
+from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
 from .race import merge_races
 from .row import exponent_of
-from .settle import Settled, close_row, collect_row, is_open, save_settled, settle_row
+from .settle import Settled, close_row, collect_row, is_open, save_settled, select_row, settle_row
 from .tree import lay_out_node
 from .wanted import DRAFT, TARGET, bar_params, place_of, wanted_draft_row, wants_target
 
@@ -45,6 +45,8 @@ def verify_settle_kernel(
         if (side == TARGET) | (RULE == "relaxed"):
             if side == TARGET:
                 lay_out_node(scratch, batch, place)
+                if RULE != "match":
+                    save_coin(scratch, batch, place, row)
             if RULE == "relaxed":
                 if side != TARGET:
                     params = bar_params(params, bar)
@@ -95,12 +97,39 @@ def verify_collect_kernel(
     rows,
     requests,
     draft_count,
-    bar,
     RULE: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     row, split, side = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    if is_open(scratch, row, side):
+        if (side == TARGET) | (RULE == "relaxed"):
+            if split * SPLIT < target.vocab:
+                collect_row(scratch, row, side, target_row(target, row), split, SPLIT, SPLITS)
+        elif draft.data is not None:
+            place = place_of(batch, tl.program_id(0), rows, requests)
+            source = drawn_from(draft, draft_count, place.request, row, place.node)
+            if (source >= 0) & (split * SPLIT < draft.size):
+                collect_row(scratch, row, DRAFT, draft_row(draft, source), split, SPLIT, SPLITS)
+
+
+@triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
+def verify_select_kernel(
+    target,
+    draft,
+    sampling,
+    draft_sampling,
+    batch,
+    scratch,
+    rows,
+    requests,
+    draft_count,
+    bar,
+    RULE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if is_open(scratch, row, side):
         place = place_of(batch, tl.program_id(0), rows, requests)
         if (side == TARGET) | (RULE == "relaxed"):
@@ -108,16 +137,12 @@ def verify_collect_kernel(
             if RULE == "relaxed":
                 if side != TARGET:
                     params = bar_params(params, bar)
-            if split * SPLIT < target.vocab:
-                scores = target_row(target, row)
-                law, last = collect_row(scratch, row, side, scores, split, params, SPLIT, SPLITS)
-                if last & (side == TARGET):
-                    save_target_chances(target, scratch, batch, place, row, law)
+            law = select_row(scratch, row, side, target_row(target, row), params, SPLIT, SPLITS)
+            if side == TARGET:
+                save_target_chances(target, scratch, batch, place, row, law)
         elif draft.data is not None:
             source = drawn_from(draft, draft_count, place.request, row, place.node)
-            if (source >= 0) & (split * SPLIT < draft.size):
+            if source >= 0:
                 params = params_of(draft_sampling, place.request)
-                scores = draft_row(draft, source)
-                law, last = collect_row(scratch, row, DRAFT, scores, split, params, SPLIT, SPLITS)
-                if last:
-                    save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)
+                law = select_row(scratch, row, DRAFT, draft_row(draft, source), params, SPLIT, SPLITS)
+                save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)

@@ -67,18 +67,21 @@ def subtract(state, child, w):
 def normalised(state, mass):
     """P of a residual with that mass; of a mass of 0 P = p."""
     left = mass > 0
-    unit = tl.where(left, mass, 1.0)
-    a = tl.where(left, state.a / unit, 1.0)
-    b, b_point = tl.where(left, state.b / unit, 0.0), tl.where(left, state.b_point / unit, 0.0)
+    unit = 1.0 / tl.where(left, mass, 1.0)
+    a = tl.where(left, state.a * unit, 1.0)
+    b, b_point = tl.where(left, state.b * unit, 0.0), tl.where(left, state.b_point * unit, 0.0)
     since = tl.where(left, state.since, state.last)
     return Residual(a, b, b_point, since, state.last, state.dry, state.factor)
 
 
 @triton.jit
 def pair_of(node, state):
-    scale = tl.where(node.rest_scale < 0, 1.0 / node.q.mass, node.rest_scale)
-    ratio = tl.minimum(state.b * scale / (state.a / node.p.mass), _LARGEST_RATIO).to(tl.float32)
-    ratio = tl.where(state.b > 0, ratio, 0.0)  # without q its scale may be anything
+    ratio = tl.full([], 0.0, tl.float32)
+    if state.b > 0:
+        scale = node.rest_scale
+        if scale < 0:
+            scale = 1.0 / node.q.mass
+        ratio = tl.minimum(state.b * scale * node.p.mass / state.a, _LARGEST_RATIO).to(tl.float32)
     return Pair(node.p, node.q, node.row, node.drawn_from, node.rest_top, ratio)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling of one token per row, in two launches, or four where a cut was asked for.
+"""Sampling of one token per row, in two launches, or five where a cut was asked for.
 
 measure   (B, splits)   reads each row once, as for `verify`; without cuts it runs the race as well
 settle    (B,)          merges a row's law from its splits; writes the token without cuts or if it is certain
-collect   (B, splits)   settles cuts that keep more than was listed
+collect   (B, splits)   with cuts: reads rows again where they keep more than was listed
+select    (B,)          with cuts: settles these
 draw      (B, splits)   with cuts, races among what is kept; the last program of a row merges the splits
 """
 
@@ -33,7 +34,7 @@ from .measure import RESULT, Split, load_splits, measure_split, split_results, s
 from .race import merge_races, race_law
 from .random import NEXT
 from .row import exponent_of
-from .settle import collect_row, is_open, law_of, save_settled, settle_row, settling_of
+from .settle import collect_row, is_open, law_of, save_settled, select_row, settle_row, settling_of
 from .wanted import TARGET
 
 
@@ -71,7 +72,7 @@ def settle_rows(
     logprobs_ptr: Tensor | None,
     race: bool,
 ) -> Scratch:
-    """Measures and settles rows: two launches, three with cuts, which leave their laws in the scratch. Tokens
+    """Measures and settles rows: two launches, four with cuts, which leave their laws in the scratch. Tokens
     that are certain are written, and with `race`, for laws without cuts, the others as well."""
     (batch, vocab), device = target.data.shape, target.data.device
     passes, cuts = row_passes(vocab), may_cut(sampling)
@@ -110,6 +111,13 @@ def settle_rows(
             SPLIT=collect.length,
             SPLITS=collect.padded,
             num_warps=collect.warps,
+            **compiler_options(),
+        )
+        _sample_select_kernel[(batch,)](
+            **given,
+            SPLIT=collect.length,
+            SPLITS=collect.padded,
+            num_warps=passes.select_warps,
             **compiler_options(),
         )
     return scratch
@@ -172,9 +180,14 @@ def _sample_settle_kernel(
 def _sample_collect_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     if is_open(scratch, b, TARGET):
-        collect_row(
-            scratch, b, TARGET, target_row(target, b), tl.program_id(1), params_of(sampling, b), SPLIT, SPLITS
-        )
+        collect_row(scratch, b, TARGET, target_row(target, b), tl.program_id(1), SPLIT, SPLITS)
+
+
+@triton.jit
+def _sample_select_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    if is_open(scratch, b, TARGET):
+        select_row(scratch, b, TARGET, target_row(target, b), params_of(sampling, b), SPLIT, SPLITS)
 
 
 @triton.jit

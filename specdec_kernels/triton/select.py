@@ -20,14 +20,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .cuts import amount_from, find, least_kept, weight_of
+from .cuts import find, least_kept, sum_from, weight_of
 from .record import load, load_shared, save, whole_sectors
 from .row import read_row
 
 SAMPLE = tl.constexpr(4096)
-COLLECTED = 1024  # scores that a split may collect
+COLLECTED = 512  # scores that a split may collect
 _COLLECTED = tl.constexpr(COLLECTED)
-_PIECE = tl.constexpr(2048)  # scores taken together
+_PIECE = tl.constexpr(1024)  # scores taken together
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
 _NOTHING = tl.constexpr(float("-inf"))
 _NONE = tl.constexpr(float("inf"))
@@ -102,8 +102,11 @@ def expect(row, max, slope, mass, cuts, params):
     if params.min_p_last > 0:
         likely = tl.full([], _NOTHING, tl.float32)
     else:
-        mass -= step * _below(x, likely, max, slope)
+        mass -= step * tl.sum(tl.where(x < likely, weight_of(x, max, slope), 0.0))
         x = tl.where(x >= likely, x, _NOTHING)
+    there = x > _NOTHING
+    ones = tl.where(there, 1.0, 0.0)
+    weights = tl.where(there, weight_of(x, max, slope), 0.0)
     none = tl.full([], _NONE, tl.float32)
     k_low, k_high = none, none + 0.0
     p_low, p_high = none + 0.0, none + 0.0
@@ -113,25 +116,27 @@ def expect(row, max, slope, mass, cuts, params):
         expected = params.top_k / step
         root = tl.sqrt(expected)
         half: tl.constexpr = _DEVIATIONS / 2
-        k_low = _place_of(x, max, 0.0, _square(half + tl.sqrt(expected + 2 * half * half)), _LOWEST)
+        k_low = _place_of(x, ones, max, 0.0, _square(half + tl.sqrt(expected + 2 * half * half)), _LOWEST)
         if root > half + 1:
-            k_high = _place_of(x, max, 0.0, _square(root - half), _NONE)
-        most, _ = _kept(x, k_low, max, slope, step, mass)
-        _, least = _kept(x, tl.minimum(k_high, max), max, slope, step, mass)
+            k_high = _place_of(x, ones, max, 0.0, _square(root - half), _NONE)
+        most, _ = _kept(x, weights, k_low, weight_of(k_low, max, slope), step, mass)
+        _, least = _kept(
+            x, weights, tl.minimum(k_high, max), weight_of(tl.minimum(k_high, max), max, slope), step, mass
+        )
     if cuts.summing:
-        whole = tl.sum(weight_of(x, max, slope))
+        whole = tl.sum(weights)
         # The dropped mass decides, since its weights are the small ones.
         least_dropped = tl.maximum(mass - params.top_p * most, 0.0) / step
         most_dropped = tl.maximum(mass - params.top_p * least, 0.0) / step
-        at = _place_of(x, max, slope, whole - least_dropped, _LOWEST)
+        at = _place_of(x, weights, max, slope, whole - least_dropped, _LOWEST)
         least_dropped -= _error(least_dropped, weight_of(at, max, slope))
-        p_low = _place_of(x, max, slope, whole - tl.maximum(least_dropped, 0.0), _LOWEST)
+        p_low = _place_of(x, weights, max, slope, whole - tl.maximum(least_dropped, 0.0), _LOWEST)
         if least_dropped <= 0:
             p_low = tl.full([], _LOWEST, tl.float32)
-        at = _place_of(x, max, slope, whole - most_dropped, _LOWEST)
+        at = _place_of(x, weights, max, slope, whole - most_dropped, _LOWEST)
         most_dropped += _error(most_dropped, weight_of(at, max, slope))
         if most_dropped < whole:
-            p_high = _place_of(x, max, slope, whole - most_dropped, _NONE)
+            p_high = _place_of(x, weights, max, slope, whole - most_dropped, _NONE)
     one = tl.full([], 1, tl.int32)
     return Bracket(
         one, cuts.counting.to(tl.int32), cuts.summing.to(tl.int32), cuts.likely, k_low, k_high, p_low, p_high
@@ -144,29 +149,23 @@ def _square(x):
 
 
 @triton.jit
-def _below(x, value, max, slope):
-    """The mass of the scores below a value."""
-    return tl.sum(tl.where(x < value, weight_of(x, max, slope), 0.0))
-
-
-@triton.jit
 def _error(dropped, weight):
     """Of the sampled mass of weights that are lighter than this one."""
     return _DEVIATIONS * (tl.sqrt(weight * dropped) + weight)
 
 
 @triton.jit
-def _kept(x, value, max, slope, step, mass):
-    """Bounds of the mass that is kept from a value on: the most and the least."""
-    dropped = _below(x, value, max, slope)
-    error = _error(dropped, weight_of(value, max, slope))
+def _kept(x, weights, value, weight, step, mass):
+    """Bounds of the mass that is kept from a value of that weight on: the most and the least."""
+    dropped = tl.sum(tl.where(x < value, weights, 0.0))
+    error = _error(dropped, weight)
     return mass - step * tl.maximum(dropped - error, 0.0), tl.maximum(mass - step * (dropped + error), 0.0)
 
 
 @triton.jit
-def _place_of(x, max, steepness, needed, other):
+def _place_of(x, amounts, max, steepness, needed, other):
     """The largest score with the amount `needed` at or above it, else `other`."""
-    found, enough = find(x, max, steepness, needed, 0.0)
+    found, enough = find(x, amounts, max, steepness, needed, 0.0)
     return tl.where(enough, found, other)
 
 
@@ -262,8 +261,12 @@ def _threshold(
     """The largest score with the amount `needed` at or above it, and the mass there."""
     if there:
         x = tl.where((x >= low) & (x < high), x, _NOTHING)
-        found, _ = find(x, law.top, steepness, needed, above)
-        mass = mass_above + amount_from(x, found, law.top, law.slope)
+        weights = tl.where(x > _NOTHING, weight_of(x, law.top, law.slope), 0.0)
+        amounts = weights
+        if steepness == 0:
+            amounts = tl.where(x > _NOTHING, 1.0, 0.0)
+        found, _ = find(x, amounts, law.top, steepness, needed, above)
+        mass = mass_above + sum_from(x, weights, found)
     else:
         found = _search(row, law.top, steepness, needed, TILE)
         mass = _amount(row, found, law.top, law.slope, TILE)
@@ -272,7 +275,7 @@ def _threshold(
 
 @triton.jit
 def _amount(row, value, max, steepness, TILE: tl.constexpr):
-    """`amount_from` of a whole row."""
+    """The amount of the scores of a row >= value."""
     sums = tl.zeros([TILE], tl.float32)
     for begin in range(0, row.size, TILE):
         x = read_row(row, begin + tl.arange(0, TILE))

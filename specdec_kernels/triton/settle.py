@@ -180,20 +180,28 @@ def arrives_last_at(scratch, row, side, programs):
 
 
 @triton.jit
-def collect_row(scratch, row, side, scores, split, params, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
-    """The part of a split in settling a row that is open. Returns the law and whether it is settled now,
-    which it is where all other splits have done theirs."""
+def collect_row(scratch, row, side, scores, split, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
+    """The part of a split in settling a row that is open."""
+    sums, collected = _collected(scratch, row, side, SPLITS)
+    bracket = load_bracket(_bracket_words(scratch, row, side))
+    collect(scores, split, law_of(scratch, row, side), bracket, sums, collected, SPLIT)
+
+
+@triton.jit
+def select_row(scratch, row, side, scores, params, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
+    """Settles a row that was open, and returns its law."""
     words, bracket = _law_words(scratch, row, side), load_bracket(_bracket_words(scratch, row, side))
-    law = load_law(words)
-    sums = sum_words(scratch, _place(scratch, row, side), SPLITS)
-    collected = (scratch.words + scratch.collected).to(tl.pointer_type(tl.float32))
-    collected += _place(scratch, row, side) * (SPLITS * _COLLECTED)
-    collect(scores, split, law, bracket, sums, collected, SPLIT)
-    last = arrives_last_at(scratch, row, side, tl.cdiv(scores.size, SPLIT))
-    if last:
-        cut, mass = select(
-            scores, law, params, bracket, sums, collected, tl.cdiv(scores.size, SPLIT), SPLITS, SPLIT
-        )
-        law = Law(law.top, law.slope, cut, mass.to(tl.float64), law.point)
-        save(words, law)
-    return law, last
+    sums, collected = _collected(scratch, row, side, SPLITS)
+    law, splits = load_law(words), tl.cdiv(scores.size, SPLIT)
+    cut, mass = select(scores, law, params, bracket, sums, collected, splits, SPLITS, SPLIT)
+    law = Law(law.top, law.slope, cut, mass.to(tl.float64), law.point)
+    save(words, law)
+    return law
+
+
+@triton.jit
+def _collected(scratch, row, side, SPLITS: tl.constexpr):
+    """Where the splits of a row leave what they summed, and the scores."""
+    scores = (scratch.words + scratch.collected).to(tl.pointer_type(tl.float32))
+    place = _place(scratch, row, side)
+    return sum_words(scratch, place, SPLITS), scores + place * (SPLITS * _COLLECTED)

@@ -4,7 +4,8 @@ tree.
 
 measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
 settle    (R, 1 or 2)           merges the laws, and finds their cuts among the largest scores
-collect   (R, splits, 1 or 2)   with cuts: settles those that keep more than was listed
+collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more than was listed
+select    (R, 1 or 2)           with cuts: settles these
 race      (R, splits)           under `match` with cuts: draws the target's own tokens
 weigh     (B,)                  under `traversal` with draft logits: weights that reach nodes
 sum       (R, splits)           with draft logits, or under `Typical`: sums over rows that the rule asks for
@@ -28,9 +29,10 @@ from .arguments import (
     scratch_of,
     target_of,
 )
+from .chances import CHANCES
 from .draw import DRAW, verify_draw_kernel
 from .launch import VerifyLaunch, verify_launch
-from .laws import verify_collect_kernel, verify_settle_kernel
+from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
 from .rule_match import verify_race_kernel
 from .rule_traversal import VISIT
@@ -107,14 +109,12 @@ def verify(
             **compiler_options(),
         )
         if settling:
+            collecting = dict(**laws, RULE=rule, SPLIT=collect.length, SPLITS=collect.padded)
             verify_collect_kernel[(rows, collect.count, sides)](
-                **laws,
-                bar=value0,
-                RULE=rule,
-                SPLIT=collect.length,
-                SPLITS=collect.padded,
-                num_warps=collect.warps,
-                **compiler_options(),
+                **collecting, num_warps=collect.warps, **compiler_options()
+            )
+            verify_select_kernel[(rows, sides)](
+                **collecting, bar=value0, num_warps=launch.rows.select_warps, **compiler_options()
             )
         if cuts and rule == "match":
             verify_race_kernel[(rows, drawn.count)](
@@ -219,7 +219,7 @@ def _scratch_of(call: VerifyCall, launch: VerifyLaunch, sides: int, settling: bo
         results,
         sides,
         **settling_of(rows, launch.rows, settling, sides),
-        chances=2 * rows,
+        chances=rows * CHANCES,
         weights=rows if summing else 0,
         masses=rows * launch.sums.padded * SUM if summing else 0,
         summed=rows if summing else 0,
