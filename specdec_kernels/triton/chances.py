@@ -2,7 +2,7 @@
 """The coin of every node, and p and q of its token under the laws of its parent's rows.
 
 They are found for all nodes side by side as soon as a law is settled, so that a walk waits for one number
-after the other and for nothing else. """
+after the other and for nothing else."""
 
 from __future__ import annotations
 

@@ -239,14 +239,14 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
 
     | number | reason |
     |---|---|
-    | splits of 8192, 8 warps | 32 scores a lane, read once and kept; many share its program's other work |
+    | splits of 8192, 4 warps | 64 scores a lane, read once and kept; many share its program's other work |
     | splits of 1024, 1 warp | under `match`, as in `sample`, whose races these are |
     | sums of 8192, 4 warps | four steps of 16 scores a lane of each row: 16 programs for 128256 tokens |
     | walk_tile 2048, 8 warps | whole rows, which trees need: 8 scores a lane of each row on the way at once |
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
     | draws of 1024, 1 warp | four steps, one after the other; 126 programs for 128256 tokens |
     """
-    split, warps, lanes = (RACED_SPLIT, 1, 32) if rule == "match" else (8192, 8, 128)
+    split, warps, lanes = (RACED_SPLIT, 1, 32) if rule == "match" else (8192, 4, 128)
     sequential = rule in ("token", "traversal")
     return VerifyLaunch(
         rows=RowPasses(_splits(longest, split, warps), lanes, _splits(longest, 8192, warps=4)),

@@ -14,8 +14,9 @@ from .measure import split_results
 from .race import merge_races
 from .row import exponent_of
 from .settle import Settled, close_row, collect_row, is_open, save_settled, select_row, settle_row
+from .sums import ASKED, NOTHING, REST_ASKED, save_kind
 from .tree import lay_out_node
-from .wanted import DRAFT, TARGET, bar_params, place_of, wanted_draft_row, wants_target
+from .wanted import DRAFT, TARGET, bar_params, children_of, place_of, wanted_draft_row, wants_target
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
@@ -32,6 +33,8 @@ def verify_settle_kernel(
     bar,  # `top_k` of `Relaxed`
     RULE: tl.constexpr,
     LOGPROBS: tl.constexpr,
+    SUMS: tl.constexpr,
+    ALL: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -47,6 +50,8 @@ def verify_settle_kernel(
                 lay_out_node(scratch, batch, place)
                 if RULE != "match":
                     save_coin(scratch, batch, place, row)
+                    if SUMS:
+                        save_kind(scratch, row, _asked_sum(batch, place, RULE, ALL))
             if RULE == "relaxed":
                 if side != TARGET:
                     params = bar_params(params, bar)
@@ -84,6 +89,25 @@ def verify_settle_kernel(
                     if bracket.open == 0:
                         save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)
                     save_settled(scratch, row, DRAFT, law, settled, bracket if LANES > 0 else None)
+
+
+@triton.jit
+def _asked_sum(batch, place, RULE: tl.constexpr, ALL: tl.constexpr):
+    """Which sum of `sum_rows.py` may be needed at a node. Under `token` one child that was sampled needs
+    none: when it is rejected, the next token is drawn without knowing what is left."""
+    count, sampled, without_replacement = children_of(batch, place)
+    asks = count > 0
+    if RULE == "token":
+        if not ALL:
+            asks = count > 1
+    if RULE == "lenient":
+        asks = without_replacement
+    elif RULE != "typical":
+        asks = asks & sampled
+    asked = tl.where(asks, ASKED, NOTHING)
+    if RULE != "typical":
+        asked = tl.where(without_replacement, REST_ASKED, asked)
+    return asked
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "draft_count"])

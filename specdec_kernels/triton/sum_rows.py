@@ -23,9 +23,21 @@ from .node import acceptance, chances, load_node, test_child
 from .residual import nothing_rejected, span_mass, subtract
 from .row import exponent_of, read_row
 from .settle import law_of
-from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, Sum, load_weight, save_kind, save_sum, weight_of
+from .sums import (
+    ENTROPY,
+    NOTHING,
+    RESIDUAL_MASS,
+    REST_ASKED,
+    REST_MASS,
+    Sum,
+    load_kind,
+    load_weight,
+    save_kind,
+    save_sum,
+    weight_of,
+)
 from .tracked import Tracking, is_point, leave_out
-from .tree import HAS_WITHOUT_REPLACEMENT, NODES, POINT, next_child, proposals_of
+from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, proposals_of
 from .wanted import TARGET, place_of
 
 _LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
@@ -50,41 +62,36 @@ def verify_sum_kernel(
     TILE: tl.constexpr,
 ):
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = place_of(batch, tl.program_id(0), rows, requests)
-    kind = tl.full([], NOTHING, tl.int32)
-    if place.node >= 0:
+    kind = load_kind(scratch, row)
+    asked = kind != NOTHING
+    if RULE == "traversal":
+        asked = (kind == REST_ASKED) | (asked & (load_weight(scratch, row) != 0))
+    if asked:  # programs of other nodes leave at once
+        place = place_of(batch, tl.program_id(0), rows, requests)
         ctx = context_of(target, draft, scratch, batch, sampling, place.request, rows, width, draft_count)
-        key = next_child(ctx.tree, place.node, tl.full([], -1, tl.int64))
+        kind = tl.full([], NOTHING, tl.int32)
+        begin = split * SPLIT
         if RULE == "typical":
-            if key >= 0:
-                kind = tl.full([], ENTROPY, tl.int32)
-                save_sum(scratch, row, split, _entropy(ctx, row, split * SPLIT, SPLIT, TILE), SPLITS)
-        elif (key >= 0) & (not (ctx.greedy & (RULE != "lenient"))):
+            kind = tl.full([], ENTROPY, tl.int32)
+            save_sum(scratch, row, split, _entropy(ctx, row, begin, SPLIT, TILE), SPLITS)
+        elif (not ctx.greedy) | (RULE == "lenient"):
+            node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
             if proposals_of(ctx.tree, place.node) >= HAS_WITHOUT_REPLACEMENT:
                 kind = tl.full([], REST_MASS, tl.int32)
-                node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
                 if node.drawn_from >= 0:
-                    save_sum(scratch, row, split, _rest(ctx, node, split * SPLIT, SPLIT, TILE), SPLITS)
+                    save_sum(scratch, row, split, _rest(ctx, node, begin, SPLIT, TILE), SPLITS)
             elif RULE != "lenient":
+                key = next_child(ctx.tree, place.node, tl.full([], -1, tl.int64))
                 child = child_with(ctx, key)
-                w = tl.full([], 1.0, tl.float64)
-                wanted = child.proposal != POINT
-                if RULE == "token":
-                    wanted = wanted & (ALL | (next_child(ctx.tree, place.node, key) >= 0))
-                elif wanted:
-                    w = load_weight(scratch, row)
-                    wanted = w > 0
-                if wanted:
-                    node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
-                    _, _, state, _ = test_child(ctx, node, nothing_rejected(), child)
-                    if state.factor > 0:
-                        kind = tl.full([], RESIDUAL_MASS, tl.int32)
-                        state = subtract(state, child, w)
-                        begin = split * SPLIT
-                        end = tl.minimum(begin + SPLIT, target.vocab)
-                        mass = span_mass(ctx, node, state, begin, end, TILE)
-                        save_sum(scratch, row, split, Sum(mass, node.p.top), SPLITS)
-    if split == 0:
+                _, _, state, _ = test_child(ctx, node, nothing_rejected(), child)
+                if (key >= 0) & (state.factor > 0):
+                    kind = tl.full([], RESIDUAL_MASS, tl.int32)
+                    w = tl.full([], 1.0, tl.float64)
+                    if RULE == "traversal":
+                        w = load_weight(scratch, row)
+                    end = tl.minimum(begin + SPLIT, target.vocab)
+                    mass = span_mass(ctx, node, subtract(state, child, w), begin, end, TILE)
+                    save_sum(scratch, row, split, Sum(mass, node.p.top), SPLITS)
         save_kind(scratch, row, kind)
 
 

@@ -13,8 +13,10 @@ from .record import load_shared, save
 SUM = 2  # float64 words of a split
 _SUM = tl.constexpr(SUM)
 
-# What was summed.
+# What was summed, or is asked for.
 NOTHING = tl.constexpr(0)
+ASKED = tl.constexpr(4)
+REST_ASKED = tl.constexpr(5)
 RESIDUAL_MASS = tl.constexpr(1)  # that is left when the first child is rejected
 REST_MASS = tl.constexpr(2)  # of q outside the tracked tokens
 ENTROPY = tl.constexpr(3)

@@ -102,6 +102,8 @@ def verify(
             bar=value0,
             RULE=rule,
             LOGPROBS=call.draft_is_logprobs,
+            SUMS=summing,
+            ALL=trace_masses is not None,
             LANES=launch.rows.lanes if settling else 0,
             SPLIT=splits.length,
             SPLITS=splits.padded,

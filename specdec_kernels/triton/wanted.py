@@ -9,14 +9,12 @@ import triton
 import triton.language as tl
 
 from .arguments import Params, drawn_from, has_cuts, params_of
-from .tree import NODES, POINT
+from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
 _REQUESTS = tl.constexpr(32)  # looked through together
-# Kinds of children.
-_NONE, _ALL_POINT, _SOME_SAMPLED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 class Batch(NamedTuple):
@@ -59,18 +57,20 @@ def place_of(batch, row, rows, requests):
 
 
 @triton.jit
-def _kinds_of_children(batch, place):
-    """Of the drafted children of a node: _NONE, _ALL_POINT or _SOME_SAMPLED."""
-    kinds = tl.full([], _NONE, tl.int32)
+def children_of(batch, place):
+    """Of the drafted children of a node: how many there are, whether some were sampled, and whether some
+    without replacement."""
+    count, proposals = tl.full([], 0, tl.int32), tl.full([], POINT, tl.int32)
     for begin in range(place.node + 1, place.count, NODES):
         child = begin + tl.arange(0, NODES)
         inside = child < place.count
         child += place.first
         mine = tl.load(batch.parents + child, mask=inside, other=-1) == place.node
         mine = mine & (tl.load(batch.tokens + child, mask=inside, other=-1) >= 0)
-        sampled = tl.load(batch.proposals + child, mask=inside, other=POINT) > POINT
-        kinds = tl.maximum(kinds, tl.max(tl.where(mine, tl.where(sampled, _SOME_SAMPLED, _ALL_POINT), _NONE)))
-    return kinds
+        proposal = tl.load(batch.proposals + child, mask=inside, other=POINT).to(tl.int32)
+        count += tl.sum(mine.to(tl.int32))
+        proposals = tl.maximum(proposals, tl.max(tl.where(mine, proposal, POINT)))
+    return count, proposals > POINT, proposals == WITHOUT_REPLACEMENT
 
 
 @triton.jit
@@ -92,7 +92,8 @@ def wants_target(batch, place, params, vocab, RULE: tl.constexpr):
     if wanted:
         if RULE != "match":
             if (params.temperature > 0) & (not has_cuts(params, vocab)):
-                wanted = _kinds_of_children(batch, place) > _NONE
+                count, _, _ = children_of(batch, place)
+                wanted = count > 0
     return wanted
 
 
@@ -105,7 +106,8 @@ def wanted_draft_row(draft, batch, place, row, sampling, count, RULE: tl.constex
         if not wanted:
             wanted = params_of(sampling, place.request).temperature > 0
         if wanted:
-            if _kinds_of_children(batch, place) == _SOME_SAMPLED:
+            _, sampled, _ = children_of(batch, place)
+            if sampled:
                 source = drawn_from(draft, count, place.request, row, place.node)
     return source
 
