@@ -7,10 +7,13 @@ The `check_` functions that take tensors of values read them, which synchronises
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._checks import (
     INTEGERS,
@@ -24,6 +27,7 @@ from ._checks import (
     check_tensor,
 )
 
+T = TypeVar("T")
 MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
 
@@ -119,9 +123,26 @@ def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
 
-@lru_cache(maxsize=64)
-def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
-    """The parent of every node of a topology of paths."""
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, whose tensors are made once: the caller must not write to them. Tracers make their own."""
+    kept = lru_cache(maxsize=64)(make)
+
+    def value(*args: Any) -> T:
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return make(*args)
+        return kept(*args)
+
+    return value
+
+
+@_kept
+def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """[N] int32, the parent of every node of a topology of paths. As it is copied to the device only once,
+    later calls can be captured in a CUDA graph."""
+    return torch.tensor(_parents_of_paths(operation, paths), dtype=torch.int32, device=device)
+
+
+def _parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
     index: dict[tuple[int, ...], int] = {(): 0}
     parents = [-1]
     listed = set(paths)

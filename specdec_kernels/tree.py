@@ -271,9 +271,7 @@ class DraftTree:
         tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
         batch, nodes = tokens.shape[0] if tokens.dim() else 0, len(paths) + 1
         check_shape(call, "tokens", tokens, "[B, len(paths) + 1]", (batch, nodes))
-        parents = torch.tensor(
-            checks.parents_of_paths(call, paths), dtype=torch.int32, device=tokens.device
-        ).repeat(batch)
+        parents = checks.parents_of_paths(call, paths, tokens.device).repeat(batch)
         kinds = checks.as_kinds(call, proposals, tokens)
         nodes = checks.bound(call, "max_nodes", max_nodes, nodes)
         depth = checks.bound(call, "max_depth", max_depth, max(map(len, paths), default=0))
