@@ -15,6 +15,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
+from .dispatch import multiples_of_16
 from .launch import registers
 from .record import load
 from .row import number_of
@@ -106,22 +107,44 @@ class Scratch(NamedTuple):
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
 
 
-def layout(rows: Tensor) -> dict[str, int]:
-    """Rows per group, and the strides of groups and rows. A matrix has groups of one: nothing is divided."""
+class RowsForm(NamedTuple):
+    """What kernels depend on in a `Target` or a `Draft`, but for numbers."""
+
+    dtype: torch.dtype
+    masked: bool
+    aligned: bool  # rows begin at multiples of 16 bytes and have a multiple of 16 tokens
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `dispatch` is told to be aligned; scratch always is."""
+        return ("words", *_OF_ROWS) if self.aligned else ("words",)
+
+
+_OF_ROWS = ("data", "vocab", "size", "group_stride", "row_stride")
+SamplingForm = tuple[torch.dtype | None, ...]
+
+
+def rows_form(target: Target) -> RowsForm:
+    logits = target.data
+    aligned = multiples_of_16(logits, target.vocab, target.group_stride, target.row_stride)
+    return RowsForm(logits.dtype, target.bitmask is not None, aligned)
+
+
+def sampling_form(sampling: Sampling) -> SamplingForm:
+    return tuple(None if rows is None else rows.dtype for rows in sampling[PARAMS:])
+
+
+def layout(rows: Tensor) -> tuple[int, int, int]:
+    """Rows per group, and the strides of groups and rows. A matrix has groups of one."""
     if rows.dim() == 2:
-        return dict(group=1, group_stride=rows.stride(0), row_stride=0)
-    return dict(group=max(rows.shape[1], 1), group_stride=rows.stride(0), row_stride=rows.stride(1))
+        return 1, rows.stride(0), 0
+    return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
 
 
 def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
     """Rows to sample from or to verify by."""
-    return Target(
-        data=logits,
-        vocab=logits.shape[-1],
-        **layout(logits),
-        bitmask=token_bitmask,
-        bitmask_stride=0 if token_bitmask is None else token_bitmask.stride(0),
-    )
+    stride = 0 if token_bitmask is None else token_bitmask.stride(0)
+    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride)
 
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
@@ -142,13 +165,25 @@ def may_cut(sampling: Sampling) -> bool:
     return numbers or any(values is not None for values in sampling[PARAMS + 1 :])
 
 
-def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
+def scratch_of(
+    device: torch.device,
+    results: int,
+    sides: int = 1,
+    params: int = 0,
+    visits: int = 0,
+    nodes: int = 0,
+    ranks: int = 0,
+    bins: int = 0,
+    draws: int = 0,
+    winners: int = 0,
+) -> Scratch:
     """Scratch for results of splits and for parts of so many words. Parts begin at multiples of 16 words."""
-    begins, end = dict.fromkeys(Scratch._fields[2:], 0), results
-    for name, words in parts.items():
-        begins[name] = -(-end // 16) * 16
-        end = begins[name] + words
-    return Scratch(torch.empty(end, dtype=torch.float64, device=device), sides, **begins)
+    begins, end = [], results
+    for words in (params, visits, nodes, ranks, bins, draws, winners):
+        begin = -(-end // 16) * 16
+        begins.append(begin)
+        end = begin + words
+    return Scratch(torch.empty(end, dtype=torch.float64, device=device), sides, *begins)
 
 
 @triton.jit

@@ -8,25 +8,33 @@ draw      (B, splits)   with cuts, races among what is kept; the last program of
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._ops.calls import SampleCall
 from .arguments import (
+    RowsForm,
     Sampling,
+    SamplingForm,
     Scratch,
     Target,
     bitmask_row,
     compiler_options,
     may_cut,
     params_of,
+    rows_form,
+    sampling_form,
     sampling_of,
     scratch_of,
     target_of,
     target_row,
 )
 from .cuts import BINS
+from .dispatch import Launch, current, device_of, dtype_of
 from .draw import (
     DRAW,
     arrives_last,
@@ -37,7 +45,7 @@ from .draw import (
     save_row_law,
     winner_words,
 )
-from .launch import row_passes
+from .launch import Splits, row_passes
 from .law import target_law
 from .measure import RESULT, TARGET, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
@@ -45,71 +53,91 @@ from .random import NEXT
 from .row import exponent_of
 
 
+class _Kernels(NamedTuple):
+    """In one form, and how they read rows."""
+
+    measure: Launch
+    settle: Launch
+    draw: Launch
+    splits: Splits
+
+
+@cache
+def _kernels(
+    device: Any, vocab: int, rows: RowsForm, sampling: SamplingForm, cuts: bool, race: bool, written: tuple
+) -> _Kernels:
+    """Of rows of `vocab` tokens. written: of tokens and log-probabilities, the dtypes or None."""
+    passes = row_passes(vocab)
+    splits, aligned = passes.splits, rows.names
+    sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
+    raced = dict(TILE=splits.race_tile)
+    with current(device):
+        options = compiler_options(cuts)
+    return _Kernels(
+        measure=Launch(
+            _sample_measure_kernel,
+            device,
+            dict(RACE=race, **sizes, **raced, WHOLE=vocab % splits.length == 0),
+            aligned=aligned,
+            num_warps=splits.warps,
+        ),
+        settle=Launch(
+            _sample_settle_kernel,
+            device,
+            dict(RACE=race, CUTS=cuts, **sizes, TILE=passes.row_tile),
+            aligned=aligned,
+            num_warps=passes.row_warps,
+            **options,
+        ),
+        draw=Launch(
+            _sample_draw_kernel, device, dict(**sizes, **raced), aligned=aligned, num_warps=splits.warps
+        ),
+        splits=splits,
+    )
+
+
 def sample(call: SampleCall) -> None:
     """Fill the outputs, in two launches; in three where a cut was asked for."""
-    batch, vocab = call.logits.shape
+    batch = call.logits.shape[0]
     if batch == 0:
         return
     target = target_of(call.logits, call.token_bitmask)
     law = sampling_of(call.sampling, call.sampling_rows)
-    keys = dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
-    out = dict(tokens_ptr=call.out_tokens, logprobs_ptr=call.out_logprobs)
+    out = call.out_tokens, call.out_logprobs
     cuts = may_cut(law)
-    scratch = settle_rows(target, law, **keys, **out, race=not cuts)
+    kernels, scratch = settle_rows(target, law, call.seeds, call.positions, *out, race=not cuts)
     if cuts:
-        splits = row_passes(vocab).splits
-        _sample_draw_kernel[(batch, splits.count)](
-            target=target,
-            scratch=scratch,
-            **keys,
-            **out,
-            SPLIT=splits.length,
-            SPLITS=splits.padded,
-            TILE=splits.race_tile,
-            num_warps=splits.warps,
-        )
+        kernels.draw((batch, kernels.splits.count, 1), target, scratch, call.seeds, call.positions, *out)
 
 
 def settle_rows(
     target: Target,
     sampling: Sampling,
-    seeds_ptr: Tensor,
-    positions_ptr: Tensor,
-    tokens_ptr: Tensor | None,
-    logprobs_ptr: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    tokens: Tensor | None,
+    logprobs: Tensor | None,
     race: bool,
-) -> Scratch:
+) -> tuple[_Kernels, Scratch]:
     """Measures and settles rows: two launches, which leave their laws in the scratch. Tokens that are certain
     are written, and with `race`, for laws without cuts, the others as well."""
-    (batch, vocab), device = target.data.shape, target.data.device
-    passes, cuts = row_passes(vocab), may_cut(sampling)
-    splits = passes.splits
+    (batch, vocab), cuts = target.data.shape, may_cut(sampling)
+    written = dtype_of(tokens), dtype_of(logprobs)
+    kernels = _kernels(
+        device_of(target.data), vocab, rows_form(target), sampling_form(sampling), cuts, race, written
+    )
+    splits = kernels.splits
     results = batch * splits.padded * RESULT
     scratch = scratch_of(
-        device, results, bins=batch * BINS.value if cuts else 0, draws=batch * DRAW, winners=results
+        target.data.device,
+        results,
+        bins=batch * BINS.value if cuts else 0,
+        draws=batch * DRAW,
+        winners=results,
     )
-    given = dict(target=target, sampling=sampling, scratch=scratch, RACE=race)
-    split_sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
-    _sample_measure_kernel[(batch, splits.count)](
-        **given,
-        **split_sizes,
-        seeds_ptr=seeds_ptr,
-        positions_ptr=positions_ptr,
-        TILE=splits.race_tile,
-        WHOLE=vocab % splits.length == 0,
-        num_warps=splits.warps,
-    )
-    _sample_settle_kernel[(batch,)](
-        **given,
-        **split_sizes,
-        tokens_ptr=tokens_ptr,
-        logprobs_ptr=logprobs_ptr,
-        CUTS=cuts,
-        TILE=passes.row_tile,
-        num_warps=passes.row_warps,
-        **compiler_options(cuts),
-    )
-    return scratch
+    kernels.measure((batch, splits.count, 1), target, sampling, scratch, seeds, positions)
+    kernels.settle((batch, 1, 1), target, sampling, scratch, tokens, logprobs)
+    return kernels, scratch
 
 
 @triton.jit

@@ -58,14 +58,14 @@ def verify(
             chain = draft_logits.shape[1]
             count *= chain
         draft = Draft(
-            data=draft_logits,
-            size=size,
-            **layout(draft_logits),
-            rows=call.draft_rows,
-            chain=chain,
-            ids=call.draft_ids,
-            columns=call.draft_columns,
-        )
+            draft_logits,
+            size,
+            *layout(draft_logits),
+            call.draft_rows,
+            chain,
+            call.draft_ids,
+            call.draft_columns,
+        )  # fmt: skip
         if not call.draft_is_logprobs:
             measured, sides = max(vocab, size), 2
             draft_cuts = may_cut(drafted_by)
