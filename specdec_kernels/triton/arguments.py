@@ -15,7 +15,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from .dispatch import multiples_of_16
+from .dispatch import dtype_of, multiples_of_16
 from .launch import registers
 from .record import load
 from .row import number_of
@@ -128,6 +128,18 @@ def rows_form(target: Target) -> RowsForm:
     logits = target.data
     aligned = multiples_of_16(logits, target.vocab, target.group_stride, target.row_stride)
     return RowsForm(logits.dtype, target.bitmask is not None, aligned)
+
+
+def draft_form(draft: Draft) -> tuple[torch.dtype | None, ...]:
+    """Dtypes, or None, of a draft's tensors."""
+    return dtype_of(draft.data), dtype_of(draft.rows), dtype_of(draft.ids), dtype_of(draft.columns)
+
+
+def draft_aligned(draft: Draft) -> bool:
+    """Whether its rows do not keep those of the target from being read as aligned ones."""
+    if draft.data is None:
+        return True
+    return multiples_of_16(draft.data, draft.size, draft.group_stride, draft.row_stride)
 
 
 def sampling_form(sampling: Sampling) -> SamplingForm:

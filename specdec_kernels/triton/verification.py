@@ -10,6 +10,10 @@ Under `match` the walk finds the next token itself, and there is no third launch
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
 from .._ops.calls import VerifyCall
@@ -17,20 +21,109 @@ from .arguments import (
     NO_DRAFT,
     PARAMS,
     Draft,
+    RowsForm,
+    SamplingForm,
     compiler_options,
+    draft_aligned,
+    draft_form,
     layout,
     may_cut,
+    rows_form,
+    sampling_form,
     sampling_of,
     scratch_of,
     target_of,
 )
 from .cuts import BINS
+from .dispatch import Launch, current, device_of
 from .draw import DRAW, verify_draw_kernel
-from .launch import verify_launch
+from .launch import VerifyLaunch, verify_launch
 from .measure import RESULT, verify_measure_kernel
 from .walk import VISIT, verify_walk_kernel
 
 _READS_DRAFT = ("token", "traversal", "lenient")
+
+
+class _Form(NamedTuple):
+    """What the kernels depend on."""
+
+    device: Any
+    rule: str
+    rates: tuple[float, ...]  # of `Synthetic`
+    target: RowsForm
+    vocab: int
+    draft: tuple[torch.dtype | None, ...]  # its rows, their indices, and the ids and columns of its tokens
+    draft_vocab: int
+    draft_aligned: bool
+    draft_is_logprobs: bool
+    sampling: SamplingForm
+    draft_sampling: SamplingForm
+    cuts: bool
+    draft_cuts: bool
+    links: bool
+    others: tuple[bool, ...]  # outputs that may be left out: whether they are there
+
+
+class _Kernels(NamedTuple):
+    """In one form, and how they read rows."""
+
+    measure: Launch
+    walk: Launch
+    draw: Launch
+    launch: VerifyLaunch
+
+
+@cache
+def _kernels(form: _Form) -> _Kernels:
+    vocab, size, cuts, device = form.vocab, form.draft_vocab, form.cuts or form.draft_cuts, form.device
+    measured = vocab if form.draft_is_logprobs else max(vocab, size)
+    launch = verify_launch(vocab, measured, form.rule, cuts)
+    rows, draw = launch.rows.splits, launch.draw
+    aligned = form.target._replace(aligned=form.target.aligned and form.draft_aligned).names
+    splits = dict(RULE=form.rule, CUTS=form.cuts, SPLIT=rows.length, SPLITS=rows.padded)
+    whole = vocab % rows.length == 0 and size % rows.length == 0
+    walking = dict(DRAFT_CUTS=form.draft_cuts, LOGPROBS=form.draft_is_logprobs, TILE=launch.rows.row_tile)
+    drawing = dict(SPLIT=draw.length, SPLITS=draw.padded, TILE=draw.race_tile)
+    with current(device):
+        options = compiler_options(cuts)
+    return _Kernels(
+        measure=Launch(
+            verify_measure_kernel,
+            device,
+            dict(**splits, RACE_TILE=rows.race_tile, WHOLE=whole),
+            aligned=aligned,
+            num_warps=rows.warps,
+        ),
+        walk=Launch(
+            verify_walk_kernel,
+            device,
+            dict(**splits, **walking, RATES=form.rates),
+            aligned=aligned,
+            num_warps=launch.rows.row_warps,
+            **options,
+        ),
+        draw=Launch(
+            verify_draw_kernel,
+            device,
+            dict(LINKS=form.links, CUTS=cuts, **drawing),
+            aligned=aligned,
+            num_warps=draw.warps,
+        ),
+        launch=launch,
+    )
+
+
+def _draft(call: VerifyCall) -> tuple[Draft, int]:
+    """The draft's rows, and how many there are."""
+    logits = call.draft_logits
+    if logits is None or call.rule not in _READS_DRAFT:
+        return NO_DRAFT, 0
+    chain = logits.shape[1] if logits.dim() == 3 else 0
+    draft = Draft(
+        logits, logits.shape[-1], *layout(logits),
+        call.draft_rows, chain, call.draft_ids, call.draft_columns,
+    )  # fmt: skip
+    return draft, logits.shape[0] * (chain if logits.dim() == 3 else 1)
 
 
 def verify(
@@ -41,109 +134,59 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    rows, requests, vocab = call.tokens.shape[0], call.seeds.shape[0], call.target_logits.shape[-1]
-    rule, draft_logits = call.rule, call.draft_logits
+    rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
-    if rule not in _READS_DRAFT:
-        draft_logits = None
+    rule, links, values = call.rule, call.first_child is not None, call.rule_values
+    target, (draft, count) = target_of(call.target_logits, call.token_bitmask), _draft(call)
     drawn_by = sampling_of(call.sampling, call.sampling_rows)
     drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
-    draft, count, measured, sides = NO_DRAFT, 0, vocab, 1
-    cuts, draft_cuts = may_cut(drawn_by), False
-    if draft_logits is not None:
-        size, chain = draft_logits.shape[-1], 0
-        count = draft_logits.shape[0]
-        if draft_logits.dim() == 3:
-            chain = draft_logits.shape[1]
-            count *= chain
-        draft = Draft(
-            draft_logits,
-            size,
-            *layout(draft_logits),
-            call.draft_rows,
-            chain,
-            call.draft_ids,
-            call.draft_columns,
-        )  # fmt: skip
-        if not call.draft_is_logprobs:
-            measured, sides = max(vocab, size), 2
-            draft_cuts = may_cut(drafted_by)
-    launch = verify_launch(vocab, measured, rule, cuts or draft_cuts)
-    measured_splits, draw_splits = launch.rows.splits, launch.draw
+    both_measured = draft.data is not None and not call.draft_is_logprobs
+    sides, cuts, draft_cuts = 1 + both_measured, may_cut(drawn_by), both_measured and may_cut(drafted_by)
+    kernels = _kernels(
+        _Form(
+            device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
+            rows_form(target), target.vocab,
+            draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
+            sampling_form(drawn_by), sampling_form(drafted_by),
+            cuts, draft_cuts, links,
+            (call.out_logprobs is not None, trace_thresholds is not None, trace_masses is not None),
+        )
+    )  # fmt: skip
+    measured, drawn = kernels.launch.rows.splits, kernels.launch.draw
     scratch = scratch_of(
         call.target_logits.device,
-        rows * sides * measured_splits.padded * RESULT,
+        rows * sides * measured.padded * RESULT,
         sides,
         params=requests * PARAMS,
         visits=rows * VISIT,
         nodes=rows,
-        ranks=rows if call.first_child is not None else 0,
+        ranks=rows if links else 0,
         bins=requests * BINS.value if cuts or draft_cuts or rule == "relaxed" else 0,
         draws=requests * DRAW,
-        winners=requests * draw_splits.padded * RESULT,
+        winners=requests * drawn.padded * RESULT,
     )
-    given = dict(
-        target=target_of(call.target_logits, call.token_bitmask),
-        draft=draft,
-        sampling=drawn_by,
-        cu_nodes_ptr=call.cu_nodes,
-        seeds_ptr=call.seeds,
-        positions_ptr=call.positions,
-        scratch=scratch,
-        rows=rows,
-    )
-    tree = dict(tokens_ptr=call.tokens, parents_ptr=call.parents, proposals_ptr=call.proposals)
-    splits = dict(RULE=rule, CUTS=cuts, SPLIT=measured_splits.length, SPLITS=measured_splits.padded)
     if rows > 0:
-        verify_measure_kernel[(rows, measured_splits.count, sides)](
-            **given,
-            **tree,
-            draft_sampling=drafted_by,
-            requests=requests,
-            draft_count=count,
-            **splits,
-            RACE_TILE=measured_splits.race_tile,
-            WHOLE=vocab % measured_splits.length == 0 and draft.size % measured_splits.length == 0,
-            num_warps=measured_splits.warps,
-        )
-    verify_walk_kernel[(requests,)](
-        **given,
-        **tree,
-        draft_sampling=drafted_by,
-        first_child_ptr=call.first_child,
-        next_sibling_ptr=call.next_sibling,
-        out_tokens_ptr=call.out_tokens,
-        out_num_tokens_ptr=call.out_num_tokens,
-        out_num_accepted_ptr=call.out_num_accepted,
-        out_path_ptr=call.out_path,
-        out_logprobs_ptr=call.out_logprobs,
-        out_status_ptr=call.out_status,
-        trace_thresholds_ptr=trace_thresholds,
-        trace_masses_ptr=trace_masses,
-        draft_count=count,
-        width=call.out_tokens.shape[1],
-        value0=call.rule_values[0] if call.rule_values else 0.0,
-        value1=call.rule_values[1] if len(call.rule_values) > 1 else 0.0,
-        **splits,
-        DRAFT_CUTS=draft_cuts,
-        LOGPROBS=call.draft_is_logprobs,
-        RATES=tuple(call.rule_values) if rule == "synthetic" else (),
-        TILE=launch.rows.row_tile,
-        num_warps=launch.rows.row_warps,
-        **compiler_options(cuts or draft_cuts),
-    )
+        kernels.measure(
+            (rows, measured.count, sides),
+            target, draft, drawn_by, drafted_by,
+            call.tokens, call.parents, call.proposals, call.cu_nodes, call.seeds, call.positions,
+            scratch, rows, requests, count,
+        )  # fmt: skip
+    width = call.out_tokens.shape[1]
+    kernels.walk(
+        (requests, 1, 1),
+        target, draft, drawn_by, drafted_by,
+        call.tokens, call.parents, call.proposals, call.first_child, call.next_sibling,
+        call.cu_nodes, call.seeds, call.positions,
+        scratch,
+        call.out_tokens, call.out_num_tokens, call.out_num_accepted, call.out_path,
+        call.out_logprobs, call.out_status, trace_thresholds, trace_masses,
+        rows, count, width, values[0] if values else 0.0, values[1] if len(values) > 1 else 0.0,
+    )  # fmt: skip
     if rule != "match":
-        verify_draw_kernel[(requests, draw_splits.count)](
-            **given,
-            out_tokens_ptr=call.out_tokens,
-            out_logprobs_ptr=call.out_logprobs,
-            out_status_ptr=call.out_status,
-            width=call.out_tokens.shape[1],
-            LINKS=call.first_child is not None,
-            CUTS=cuts or draft_cuts,
-            SPLIT=draw_splits.length,
-            SPLITS=draw_splits.padded,
-            TILE=draw_splits.race_tile,
-            num_warps=draw_splits.warps,
-        )
+        kernels.draw(
+            (requests, drawn.count, 1),
+            target, draft, drawn_by, call.cu_nodes, call.seeds, call.positions, scratch,
+            call.out_tokens, call.out_logprobs, call.out_status, rows, width,
+        )  # fmt: skip
