@@ -16,9 +16,9 @@ up by a key of its own, which must tell all of them apart, and keeps a `Launch` 
 Rules of a kernel that is launched so:
 
 - Its constexprs come last. Arguments are given by position, NamedTuples among them.
-- No other scalar is specialised: 1 and multiples of 16 get no code of their own. A scalar is 64 bits wide if
-  its name, or its field's in a NamedTuple, has `stride` in it, or if it was so in the first launch. Else it
-  must fit into 32 bits.
+- No other scalar is specialised, unless it is `fixed`: 1 and multiples of 16 get no code of their own. A
+  scalar is 64 bits wide if its name, or its field's in a NamedTuple, has `stride` in it, or if it was so in
+  the first launch. Else it must fit into 32 bits.
 - `aligned` names the arguments and fields (tensors and scalars) that are multiples of 16 in this form: bytes
   of an address, elements of a stride. All others may have any value.
 
@@ -92,6 +92,7 @@ class Launch:
         device: as `device_of` has it; launches go to its current stream, whatever the current device is.
         constants: the kernel's constexprs by name.
         aligned: names of arguments and of fields that are multiples of 16.
+        fixed: names of scalars that the key contains; the compiler is shown what they are.
         options: of the compiler: `num_warps`, `num_stages`, `maxnreg`.
     """
 
@@ -106,10 +107,13 @@ class Launch:
         constants: dict[str, Any],
         *,
         aligned: Collection[str] = (),
+        fixed: Collection[str] = (),
+        enable_fp_fusion: bool = True,  # said in every launch: from Triton 3.10 on it is off by default
         **options: int,
     ) -> None:
-        self._kernel, self._device, self._constants, self._aligned = kernel, device, constants, aligned
-        self._options = dict(options, enable_fp_fusion=True)  # from Triton 3.10 on it is off by default
+        self._kernel, self._device, self._constants = kernel, device, constants
+        self._aligned, self._fixed = aligned, fixed
+        self._options = dict(options, enable_fp_fusion=enable_fp_fusion)
         self._compiled: Any = None
         self._run: Any = None  # the launcher of the compiled kernel, once that is loaded
 
@@ -147,7 +151,7 @@ class Launch:
                     "as specdec_kernels.warmup does, got its first launch during a capture"
                 )
             self._names = names[: len(arguments)]
-            self._first = _described(arguments)
+            self._first = _described(self._names, arguments, self._fixed)
             self._values = tuple(self._constants[name] for name in names[len(arguments) :])
             self._current, self._stream = driver.active.get_current_device, driver.active.get_current_stream
             given = [self._standing_for(*pair) for pair in zip(self._names, arguments, strict=True)]
@@ -174,33 +178,24 @@ class Launch:
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if isinstance(value, Tensor):
             return _Pointer(value.dtype, 16 if name in self._aligned else 1)
-        if type(value) is int:
+        if type(value) is int and name not in self._fixed:
             return (2**40 if _is_wide(name, value) else 0) + (16 if name in self._aligned else 3)
         return value
 
     def _check(self, arguments: tuple[Any, ...]) -> None:
-        name = self._kernel.__name__
-        if _described(arguments) != self._first:
-            raise AssertionError(f"{name}: of one form {self._first} and {_described(arguments)}")
+        name, described = self._kernel.__name__, _described(self._names, arguments, self._fixed)
+        if described != self._first:
+            raise AssertionError(f"{name}: of one form {self._first} and {described}")
         for argument, value in _leaves(self._names, arguments):
             number = value.data_ptr() if isinstance(value, Tensor) else value
             if argument in self._aligned and number and number % 16:
                 raise AssertionError(
                     f"{name}: {argument} must be a multiple of 16 in this form, got {number}"
                 )
-            if type(value) is int and abs(value) >= _INT32 and not _is_wide(argument, value):
-                raise AssertionError(f"{name}: {argument} must fit into 32 bits, got {value}")
 
 
 def _is_wide(name: str, value: int) -> bool:
     return "stride" in name or abs(value) >= _INT32
-
-
-def _described(value: Any) -> Any:
-    """What a compiled kernel depends on, but for numbers and addresses."""
-    if isinstance(value, tuple):
-        return tuple(map(_described, value))
-    return value.dtype if isinstance(value, Tensor) else None if value is None else type(value)
 
 
 def _leaves(names: Sequence[str], values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
@@ -209,6 +204,19 @@ def _leaves(names: Sequence[str], values: tuple[Any, ...]) -> Iterator[tuple[str
             yield from _leaves(getattr(value, "_fields", (name,) * len(value)), value)
         else:
             yield name, value
+
+
+def _described(names: Sequence[str], arguments: tuple[Any, ...], fixed: Collection[str]) -> list[Any]:
+    """What a compiled kernel depends on in its arguments, but for what `aligned` says."""
+    described: list[Any] = []
+    for name, value in _leaves(names, arguments):
+        if isinstance(value, Tensor):
+            described.append(value.dtype)
+        elif type(value) is int:
+            described.append(value if name in fixed else "wide" if _is_wide(name, value) else "int")
+        else:
+            described.append(None if value is None else type(value))
+    return described
 
 
 @contextlib.contextmanager
