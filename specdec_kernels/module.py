@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import bad_value, check_bool, check_int, check_list, check_name, check_type
-from ._ops.backends import NAMES
+from ._ops import backends
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
 from .rules import Rule, resolve
@@ -83,7 +83,7 @@ class SpeculativeVerifier(torch.nn.Module):
         for i, state in enumerate(states):
             check_type(call, f"states[{i}]", state, Tensor, "a tensor")
         max_depth = check_int(call, "max_depth", max_depth, 0)
-        check_name(call, "backend", backend, NAMES)
+        check_name(call, "backend", backend, backends.NAMES)
         self.rule = rule
         self.sampling = sampling
         self.draft_sampling = draft_sampling
@@ -200,6 +200,13 @@ class SpeculativeVerifier(torch.nn.Module):
             count.zero_()
 
     def _count(self, verified: Verified, tree: DraftTree) -> None:
+        counts = [self.steps, self.drafted, self.passes, self.tested, self.accepted]
+        device = tree.tokens.device
+        kernels = backends.kernels("verify", self.backend, device.type)
+        if kernels is not None and self.steps.device == device:
+            trees = tree.tokens.contiguous(), tree.parents.contiguous(), tree.cu_nodes.contiguous()
+            kernels.count_accepted(*trees, verified.path, verified.num_accepted, counts)
+            return
         batch, (request, node) = tree.batch_size, tree._owners
         taken = verified.num_accepted.long().unsqueeze(1)
         last = verified.path.gather(1, taken).squeeze(1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from triton import knobs
 from triton.runtime import driver
 
+from .acceptance import count_accepted  # noqa: F401
 from .attention import tree_attention  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
