@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host time of eager calls of the Triton backend: what a call costs before its kernels run. No GPU timing: the
-driver library is a stub, launches do nothing, and tensors lie on the host."""
+"""Host time of eager calls of the Triton backend: what a call costs before its kernels run.
+
+This is no GPU timing: the driver library is a stub, launches do nothing, and tensors lie on the host."""
 
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ ROUNDS, CALLS = 15, 100
 
 @dataclass(frozen=True)
 class Limit:
-    """A call meets its limit in microseconds, or in launches of the yardstick in the same run."""
+    """In microseconds, or in launches of the yardstick in the same run."""
 
     micros: float
-    launches: float
+    launches: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.micros:g} us" + (f" or {self.launches:g} launches" if self.launches else "")
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,6 @@ def calls() -> list[Call]:
             query, keys_cache, keys_cache, chain, pages, prefix, max_prefix_len=512, backend="triton"
         )
 
-    zeros = sdk.verify(
-        target[:0],
-        sdk.DraftTree.chain(tokens[:0]),
-        rule="match",
-        **{**keys, "seeds": keys["seeds"][:0], "positions": keys["positions"][:0]},
-    )
-    zeros = sdk.Verified(
-        *(x if x is None else torch.zeros((BATCH, *x.shape[1:]), dtype=x.dtype) for x in zeros)
-    )
     numbers, seeded = sdk.SamplingParams(0.8), dict(seeds=keys["seeds"], positions=keys["positions"])
     verifying, sampling, attending = Limit(60, 8), Limit(50, 6.5), Limit(50, 6.5)
     laws = {"numbers": numbers, "cuts": cuts, "tensors": tensors}
@@ -117,30 +112,30 @@ def calls() -> list[Call]:
         Call("DraftTree.chain", lambda: sdk.DraftTree.chain(tokens, check=False), Limit(15, 2)),
         Call(
             "SpeculativeVerifier.forward",
-            lambda: verifier(target, chain, draft, **seeded, out=zeros),
-            Limit(10, 1.3),
+            lambda: verifier(target, chain, draft, **seeded),
+            Limit(10),
             beyond="verify token, numbers",
         ),
     ]
 
 
-def times(some: list[Call]) -> dict[str, float]:
-    """Microseconds of the thread for each call: the least of several rounds, in which the calls take turns."""
+def times(some: list[Call], rounds: int = ROUNDS, count: int = CALLS) -> dict[str, float]:
+    """Microseconds of the thread for each call: the least of several rounds, in which calls take turns."""
     best: dict[str, float] = {}
     for call in some:
         call.run()  # compiles
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for call in some:
             run, begin = call.run, time.thread_time_ns()
-            for _ in range(CALLS):
+            for _ in range(count):
                 run()
-            took = (time.thread_time_ns() - begin) / CALLS / 1000
+            took = (time.thread_time_ns() - begin) / count / 1000
             best[call.name] = min(best.get(call.name, took), took)
     return best
 
 
 def table(some: list[Call], took: dict[str, float]) -> tuple[list[str], bool]:
-    """Lines of Markdown, and whether a limit was missed."""
+    """Lines of Markdown, and whether a limit was missed. The first call is the yardstick."""
     lines, missed = ["| call | us | launches | limit |", "|---|---|---|---|"], False
     yardstick = took[some[0].name]
     for call in some:
@@ -149,18 +144,22 @@ def table(some: list[Call], took: dict[str, float]) -> tuple[list[str], bool]:
         if call.limit:
             met = value <= call.limit.micros or value <= call.limit.launches * yardstick
             missed |= not met
-            verdict = f"{call.limit.micros:g} us or {call.limit.launches:g}: {'met' if met else 'MISSED'}"
+            verdict = f"{call.limit}: {'met' if met else 'MISSED'}"
         name = f"{call.name}, beyond {call.beyond}" if call.beyond else call.name
         lines.append(f"| {name} | {value:.1f} | {value / yardstick:.1f} | {verdict} |")
     return lines, missed
 
 
-def main() -> int:
+def main(patterns: str = "", quick: bool = False) -> int:
+    """Print the table of the calls with one of the comma-separated `patterns` in their names."""
     torch.set_num_threads(1)
+    parts = patterns.split(",")
     with launches_do_nothing():
-        some = calls()
-        lines, missed = table(some, times(some))
+        yardstick, *rest = calls()
+        some = [yardstick, *(call for call in rest if any(part in call.name for part in parts))]
+        some = [call for call in some if not call.beyond or call.beyond in {other.name for other in some}]
+        lines, missed = table(some, times(some, 2 if quick else ROUNDS))
     print(f"Host time of eager calls, Triton {triton.__version__}, PyTorch {torch.__version__}.")
-    print("Driver library: a stub. Launches do nothing. No GPU timing.\n")
+    print("The driver library is a stub, and launches do nothing: this is no GPU timing.\n")
     print("\n".join(lines))
     return int(missed)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's own driver and launchers over a driver library without a device. Kernels compile for sm_90; launches
-and tensors stay on the host, and nothing runs."""
+"""Triton's own driver and launchers over a driver library without a device.
+
+Kernels compile for sm_90. Tensors lie on the host, and launches do nothing."""
 
 from __future__ import annotations
 

@@ -32,6 +32,23 @@ MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
 
 
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, whose tensors are made once: the caller must not write to them. Tracers make their own."""
+    kept = lru_cache(maxsize=64)(make)
+
+    def value(*args: Any) -> T:
+        if traced():
+            return make(*args)
+        return kept(*args)
+
+    return value
+
+
+def traced() -> bool:
+    """Whether tensors made now belong to a tracer or to a mode."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
 def check_flag(operation: str, check: bool | None) -> None:
     """Raise `TypeError` unless `check` is True, False or None."""
     if check is not None:
@@ -52,6 +69,33 @@ def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype
 def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
     """Row offsets [B + 1] of requests of equal size."""
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
+
+
+@_kept
+def chain_roots(batch: int, device: torch.device) -> Tensor:
+    """[B, 1], the tokens of roots."""
+    return torch.full((batch, 1), -1, dtype=torch.int64, device=device)
+
+
+def chain_rows(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
+    """Parents [R], offsets [B + 1] and proposals [R] of chains. Outside tracers they are parts of one copy of
+    bytes that are kept."""
+    if traced():
+        return _chain_rows(batch, depth, kind, device)
+    rows = batch * (depth + 1)
+    parts = _chain_bytes(batch, depth, kind, device).clone().split_with_sizes((4 * rows, 4 * batch + 4, rows))
+    return [parts[0].view(torch.int32), parts[1].view(torch.int32), parts[2]]
+
+
+def _chain_rows(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
+    parents = torch.arange(-1, depth, dtype=torch.int32, device=device).repeat(batch)
+    kinds = torch.full((batch * (depth + 1),), kind, dtype=torch.uint8, device=device)
+    return [parents, uniform_offsets(batch, depth + 1, device), kinds]
+
+
+@_kept
+def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
+    return torch.cat([part.view(torch.uint8) for part in _chain_rows(batch, depth, kind, device)])
 
 
 def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
@@ -88,11 +132,17 @@ def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 
     return bound(operation, "max_depth", max(nodes - 1, 0) if max_depth is None else max_depth, max(least, 0))
 
 
-def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
-    """Proposals [R] uint8, all of one value."""
+def check_kind(operation: str, argument: str, proposal: int) -> int:
+    """The value of one `Proposal`."""
     if not 0 <= check_int(operation, argument, proposal) <= MOST_KIND:
         bad_value(operation, argument, KINDS, proposal)
-    return torch.full((tokens.numel(),), int(proposal), dtype=torch.uint8, device=tokens.device)
+    return int(proposal)
+
+
+def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
+    """Proposals [R] uint8, all of one value."""
+    kind = check_kind(operation, argument, proposal)
+    return torch.full((tokens.numel(),), kind, dtype=torch.uint8, device=tokens.device)
 
 
 def as_kinds(operation: str, proposals: int | Tensor, tokens: Tensor) -> Tensor:
@@ -121,18 +171,6 @@ def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
     """Paths as tuples, which can be keys of a dict."""
     listed = check_list(operation, "paths", paths, "sequences of ints")
     return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
-
-
-def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """`make`, whose tensors are made once: the caller must not write to them. Tracers make their own."""
-    kept = lru_cache(maxsize=64)(make)
-
-    def value(*args: Any) -> T:
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return make(*args)
-        return kept(*args)
-
-    return value
 
 
 @_kept

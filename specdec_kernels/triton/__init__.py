@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 from triton import knobs
 from triton.runtime import driver
 
@@ -16,6 +19,14 @@ from .sampling import sample  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 from .verification import verify  # noqa: F401
 
+_INTERPRETED = knobs.runtime.interpret  # as it was when the kernels were decorated
+
+
+@lru_cache(maxsize=4)
+def _served_by(active: Any) -> str:
+    kind: str = active.get_active_torch_device().type
+    return kind
+
 
 def device_type() -> str:
     """The kind of device whose tensors it serves: that of Triton's active driver ("cuda" for CUDA and ROCm).
@@ -23,17 +34,17 @@ def device_type() -> str:
     Raises:
         RuntimeError: there is no such device here.
     """
-    if knobs.runtime.interpret:
+    if _INTERPRETED:
         return "cpu"
     try:
-        return driver.active.get_active_torch_device().type
+        return _served_by(driver.active)
     except RuntimeError as error:
         raise RuntimeError(f"triton finds no device here ({error})") from None
 
 
 def describe() -> str:
     """One line about this backend here."""
-    if knobs.runtime.interpret:
+    if _INTERPRETED:
         return "the Triton interpreter, on cpu tensors"
     try:
         device_type()

@@ -143,7 +143,9 @@ def draft_aligned(draft: Draft) -> bool:
 
 
 def sampling_form(sampling: Sampling) -> SamplingForm:
-    return tuple(None if rows is None else rows.dtype for rows in sampling[PARAMS:])
+    """Dtypes, or None, of what is given per request."""
+    _, _, _, _, _, temperatures, top_ks, top_ps, min_ps = sampling
+    return dtype_of(temperatures), dtype_of(top_ks), dtype_of(top_ps), dtype_of(min_ps)
 
 
 def layout(rows: Tensor) -> tuple[int, int, int]:
@@ -161,7 +163,7 @@ def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
     """From the lists of a call, which are in the order of the fields."""
-    return Sampling(*numbers, *(per_request or [None] * 4))
+    return Sampling(*numbers, *(per_request or (None, None, None, None)))
 
 
 def compiler_options(cuts: bool) -> dict[str, int]:
@@ -174,7 +176,7 @@ def compiler_options(cuts: bool) -> dict[str, int]:
 def may_cut(sampling: Sampling) -> bool:
     """Whether any request may have cuts; numbers on the device are not looked at."""
     numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
-    return numbers or any(values is not None for values in sampling[PARAMS + 1 :])
+    return numbers or not (sampling.top_ks is sampling.top_ps is sampling.min_ps is None)
 
 
 def scratch_of(

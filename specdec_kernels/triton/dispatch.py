@@ -190,7 +190,7 @@ class Launch:
             number = value.data_ptr() if isinstance(value, Tensor) else value
             if argument in self._aligned and number and number % 16:
                 raise AssertionError(
-                    f"{name}: {argument} must be a multiple of 16 in this form, got {number}"
+                    f"{name}: {argument} must be a multiple of 16 here, got {number}"
                 )
 
 
