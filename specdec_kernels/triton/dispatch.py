@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton import knobs
+from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 _INT32 = 2**31
@@ -98,7 +99,7 @@ class Launch:
 
     checked = False
     instead: str | None = None  # of launching: "load", or only "compile"; see `warming`
-    met = 0  # forms compiled, or found in Triton's cache on disk, so far
+    met: dict[int, Any] = {}  # all kernels that were compiled, or found in Triton's cache, by their ids
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class Launch:
             if found is None:  # whoever hooks Triton's compilation declined it
                 return False
             self._compiled = found.result() if hasattr(found, "result") else found
-            Launch.met += 1
+            Launch.met[id(self._compiled)] = self._compiled
         if self.checked:
             self._check(arguments)
         if self._run is None and self.instead != "compile":
@@ -189,9 +190,7 @@ class Launch:
         for argument, value in _leaves(self._names, arguments):
             number = value.data_ptr() if isinstance(value, Tensor) else value
             if argument in self._aligned and number and number % 16:
-                raise AssertionError(
-                    f"{name}: {argument} must be a multiple of 16 here, got {number}"
-                )
+                raise AssertionError(f"{name}: {argument} must be a multiple of 16 here, got {number}")
 
 
 def _is_wide(name: str, value: int) -> bool:
@@ -227,3 +226,33 @@ def warming(instead: str) -> Iterator[None]:
         yield
     finally:
         Launch.instead = before
+
+
+def target_of(device: torch.device) -> GPUTarget:
+    """What kernels for a device are compiled for."""
+    with current(device_of(torch.empty(0, device=device))):
+        return driver.active.get_current_target()
+
+
+class _Absent:
+    """A driver that says there is a GPU of some target, whose tensors lie on the host; it loads nothing."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def assume(target: GPUTarget) -> None:
+    """From here on, compile for a target that need not be here, and launch nothing."""
+    driver.set_active(_Absent(target))
