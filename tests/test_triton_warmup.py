@@ -51,10 +51,22 @@ def pick(g, low, high):
     return int(torch.randint(low, high + 1, (), generator=g))
 
 
+BUFFERS = {
+    dtype: torch.zeros(65 * 64 * V, dtype=dtype)
+    for dtype in (torch.int64, torch.int32, torch.float32, torch.bfloat16)
+}
+
+
 def a_slice(g, shape, dtype):
     """Of a shared buffer, wherever it begins."""
     size, begin = torch.Size(shape).numel(), pick(g, 0, 40)
-    return torch.zeros(size + begin, dtype=dtype)[begin:].view(shape)
+    return BUFFERS[dtype][begin : begin + size].view(shape)
+
+
+def logits(g, *shape):
+    """The same, beginning with a row."""
+    begin, rows = pick(g, 0, 3), torch.Size(shape).numel()
+    return BUFFERS[torch.bfloat16].view(-1, V)[begin : begin + rows].view(*shape, V)
 
 
 def step(g):
@@ -64,7 +76,7 @@ def step(g):
         depth = pick(g, 1, 16)
         tree = sdk.DraftTree.chain(a_slice(g, (batch, depth), torch.int64), check=False)
         rows = batch * (depth + 1)
-        draft = torch.zeros(batch, depth, V, dtype=torch.bfloat16)
+        draft = logits(g, batch, depth)
     else:
         sizes = torch.randint(1, 65, (batch,), generator=g)
         rows, offsets = int(sizes.sum()), torch.zeros(batch + 1, dtype=torch.int32)
@@ -73,9 +85,8 @@ def step(g):
             a_slice(g, (rows,), torch.int64), a_slice(g, (rows,), torch.int32), offsets,
             max_nodes=64, max_depth=pick(g, 1, 63), check=False,
         )  # fmt: skip
-        draft = torch.zeros(rows, V, dtype=torch.bfloat16)
-    first = pick(g, 0, 3)  # of a buffer's rows
-    target = torch.zeros(rows + first, V, dtype=torch.bfloat16)[first:]
+        draft = logits(g, rows)
+    target = logits(g, rows)
     seeds, positions = a_slice(g, (batch,), torch.int64), a_slice(g, (batch,), torch.int64)
     law = sdk.SamplingParams(*(a_slice(g, (batch,), value.dtype) for value in LAW[:4]), LAW.order)
     masked, scored = bool(pick(g, 0, 1)), bool(pick(g, 0, 1))
