@@ -105,7 +105,7 @@ def step(g):
     sdk.commit_kv(plan, verified, tree, pages, a_slice(g, (batch,), torch.int32), backend="triton")
 
 
-def test_a_warm_process_compiles_nothing(met):
+def test_a_warm_process_compiles_nothing(met, untouched_memory):
     both = (False, True)
     done = sdk.warmup(
         "cpu", vocab_size=V, rules=["traversal"], samplings=[LAW], token_bitmask=both, return_logprobs=both,
