@@ -63,7 +63,7 @@ def reads_values(check: bool | None, tensor: Tensor) -> bool:
 def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """An integer tensor of any width, converted to `dtype`."""
     check_dtype(operation, argument, value, INTEGERS)
-    return value.to(dtype)
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:

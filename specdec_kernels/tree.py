@@ -175,7 +175,7 @@ class DraftTree:
             batch, depth = tokens.shape
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
-            rows = torch.cat((checks.chain_roots(batch, tokens.device), tokens), 1).flatten()
+            rows = torch.cat((checks.chain_roots(batch, tokens.device), tokens), 1).view(-1)
             kind = checks.check_kind(call, "proposal", proposal)
             parents, cu_nodes, kinds = checks.chain_rows(batch, depth, kind, tokens.device)
             bounds = (

@@ -28,13 +28,13 @@ def count_accepted(
     num_accepted: Tensor,
     counts: list[Tensor],
 ) -> None:
-    """Add to `counts`: steps, drafted, passes; and, of each depth, tested and accepted."""
-    (batch, width), depths = path.shape, counts[3].shape[0]
+    """Add to `counts`, which `SpeculativeVerifier` describes."""
+    (batch, width), depths = path.shape, counts.shape[0] // 2 - 1
     if batch:
         launch = _kernel(device_of(path), depths)
         launch(
             (batch, 1, 1),
-            tokens, parents, cu_nodes, path, num_accepted, *counts, tokens.shape[0], width, depths,
+            tokens, parents, cu_nodes, path, num_accepted, counts, tokens.shape[0], width, depths,
         )  # fmt: skip
 
 
@@ -45,11 +45,7 @@ def _acceptance_kernel(
     cu_nodes_ptr,  # [B + 1]
     path_ptr,  # [B, width]
     num_accepted_ptr,  # [B]
-    steps_ptr,  # []
-    drafted_ptr,  # []
-    passes_ptr,  # []
-    tested_ptr,  # [depths]
-    accepted_ptr,  # [depths]
+    counts_ptr,  # [3 + 2 * depths]: steps, drafted, passes, tested, accepted
     rows,
     width,
     depths,
@@ -71,12 +67,13 @@ def _acceptance_kernel(
             drafted += (token >= 0).to(tl.int64)
             below_last |= ((token >= 0) & (parent == last)).to(tl.int32)
         one = tl.full([], 1, tl.int64)
-        tl.atomic_add(steps_ptr, one, sem="relaxed")
-        tl.atomic_add(drafted_ptr, tl.sum(drafted), sem="relaxed")
-        tl.atomic_add(passes_ptr, one * (width - 1), sem="relaxed")
+        tl.atomic_add(counts_ptr, one, sem="relaxed")
+        tl.atomic_add(counts_ptr + 1, tl.sum(drafted), sem="relaxed")
+        tl.atomic_add(counts_ptr + 2, one * (width - 1), sem="relaxed")
         depth = tl.arange(0, DEPTHS)
         ones = tl.full([DEPTHS], 1, tl.int64)
-        tl.atomic_add(accepted_ptr + depth, ones, mask=(depth < taken) & (depth < depths), sem="relaxed")
+        accepted = (depth < taken) & (depth < depths)
+        tl.atomic_add(counts_ptr + 3 + depths + depth, ones, mask=accepted, sem="relaxed")
         # If the last kept node has a drafted child, one more depth was tested than accepted.
         tested = (depth < taken + tl.max(below_last)) & (depth < depths)
-        tl.atomic_add(tested_ptr + depth, ones, mask=tested, sem="relaxed")
+        tl.atomic_add(counts_ptr + 3 + depth, ones, mask=tested, sem="relaxed")

@@ -121,20 +121,16 @@ class Launch:
     def __call__(self, grid: tuple[int, int, int], *arguments: Any) -> None:
         if (self._run is None or self.checked or self.instead) and not self._prepared(grid, arguments):
             return
-        if self._current() == self._device:
-            self._start(grid, arguments)
-        else:
+        if self._current() != self._device:
             with current(self._device):
-                self._start(grid, arguments)
-
-    def _start(self, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
-        x, y, z = grid
-        stream, metadata = self._stream(self._device), None
-        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+                return self(grid, *arguments)
+        enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
+        stream = self._stream(self._device)
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
             metadata = self._compiled.launch_metadata(grid, stream, *arguments, *self._values)
         else:
             enter = leave = None
+        x, y, z = grid
         self._run(
             x, y, z, stream, self._function, self._packed, metadata, enter, leave, *arguments, *self._values
         )
