@@ -18,7 +18,7 @@ import specdec_kernels as sdk
 from .stub import launches_do_nothing
 
 BATCH, DRAFTED, VOCAB = 8, 5, 32000
-ROUNDS, CALLS = 15, 100
+ROUNDS, CALLS = 12, 400
 
 
 @dataclass(frozen=True)

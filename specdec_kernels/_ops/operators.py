@@ -53,7 +53,10 @@ def _is_plain(values: Iterable[Any]) -> bool:
     """Whether no tensor in a record, or in a list of it, is of a subclass."""
     if not _PLAIN.issuperset(map(type, values)):
         return False
-    return all(_is_plain(value) for value in values if type(value) is list)
+    for value in values:
+        if type(value) is list and not _PLAIN.issuperset(map(type, value)):
+            return False
+    return True
 
 
 def _register(operation: str) -> Callable[[Any, str], None]:
