@@ -6,20 +6,18 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from triton import knobs
 from triton.runtime import driver
 
 from .acceptance import count_accepted  # noqa: F401
 from .attention import tree_attention  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
+from .dispatch import INTERPRETED
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401
 from .sampling import sample  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 from .verification import verify  # noqa: F401
-
-_INTERPRETED = knobs.runtime.interpret  # as it was when the kernels were decorated
 
 
 @lru_cache(maxsize=4)
@@ -34,7 +32,7 @@ def device_type() -> str:
     Raises:
         RuntimeError: there is no such device here.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         return "cpu"
     try:
         return _served_by(driver.active)
@@ -44,7 +42,7 @@ def device_type() -> str:
 
 def describe() -> str:
     """One line about this backend here."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return "the Triton interpreter, on cpu tensors"
     try:
         device_type()

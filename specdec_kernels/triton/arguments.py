@@ -12,10 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
 from triton.runtime import driver
 
-from .dispatch import dtype_of, multiples_of_16
+from .dispatch import INTERPRETED, dtype_of, multiples_of_16
 from .launch import registers
 from .record import load
 from .row import number_of
@@ -168,7 +167,7 @@ def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampl
 
 def compiler_options(cuts: bool) -> dict[str, int]:
     """Of kernels that settle laws, for the device at hand."""
-    if knobs.runtime.interpret:
+    if INTERPRETED:
         return {}
     return registers(driver.active.get_current_target(), cuts)
 

@@ -37,15 +37,16 @@ import torch
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
+from triton.runtime import driver
 
+INTERPRETED = knobs.runtime.interpret  # as it was when kernels were decorated
 _INT32 = 2**31
 
 
 def device_of(tensor: Tensor) -> Any:
     """What tells devices apart: the tensor's index, or what the driver says where tensors have none."""
     index = tensor.get_device()
-    return index if index >= 0 else driver.active.get_current_device()
+    return index if index >= 0 or INTERPRETED else driver.active.get_current_device()
 
 
 def multiples_of_16(tensor: Tensor, *strides: int) -> bool:
@@ -59,14 +60,15 @@ def multiples_of_16(tensor: Tensor, *strides: int) -> bool:
 @contextlib.contextmanager
 def current(device: Any) -> Iterator[None]:
     """Inside, a device is the current one, whose target and streams Triton's driver speaks of."""
-    before = driver.active.get_current_device()
-    if before != device:
-        driver.active.set_current_device(device)
+    before = device if INTERPRETED else driver.active.get_current_device()
+    if before == device:
+        yield
+        return
+    driver.active.set_current_device(device)
     try:
         yield
     finally:
-        if before != device:
-            driver.active.set_current_device(before)
+        driver.active.set_current_device(before)
 
 
 def dtype_of(tensor: Tensor | None) -> torch.dtype | None:
@@ -137,7 +139,7 @@ class Launch:
 
     def _prepared(self, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> bool:
         """Compile and load what is missing. Returns whether there is something to launch."""
-        if not isinstance(self._kernel, JITFunction):  # Triton's interpreter
+        if INTERPRETED:
             self._kernel[grid](*arguments, **self._constants, **self._options)
             return False
         names = self._kernel.arg_names
