@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables."""
+"""`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables.
+
+`python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver."""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def load(name: str) -> Suite:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("suite", nargs="?", choices=(*NAMES, "all"), help=f"default: {', '.join(DEFAULT)}")
+    parser.add_argument(
+        "suite", nargs="?", choices=(*NAMES, "host", "all"), help=f"default: {', '.join(DEFAULT)}"
+    )
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, nothing compiled")
     parser.add_argument("--cases", default="", help="comma-separated globs or parts of case names")
     parser.add_argument("--threads", help="comma-separated (default: the suite's)")
@@ -30,6 +34,10 @@ def main() -> int:
         "--json", type=Path, help="folder for JSON and Markdown; by default those of all cases go to results/"
     )
     args = parser.parse_args()
+    if args.suite == "host":
+        from . import host
+
+        return host.main(args.cases, args.quick)
 
     names = NAMES if args.suite == "all" else (args.suite,) if args.suite else DEFAULT
     chosen = [(suite, suite.select(args.cases, args.quick)) for suite in map(load, names)]

@@ -14,6 +14,7 @@ from ._checks import BackendUnavailable
 from ._ops.backends import explain
 from .attention import tree_attention
 from .commit import CachePlan, Committed, commit_kv
+from .compilation import Heads, Warmup, warmup
 from .drafting import (
     AcceptanceStats,
     Budget,
@@ -61,6 +62,7 @@ __all__ = [
     "Frontier",
     "Generated",
     "GrownTree",
+    "Heads",
     "Lenient",
     "NgramTree",
     "Proposal",
@@ -72,6 +74,7 @@ __all__ = [
     "Typical",
     "Verdict",
     "Verified",
+    "Warmup",
     "commit_kv",
     "commit_state",
     "custom_generate",
@@ -89,6 +92,7 @@ __all__ = [
     "sample_children",
     "tree_attention",
     "verify",
+    "warmup",
 ]
 
 

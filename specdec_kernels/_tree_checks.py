@@ -7,10 +7,13 @@ The `check_` functions that take tensors of values read them, which synchronises
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._checks import (
     INTEGERS,
@@ -24,8 +27,26 @@ from ._checks import (
     check_tensor,
 )
 
+T = TypeVar("T")
 MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
+
+
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, whose tensors are made once: the caller must not write to them. Tracers make their own."""
+    kept = lru_cache(maxsize=64)(make)
+
+    def value(*args: Any) -> T:
+        if traced():
+            return make(*args)
+        return kept(*args)
+
+    return value
+
+
+def traced() -> bool:
+    """Whether tensors made now belong to a tracer or to a mode."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 def check_flag(operation: str, check: bool | None) -> None:
@@ -42,12 +63,39 @@ def reads_values(check: bool | None, tensor: Tensor) -> bool:
 def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """An integer tensor of any width, converted to `dtype`."""
     check_dtype(operation, argument, value, INTEGERS)
-    return value.to(dtype)
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
     """Row offsets [B + 1] of requests of equal size."""
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
+
+
+@_kept
+def chain_roots(batch: int, device: torch.device) -> Tensor:
+    """[B, 1], the tokens of roots."""
+    return torch.full((batch, 1), -1, dtype=torch.int64, device=device)
+
+
+def chain_rows(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
+    """Parents [R], offsets [B + 1] and proposals [R] of chains. Outside tracers they are parts of one copy of
+    bytes that are kept."""
+    if traced():
+        return _chain_rows(batch, depth, kind, device)
+    rows = batch * (depth + 1)
+    parts = _chain_bytes(batch, depth, kind, device).clone().split_with_sizes((4 * rows, 4 * batch + 4, rows))
+    return [parts[0].view(torch.int32), parts[1].view(torch.int32), parts[2]]
+
+
+def _chain_rows(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
+    parents = torch.arange(-1, depth, dtype=torch.int32, device=device).repeat(batch)
+    kinds = torch.full((batch * (depth + 1),), kind, dtype=torch.uint8, device=device)
+    return [parents, uniform_offsets(batch, depth + 1, device), kinds]
+
+
+@_kept
+def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
+    return torch.cat([part.view(torch.uint8) for part in _chain_rows(batch, depth, kind, device)])
 
 
 def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:
@@ -84,11 +132,17 @@ def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 
     return bound(operation, "max_depth", max(nodes - 1, 0) if max_depth is None else max_depth, max(least, 0))
 
 
-def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
-    """Proposals [R] uint8, all of one value."""
+def check_kind(operation: str, argument: str, proposal: int) -> int:
+    """The value of one `Proposal`."""
     if not 0 <= check_int(operation, argument, proposal) <= MOST_KIND:
         bad_value(operation, argument, KINDS, proposal)
-    return torch.full((tokens.numel(),), int(proposal), dtype=torch.uint8, device=tokens.device)
+    return int(proposal)
+
+
+def as_kind(operation: str, argument: str, proposal: int, tokens: Tensor) -> Tensor:
+    """Proposals [R] uint8, all of one value."""
+    kind = check_kind(operation, argument, proposal)
+    return torch.full((tokens.numel(),), kind, dtype=torch.uint8, device=tokens.device)
 
 
 def as_kinds(operation: str, proposals: int | Tensor, tokens: Tensor) -> Tensor:
@@ -119,9 +173,14 @@ def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
 
-@lru_cache(maxsize=64)
-def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
-    """The parent of every node of a topology of paths."""
+@_kept
+def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """[N] int32, the parent of every node of a topology of paths. As it is copied to the device only once,
+    later calls can be captured in a CUDA graph."""
+    return torch.tensor(_parents_of_paths(operation, paths), dtype=torch.int32, device=device)
+
+
+def _parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> list[int]:
     index: dict[tuple[int, ...], int] = {(): 0}
     parents = [-1]
     listed = set(paths)

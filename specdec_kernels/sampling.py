@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import lru_cache, wraps
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -109,6 +109,22 @@ def unpack(
     """The four numbers (defaults if given per request) with 1 for min-p last, else 0; and a list of the four
     tensors, empty if nothing is given per request."""
     check_type(operation, argument, params, SamplingParams, "a SamplingParams")
+    if not torch.compiler.is_compiling() and _HASHED.issuperset(map(type, params)):
+        return _unpack_numbers(operation, argument, params)
+    return _unpack(operation, argument, params, batch, device)
+
+
+_HASHED = frozenset((int, float, str))
+
+
+@lru_cache(maxsize=256)
+def _unpack_numbers(operation: str, argument: str, params: SamplingParams) -> Numbers:
+    return _unpack(operation, argument, params, 0, torch.device("cpu"))
+
+
+def _unpack(
+    operation: str, argument: str, params: SamplingParams, batch: int, device: torch.device
+) -> Numbers:
     numbers: list[float] = []
     rows: list[Tensor | None] = []
     *values, order = params

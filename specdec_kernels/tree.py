@@ -125,6 +125,11 @@ class DraftTree:
                 check_tensor("DraftTree", f"links[{i}]", link, "[R]", rows, (torch.int32,), device)
 
     @classmethod
+    def _made(cls, *values: Any) -> DraftTree:
+        """A tree of tensors that a constructor made, which it need not check again."""
+        return cls(*values) if checks.traced() else _unchecked(*values, None)
+
+    @classmethod
     def chain(
         cls,
         tokens: Tensor,
@@ -170,14 +175,14 @@ class DraftTree:
             batch, depth = tokens.shape
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
-            rows = torch.nn.functional.pad(tokens, (1, 0), value=-1).flatten()
-            parents = torch.arange(-1, depth, dtype=torch.int32, device=tokens.device).repeat(batch)
-            cu_nodes = checks.uniform_offsets(batch, depth + 1, tokens.device)
-            kinds = checks.as_kind(call, "proposal", proposal, rows)
-            nodes = checks.bound(call, "max_nodes", max_nodes, depth + 1)
-            return cls(
-                rows, parents, cu_nodes, kinds, nodes, checks.bound(call, "max_depth", max_depth, depth)
+            rows = torch.cat((checks.chain_roots(batch, tokens.device), tokens), 1).view(-1)
+            kind = checks.check_kind(call, "proposal", proposal)
+            parents, cu_nodes, kinds = checks.chain_rows(batch, depth, kind, tokens.device)
+            bounds = (
+                checks.bound(call, "max_nodes", max_nodes, depth + 1),
+                checks.bound(call, "max_depth", max_depth, depth),
             )
+            return cls._made(rows, parents, cu_nodes, kinds, *bounds)
         if lengths is not None:
             bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
         check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
@@ -271,13 +276,11 @@ class DraftTree:
         tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
         batch, nodes = tokens.shape[0] if tokens.dim() else 0, len(paths) + 1
         check_shape(call, "tokens", tokens, "[B, len(paths) + 1]", (batch, nodes))
-        parents = torch.tensor(
-            checks.parents_of_paths(call, paths), dtype=torch.int32, device=tokens.device
-        ).repeat(batch)
+        parents = checks.parents_of_paths(call, paths, tokens.device).repeat(batch)
         kinds = checks.as_kinds(call, proposals, tokens)
         nodes = checks.bound(call, "max_nodes", max_nodes, nodes)
         depth = checks.bound(call, "max_depth", max_depth, max(map(len, paths), default=0))
-        tree = cls(
+        tree = cls._made(
             tokens.flatten(),
             parents,
             checks.uniform_offsets(batch, len(paths) + 1, tokens.device),
@@ -491,12 +494,16 @@ def _unflatten(tensors: Iterable[Any], bounds: tuple[int, int]) -> DraftTree:
     values: tuple[Any, ...] = (tokens, parents, cu_nodes, proposals, *bounds, tuple(links) or None)
     if isinstance(tokens, Tensor):
         return DraftTree(*values)
-    tree = object.__new__(DraftTree)  # no checks: the leaves of a pytree may be any objects
-    for part, value in zip(fields(DraftTree), (*values, {}), strict=True):
-        object.__setattr__(tree, part.name, value)
+    return _unchecked(*values)  # the leaves of a pytree may be any objects
+
+
+def _unchecked(*values: Any) -> DraftTree:
+    tree = object.__new__(DraftTree)
+    vars(tree).update(zip(_FIELDS, (*values, {}), strict=True))
     return tree
 
 
+_FIELDS = tuple(part.name for part in fields(DraftTree))
 pytree.register_pytree_node(
     DraftTree, _flatten, _unflatten, serialized_type_name="specdec_kernels.tree.DraftTree"
 )

@@ -26,5 +26,7 @@ def emulate_gpu() -> None:
     that lives: caches are reached through a table of their addresses."""
     if DEVICE == "cpu" and "triton" in BACKENDS:
         import ptx_emulator
+        from specdec_kernels.triton import dispatch
 
         ptx_emulator.activate(80, reach="live")
+        dispatch.Launch.checked = True

@@ -65,6 +65,9 @@ def _indexed_by_integers(function: torch._ops.OpOverload, args: tuple) -> bool:
 def no_synchronisation() -> Iterator[None]:
     """Inside, operations run as they do eagerly, and `Synchronises` is raised where the host would wait."""
     eager = {"is_in_torch_dispatch_mode": lambda: False}
-    with mock.patch.multiple("specdec_kernels._ops.operators", **eager):
-        with mock.patch.multiple("specdec_kernels.commit", **eager), _Functions(), _Operators():
-            yield
+    with contextlib.ExitStack() as stack:
+        for module in ("_ops.operators", "_ops.backends", "commit", "_tree_checks"):
+            stack.enter_context(mock.patch.multiple(f"specdec_kernels.{module}", **eager))
+        stack.enter_context(_Functions())
+        stack.enter_context(_Operators())
+        yield

@@ -46,6 +46,10 @@ def counted(tree, verified, depths):
     return sdk.AcceptanceStats(steps, drafted, passes, tuple(tested), tuple(accepted))
 
 
+def fields(stats):
+    return [getattr(stats, field) for field in ("steps", "drafted", "passes", "tested", "accepted")]
+
+
 def total(stats):
     return [sum(column) if isinstance(column[0], int) else tuple(map(sum, zip(*column, strict=True)))
             for column in zip(*stats, strict=True)]  # fmt: skip
@@ -61,14 +65,22 @@ def test_counts_and_results(depths):
         plain = sdk.verify(logits, tree, rule="match", sampling=sdk.SamplingParams(0.5), **keys)
         assert torch.equal(verified.tokens, plain.tokens) and torch.equal(verified.path, plain.path)
         expected.append(counted(tree, verified, depths))
-    fields = ("steps", "drafted", "passes", "tested", "accepted")
-    wanted = total([[getattr(stats, field) for field in fields] for stats in expected])
     stats = verifier.statistics()
-    assert [getattr(stats, field) for field in fields] == wanted
+    assert fields(stats) == total(map(fields, expected))
     assert stats.accepted[0] > 20 and stats.tested[1] > stats.accepted[1] > 0
     verifier.reset_statistics()
     assert verifier.statistics() == sdk.AcceptanceStats(0, 0, 0, (0,) * depths, (0,) * depths)
     assert not verifier.state_dict()
+
+
+def test_counts_of_the_kernel_on_triton():
+    verifier = sdk.SpeculativeVerifier(rule="match", max_depth=3, backend="triton")
+    expected = []
+    for seed in range(6):
+        logits, tree, keys = problem(seed)
+        verified = verifier(logits, tree, **keys)
+        expected.append(counted(tree, verified, 3))
+    assert fields(verifier.statistics()) == total(map(fields, expected))
 
 
 def test_options_of_a_call_come_before_those_of_the_module():

@@ -126,6 +126,37 @@ def test_compiled_functions_take_batches_of_any_size():
         assert counts.shape == (batch,) and torch.equal(bits, tree.ancestor_bits)
 
 
+def verified(target_logits, tokens, seeds):
+    tree = sdk.DraftTree.chain(tokens)
+    return sdk.verify(target_logits, tree, rule="match", seeds=seeds, positions=seeds).num_tokens + 1
+
+
+def committed(path, tokens, table, lengths, caches):
+    tree = sdk.DraftTree.chain(tokens)
+    return sdk.commit_kv(caches, path, tree, table, lengths, page_size=4).lengths + 1
+
+
+@pytest.mark.parametrize("step", [verified, committed])
+def test_one_graph_serves_one_request_and_another_all_larger_batches(step):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = on_device(torch.compile(step, fullgraph=True, backend=keep, dynamic=True))
+    path, pages = torch.arange(K + 1).int().repeat(9, 1), torch.arange(63).view(9, 7).int()
+    prefix, caches = torch.full((9,), 3).int(), [torch.zeros(63, 4, 11), torch.zeros(63, 4, 11)]
+    for batch in (5, 6, 9, 1, 8, 1):  # no size of another dimension, which tracers would take for the same
+        tokens = torch.zeros((batch, K), dtype=torch.int64)
+        if step is verified:
+            given = torch.zeros(batch * (K + 1), V), tokens, torch.zeros(batch, dtype=torch.int64)
+        else:
+            given = path[:batch], tokens, pages[:batch], prefix[:batch], caches
+        assert torch.equal(compiled(*given), step(*given))
+    assert len(graphs) == 2
+
+
 @pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_gradients_do_not_pass_and_do_not_hinder(backend):

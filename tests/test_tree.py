@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
+from synchronisation import Synchronises, no_synchronisation
 
 from specdec_kernels import DraftTree, Proposal
 
@@ -57,6 +58,19 @@ def assert_same(tree, other, fields=(*FIELDS, *DERIVED)):
         assert torch.equal(getattr(tree, field), getattr(other, field)), field
         assert getattr(tree, field).dtype == getattr(other, field).dtype
     assert (tree.max_nodes, tree.max_depth) == (other.max_nodes, other.max_depth)
+
+
+def test_a_topology_of_paths_is_copied_to_a_device_once():
+    """So that its later calls can be captured in a CUDA graph."""
+    tokens, paths = torch.tensor([[-1, 5, 6, 7]] * 2), [(0,), (1,), (0, 0)]
+    before = DraftTree.from_paths(tokens, paths, check=False)
+    with no_synchronisation():
+        after = DraftTree.from_paths(tokens, paths, check=False)
+        with pytest.raises(Synchronises):
+            DraftTree.from_paths(tokens, [*paths[:2], (1, 0)], check=False)
+    assert_same(before, after)
+    after.parents.fill_(0)
+    assert_same(before, DraftTree.from_paths(tokens, paths, check=False))
 
 
 @given(batches())

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .._checks import BackendUnavailable
 from .calls import OPERATORS
@@ -33,6 +34,14 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
     if module is None or reason:
         raise BackendUnavailable(f"{operation}: backend {name!r} cannot serve this call: {reason}")
     return module
+
+
+def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None:
+    """The Triton backend if it serves this operation for `backend`, outside any tracer; otherwise None."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return None
+    name = choose(operation, device_type)[0] if backend == "auto" else backend
+    return _triton()[0] if name == "triton" else None
 
 
 def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:

@@ -162,7 +162,7 @@ class CommitKVCall(NamedTuple):
     new: list[Tensor]
     path: Tensor
     cu_nodes: Tensor
-    rows: int
+    rows: SymInt
     block_table: Tensor
     prefix_lens: Tensor
     page_size: int
@@ -178,7 +178,7 @@ class CommitStateCall(NamedTuple):
     snapshots: list[Tensor]
     path: Tensor
     cu_nodes: Tensor
-    rows: int
+    rows: SymInt
     slots: Tensor
 
 
@@ -189,7 +189,7 @@ class ReplayConvCall(NamedTuple):
     inputs: list[Tensor]
     path: Tensor
     cu_nodes: Tensor
-    rows: int
+    rows: SymInt
     slots: Tensor
 
 
@@ -203,7 +203,7 @@ class ReplayGatedDeltaCall(NamedTuple):
     beta: list[Tensor]
     path: Tensor
     cu_nodes: Tensor
-    rows: int
+    rows: SymInt
     slots: Tensor
 
 
@@ -217,7 +217,7 @@ class ReplayMamba2Call(NamedTuple):
     A: list[Tensor]
     path: Tensor
     cu_nodes: Tensor
-    rows: int
+    rows: SymInt
     slots: Tensor
 
 

@@ -46,16 +46,15 @@ def schema(operation: str) -> str:
     return f"{operation}({', '.join(arguments)}) -> ()"
 
 
+_PLAIN = frozenset((Tensor, type(None), list, float, int, bool, str))
+
+
 def _is_plain(values: Iterable[Any]) -> bool:
-    """Whether every tensor in a record, or in a list of it, is of no subclass and has memory."""
+    """Whether no tensor in a record, or in a list of it, is of a subclass."""
+    if not _PLAIN.issuperset(map(type, values)):
+        return False
     for value in values:
-        if type(value) is Tensor:
-            if value.is_meta:
-                return False
-        elif isinstance(value, list):
-            if not _is_plain(value):
-                return False
-        elif isinstance(value, Tensor):
+        if type(value) is list and not _PLAIN.issuperset(map(type, value)):
             return False
     return True
 
@@ -68,10 +67,18 @@ def _register(operation: str) -> Callable[[Any, str], None]:
     tensors (`torch.compile`, dispatch modes, fake and meta tensors, other subclasses) get the operator.
     """
     record, _, chosen_by = calls.OPERATORS[operation]
+    places = [record._fields.index(name) for name in chosen_by]
+
+    def rows(call: Any) -> list[Tensor]:
+        given: list[Tensor] = []
+        for place in places:
+            value = call[place]
+            if value is not None:
+                given += value if type(value) is list else (value,)
+        return given
 
     def serve(call: Any, backend: str) -> None:
-        given = [value for name in chosen_by if (value := getattr(call, name)) is not None]
-        given = [row for value in given for row in (value if isinstance(value, list) else [value])]
+        given = rows(call)
         module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(call)
 
@@ -88,7 +95,8 @@ def _register(operation: str) -> Callable[[Any, str], None]:
 
     def run(call: Any, backend: str) -> None:
         check_name(operation, "backend", backend, backends.NAMES)
-        if _is_plain(call) and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
+        traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        if not traced and _is_plain(call) and not rows(call)[0].is_meta:
             serve(call, backend)
         else:
             operator(backend, *call)

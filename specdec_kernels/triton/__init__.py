@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
-from triton import knobs
+from functools import lru_cache
+from typing import Any
+
 from triton.runtime import driver
 
+from .acceptance import count_accepted  # noqa: F401
 from .attention import tree_attention  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
+from .dispatch import INTERPRETED
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401
 from .sampling import sample  # noqa: F401
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2  # noqa: F401
 from .verification import verify  # noqa: F401
+
+
+@lru_cache(maxsize=4)
+def _served_by(active: Any) -> str:
+    kind: str = active.get_active_torch_device().type
+    return kind
 
 
 def device_type() -> str:
@@ -22,17 +32,17 @@ def device_type() -> str:
     Raises:
         RuntimeError: there is no such device here.
     """
-    if knobs.runtime.interpret:
+    if INTERPRETED:
         return "cpu"
     try:
-        return driver.active.get_active_torch_device().type
+        return _served_by(driver.active)
     except RuntimeError as error:
         raise RuntimeError(f"triton finds no device here ({error})") from None
 
 
 def describe() -> str:
     """One line about this backend here."""
-    if knobs.runtime.interpret:
+    if INTERPRETED:
         return "the Triton interpreter, on cpu tensors"
     try:
         device_type()

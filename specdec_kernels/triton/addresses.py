@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -11,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._checks import name_of
+from .dispatch import Launch, device_of
 from .launch import commit_numbers
 
 
@@ -20,17 +23,21 @@ def on_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     They travel as arguments of a launch, which neither synchronises nor keeps a captured graph from being
     replayed, as copying them from host memory would.
     """
-    # Odd, negative and of 64 bits, so that none is special to the compiler.
-    coded = [-(2**62) - 2 * number - 1 for row in rows for number in row]
+    # Negative and of 64 bits, so that the type of none depends on its value.
+    coded = [-(2**62) - number for row in rows for number in row]
     length = commit_numbers(len(coded))
     launches = triton.cdiv(len(coded), length)
     numbers = torch.empty(launches * length, dtype=torch.int64, device=device)
-    padding = [-(2**62) - 1] * (launches * length - len(coded))
-    for i, some in enumerate(numbers.view(launches, length)):
-        _write_numbers_kernel[(1,)](
-            some, tuple((coded + padding)[i * length : (i + 1) * length]), num_warps=1
-        )
-    return numbers[: len(coded)].view(len(rows), -1)
+    coded += [-(2**62)] * (launches * length - len(coded))
+    write = _kernel(device_of(numbers), length)
+    for begin, some in zip(range(0, len(coded), length), numbers.split(length), strict=True):
+        write((1, 1, 1), some, tuple(coded[begin : begin + length]))
+    return numbers[: len(rows) * len(rows[0])].view(len(rows), -1)
+
+
+@cache
+def _kernel(device: Any, length: int) -> Launch:
+    return Launch(_write_numbers_kernel, device, {}, num_warps=1)
 
 
 def element_type(dtype: torch.dtype) -> tl.dtype:
@@ -44,7 +51,7 @@ def _write_numbers_kernel(
     coded,  # tuple of integers
 ):
     for i in tl.static_range(len(coded)):
-        tl.store(out_ptr + i, (-coded[i] - 2**62) >> 1)
+        tl.store(out_ptr + i, -coded[i] - 2**62)
 
 
 @triton.jit

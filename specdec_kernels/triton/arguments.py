@@ -6,15 +6,16 @@ The host fills each NamedTuple once, and kernels take it whole. Functions at the
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
 from triton.runtime import driver
 
+from .dispatch import INTERPRETED, dtype_of, multiples_of_16
 from .launch import registers
 from .row import Row, number_of
 
@@ -94,32 +95,68 @@ class Scratch(NamedTuple):
     winners: tl.tensor  # [B, SPLITS]: of the splits of the draw
 
 
-def layout(rows: Tensor) -> dict[str, int]:
-    """Rows per group, and the strides of groups and rows. A matrix has groups of one: nothing is divided."""
+class RowsForm(NamedTuple):
+    """What kernels depend on in a `Target` or a `Draft`, but for numbers."""
+
+    dtype: torch.dtype
+    masked: bool
+    aligned: bool  # rows begin at multiples of 16 bytes and have a multiple of 16 tokens
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `dispatch` is told to be aligned; scratch always is."""
+        return ("words", *_OF_ROWS) if self.aligned else ("words",)
+
+
+_OF_ROWS = ("data", "vocab", "size", "group_stride", "row_stride")
+SamplingForm = tuple[torch.dtype | None, ...]
+
+
+def rows_form(target: Target) -> RowsForm:
+    logits = target.data
+    aligned = multiples_of_16(logits, target.vocab, target.group_stride, target.row_stride)
+    return RowsForm(logits.dtype, target.bitmask is not None, aligned)
+
+
+def draft_form(draft: Draft) -> tuple[torch.dtype | None, ...]:
+    """Dtypes, or None, of a draft's tensors."""
+    return dtype_of(draft.data), dtype_of(draft.rows), dtype_of(draft.ids), dtype_of(draft.columns)
+
+
+def draft_aligned(draft: Draft) -> bool:
+    """Whether its rows do not keep those of the target from being read as aligned ones."""
+    if draft.data is None:
+        return True
+    return multiples_of_16(draft.data, draft.size, draft.group_stride, draft.row_stride)
+
+
+def sampling_form(sampling: Sampling) -> SamplingForm:
+    """Dtypes, or None, of what is given per request."""
+    _, _, _, _, _, temperatures, top_ks, top_ps, min_ps = sampling
+    return dtype_of(temperatures), dtype_of(top_ks), dtype_of(top_ps), dtype_of(min_ps)
+
+
+def layout(rows: Tensor) -> tuple[int, int, int]:
+    """Rows per group, and the strides of groups and rows. A matrix has groups of one."""
     if rows.dim() == 2:
-        return dict(group=1, group_stride=rows.stride(0), row_stride=0)
-    return dict(group=max(rows.shape[1], 1), group_stride=rows.stride(0), row_stride=rows.stride(1))
+        return 1, rows.stride(0), 0
+    return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
 
 
 def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
     """Rows to sample from or to verify by."""
-    return Target(
-        data=logits,
-        vocab=logits.shape[-1],
-        **layout(logits),
-        bitmask=token_bitmask,
-        bitmask_stride=0 if token_bitmask is None else token_bitmask.stride(0),
-    )
+    stride = 0 if token_bitmask is None else token_bitmask.stride(0)
+    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride)
 
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
     """From the lists of a call, which are in the order of the fields."""
-    return Sampling(*numbers, *(per_request or [None] * 4))
+    return Sampling(*numbers, *(per_request or (None, None, None, None)))
 
 
 def compiler_options() -> dict[str, int]:
     """Of kernels that settle laws, for the device at hand."""
-    if knobs.runtime.interpret:
+    if INTERPRETED:
         return {}
     return registers(driver.active.get_current_target())
 
@@ -127,16 +164,24 @@ def compiler_options() -> dict[str, int]:
 def may_cut(sampling: Sampling) -> bool:
     """Whether any request may have cuts; numbers on the device are not looked at."""
     numbers = sampling.top_k >= 1 or sampling.top_p < 1 or sampling.min_p > 0
-    return numbers or any(values is not None for values in sampling[len(Params._fields) :])
+    return numbers or not (sampling.top_ks is sampling.top_ps is sampling.min_ps is None)
 
 
-def scratch_of(device: torch.device, results: int, sides: int = 1, **parts: int) -> Scratch:
-    """Scratch for results of splits and for parts of so many words. Parts begin at multiples of 16 words."""
+@lru_cache(maxsize=4096)
+def scratch_layout(results: int, sides: int = 1, **parts: int) -> tuple[int, Scratch]:
+    """Words of a scratch that holds results of splits and parts of so many words, and the scratch without its
+    memory. Parts begin at multiples of 16 words."""
     begins, end = dict.fromkeys(Scratch._fields[2:], 0), results
     for name, words in parts.items():
         begins[name] = -(-end // 16) * 16
         end = begins[name] + words
-    return Scratch(torch.empty(end, dtype=torch.float64, device=device), sides, **begins)
+    return end, Scratch(None, sides, **begins)
+
+
+def scratch_of(device: torch.device, layout: tuple[int, Scratch]) -> Scratch:
+    """In memory of its own."""
+    words, scratch = layout
+    return Scratch(torch.empty(words, dtype=torch.float64, device=device), *scratch[1:])
 
 
 @triton.jit

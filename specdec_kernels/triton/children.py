@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children of a draft tree's nodes.
 
-measure, settle         find the laws of the rows, as for `sample`
+measure, settle, ..     find the laws of the rows, as for `sample`
 list      (N, splits)   lists of every split its likeliest tokens, the first finishers of its race, or both
 merge     (N,)          merges the lists of all splits from their heads
 
@@ -10,12 +10,16 @@ A race is run on the logarithms, log2(weight) - log2(E), so that weights far bel
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from .._ops.calls import SampleChildrenCall
-from .arguments import sampling_of, target_of, target_row
+from .arguments import RowsForm, rows_form, sampling_of, target_of, target_row
+from .dispatch import Launch, device_of
 from .launch import row_passes
 from .law import log_probability, target_scores
 from .logarithm import LOG2E, log
@@ -29,40 +33,37 @@ _NOTHING = tl.constexpr(float("-inf"))
 _ORDINAL_SHIFT = tl.constexpr(24)  # of an index word, see `_random.py`
 
 
+@cache
+def _kernels(device: Any, vocab: int, rows: RowsForm, method: str, children: int) -> tuple[Launch, Launch]:
+    """Those that list and merge: up to `children` of each row, a power of two."""
+    splits = row_passes(vocab).splits
+    constants = dict(METHOD=method, SPLIT=splits.length)
+    merging = dict(METHOD=method, SPLITS=splits.padded, CHILDREN=children)
+    return (
+        Launch(_children_list_kernel, device, constants, aligned=rows.names, num_warps=splits.warps),
+        Launch(_children_merge_kernel, device, merging, aligned=rows.names, num_warps=1),
+    )
+
+
 def sample_children(call: SampleChildrenCall) -> None:
-    """Fill the outputs, in four launches."""
+    """Fill the outputs, in four launches, six with cuts."""
     (rows, vocab), k, device = call.logits.shape, call.out_tokens.shape[1], call.logits.device
     if rows == 0:
         return
-    splits = row_passes(vocab).splits
-    lists = (2 if call.method == "hybrid" else 1, rows, splits.count, k)
-    target, keys = target_of(call.logits), dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
-    law = sampling_of(call.sampling, call.sampling_rows)
-    given = dict(
-        target=target,
-        scratch=settle_rows(target, law, **keys, tokens_ptr=None, logprobs_ptr=None, race=False),
-        scores_ptr=torch.empty(lists, dtype=torch.float32, device=device),
-        tokens_ptr=torch.empty(lists, dtype=torch.int32, device=device),
-        k=k,
-        METHOD=call.method,
+    target, law = target_of(call.logits), sampling_of(call.sampling, call.sampling_rows)
+    measured, scratch = settle_rows(target, law, call.seeds, call.positions, None, None, race=False)
+    listing, merging = _kernels(
+        device_of(call.logits), vocab, rows_form(target), call.method, triton.next_power_of_2(k)
     )
-    _children_list_kernel[(rows, splits.count)](
-        **given,
-        **keys,
-        nodes_ptr=call.nodes,
-        purpose=call.purpose,
-        SPLIT=splits.length,
-        num_warps=splits.warps,
-    )
-    _children_merge_kernel[(rows,)](
-        **given,
-        out_tokens_ptr=call.out_tokens,
-        out_scores_ptr=call.out_scores,
-        splits=splits.count,
-        SPLITS=splits.padded,
-        CHILDREN=triton.next_power_of_2(k),
-        num_warps=1,
-    )
+    splits = measured.splits.count
+    lists = (2 if call.method == "hybrid" else 1, rows, splits, k)
+    scores = torch.empty(lists, dtype=torch.float32, device=device)
+    tokens = torch.empty(lists, dtype=torch.int32, device=device)
+    listing(
+        (rows, splits, 1),
+        target, scratch, call.seeds, call.positions, call.nodes, scores, tokens, call.purpose, k,
+    )  # fmt: skip
+    merging((rows, 1, 1), target, scratch, scores, tokens, call.out_tokens, call.out_scores, splits, k)
 
 
 @triton.jit

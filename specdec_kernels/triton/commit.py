@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -11,6 +12,7 @@ import triton.language as tl
 from .._cache_table import FIELDS, cache_rows, new_rows
 from .._ops.calls import CommitKVCall
 from .addresses import on_device, pointer, unit_words
+from .dispatch import Launch, device_of
 from .launch import COMMIT_CACHES, COMMIT_UNITS, COMMIT_WARPS, commit_splits
 from .path import kept_nodes
 from .tree import request_rows
@@ -19,34 +21,31 @@ _FIELDS = tl.constexpr(len(FIELDS))
 _LARGEST = tl.constexpr(2**31 - 1)
 
 
+@cache
+def _kernel(device: Any, heads_first: bool, page_size: int, new: bool) -> Launch:
+    """With or without rows that are new."""
+    constants = dict(HEADS_FIRST=heads_first, PAGE_SIZE=page_size, CACHES=COMMIT_CACHES, UNITS=COMMIT_UNITS)
+    return Launch(_commit_kv_kernel, device, constants, num_warps=COMMIT_WARPS)
+
+
 def commit_kv(call: CommitKVCall) -> None:
     """Move the kept rows, and fill the outputs."""
     table, device = call.table, call.path.device
     if call.caches:  # no plan; or a tracer shows them, perhaps as copies of those that the plan was made for
         table = on_device(cache_rows(call.caches, call.layout), device)
-    batch, groups = call.path.shape[0], triton.cdiv(table.shape[0], COMMIT_CACHES)
-    _commit_kv_kernel[(batch, groups, commit_splits(batch * groups))](
-        table_ptr=table,
-        new_ptr=on_device(new_rows(call.new, call.layout), device) if call.new else None,
-        path_ptr=call.path,
-        cu_nodes_ptr=call.cu_nodes,
-        block_table_ptr=call.block_table,
-        prefix_lens_ptr=call.prefix_lens,
-        out_lengths_ptr=call.out_lengths,
-        out_pages_kept_ptr=call.out_pages_kept,
-        cache_count=table.shape[0],
-        width=call.path.shape[1],
-        rows=call.rows,
-        pages_per_request=call.block_table.shape[1],
-        HEADS_FIRST=call.layout == "HND",
-        PAGE_SIZE=call.page_size,
-        CACHES=COMMIT_CACHES,
-        UNITS=COMMIT_UNITS,
-        num_warps=COMMIT_WARPS,
-    )
+    new = on_device(new_rows(call.new, call.layout), device) if call.new else None
+    (batch, width), caches = call.path.shape, table.shape[0]
+    groups = -(-caches // COMMIT_CACHES)
+    launch = _kernel(device_of(call.path), call.layout == "HND", call.page_size, new is not None)
+    launch(
+        (batch, groups, commit_splits(batch * groups)),
+        table, new, call.path, call.cu_nodes, call.block_table, call.prefix_lens,
+        call.out_lengths, call.out_pages_kept,
+        caches, width, call.rows, call.block_table.shape[1],
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["cache_count", "width", "rows", "pages_per_request"])
+@triton.jit
 def _commit_kv_kernel(
     table_ptr,  # [C, 7] int64: FIELDS of each cache
     new_ptr,  # [C, 3] int64: address, strides of rows and of heads of the rows to write; or None

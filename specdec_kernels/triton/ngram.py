@@ -12,12 +12,16 @@ A text has at most 65535 splits, which is what a launch allows. `lengths` and to
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._ops.calls import NgramDraftCall, NgramTreeCall
+from .dispatch import Launch, device_of
 from .launch import (
     NGRAM_BINS,
     NGRAM_LISTED,
@@ -28,6 +32,26 @@ from .launch import (
     ngram_splits,
 )
 
+_MADE_HERE = ("listed_ptr", "places_ptr", "bins_ptr")  # which are aligned
+
+
+@cache
+def _search_kernel(device: Any, tokens: torch.dtype, lengths: torch.dtype, places: bool) -> Launch:
+    constants = dict(SPLIT=NGRAM_SPLIT)
+    return Launch(_ngram_search_kernel, device, constants, aligned=_MADE_HERE, num_warps=1)
+
+
+@cache
+def _draft_kernel(
+    device: Any, tokens: torch.dtype, lengths: torch.dtype, frequent: bool, cyclic: bool
+) -> Launch:
+    sizes = dict(
+        SPLIT=NGRAM_SPLIT, LISTED=NGRAM_LISTED, WORDS=NGRAM_WORDS, BINS=NGRAM_BINS, DRAFT=NGRAM_NODES
+    )
+    warps = NGRAM_VOTE_WARPS if frequent else 1
+    constants = dict(CYCLIC=cyclic, **sizes)
+    return Launch(_ngram_draft_kernel, device, constants, aligned=_MADE_HERE, num_warps=warps)
+
 
 def ngram_draft(call: NgramDraftCall) -> None:
     """Fill the output, in two launches."""
@@ -35,25 +59,17 @@ def ngram_draft(call: NgramDraftCall) -> None:
     if batch == 0:
         return
     listed, places = search(call, branches=1, places=call.frequent)
-    shape = (batch, 2, NGRAM_BINS)
-    _ngram_draft_kernel[(batch,)](
-        tokens_ptr=call.tokens,
-        lengths_ptr=call.lengths,
-        listed_ptr=listed,
-        places_ptr=places,
-        bins_ptr=torch.empty(shape, dtype=torch.int32, device=call.out.device) if call.frequent else None,
-        out_ptr=call.out,
-        width=call.tokens.shape[1],
-        splits=listed.shape[1],
-        num_draft=num_draft,
-        CYCLIC=call.cyclic,
-        SPLIT=NGRAM_SPLIT,
-        LISTED=NGRAM_LISTED,
-        WORDS=NGRAM_WORDS,
-        BINS=NGRAM_BINS,
-        DRAFT=NGRAM_NODES,
-        num_warps=NGRAM_VOTE_WARPS if call.frequent else 1,
+    bins = None
+    if call.frequent:
+        bins = torch.empty((batch, 2, NGRAM_BINS), dtype=torch.int32, device=call.out.device)
+    launch = _draft_kernel(
+        device_of(call.tokens), call.tokens.dtype, call.lengths.dtype, call.frequent, call.cyclic
     )
+    launch(
+        (batch, 1, 1),
+        call.tokens, call.lengths, listed, places, bins, call.out,
+        call.tokens.shape[1], listed.shape[1], num_draft,
+    )  # fmt: skip
 
 
 def search(
@@ -67,22 +83,13 @@ def search(
     listed = torch.empty((batch, splits, branches), dtype=torch.int64, device=device)
     shape = (batch, 2, splits * NGRAM_SPLIT // 32)
     bits = torch.empty(shape, dtype=torch.int32, device=device) if places else None
-    _ngram_search_kernel[(batch, splits)](
-        tokens_ptr=call.tokens,
-        lengths_ptr=call.lengths,
-        listed_ptr=listed,
-        places_ptr=bits,
-        width=width,
-        branches=branches,
-        min_ngram=min(call.min_ngram, width + 1),
-        max_ngram=min(call.max_ngram, width),
-        SPLIT=NGRAM_SPLIT,
-        num_warps=1,
-    )
+    least, most = min(call.min_ngram, width + 1), min(call.max_ngram, width)
+    launch = _search_kernel(device_of(call.tokens), call.tokens.dtype, call.lengths.dtype, places)
+    launch((batch, splits, 1), call.tokens, call.lengths, listed, bits, width, branches, least, most)
     return listed, bits
 
 
-@triton.jit(do_not_specialize=["width", "branches", "min_ngram", "max_ngram"])
+@triton.jit
 def _ngram_search_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
@@ -157,7 +164,7 @@ def goes_on(length, end, i, CYCLIC: tl.constexpr):
         return end + i < length - 1
 
 
-@triton.jit(do_not_specialize=["width", "splits", "num_draft"])
+@triton.jit
 def _ngram_draft_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]

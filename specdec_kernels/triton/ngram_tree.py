@@ -13,13 +13,40 @@ its level of the chance before it.
 from __future__ import annotations
 
 import struct
+from functools import cache
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
 from .._ops.calls import NgramTreeCall
+from .dispatch import Launch, device_of
 from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
 from .ngram import best_below, search, text_length, token_after
+
+
+@cache
+def _kernel(
+    device: Any, tokens: torch.dtype, lengths: torch.dtype, cyclic: bool, trusted: int, branches: int
+) -> Launch:
+    """trusted: how many numbers `trust` has, which the kernel is compiled for."""
+    block_branches, block_depths, warps = ngram_branches(branches)
+    constants = dict(
+        CYCLIC=cyclic,
+        LISTED=NGRAM_LISTED,
+        BRANCHES=block_branches,
+        DEPTHS=block_depths,
+        NODES=NGRAM_NODES,
+    )
+    return Launch(
+        _ngram_tree_kernel,
+        device,
+        constants,
+        aligned=("listed_ptr",),
+        num_warps=warps,
+        enable_fp_fusion=False,  # chances have the bits of the reference
+    )
 
 
 def ngram_tree(call: NgramTreeCall) -> None:
@@ -28,34 +55,24 @@ def ngram_tree(call: NgramTreeCall) -> None:
     if batch == 0:
         return
     packed = struct.pack(f"{len(call.trust)}d", *call.trust)
-    # Twice and odd, so that no number is special to the compiler.
-    trust_bits = tuple(2 * bits + 1 for (bits,) in struct.iter_unpack("q", packed))
+    bits = tuple(2**62 + bits for (bits,) in struct.iter_unpack("q", packed))
     listed, _ = search(call, branches=call.branches, places=False)
-    block_branches, block_depths, warps = ngram_branches(call.branches)
-    _ngram_tree_kernel[(batch, triton.cdiv(max_nodes, NGRAM_NODES))](
-        tokens_ptr=call.tokens,
-        lengths_ptr=call.lengths,
-        listed_ptr=listed,
-        out_tokens_ptr=call.out_tokens,
-        out_parents_ptr=call.out_parents,
-        out_scores_ptr=call.out_scores,
-        trust_bits=trust_bits,
-        width=call.tokens.shape[1],
-        splits=listed.shape[1],
-        branches=call.branches,
-        max_depth=min(call.max_depth, max_nodes - 1),
-        max_nodes=max_nodes,
-        CYCLIC=call.cyclic,
-        LISTED=NGRAM_LISTED,
-        BRANCHES=block_branches,
-        DEPTHS=block_depths,
-        NODES=NGRAM_NODES,
-        num_warps=warps,
-        enable_fp_fusion=False,  # chances have the bits of the reference
+    launch = _kernel(
+        device_of(call.tokens),
+        call.tokens.dtype,
+        call.lengths.dtype,
+        call.cyclic,
+        len(bits),
+        ngram_branches(call.branches)[0],
     )
+    launch(
+        (batch, triton.cdiv(max_nodes, NGRAM_NODES), 1),
+        call.tokens, call.lengths, listed, call.out_tokens, call.out_parents, call.out_scores, bits,
+        call.tokens.shape[1], listed.shape[1], call.branches, min(call.max_depth, max_nodes - 1), max_nodes,
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["width", "splits", "branches", "max_depth", "max_nodes"])
+@triton.jit
 def _ngram_tree_kernel(
     tokens_ptr,  # [B, width]
     lengths_ptr,  # [B]
@@ -63,7 +80,7 @@ def _ngram_tree_kernel(
     out_tokens_ptr,  # [B, max_nodes]
     out_parents_ptr,  # [B, max_nodes]
     out_scores_ptr,  # [B, max_nodes]
-    trust_bits,  # tuple of 2 bits + 1, of float64, which arguments cannot be
+    trust_bits,  # tuple of 2^62 + the bits of a float64, which arguments cannot be
     width,
     splits,
     branches,
@@ -177,7 +194,7 @@ def _trust(trust_bits, n):
     """What a repeated n-gram is believed, float64; of n beyond the last number as of the last."""
     trust = tl.zeros_like(n).to(tl.float64)
     for i in tl.static_range(len(trust_bits)):
-        trust = tl.where(n > i, (trust_bits[i].to(tl.int64) >> 1).to(tl.float64, bitcast=True), trust)
+        trust = tl.where(n > i, (trust_bits[i] - 2**62).to(tl.float64, bitcast=True), trust)
     return trust
 
 

@@ -10,26 +10,35 @@ draw      (B, splits)   with cuts, races among what is kept; the last program of
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._ops.calls import SampleCall
 from .arguments import (
+    RowsForm,
     Sampling,
+    SamplingForm,
     Scratch,
     Target,
     compiler_options,
     has_cuts,
     may_cut,
     params_of,
+    rows_form,
+    sampling_form,
     sampling_of,
+    scratch_layout,
     scratch_of,
     target_of,
     target_row,
 )
+from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, arrives_last, draw_words, emit, open_draw, winner_words
-from .launch import row_passes
+from .launch import RowPasses, row_passes
 from .measure import RESULT, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
 from .random import NEXT
@@ -38,89 +47,87 @@ from .settle import collect_row, is_open, law_of, save_settled, select_row, sett
 from .wanted import TARGET
 
 
+class _Kernels(NamedTuple):
+    """In one form, and how they read rows."""
+
+    measure: Launch
+    settle: Launch
+    collect: Launch
+    select: Launch
+    draw: Launch
+    passes: RowPasses
+
+
+@cache
+def _kernels(
+    device: Any, vocab: int, rows: RowsForm, sampling: SamplingForm, cuts: bool, race: bool, written: tuple
+) -> _Kernels:
+    """Of rows of `vocab` tokens. written: of tokens and log-probabilities, the dtypes or None."""
+    passes = row_passes(vocab)
+    splits, collect, aligned = passes.splits, passes.collect, rows.names
+    sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
+    collecting = dict(SPLIT=collect.length, SPLITS=collect.padded)
+    settling = dict(RACE=race, LANES=passes.lanes if cuts else 0, **sizes)
+    with current(device):
+        options = compiler_options()
+
+    def launch(kernel: Any, constants: dict[str, Any], warps: int, **options: int) -> Launch:
+        return Launch(kernel, device, constants, aligned=aligned, num_warps=warps, **options)
+
+    raced = dict(TILE=splits.race_tile)
+    measuring = dict(**settling, **raced, WHOLE=vocab % splits.length == 0)
+    return _Kernels(
+        measure=launch(_sample_measure_kernel, measuring, splits.warps),
+        settle=launch(_sample_settle_kernel, settling, passes.settle_warps if cuts else 1, **options),
+        collect=launch(_sample_collect_kernel, collecting, collect.warps, **options),
+        select=launch(_sample_select_kernel, collecting, passes.select_warps, **options),
+        draw=launch(_sample_draw_kernel, dict(**sizes, **raced), splits.warps),
+        passes=passes,
+    )
+
+
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
-    batch, vocab = call.logits.shape
+    batch = call.logits.shape[0]
     if batch == 0:
         return
     target = target_of(call.logits, call.token_bitmask)
     law = sampling_of(call.sampling, call.sampling_rows)
-    keys = dict(seeds_ptr=call.seeds, positions_ptr=call.positions)
-    out = dict(tokens_ptr=call.out_tokens, logprobs_ptr=call.out_logprobs)
+    out = call.out_tokens, call.out_logprobs
     cuts = may_cut(law)
-    scratch = settle_rows(target, law, **keys, **out, race=not cuts)
+    kernels, scratch = settle_rows(target, law, call.seeds, call.positions, *out, race=not cuts)
     if cuts:
-        splits = row_passes(vocab).splits
-        _sample_draw_kernel[(batch, splits.count)](
-            target=target,
-            scratch=scratch,
-            **keys,
-            **out,
-            SPLIT=splits.length,
-            SPLITS=splits.padded,
-            TILE=splits.race_tile,
-            num_warps=splits.warps,
-        )
+        grid = (batch, kernels.passes.splits.count, 1)
+        kernels.draw(grid, target, scratch, call.seeds, call.positions, *out)
 
 
 def settle_rows(
     target: Target,
     sampling: Sampling,
-    seeds_ptr: Tensor,
-    positions_ptr: Tensor,
-    tokens_ptr: Tensor | None,
-    logprobs_ptr: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+    tokens: Tensor | None,
+    logprobs: Tensor | None,
     race: bool,
-) -> Scratch:
+) -> tuple[_Kernels, Scratch]:
     """Measures and settles rows: two launches, four with cuts, which leave their laws in the scratch. Tokens
     that are certain are written, and with `race`, for laws without cuts, the others as well."""
-    (batch, vocab), device = target.data.shape, target.data.device
-    passes, cuts = row_passes(vocab), may_cut(sampling)
-    splits, collect = passes.splits, passes.collect
-    lanes = passes.lanes if cuts else 0
-    results = batch * splits.padded * RESULT
-    scratch = scratch_of(
-        device, results, **settling_of(batch, passes, cuts), draws=batch * DRAW, winners=results
+    (batch, vocab), cuts = target.data.shape, may_cut(sampling)
+    written = dtype_of(tokens), dtype_of(logprobs)
+    kernels = _kernels(
+        device_of(target.data), vocab, rows_form(target), sampling_form(sampling), cuts, race, written
     )
-    given = dict(target=target, sampling=sampling, scratch=scratch)
-    split_sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
-    _sample_measure_kernel[(batch, splits.count)](
-        **given,
-        **split_sizes,
-        seeds_ptr=seeds_ptr,
-        positions_ptr=positions_ptr,
-        RACE=race,
-        LANES=lanes,
-        TILE=splits.race_tile,
-        WHOLE=vocab % splits.length == 0,
-        num_warps=splits.warps,
-    )
-    _sample_settle_kernel[(batch,)](
-        **given,
-        **split_sizes,
-        tokens_ptr=tokens_ptr,
-        logprobs_ptr=logprobs_ptr,
-        RACE=race,
-        LANES=lanes,
-        num_warps=passes.settle_warps if cuts else 1,
-        **compiler_options(),
-    )
+    passes = kernels.passes
+    results = batch * passes.splits.padded * RESULT
+    parts = settling_of(batch, passes, cuts)
+    layout = scratch_layout(results, **parts, draws=batch * DRAW, winners=results)
+    scratch = scratch_of(target.data.device, layout)
+    kernels.measure((batch, passes.splits.count, 1), target, sampling, scratch, seeds, positions)
+    kernels.settle((batch, 1, 1), target, sampling, scratch, tokens, logprobs)
     if cuts:
-        _sample_collect_kernel[(batch, collect.count)](
-            **given,
-            SPLIT=collect.length,
-            SPLITS=collect.padded,
-            num_warps=collect.warps,
-            **compiler_options(),
-        )
-        _sample_select_kernel[(batch,)](
-            **given,
-            SPLIT=collect.length,
-            SPLITS=collect.padded,
-            num_warps=passes.select_warps,
-            **compiler_options(),
-        )
-    return scratch
+        kernels.collect((batch, passes.collect.count, 1), target, sampling, scratch)
+        kernels.select((batch, 1, 1), target, sampling, scratch)
+    return kernels, scratch
 
 
 @triton.jit

@@ -7,6 +7,7 @@ Layers that lie in memory alike, as those of a model do, share a launch. A table
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import triton
@@ -15,9 +16,16 @@ from torch import Tensor
 
 from .._ops.calls import CommitStateCall, ReplayConvCall, ReplayGatedDeltaCall, ReplayMamba2Call
 from .addresses import element_type, on_device, pointer, unit_words
+from .dispatch import Launch, device_of
 from .launch import CONV_CHANNELS, STATE_UNITS, state_tile
 from .path import kept_nodes
 from .tree import request_rows
+
+
+@cache
+def _kernel(kernel: Any, device: Any, fixed: tuple[tuple[str, int], ...], **constants: Any) -> Launch:
+    """fixed: scalars that tell how layers lie in memory."""
+    return Launch(kernel, device, constants, fixed=[name for name, _ in fixed], num_warps=4)
 
 
 def commit_state(call: CommitStateCall) -> None:
@@ -27,29 +35,17 @@ def commit_state(call: CommitStateCall) -> None:
         numbers = [n * size for n in (state[0].numel(), state.stride(0), snapshot.stride(0))]
         wide = all(n % 16 == 0 for n in (alignment, *numbers))
         units, stride, snapshot_stride = (n // 16 if wide else n for n in numbers)
-        _copy_states_kernel[(call.path.shape[0], addresses.shape[1], triton.cdiv(units, STATE_UNITS))](
-            **_kept(call),
-            addresses_ptr=addresses,
-            slots=state.shape[0],
-            units=units,
-            stride=stride,
-            snapshot_stride=snapshot_stride,
-            WORD=tl.int64 if wide else tl.int8,
-            WORDS=2 if wide else 1,
-            UNITS=STATE_UNITS,
-            num_warps=4,
-        )
+        words = dict(WORD=tl.int64, WORDS=2) if wide else dict(WORD=tl.int8, WORDS=1)
+        launch = _kernel(_copy_states_kernel, device_of(addresses), (), **words, UNITS=STATE_UNITS)
+        grid = call.path.shape[0], addresses.shape[1], triton.cdiv(units, STATE_UNITS)
+        launch(grid, addresses, *_kept(call), state.shape[0], units, stride, snapshot_stride)
 
 
 def replay_conv(call: ReplayConvCall) -> None:
     """Shift each request's window by its kept nodes."""
-    batch = call.path.shape[0]
     for addresses, (window, given), _ in _alike(call.windows, call.inputs):
         slots, channels, taps = window.shape
-        _shift_windows_kernel[(batch, addresses.shape[1], triton.cdiv(channels, CONV_CHANNELS))](
-            **_kept(call),
-            addresses_ptr=addresses,
-            slots=slots,
+        fixed = dict(
             channels=channels,
             taps=taps,
             stride_slot=window.stride(0),
@@ -57,22 +53,29 @@ def replay_conv(call: ReplayConvCall) -> None:
             stride_tap=window.stride(2),
             stride_input=given.stride(0),
             stride_input_channel=given.stride(1),
+        )
+        launch = _kernel(
+            _shift_windows_kernel,
+            device_of(addresses),
+            tuple(fixed.items()),
             ITEM=getattr(tl, f"int{8 * window.element_size()}"),
             CHANNELS=CONV_CHANNELS,
             TAPS=triton.next_power_of_2(taps),
-            num_warps=4,
         )
+        grid = call.path.shape[0], addresses.shape[1], triton.cdiv(channels, CONV_CHANNELS)
+        launch(grid, addresses, *_kept(call), slots, *fixed.values())
 
 
 def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
     """Apply the kept nodes to each request's state by the gated delta rule."""
     layers = _alike(call.states, call.keys, call.values, call.log_decay, call.beta)
     for addresses, (state, key, value, decay, beta), alignment in layers:
-        grid, shared = _replay(call, addresses, state, alignment)
-        _gated_delta_kernel[grid](
-            **shared,
+        fixed = dict(
+            heads=state.shape[1],
             dk=state.shape[2],
             dv=state.shape[3],
+            stride_slot=state.stride(0),
+            stride_head=state.stride(1),
             stride_k=state.stride(2),
             stride_v=state.stride(3),
             key_heads=key.shape[1],
@@ -85,22 +88,26 @@ def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
             stride_decay_h=decay.stride(1),
             stride_beta_r=beta.stride(0),
             stride_beta_h=beta.stride(1),
+        )
+        types = dict(
             KEYS=element_type(key.dtype),
             VALUES=element_type(value.dtype),
             LOG_DECAY=element_type(decay.dtype),
             BETA=element_type(beta.dtype),
         )
+        _replay(_gated_delta_kernel, call, addresses, state, alignment, fixed, types)
 
 
 def replay_mamba2(call: ReplayMamba2Call) -> None:
     """Apply the kept nodes to each request's state by Mamba-2's recurrence."""
     layers = _alike(call.states, call.x, call.B, call.dt, call.A)
     for addresses, (state, x, B, dt, A), alignment in layers:
-        grid, shared = _replay(call, addresses, state, alignment)
-        _mamba2_kernel[grid](
-            **shared,
+        fixed = dict(
+            heads=state.shape[1],
             p=state.shape[2],
             n=state.shape[3],
+            stride_slot=state.stride(0),
+            stride_head=state.stride(1),
             stride_p=state.stride(2),
             stride_n=state.stride(3),
             x_heads=x.shape[1],
@@ -112,46 +119,47 @@ def replay_mamba2(call: ReplayMamba2Call) -> None:
             stride_dt_r=dt.stride(0),
             stride_dt_h=dt.stride(1),
             stride_a_h=A.stride(0),
+        )
+        types = dict(
             X=element_type(x.dtype),
             B=element_type(B.dtype),
             DT=element_type(dt.dtype),
             A=element_type(A.dtype),
         )
+        _replay(_mamba2_kernel, call, addresses, state, alignment, fixed, types)
 
 
 def _replay(
-    call: ReplayGatedDeltaCall | ReplayMamba2Call, addresses: Tensor, state: Tensor, alignment: int
-) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    """The grid of a replay, and what both kernels are told."""
+    kernel: Any,
+    call: ReplayGatedDeltaCall | ReplayMamba2Call,
+    addresses: Tensor,
+    state: Tensor,
+    alignment: int,
+    fixed: dict[str, int],
+    types: dict[str, tl.dtype],
+) -> None:
+    """Launch a kernel that replays matrices, as both do."""
     slots, heads, rows, columns = state.shape
     tile = state_tile(rows, columns)
-    grid = (call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1]))
-    return grid, dict(
-        **_kept(call),
-        addresses_ptr=addresses,
-        slots=slots,
-        heads=heads,
-        stride_slot=state.stride(0),
-        stride_head=state.stride(1),
+    launch = _kernel(
+        kernel,
+        device_of(addresses),
+        tuple(fixed.items()),
         STATES=element_type(state.dtype),
+        **types,
         ALIGNMENT=alignment,
         ROWS=tile[0],
         COLUMNS=tile[1],
-        num_warps=4,
     )
+    grid = call.path.shape[0] * heads, addresses.shape[1], triton.cdiv(columns, tile[1])
+    launch(grid, addresses, *_kept(call), slots, *fixed.values())
 
 
 def _kept(
     call: CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call,
-) -> dict[str, Tensor | int]:
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
     """What tells a kernel which nodes were kept, and of whom."""
-    return dict(
-        path_ptr=call.path,
-        cu_nodes_ptr=call.cu_nodes,
-        slots_ptr=call.slots,
-        width=call.path.shape[1],
-        rows=call.rows,
-    )
+    return call.path, call.cu_nodes, call.slots, call.path.shape[1], call.rows
 
 
 def _alike(*lists: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...], int]]:
@@ -185,7 +193,7 @@ def _request(b, path_ptr, width, cu_nodes_ptr, rows, slots_ptr, slots):
     return slot, start.to(tl.int64), kept_nodes(path_ptr + b * width, width, count)
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "units", "stride", "snapshot_stride"])
+@triton.jit
 def _copy_states_kernel(
     addresses_ptr,  # [2, L]: states and snapshots of each layer
     path_ptr,  # [B, width]
@@ -213,7 +221,7 @@ def _copy_states_kernel(
         tl.store(state_ptr, tl.load(snapshot_ptr, mask=mask), mask=mask)
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "channels", "taps"])
+@triton.jit
 def _shift_windows_kernel(
     addresses_ptr,  # [2, L]: windows and inputs of each layer
     path_ptr,  # [B, width]
@@ -265,7 +273,7 @@ def _matrix(
     return state_ptr, (row < rows)[:, None] & (column < columns)[None, :], row, column
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "key_heads", "value_heads"])
+@triton.jit
 def _gated_delta_kernel(
     addresses_ptr,  # [5, L]: states, keys, values, log_decay, beta of each layer
     path_ptr,  # [B, width]
@@ -323,7 +331,7 @@ def _gated_delta_kernel(
         tl.store(state_ptr, state.to(STATES), mask=mask)
 
 
-@triton.jit(do_not_specialize=["width", "rows", "slots", "heads", "x_heads", "groups"])
+@triton.jit
 def _mamba2_kernel(
     addresses_ptr,  # [5, L]: states, x, B, dt, A of each layer
     path_ptr,  # [B, width]

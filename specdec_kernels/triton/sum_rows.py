@@ -56,7 +56,6 @@ def verify_sum_kernel(
     width,
     RULE: tl.constexpr,
     LOGPROBS: tl.constexpr,
-    ALL: tl.constexpr,
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,

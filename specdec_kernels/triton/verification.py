@@ -15,21 +15,33 @@ draw      (B, splits)           but for `match`: races for the next token; the l
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
 from .._ops.calls import VerifyCall
 from .arguments import (
     NO_DRAFT,
     Draft,
+    RowsForm,
+    SamplingForm,
     Scratch,
     compiler_options,
+    draft_aligned,
+    draft_form,
     layout,
     may_cut,
+    rows_form,
+    sampling_form,
     sampling_of,
+    scratch_layout,
     scratch_of,
     target_of,
 )
 from .chances import CHANCES
+from .dispatch import Launch, current, device_of
 from .draw import DRAW, verify_draw_kernel
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
@@ -45,6 +57,133 @@ from .wanted import Batch
 _READS_DRAFT = ("token", "traversal", "lenient")
 
 
+class _Form(NamedTuple):
+    """What the kernels depend on."""
+
+    device: Any
+    rule: str
+    rates: tuple[float, ...]  # of `Synthetic`
+    target: RowsForm
+    vocab: int
+    draft: tuple[torch.dtype | None, ...]  # its rows, their indices, and the ids and columns of its tokens
+    draft_vocab: int
+    draft_aligned: bool
+    draft_is_logprobs: bool
+    sampling: SamplingForm
+    draft_sampling: SamplingForm
+    cuts: bool
+    draft_cuts: bool
+    links: bool
+    others: tuple[bool, ...]  # outputs that may be left out: whether they are there
+    traced: bool
+
+    @property
+    def drafted(self) -> bool:
+        return self.draft[0] is not None
+
+    @property
+    def settling(self) -> bool:
+        """Whether thresholds are looked for."""
+        return self.cuts or self.draft_cuts or self.rule == "relaxed"
+
+    @property
+    def summing(self) -> bool:
+        return self.drafted or self.rule == "typical"
+
+    @property
+    def measured_sides(self) -> int:
+        return 2 if self.drafted and not self.draft_is_logprobs else 1
+
+    @property
+    def sides(self) -> int:
+        return 2 if self.rule == "relaxed" else self.measured_sides
+
+
+class _Kernels(NamedTuple):
+    """In one form, and how they read rows."""
+
+    measure: Launch
+    settle: Launch
+    collect: Launch
+    select: Launch
+    race: Launch
+    weigh: Launch
+    sum: Launch
+    walk: Launch
+    draw: Launch
+    launch: VerifyLaunch
+
+
+@cache
+def _kernels(form: _Form) -> _Kernels:
+    launch = verify_launch(form.vocab, max(form.vocab, form.draft_vocab), form.rule)
+    rows, collect, sums, draw = launch.rows.splits, launch.rows.collect, launch.sums, launch.draw
+    aligned = form.target._replace(aligned=form.target.aligned and form.draft_aligned).names
+    lanes = launch.rows.lanes if form.settling else 0
+    rule, logprobs = dict(RULE=form.rule), dict(LOGPROBS=form.draft_is_logprobs)
+    splits = dict(SPLIT=rows.length, SPLITS=rows.padded)
+    whole = form.vocab % rows.length == 0 and form.draft_vocab % rows.length == 0
+    measuring = dict(**rule, LANES=lanes, **splits, RACE_TILE=rows.race_tile, WHOLE=whole)
+    settling = dict(**rule, **logprobs, SUMS=form.summing, ALL=form.traced, LANES=lanes, **splits)
+    collecting = dict(**rule, SPLIT=collect.length, SPLITS=collect.padded)
+    racing = dict(SPLIT=draw.length, SPLITS=draw.padded, TILE=draw.race_tile)
+    weighing = dict(**logprobs, ALL=form.traced, TILE=launch.sum_tile)
+    summing = dict(**rule, **logprobs, SPLIT=sums.length, SPLITS=sums.padded, TILE=launch.sum_tile)
+    summed = (sums.length, sums.padded) if form.summing else None
+    walking = dict(**rule, RATES=form.rates, **logprobs, SUMS=summed, TILE=launch.walk_tile)
+    with current(form.device):
+        options = compiler_options()
+
+    def kernel(function: Any, constants: dict[str, Any], warps: int, **options: int) -> Launch:
+        return Launch(function, form.device, constants, aligned=aligned, num_warps=warps, **options)
+
+    settle_warps = launch.rows.settle_warps if form.settling else 1
+    return _Kernels(
+        measure=kernel(verify_measure_kernel, measuring, rows.warps, **options),
+        settle=kernel(verify_settle_kernel, settling, settle_warps, **options),
+        collect=kernel(verify_collect_kernel, collecting, collect.warps, **options),
+        select=kernel(verify_select_kernel, collecting, launch.rows.select_warps, **options),
+        race=kernel(verify_race_kernel, racing, draw.warps),
+        weigh=kernel(verify_weigh_kernel, weighing, 1, **options),
+        sum=kernel(verify_sum_kernel, summing, sums.warps, **options),
+        walk=kernel(verify_walk_kernel, walking, launch.walk_warps, **options),
+        draw=kernel(verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps),
+        launch=launch,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _layout(form: _Form, launch: VerifyLaunch, rows: int, requests: int) -> tuple[int, Scratch]:
+    summing, raced = form.summing, max(launch.rows.splits.padded, launch.draw.padded)
+    return scratch_layout(
+        rows * form.sides * raced * RESULT,
+        form.sides,
+        **settling_of(rows, launch.rows, form.settling, form.sides),
+        chances=rows * CHANCES,
+        weights=rows if summing else 0,
+        masses=rows * launch.sums.padded * SUM if summing else 0,
+        summed=rows if summing else 0,
+        visits=rows * VISIT,
+        nodes=rows,
+        ranks=rows if form.links else 0,
+        draws=requests * DRAW,
+        winners=requests * launch.draw.padded * RESULT,
+    )
+
+
+def _draft(call: VerifyCall) -> tuple[Draft, int]:
+    """The draft's rows, and how many there are."""
+    logits = call.draft_logits
+    if logits is None or call.rule not in _READS_DRAFT:
+        return NO_DRAFT, 0
+    chain = logits.shape[1] if logits.dim() == 3 else 0
+    draft = Draft(
+        logits, logits.shape[-1], *layout(logits),
+        call.draft_rows, chain, call.draft_ids, call.draft_columns,
+    )  # fmt: skip
+    return draft, logits.shape[0] * (chain if logits.dim() == 3 else 1)
+
+
 def verify(
     call: VerifyCall, trace_thresholds: Tensor | None = None, trace_masses: Tensor | None = None
 ) -> None:
@@ -53,181 +192,58 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    rows, requests, vocab = call.tokens.shape[0], call.seeds.shape[0], call.target_logits.shape[-1]
-    rule, width = call.rule, call.out_tokens.shape[1]
+    rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
+    rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
+    target, (draft, count) = target_of(call.target_logits, call.token_bitmask), _draft(call)
     drawn_by = sampling_of(call.sampling, call.sampling_rows)
     drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
-    draft, draft_count = _draft_of(call)
-    measured_draft = draft.data is not None and not call.draft_is_logprobs
-    sides = 2 if measured_draft or rule == "relaxed" else 1
-    cuts, draft_cuts = may_cut(drawn_by), measured_draft and may_cut(drafted_by)
-    settling = cuts or draft_cuts or rule == "relaxed"
-    summing = draft.data is not None or rule == "typical"
-    launch = verify_launch(vocab, max(vocab, draft.size), rule)
-    splits, collect, summed, drawn = launch.rows.splits, launch.rows.collect, launch.sums, launch.draw
-    scratch = _scratch_of(call, launch, sides, settling, summing)
+    measured = draft.data is not None and not call.draft_is_logprobs
+    form = _Form(
+        device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
+        rows_form(target), target.vocab,
+        draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
+        sampling_form(drawn_by), sampling_form(drafted_by),
+        may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
+        (call.out_logprobs is not None, trace_thresholds is not None), trace_masses is not None,
+    )  # fmt: skip
+    kernels = _kernels(form)
+    launch = kernels.launch
+    scratch = scratch_of(target.data.device, _layout(form, launch, rows, requests))
     batch = Batch(
         call.tokens, call.parents, call.proposals, call.first_child, call.next_sibling,
         call.cu_nodes, call.seeds, call.positions,
     )  # fmt: skip
-    given = dict(
-        target=target_of(call.target_logits, call.token_bitmask), batch=batch, scratch=scratch, rows=rows
-    )
-    laws = dict(
-        **given,
-        draft=draft,
-        sampling=drawn_by,
-        draft_sampling=drafted_by,
-        requests=requests,
-        draft_count=draft_count,
-    )
-    value0 = call.rule_values[0] if call.rule_values else 0.0
-    value1 = call.rule_values[1] if len(call.rule_values) > 1 else 0.0
+    value0 = values[0] if values else 0.0
     if rows > 0:
-        verify_measure_kernel[(rows, splits.count, 2 if measured_draft else 1)](
-            **laws,
-            RULE=rule,
-            LANES=launch.rows.lanes if settling else 0,
-            SPLIT=splits.length,
-            SPLITS=splits.padded,
-            RACE_TILE=splits.race_tile,
-            WHOLE=vocab % splits.length == 0 and draft.size % splits.length == 0,
-            num_warps=splits.warps,
-            **compiler_options(),
-        )
-        verify_settle_kernel[(rows, sides)](
-            **laws,
-            bar=value0,
-            RULE=rule,
-            LOGPROBS=call.draft_is_logprobs,
-            SUMS=summing,
-            ALL=trace_masses is not None,
-            LANES=launch.rows.lanes if settling else 0,
-            SPLIT=splits.length,
-            SPLITS=splits.padded,
-            num_warps=launch.rows.settle_warps if settling else 1,
-            **compiler_options(),
-        )
-        if settling:
-            collecting = dict(**laws, RULE=rule, SPLIT=collect.length, SPLITS=collect.padded)
-            verify_collect_kernel[(rows, collect.count, sides)](
-                **collecting, num_warps=collect.warps, **compiler_options()
-            )
-            verify_select_kernel[(rows, sides)](
-                **collecting, bar=value0, num_warps=launch.rows.select_warps, **compiler_options()
-            )
-        if cuts and rule == "match":
-            verify_race_kernel[(rows, drawn.count)](
-                **given,
-                sampling=drawn_by,
-                requests=requests,
-                SPLIT=drawn.length,
-                SPLITS=drawn.padded,
-                TILE=drawn.race_tile,
-                num_warps=drawn.warps,
-            )
-        if summing and rule == "traversal":
-            verify_weigh_kernel[(requests,)](
-                **given,
-                draft=draft,
-                sampling=drawn_by,
-                draft_count=draft_count,
-                width=width,
-                LOGPROBS=call.draft_is_logprobs,
-                ALL=trace_masses is not None,
-                TILE=1024,
-                num_warps=1,
-                **compiler_options(),
-            )
-        if summing:
-            verify_sum_kernel[(rows, summed.count)](
-                **given,
-                draft=draft,
-                sampling=drawn_by,
-                requests=requests,
-                draft_count=draft_count,
-                width=width,
-                RULE=rule,
-                LOGPROBS=call.draft_is_logprobs,
-                ALL=trace_masses is not None,
-                SPLIT=summed.length,
-                SPLITS=summed.padded,
-                TILE=launch.sum_tile,
-                num_warps=summed.warps,
-                **compiler_options(),
-            )
-    verify_walk_kernel[(requests,)](
-        **given,
-        draft=draft,
-        sampling=drawn_by,
-        out=Out(
-            call.out_tokens, call.out_num_tokens, call.out_num_accepted, call.out_path, call.out_logprobs,
-            call.out_status, trace_thresholds, trace_masses,
-        ),
-        draft_count=draft_count,
-        width=width,
-        value0=value0,
-        value1=value1,
-        RULE=rule,
-        RATES=tuple(call.rule_values) if rule == "synthetic" else (),
-        LOGPROBS=call.draft_is_logprobs,
-        SUMS=(summed.length, summed.padded) if summing else None,
-        TILE=launch.walk_tile,
-        num_warps=launch.walk_warps,
-        **compiler_options(),
+        laws = target, draft, drawn_by, drafted_by, batch, scratch, rows, requests, count
+        kernels.measure((rows, launch.rows.splits.count, form.measured_sides), *laws)
+        kernels.settle((rows, form.sides, 1), *laws, value0)
+        if form.settling:
+            kernels.collect((rows, launch.rows.collect.count, form.sides), *laws)
+            kernels.select((rows, form.sides, 1), *laws, value0)
+        if form.cuts and rule == "match":
+            kernels.race((rows, launch.draw.count, 1), target, drawn_by, batch, scratch, rows, requests)
+        if form.summing:
+            if rule == "traversal":
+                kernels.weigh((requests, 1, 1), target, draft, drawn_by, batch, scratch, rows, count, width)
+            kernels.sum(
+                (rows, launch.sums.count, 1),
+                target, draft, drawn_by, batch, scratch, rows, requests, count, width,
+            )  # fmt: skip
+    out = Out(
+        call.out_tokens, call.out_num_tokens, call.out_num_accepted, call.out_path, call.out_logprobs,
+        call.out_status, trace_thresholds, trace_masses,
+    )  # fmt: skip
+    kernels.walk(
+        (requests, 1, 1),
+        target, draft, drawn_by, batch, scratch, out,
+        rows, count, width, value0, values[1] if len(values) > 1 else 0.0,
     )  # fmt: skip
     if rule != "match":
-        verify_draw_kernel[(requests, drawn.count)](
-            **given,
-            draft=draft,
-            sampling=drawn_by,
-            out_tokens_ptr=call.out_tokens,
-            out_logprobs_ptr=call.out_logprobs,
-            out_status_ptr=call.out_status,
-            width=width,
-            CUTS=cuts or draft_cuts,
-            SPLIT=drawn.length,
-            SPLITS=drawn.padded,
-            TILE=drawn.race_tile,
-            num_warps=drawn.warps,
-        )
-
-
-def _draft_of(call: VerifyCall) -> tuple[Draft, int]:
-    """The draft's rows, where the rule reads them, and how many there are."""
-    logits = call.draft_logits
-    if logits is None or call.rule not in _READS_DRAFT:
-        return NO_DRAFT, 0
-    chain = logits.shape[1] if logits.dim() == 3 else 0
-    draft = Draft(
-        data=logits,
-        size=logits.shape[-1],
-        **layout(logits),
-        rows=call.draft_rows,
-        chain=chain,
-        ids=call.draft_ids,
-        columns=call.draft_columns,
-    )
-    return draft, logits.shape[0] * (chain if logits.dim() == 3 else 1)
-
-
-def _scratch_of(call: VerifyCall, launch: VerifyLaunch, sides: int, settling: bool, summing: bool) -> Scratch:
-    rows, requests = call.tokens.shape[0], call.seeds.shape[0]
-    results = rows * sides * max(launch.rows.splits.padded, launch.draw.padded) * RESULT
-    return scratch_of(
-        call.target_logits.device,
-        results,
-        sides,
-        **settling_of(rows, launch.rows, settling, sides),
-        chances=rows * CHANCES,
-        weights=rows if summing else 0,
-        masses=rows * launch.sums.padded * SUM if summing else 0,
-        summed=rows if summing else 0,
-        visits=rows * VISIT,
-        nodes=rows,
-        ranks=rows if call.first_child is not None else 0,
-        draws=requests * DRAW,
-        winners=requests * launch.draw.padded * RESULT,
-    )
+        kernels.draw(
+            (requests, launch.draw.count, 1),
+            target, draft, drawn_by, batch, scratch,
+            call.out_tokens, call.out_logprobs, call.out_status, rows, width,
+        )  # fmt: skip

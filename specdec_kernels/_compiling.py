@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls whose kernels are compiled ahead, in this process or in others that have no device."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import name_of
+from .attention import tree_attention
+from .commit import CachePlan, commit_kv
+from .drafting.children import sample_children
+from .module import SpeculativeVerifier
+from .rules import Rule
+from .sampling import DraftVocab, SamplingParams, sample
+from .tree import DraftTree
+from .verification import Verified, verify
+
+
+class Task(NamedTuple):
+    """A call with the tensors of one request."""
+
+    operation: str
+    options: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        shown = (name_of(value) if isinstance(value, torch.dtype) else str(value) for value in self.options)
+        return f"{self.operation}({', '.join(shown)})"
+
+    def run(self, device: torch.device) -> None:
+        """Call it with tensors on a device."""
+        with torch.device(device):
+            _OPERATIONS[self.operation](*self.options)
+
+
+def _rows(count: int, vocab: int, dtype: torch.dtype, aligned: bool) -> Tensor:
+    """Of a matrix [count, vocab], whose rows begin at multiples of 16 bytes or do not."""
+    storage = torch.zeros(count, vocab + (0 if aligned else 1), dtype=dtype)
+    return storage[:, :vocab] if aligned else storage[:, 1:]
+
+
+def _law(sampling: SamplingParams) -> SamplingParams:
+    """The same for one request on the device."""
+    ones: list[Any] = [
+        torch.ones(1, dtype=value.dtype) if isinstance(value, Tensor) else value for value in sampling
+    ]
+    return SamplingParams(*ones)
+
+
+def _number() -> Tensor:
+    """A seed, a position or a node."""
+    return torch.zeros(1, dtype=torch.int64)
+
+
+def _bitmask(rows: int, vocab: int, given: bool) -> Tensor | None:
+    return torch.zeros(rows, -(-vocab // 32), dtype=torch.int32) if given else None
+
+
+def _tree(nodes: int, linked: bool = False) -> DraftTree:
+    """One chain."""
+    if not linked:
+        return DraftTree.chain(torch.zeros(1, nodes - 1, dtype=torch.int64), check=False)
+    tokens, none = torch.zeros(1, nodes, dtype=torch.int64), torch.full((1, nodes), -1)
+    return DraftTree.from_links(tokens, none, none, max_depth=nodes - 1, check=False)
+
+
+def _verify(
+    rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool,
+    aligned: bool, linked: bool, drafted: int, mapped: bool,
+) -> None:  # fmt: skip
+    verify(
+        _rows(2, vocab, dtype, aligned),
+        _tree(2, linked),
+        _rows(2, drafted, dtype, aligned) if drafted else None,
+        draft_vocab=DraftVocab(torch.arange(drafted), vocab) if mapped else None,
+        sampling=_law(law),
+        rule=rule,
+        seeds=_number(),
+        positions=_number(),
+        token_bitmask=_bitmask(2, vocab, bitmask),
+        return_logprobs=logprobs,
+        backend="triton",
+    )
+
+
+def _sample(
+    vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool, aligned: bool
+) -> None:
+    sample(
+        _rows(1, vocab, dtype, aligned),
+        _law(law),
+        seeds=_number(),
+        positions=_number(),
+        token_bitmask=_bitmask(1, vocab, bitmask),
+        return_logprobs=logprobs,
+        backend="triton",
+    )
+
+
+def _children(
+    method: Any, vocab: int, dtype: torch.dtype, law: SamplingParams, aligned: bool, count: int
+) -> None:
+    sample_children(
+        _rows(1, vocab, dtype, aligned),
+        count,
+        method=method,
+        sampling=_law(law),
+        seeds=_number(),
+        positions=_number(),
+        nodes=_number(),
+        backend="triton",
+    )
+
+
+def _attention(
+    query_heads: int, kv_heads: int, head_dim: int, value_dim: int | None, dtype: torch.dtype,
+    cache_dtype: torch.dtype | None, window: int | None, softcap: float | None, deterministic: bool,
+    page_size: int, layout: Any, nodes: int,
+) -> None:  # fmt: skip
+    page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
+    cache = torch.zeros(1, *page, head_dim).to(cache_dtype or dtype)
+    tree_attention(
+        torch.zeros(nodes, query_heads, head_dim, dtype=dtype),
+        cache,
+        None if value_dim else cache,
+        _tree(nodes),
+        torch.zeros(1, 1, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int32),
+        window=window,
+        softcap=softcap,
+        value_dim=value_dim,
+        max_prefix_len=page_size,
+        layout=layout,
+        deterministic=deterministic,
+        backend="triton",
+    )
+
+
+def _commit(page_size: int, layout: str) -> None:
+    page = (page_size, 1) if layout == "NHD" else (1, page_size)
+    caches, table = [torch.zeros(1, *page, 16)], torch.zeros(1, 1, dtype=torch.int32)
+    plan = CachePlan(caches, page_size=page_size, layout=layout)
+    path, prefix = torch.full((1, 2), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    commit_kv(plan, path, _tree(2), table, prefix, backend="triton")
+
+
+def _count(depths: int) -> None:
+    verifier = SpeculativeVerifier(max_depth=depths, backend="triton")
+    path, count = torch.full((1, 2), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    verifier._count(Verified(tokens, count, count, path, None, count), _tree(2))
+
+
+_OPERATIONS: dict[str, Callable[..., None]] = dict(
+    verify=_verify,
+    sample=_sample,
+    children=_children,
+    attention=_attention,
+    commit=_commit,
+    count=_count,
+)
+
+
+def compile_all(
+    tasks: Sequence[Task], device: torch.device, processes: int, progress: Callable[[str], object] | None
+) -> int:
+    """Compile the kernels of calls in so many processes, and load them in this one. Returns how many were
+    not there yet."""
+    from .triton.dispatch import Launch, target_of, warming
+
+    say = progress or (lambda text: None)
+    before, done = len(Launch.met), SimpleQueue[None]()
+    if processes:
+        ready: SimpleQueue[_Process] = SimpleQueue()
+        target, some = target_of(device), min(processes, len(tasks))
+        everyone = [_Process(target) for _ in range(some)]
+        for process in everyone:
+            ready.put(process)
+
+        def compiled(task: Task) -> None:
+            process = ready.get()
+            error = process.compile(task)
+            ready.put(process)
+            done.put(None)
+            say(f"warmup: {done.qsize()} of {len(tasks)} compiled: {error or task}")
+
+        with closing(_All(everyone)), ThreadPoolExecutor(some) as pool:
+            list(pool.map(compiled, tasks))
+    with warming("load"):
+        for place, task in enumerate(tasks, start=1):
+            task.run(device)
+            say(f"warmup: {place} of {len(tasks)} loaded: {task}")
+    return len(Launch.met) - before
+
+
+class _Process:
+    """Another process that compiles, one call at a time."""
+
+    def __init__(self, target: Any) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._send(target)
+
+    def _send(self, value: Any) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(value, self._process.stdin)
+        self._process.stdin.flush()
+
+    def compile(self, task: Task) -> str | None:
+        """What went wrong, or None. What did is left to this process."""
+        assert self._process.stdout is not None
+        try:
+            self._send(task)
+            error: str | None = pickle.load(self._process.stdout)
+        except (OSError, EOFError) as failure:
+            return f"{task}: {failure!r}"
+        return error
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class _All:
+    def __init__(self, everyone: list[_Process]) -> None:
+        self._everyone = everyone
+
+    def close(self) -> None:
+        for process in self._everyone:
+            process.close()
+
+
+def serve() -> None:
+    """In a process of its own: read a target, then calls, and compile their kernels into Triton's cache."""
+    from .triton.dispatch import assume, warming
+
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed
+    assume(pickle.load(sys.stdin.buffer))
+    while True:
+        try:
+            task = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        error = None
+        try:
+            with warming("compile"):
+                task.run(torch.device("cpu"))
+        except Exception:
+            error = f"{task}: {traceback.format_exc()}"
+        pickle.dump(error, answers)
+        answers.flush()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiling the Triton kernels of a serving process before its first request."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from ._checks import FLOATS, bad_value, check_int, check_list, check_name, check_type
+from ._compiling import Task, compile_all
+from ._ops import backends
+from .rules import Rule, resolve
+from .sampling import PLAIN, SamplingParams
+
+METHODS = ("independent", "without_replacement", "top_k", "hybrid")
+_READS_DRAFT = ("token", "traversal", "lenient")
+
+
+class Heads(NamedTuple):
+    """Attention of one kind of layers, as `tree_attention` will be called for them."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int | None = None
+    """With latent values (MLA): the elements of a key that are its value."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of queries and outputs."""
+    cache_dtype: torch.dtype | None = None
+    """None: as the queries."""
+    window: int | None = None
+    softcap: float | None = None
+    deterministic: bool = False
+    max_nodes: int = 64
+    """The most nodes of a request; all numbers up to it are compiled for."""
+
+
+class Warmup(NamedTuple):
+    """What `warmup` did."""
+
+    calls: int
+    """Forms of calls that were compiled for."""
+    kernels: int
+    """Kernels that were not there yet in this process."""
+    seconds: float
+
+
+def warmup(
+    device: torch.device | str,
+    *,
+    vocab_size: int,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16,),
+    rules: Sequence[Rule] = ("match",),
+    samplings: Sequence[SamplingParams] = (PLAIN,),
+    draft_vocab_size: int | None = None,
+    draft_logits: bool = True,
+    token_bitmask: Sequence[bool] = (False,),
+    return_logprobs: Sequence[bool] = (False,),
+    links: Sequence[bool] = (False,),
+    aligned: Sequence[bool] = (True,),
+    children: Sequence[tuple[str, int]] = (),
+    heads: Sequence[Heads] = (),
+    page_size: int = 16,
+    layout: str = "NHD",
+    max_depth: int = 64,
+    processes: int | None = None,
+    progress: Callable[[str], object] | None = print,
+) -> Warmup:
+    """Compile and load the Triton kernels that a serving process will launch, before its first request.
+
+    Kernels are compiled for every combination of the options given, in parallel processes that touch no
+    device, into Triton's cache on disk; then this process loads them. Numbers such as batch sizes, lengths of
+    drafts, sizes of trees and lengths of prefixes need no kernels of their own.
+
+    Args:
+        device: where the tensors of the calls will be.
+        vocab_size: V, tokens of a target row.
+        dtypes: of target and draft logits.
+        rules: as for `verify`.
+        samplings: one for each kind. What tells kinds apart: whether there are cuts (top-k, top-p or min-p),
+            which parameters are tensors, and their dtypes. Values need no kernels of their own.
+        draft_vocab_size: Vd, tokens of a draft row if the draft has a vocabulary of its own (`DraftVocab`).
+        draft_logits: whether rules that read the draft's logits are called with them.
+        token_bitmask, return_logprobs: whether calls pass it; `(False, True)` compiles for both.
+        links: whether trees come from `DraftTree.from_links`.
+        aligned: whether rows of logits begin at multiples of 16 bytes and V is a multiple of 16.
+        children: the methods of `sample_children` and the most children of a node.
+        heads: of each kind of attention layers, see `Heads`; no entry, no attention.
+        page_size, layout: of the paged caches.
+        max_depth: of the `SpeculativeVerifier` that counts what is accepted.
+        processes: that compile; None: as many as processors; 0: this process compiles, one after the other.
+        progress: is called with a line of text for each call compiled for; None: nothing is said.
+
+    Returns:
+        `Warmup`.
+
+    Raises:
+        ValueError, TypeError: wrong numbers, names or types.
+        BackendUnavailable: the Triton backend does not serve the device.
+
+    Notes:
+        Nothing is launched. A stream must not be captured meanwhile. A form that was not compiled before its
+        first launch is compiled then, and in a captured stream that is an error.
+
+    Example:
+        >>> warmup("cuda", vocab_size=128256, rules=["traversal"])  # doctest: +SKIP
+        warmup: 1 of 4 compiled: sample(...)
+    """
+    call, begin = "warmup", time.perf_counter()
+    device = torch.device(device)
+    vocab_size = check_int(call, "vocab_size", vocab_size, 1)
+    if processes is not None:
+        processes = check_int(call, "processes", processes, 0)
+    for i, dtype in enumerate(check_list(call, "dtypes", dtypes, "dtypes")):
+        if dtype not in FLOATS[:3]:
+            bad_value(call, f"dtypes[{i}]", "must be float32, bfloat16 or float16", dtype)
+    for i, sampling in enumerate(check_list(call, "samplings", samplings, "SamplingParams")):
+        check_type(call, f"samplings[{i}]", sampling, SamplingParams, "a SamplingParams")
+    for i, (method, _) in enumerate(children):
+        check_name(call, f"children[{i}][0]", method, METHODS)
+    for i, kind in enumerate(check_list(call, "heads", heads, "Heads")):
+        check_type(call, f"heads[{i}]", kind, Heads, "a Heads")
+    backends.load("triton", "verify", device.type, ())
+    tasks: list[Task] = []
+    per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
+    width = vocab_size if draft_vocab_size is None else draft_vocab_size
+    for rule, given, linked in product(rules, per_call, links):
+        reads = draft_logits and resolve(call, rule, draft_logits)[0] in _READS_DRAFT
+        drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
+        tasks.append(Task("verify", (rule, vocab_size, *given, linked, drafted, mapped)))
+    tasks += [Task("sample", (vocab_size, *given)) for given in per_call]
+    for (method, most), dtype, law, whole in product(children, dtypes, samplings, aligned):
+        counts = {min(1 << bits, most) for bits in range((most - 1).bit_length() + 1)}
+        tasks += [Task("children", (method, width, dtype, law, whole, count)) for count in sorted(counts)]
+    for kind in heads:
+        counts = {min(1 << bits, kind.max_nodes) for bits in range((kind.max_nodes - 1).bit_length() + 1)}
+        tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
+    tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
+    found = compile_all(tasks, device, os.cpu_count() or 1 if processes is None else processes, progress)
+    return Warmup(len(tasks), found, time.perf_counter() - begin)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`warmup`: after it a serving process meets no form of a kernel that is not compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from each import DEVICE
+
+import specdec_kernels as sdk
+from ptx_emulator import driver
+from specdec_kernels.triton.dispatch import Launch
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="needs no GPU")
+
+V, PAGE, STEPS = 64, 16, 1000
+LAW = sdk.SamplingParams(
+    torch.ones(1), torch.ones(1, dtype=torch.int32), torch.ones(1), torch.ones(1), "min_p_last"
+)
+
+
+@pytest.fixture
+def met(monkeypatch):
+    """Every kernel that Triton is asked for, by what tells it apart. Nothing is compiled or launched."""
+    kernels = Counter()
+    compiled = {}
+
+    def run(self, *arguments, grid, warmup, **options):
+        key = self.__name__, repr(arguments), repr(options)
+        kernels[key] += 1
+        nothing = SimpleNamespace(run=lambda *_: None, function=0, packed_metadata=None)
+        return compiled.setdefault(key, nothing)
+
+    device = driver.EmulatorDriver(80)
+    device.get_current_device = lambda: "a device that no other test has"
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", run)
+    monkeypatch.setattr(triton.runtime.driver, "_active", device)
+    monkeypatch.setattr(Launch, "met", {})
+    return kernels
+
+
+def pick(g, low, high):
+    return int(torch.randint(low, high + 1, (), generator=g))
+
+
+BUFFERS = {
+    dtype: torch.zeros(65 * 64 * V, dtype=dtype)
+    for dtype in (torch.int64, torch.int32, torch.float32, torch.bfloat16)
+}
+
+
+def a_slice(g, shape, dtype):
+    """Of a shared buffer, wherever it begins."""
+    size, begin = torch.Size(shape).numel(), pick(g, 0, 40)
+    return BUFFERS[dtype][begin : begin + size].view(shape)
+
+
+def logits(g, *shape):
+    """The same, beginning with a row."""
+    begin, rows = pick(g, 0, 3), torch.Size(shape).numel()
+    return BUFFERS[torch.bfloat16].view(-1, V)[begin : begin + rows].view(*shape, V)
+
+
+def step(g):
+    """Of a serving process: any batch, any tree, bitmasks and log-probabilities or not."""
+    batch, kind = pick(g, 1, 64), pick(g, 0, 2)
+    if kind == 0:
+        depth = pick(g, 1, 16)
+        tree = sdk.DraftTree.chain(a_slice(g, (batch, depth), torch.int64), check=False)
+        rows = batch * (depth + 1)
+        draft = logits(g, batch, depth)
+    else:
+        sizes = torch.randint(1, 65, (batch,), generator=g)
+        rows, offsets = int(sizes.sum()), torch.zeros(batch + 1, dtype=torch.int32)
+        offsets[1:] = sizes.cumsum(0)
+        tree = sdk.DraftTree.from_parents(
+            a_slice(g, (rows,), torch.int64), a_slice(g, (rows,), torch.int32), offsets,
+            max_nodes=64, max_depth=pick(g, 1, 63), check=False,
+        )  # fmt: skip
+        draft = logits(g, rows)
+    target = logits(g, rows)
+    seeds, positions = a_slice(g, (batch,), torch.int64), a_slice(g, (batch,), torch.int64)
+    law = sdk.SamplingParams(*(a_slice(g, (batch,), value.dtype) for value in LAW[:4]), LAW.order)
+    masked, scored = bool(pick(g, 0, 1)), bool(pick(g, 0, 1))
+    options = dict(seeds=seeds, positions=positions, return_logprobs=scored, backend="triton")
+    mask = a_slice(g, (rows, V // 32), torch.int32) if masked else None
+    verifier = sdk.SpeculativeVerifier(rule="traversal", return_logprobs=scored, backend="triton")
+    verified = verifier(
+        target, tree, draft, sampling=law, seeds=seeds, positions=positions, token_bitmask=mask
+    )
+    mask = mask[:batch] if masked else None
+    sdk.sample(target[:batch], law, token_bitmask=mask, **options)
+    del options["return_logprobs"]
+    sdk.sample_children(target[:batch], pick(g, 1, 4), sampling=law, nodes=seeds, **options)
+    pages = a_slice(g, (batch, pick(g, 1, 9)), torch.int32)
+    plan = sdk.CachePlan([torch.zeros(9, PAGE, 2, 8)] * 1, page_size=PAGE)
+    sdk.commit_kv(plan, verified, tree, pages, a_slice(g, (batch,), torch.int32), backend="triton")
+
+
+def test_a_warm_process_compiles_nothing(met, untouched_memory):
+    both = (False, True)
+    done = sdk.warmup(
+        "cpu", vocab_size=V, rules=["traversal"], samplings=[LAW], token_bitmask=both, return_logprobs=both,
+        children=[("without_replacement", 4)], page_size=PAGE, processes=0, progress=None,
+    )  # fmt: skip
+    warm = set(met)
+    assert done.kernels == len(warm) == len(Launch.met)
+    assert sum(name.startswith("verify") for name, _, _ in warm) <= 36
+    g = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        step(g)
+    assert set(met) == warm and len(Launch.met) == len(warm)
+
+
+def test_kernels_are_compiled_in_other_processes(tmp_path):
+    """And this one finds them."""
+    script = textwrap.dedent("""
+        import sys
+        import specdec_kernels as sdk
+        from bench import stub
+        with stub.launches_do_nothing():
+            said = []
+            one = dict(vocab_size=64, rules=[], samplings=[], page_size=4, processes=2, progress=said.append)
+            print(sdk.warmup("cpu", **one).kernels, sdk.warmup("cpu", **one | {"processes": 0}).kernels)
+            print(*(line.split("(")[0] for line in said), sep="\\n")
+    """)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    kernels, *said = run.stdout.splitlines()
+    assert kernels == "2 0", run.stderr
+    assert sorted(line.split(": ", 2)[1:] for line in said[:2]) == [
+        ["1 of 2 compiled", said[0].split(": ")[-1]], ["2 of 2 compiled", said[1].split(": ")[-1]]
+    ]  # fmt: skip
+    assert {line.split(": ")[-1] for line in said} == {"commit", "count"}
+    assert "error" not in run.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        (dict(vocab_size=0), ValueError, r"warmup: vocab_size must be >= 1, got 0"),
+        (dict(dtypes=[torch.int8]), ValueError, r"warmup: dtypes\[0\] must be float32, bfloat16 or float16"),
+        (dict(samplings=[0.8]), TypeError, r"warmup: samplings\[0\] must be a SamplingParams, got float"),
+        (dict(rules=["best"]), ValueError, r"warmup: rule must be"),
+        (dict(children=[("best", 2)]), ValueError, r"warmup: children\[0\]\[0\] must be one of"),
+        (dict(heads=[(32, 8, 128)]), TypeError, r"warmup: heads\[0\] must be a Heads, got tuple"),
+        (dict(processes=-1), ValueError, r"warmup: processes must be >= 0, got -1"),
+    ],
+)
+def test_refusals(changes, error, text):
+    with pytest.raises(error, match=text):
+        sdk.warmup("cpu", **dict(vocab_size=V) | changes)
+
+
+def test_a_device_that_triton_does_not_serve_is_refused():
+    with pytest.raises(sdk.BackendUnavailable, match="backend 'triton' cannot serve this call"):
+        sdk.warmup("meta", vocab_size=V)
