@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ptx_emulator.machine import Batch, Group
 
 from .model import LATENCIES
-ISSUE = 2.0  # cycles between instructions of a warp: most pipes take half a warp in a cycle
+ISSUE = 1.5  # cycles between instructions of a warp: integers take two, products of float32 one
 ALU, BRANCH, BARRIER = 5.0, 12.0, 30.0
 SCHEDULERS = 4  # of a multiprocessor: so many warps issue side by side
 SHARED, SHUFFLE, SPECIAL, DOUBLE, MATRIX = 30.0, 24.0, 24.0, 10.0, 34.0
