@@ -74,12 +74,12 @@ CALLS = (
     VerifyCall("token"),
     VerifyCall("traversal", rule="traversal"),
     VerifyCall("match", rule="match"),
-    VerifyCall("token, k50 p.9", **CUT),
-    VerifyCall("traversal, k50 p.9", rule="traversal", **CUT),
-    VerifyCall("match, k50 p.9", rule="match", **CUT),
-    VerifyCall("token, p.95, flat rows", top_p=0.95, flat=True),
-    VerifyCall("tree of 64, POINT, token", tree=True, point=True, requests=2),
-    VerifyCall("tree of 64, WITHOUT_REPLACEMENT, token", tree=True, requests=2),
+    VerifyCall("token k50 p.9", **CUT),
+    VerifyCall("traversal k50 p.9", rule="traversal", **CUT),
+    VerifyCall("match k50 p.9", rule="match", **CUT),
+    VerifyCall("token p.95 flat rows", top_p=0.95, flat=True),
+    VerifyCall("tree of 64 POINT token", tree=True, point=True, requests=2),
+    VerifyCall("tree of 64 WITHOUT_REPLACEMENT token", tree=True, requests=2),
 )
 
 Counted = dict[int, list[list[Facts]]]  # of a batch: calls, whose mean time is meant
