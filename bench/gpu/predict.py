@@ -120,9 +120,14 @@ def table(calls: Sequence[VerifyCall], cards: Sequence[Card], batches: Sequence[
             for batch in batches:
                 times = mean_times(counted[card.arch][batch], card)
                 total = 1e6 * sum(seconds for _, seconds, _ in times)
-                parts = " + ".join(f"{1e6 * seconds:.1f} {bound}" for _, seconds, bound in times)
+                parts = " + ".join(f"{short(name)} {1e6 * seconds:.1f} ({bound})" for name, seconds, bound in times)
                 cells.append(f"**{total:.0f}** = {parts}")
             yield "| " + " | ".join([call.name, card.name, *cells]) + " |"
+
+
+def short(name: str) -> str:
+    """`_attention_merge_kernel` to `merge`."""
+    return name.removesuffix("_kernel").strip("_").rpartition("_")[2]
 
 
 def main() -> None:

@@ -21,8 +21,11 @@ from ptx_emulator.program import Action, Block, Program
 if TYPE_CHECKING:
     from ptx_emulator.machine import Batch, Group
 
+from . import sass
 from .model import LATENCIES
-ISSUE = 1.5  # cycles between instructions of a warp: integers take two, products of float32 one
+
+TARGET = 90  # whose machine code says how many instructions an instruction of PTX becomes
+ALONE, SHARED_ISSUE = 2.0, 1.25  # cycles between machine instructions of a warp; of warps of one scheduler
 ALU, BRANCH, BARRIER = 5.0, 12.0, 30.0
 SCHEDULERS = 4  # of a multiprocessor: so many warps issue side by side
 SHARED, SHUFFLE, SPECIAL, DOUBLE, MATRIX = 30.0, 24.0, 24.0, 10.0, 34.0
@@ -95,7 +98,8 @@ class Timeline(Tally):
         super().__init__(program)
         self.costs = schedule(program)
         self.warps = program.kernel.threads // 32
-        self.issue = ISSUE * max(1.0, self.warps / SCHEDULERS)
+        machine = len(sass.listing(program.ptx, TARGET)) / sum(map(len, self.costs))
+        self.issue = machine * max(ALONE, SHARED_ISSUE * self.warps / SCHEDULERS)
         self.finished: list[np.ndarray] = []
         self.batch: Batch | None = None
 
