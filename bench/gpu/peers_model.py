@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other projects' kernels in the model, and the published times that the model is held against.
+
+The facts were counted once by `facts.of_call`, from the projects' own sources, which are not kept here:
+FlashInfer at fb28d7242 (`include/flashinfer/sampling.cuh`, compiled by nvcc 13.0 with another random number
+generator) and vLLM at 51b2333be (`vllm/v1/sample/ops/topk_topp_triton.py`). What could not be counted is stated
+by passes and bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import model
+from .cards import B200
+from .model import Facts
+
+COUNTED, STATED, PARTLY = "emulated", "stated passes", "emulated; softmax stated"
+ALONE = 130 << 10  # bytes of shared memory with which no second program fits: a program to a processor
+
+CHAIN_32000 = Facts(  # FlashInfer's chain_speculative_sampling, 8 requests, K = 5
+    "chain", programs=8, warps=32, registers=48, shared=8192,
+    pipes={"issue": 358000, "alu": 154000, "imad": 39900, "memory": 42200, "fma": 56200, "special": 1380},
+    chain=(31800, 43700), longest=(42300, 56800),
+    new=1922336, again=0, written=256, requested=3107840,
+)  # fmt: skip
+CHAIN_8 = Facts(  # V = 128256, 8 requests, K = 8
+    "chain", programs=8, warps=32, registers=48, shared=8192,
+    pipes={"issue": 1010000, "alu": 426000, "imad": 75400, "memory": 129000, "fma": 189000, "special": 4180},
+    chain=(97600, 127000), longest=(135000, 173000),
+    new=7699328, again=0, written=352, requested=11740160,
+)  # fmt: skip
+CHAIN_5 = Facts(  # V = 128256, 8 requests, K = 5
+    "chain", programs=8, warps=32, registers=48, shared=8192,
+    pipes={"issue": 994000, "alu": 426000, "imad": 60300, "memory": 122000, "fma": 191000, "special": 4390},
+    chain=(98400, 128000), longest=(130000, 164000),
+    new=6671776, again=0, written=256, requested=10380288,
+)  # fmt: skip
+TOP_P = Facts(  # FlashInfer's top-p sampling from probabilities, p = 0.9, 16 rows of 131072 by Zipf's law
+    "top-p", programs=16, warps=32, registers=32, shared=8192,
+    pipes={"issue": 1700000, "alu": 940000, "imad": 111000, "memory": 135000, "fma": 260000, "special": 10300},
+    chain=(74400, 102000), longest=(126000, 175000),
+    new=8388672, again=0, written=96, requested=14174208,
+)  # fmt: skip
+MASK_BOTH = Facts(  # vLLM's Triton kernel, top-k 100 and top-p 0.9, 16 such rows
+    "mask", programs=16, warps=4, registers=255, shared=ALONE,
+    pipes={"issue": 4990000, "alu": 2970000, "imad": 888000, "memory": 632000, "fma": 356000, "special": 20000},
+    chain=(258000, 300000), longest=(264000, 307000),
+    new=8732192, again=0, written=8732032, requested=61889536,
+)  # fmt: skip
+MASK_TOP_K = Facts(  # the same, top-k 50
+    "mask", programs=16, warps=4, registers=255, shared=ALONE,
+    pipes={"issue": 3880000, "alu": 2400000, "imad": 778000, "memory": 496000, "fma": 93400, "special": 8160},
+    chain=(177000, 199000), longest=(181000, 204000),
+    new=8732128, again=0, written=8732032, requested=34769792,
+)  # fmt: skip
+MASK_TOP_P = Facts(  # the same, top-p 0.9
+    "mask", programs=16, warps=4, registers=255, shared=ALONE,
+    pipes={"issue": 11800000, "alu": 6690000, "imad": 1580000, "memory": 1220000, "fma": 1950000, "special": 159000},
+    chain=(597000, 709000), longest=(665000, 792000),
+    new=9701056, again=0, written=9700960, requested=207174464,
+)  # fmt: skip
+
+
+def softmax(count: int, vocab: int) -> Facts:
+    """PyTorch's, stated: a program of 32 warps to a row, which it reads three times, each time in steps of
+    4096 elements that wait for their loads and take 20 instructions of every warp, and writes once."""
+    steps, row = 3 * -(-vocab // 4096), 4 * vocab
+    cycles = (steps * (250.0 + 50.0), steps * (750.0 + 50.0))
+    return Facts(
+        "softmax", programs=count, warps=32, registers=32, shared=1024,
+        pipes={"issue": 20 * 32 * steps * count}, chain=cycles, longest=cycles,
+        new=count * row, again=0, written=count * row, requested=4 * count * row,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """A time that others measured on a B200, and what the model makes of it."""
+
+    name: str
+    source: str
+    published: float  # us
+    launches: tuple[Facts, ...]
+    counted: str = COUNTED
+
+    @property
+    def predicted(self) -> float:
+        return 1e6 * model.seconds(self.launches, B200)
+
+    @property
+    def ratio(self) -> float:
+        return self.predicted / self.published
+
+
+FLASHINFER, VLLM = "flashinfer#5201", "vllm#40376"
+
+
+def _top_p(count: int) -> tuple[Facts, ...]:
+    return softmax(count, 131072), TOP_P.times(count / 16)
+
+
+PUBLISHED = (
+    Published("FlashInfer chain_speculative_sampling, 16 x 5 x 32000", FLASHINFER, 27, (CHAIN_32000.times(2),)),
+    Published("FlashInfer chain_speculative_sampling, 32 x 8 x 128256", FLASHINFER, 78, (CHAIN_8.times(4),)),
+    Published("FlashInfer top-p, 64 rows", VLLM, 106, _top_p(64), PARTLY),
+    Published("FlashInfer top-p, 128 rows", VLLM, 139, _top_p(128), PARTLY),
+    Published("FlashInfer top-p, 512 rows", VLLM, 372, _top_p(512), PARTLY),
+    Published("Triton top-p, 64 rows", VLLM, 459, (MASK_TOP_P.times(4),)),
+    Published("Triton top-p, 128 rows", VLLM, 528, (MASK_TOP_P.times(8),)),
+    Published("Triton top-p, 512 rows", VLLM, 2013, (MASK_TOP_P.times(32),)),
+    Published("Triton top-k + top-p, 64 rows", VLLM, 311, (MASK_BOTH.times(4),)),
+    Published("Triton top-k + top-p, 128 rows", VLLM, 359, (MASK_BOTH.times(8),)),
+    Published("Triton top-k, 64 rows", VLLM, 252, (MASK_TOP_K.times(4),)),
+    Published("Triton top-k, 128 rows", VLLM, 302, (MASK_TOP_K.times(8),)),
+    Published("Triton top-k, 512 rows", VLLM, 1124, (MASK_TOP_K.times(32),)),
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another project's way to do what a call of ours does, for chains of K = 5 at V = 128256."""
+
+    name: str
+    launches: Callable[[int], list[Facts]]  # of a batch
+    counted: str = COUNTED
+
+
+PEERS = (
+    Peer(
+        "FlashInfer chain_speculative_sampling, given probabilities in float32",
+        lambda batch: [CHAIN_5.times(batch / 8)],
+    ),
+    Peer(
+        "the same after softmax of the target's and the draft's rows",
+        lambda batch: [softmax(6 * batch, 128256), softmax(5 * batch, 128256), CHAIN_5.times(batch / 8)],
+        PARTLY,
+    ),
+    Peer(
+        "vLLM's Triton mask by top-k 100 and top-p 0.9 of the target's rows, V = 131072, before any rule",
+        lambda batch: [MASK_BOTH.times(6 * batch / 16)],
+    ),
+    Peer(
+        "vLLM's Triton mask by top-p 0.9 of the target's rows, V = 131072, before any rule",
+        lambda batch: [MASK_TOP_P.times(6 * batch / 16)],
+    ),
+)
