@@ -31,7 +31,7 @@ Counted = dict[int, dict[int, list[list[Facts]]]]  # target -> batch -> calls, w
 
 @dataclass(frozen=True)
 class VerifyCall:
-    """A call of `verify` with some requests, as many as are counted; other batches are as much of everything."""
+    """A call of `verify`; so many requests are counted, and one by one for a batch of one."""
 
     name: str
     rule: str = "token"
@@ -76,7 +76,8 @@ class VerifyCall:
         given = self.build()
         several = facts.of_call(self.call(given, slice(None)), archs)
         counted: Counted = {
-            arch: {batch: [_scaled(several[arch], batch / self.requests)] for batch in batches} for arch in archs
+            arch: {batch: [_scaled(several[arch], batch / self.requests)] for batch in batches}
+            for arch in archs
         }
         if 1 in batches:
             each = (slice(b, b + 1) for b in range(min(SINGLE, self.requests)))
@@ -107,7 +108,14 @@ class AttentionCall:
         query = torch.zeros(batch * self.nodes, HEADS, HEAD, dtype=torch.bfloat16)
         table, prefixes = torch.arange(width).expand(batch, -1).int(), torch.full((batch,), self.prefix).int()
         return lambda: sdk.tree_attention(
-            query, pools[0], pools[1].clone(), tree, table, prefixes, max_prefix_len=self.prefix, backend="triton"
+            query,
+            pools[0],
+            pools[1].clone(),
+            tree,
+            table,
+            prefixes,
+            max_prefix_len=self.prefix,
+            backend="triton",
         )
 
     def count(self, archs: Sequence[int], batches: Sequence[int]) -> Counted:
@@ -131,7 +139,8 @@ class CommitCall:
     def count(self, archs: Sequence[int], batches: Sequence[int]) -> Counted:
         several = facts.of_call(commit_kv(batch=self.requests).run, archs)
         return {
-            arch: {batch: [_scaled(several[arch], batch / self.requests)] for batch in batches} for arch in archs
+            arch: {batch: [_scaled(several[arch], batch / self.requests)] for batch in batches}
+            for arch in archs
         }
 
 

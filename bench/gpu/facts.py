@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import ptx_emulator
-from ptx_emulator.counts import PAGE_BITS, SECTOR
+from ptx_emulator.counts import SECTOR
 
 from . import sass
 from .model import Facts
@@ -15,8 +15,8 @@ from .timeline import Timeline
 
 
 def of_call(call: Callable[[], object], archs: tuple[int, ...]) -> dict[int, list[Facts]]:
-    """Of the launches of a call, for each of the targets. It runs the PTX for sm_80, which ptxas assembles for
-    the others too."""
+    """Of the launches of a call, for each target. It runs the PTX for sm_80, which ptxas assembles for the
+    others too."""
     with ptx_emulator.active(80, reach="live"), ptx_emulator.count(Timeline) as launches:
         call()
     new = _new_bytes(launches)

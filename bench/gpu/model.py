@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .cards import Card
+
 LATENCIES = (250.0, 750.0)  # cycles of a load from global memory with which chains are reckoned
 GAP = 1.3e-6  # seconds between two launches of a captured graph: an estimate
 START = 300.0  # cycles until a program runs its first instruction and its place is free again: an estimate
@@ -58,7 +60,7 @@ class Time:
         return max(self.parts, key=self.parts.__getitem__)
 
 
-def resident(facts: Facts, card) -> int:
+def resident(facts: Facts, card: Card) -> int:
     """Programs that a processor holds at once."""
     granted = -(-max(facts.registers, 16) * 32 // 256) * 256 * facts.warps
     blocks = min(card.blocks, card.warps // facts.warps, card.registers // granted)
@@ -71,7 +73,7 @@ def latency(cycles: tuple[float, float], of_load: float) -> float:
     return cycles[0] + (cycles[1] - cycles[0]) * (of_load - near) / (far - near)
 
 
-def launch_time(facts: Facts, card, kept: bool) -> Time:
+def launch_time(facts: Facts, card: Card, kept: bool) -> Time:
     """kept: what earlier launches of the operation touched is still in the second-level cache."""
     busiest = math.ceil(facts.programs / card.processors)  # programs of the processor with most
     share = busiest / facts.programs  # of the launch, that this processor does
@@ -89,12 +91,12 @@ def launch_time(facts: Facts, card, kept: bool) -> Time:
     return Time(facts.name, parts)
 
 
-def operation_times(launches: Sequence[Facts], card) -> list[Time]:
+def operation_times(launches: Sequence[Facts], card: Card) -> list[Time]:
     """Of the launches of an operation, one after another. What it reads is in DRAM when it begins."""
     footprint = sum(facts.new + facts.written for facts in launches)
     kept = footprint <= KEPT * card.l2_bytes
     return [launch_time(facts, card, kept) for facts in launches]
 
 
-def seconds(launches: Sequence[Facts], card) -> float:
+def seconds(launches: Sequence[Facts], card: Card) -> float:
     return sum(time.seconds for time in operation_times(launches, card))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -39,14 +40,64 @@ def short(name: str) -> str:
     return name.removesuffix("_kernel").strip("_").rpartition("_")[2]
 
 
-def table(calls: Sequence[Call], cards: Sequence[Card], batches: Sequence[int]) -> Iterator[str]:
-    """Lines of a table, as the calls are counted."""
+Totals = dict[tuple[str, str, int], float]  # call, card, batch -> us
+
+
+def table(
+    calls: Sequence[Call], cards: Sequence[Card], batches: Sequence[int], totals: Totals | None = None
+) -> Iterator[str]:
+    """Lines of a table, as the calls are counted; their times are also put into `totals`."""
     yield from rows([("call", "card", *(f"B = {batch}" for batch in batches))])
     for call in calls:
         counted = call.count([card.arch for card in cards], batches)
         for card in cards:
-            cells = (cell(mean_times(counted[card.arch][batch], card)) for batch in batches)
-            yield "| " + " | ".join([call.name, card.name, *cells]) + " |"
+            times = {batch: mean_times(counted[card.arch][batch], card) for batch in batches}
+            if totals is not None:
+                for batch, launches in times.items():
+                    totals[call.name, card.name, batch] = 1e6 * sum(seconds for _, seconds, _ in launches)
+            yield "| " + " | ".join([call.name, card.name, *map(cell, times.values())]) + " |"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A call is to take at most `us`, or so many times another call's time, on an H100."""
+
+    call: str
+    batches: tuple[int, ...]
+    us: tuple[float, ...] = ()  # for each batch
+    times: float = 1.0
+    other: str = ""
+
+    def lines(self, totals: Totals) -> Iterator[tuple[str, str, str, str, str]]:
+        for place, batch in enumerate(self.batches):
+            found = totals[self.call, H100.name, batch]
+            base = self.us[place] if self.us else totals[self.other, H100.name, batch]
+            bound, of = self.times * base, self.other or (f"{base:g}" if self.times != 1 else "")
+            words = f"{self.times:g} x {of}" if of else f"{bound:g}"
+            state = "met" if found <= bound else f"missed by {found / bound:.2g}"
+            yield self.call, str(batch), words, f"{found:.3g}", state
+
+
+# The ideal of attention is 3.0 TB/s, or 600 TFLOP/s for 64 nodes, and 2 us for its launches.
+AIMS = (
+    Aim("token", (1, 8, 64), (20, 30, 110)),
+    Aim("traversal", (1, 8, 64, 256), times=1.5, other="token"),
+    Aim("match", (64,), (100,)),
+    Aim("token k50 p.9", (8, 64, 256), times=1.6, other="token"),
+    Aim("token p.95 flat rows", (8,), (100,)),
+    Aim("tree of 64 WITHOUT_REPLACEMENT token", (1,), (80,)),
+    Aim("attention 32/8/128 8k N = 1", (1, 8, 64), (13, 92, 718), 1.3),
+    Aim("attention 32/8/128 8k N = 8", (1, 8, 64), (13, 92, 718), 1.3),
+    Aim("attention 32/8/128 8k N = 64", (1, 8, 64), (16, 117, 920), 1.6),
+    Aim("attention 32/1/128 8k N = 1", (1, 8, 64), (3, 13, 92), 1.3),
+    Aim("commit_kv of 64 caches", (8,), (5,)),
+)
+
+
+def aims(totals: Totals) -> Iterator[str]:
+    """As a table; called when the tables before it have filled `totals`."""
+    header = ("call", "B", "at most, us", "predicted", "state")
+    yield from rows([header, *(line for aim in AIMS for line in aim.lines(totals))])
 
 
 def validation() -> list[str]:
@@ -69,12 +120,13 @@ def peers(cards: Sequence[Card], batches: Sequence[int]) -> list[str]:
 
 def write() -> None:
     """Counts every call, prints the tables and writes the page."""
-    cards = (H100, A100)
+    cards, totals = (H100, A100), Totals()
     sections = [
-        ("How far the model is off (B200)", validation()),
-        ("Calls of verify, us", table(VERIFY, cards, BATCHES[VERIFY])),
-        ("Other calls, us", table(ATTENTION, cards, BATCHES[ATTENTION])),
-        ("Other projects, us", peers(cards, BATCHES[VERIFY])),
+        ("Published and predicted times of others, B200", validation()),
+        ("Calls of verify, predicted us", table(VERIFY, cards, BATCHES[VERIFY], totals)),
+        ("Other calls, predicted us", table(ATTENTION, cards, BATCHES[ATTENTION], totals)),
+        ("Figures to reach, H100", aims(totals)),
+        ("Other projects, predicted us", peers(cards, BATCHES[VERIFY])),
     ]
     text = PAGE.read_text()
     text = text[: text.index(MARK)] + MARK

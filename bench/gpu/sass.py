@@ -26,7 +26,21 @@ PIPES = {
     "imad": ("IMAD",),
     "special": ("MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "REDUX"),
     "double": ("DADD", "DMUL", "DFMA", "DSETP"),
-    "memory": ("LD", "LDG", "LDS", "LDSM", "LDGSTS", "LDL", "ST", "STG", "STS", "STL", "ATOM", "ATOMG", "ATOMS")
+    "memory": (
+        "LD",
+        "LDG",
+        "LDS",
+        "LDSM",
+        "LDGSTS",
+        "LDL",
+        "ST",
+        "STG",
+        "STS",
+        "STL",
+        "ATOM",
+        "ATOMG",
+        "ATOMS",
+    )
     + ("RED", "SHFL", "MATCH"),
     "tensor": ("HMMA", "IMMA", "DMMA"),
     "issue": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "BAR", "NOP", "DEPBAR", "LDGDEPBAR"),

@@ -2,10 +2,10 @@
 """How many cycles each program of a launch waits and issues: a scoreboard beside the emulator.
 
 A warp issues its instructions in order, each when its operands are there. A result is there after the latency
-of its instruction. Loads from global memory are reckoned with each of `LATENCIES` at once, so that `model` can
-interpolate to the latency of a card. Within a block instructions are sorted as an assembler would sort them:
-loads as early as their addresses are known. Nothing else runs on the processor; what programs take from each
-other there is the model's part.
+of its instruction. Loads from global memory are reckoned with each of `LATENCIES` at once, so that `model`
+can interpolate to the latency of a card. Within a block instructions are sorted as an assembler would sort
+them, loads as early as their addresses are known. Nothing else runs on the processor; what programs take from
+each other there is the model's part.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Cost(NamedTuple):
     reads: tuple[int, ...]
     fills: tuple[int, ...]
     latency: float | None
+    copy: str = ""  # "start", "commit" or "wait", of cp.async
+    ahead: int = 0  # groups of copies that a wait leaves in flight
 
     @property
     def late(self) -> bool:
@@ -76,23 +78,57 @@ def schedule(program: Program) -> list[list[Cost]]:
 
 
 def _cost(program: Program, action: Action) -> Cost:
+    ins = action.ins
     fills = {program.slot(operand) for operand, _ in action.step.results if operand != "_"}
-    return Cost(tuple(action.reads), tuple(fills), latency_of(action.ins.name))
+    copy, ahead = "", 0
+    if ins.opcode == "cp":
+        waits = ins.one_of("wait_group", "wait_all")
+        copy = "wait" if waits else "commit" if "commit_group" in ins.modifiers else "start"
+        ahead = int(ins.operands[0]) if waits == "wait_group" else 0
+    return Cost(tuple(action.reads), tuple(fills), latency_of(ins.name), copy, ahead)
 
 
 def _sorted(costs: list[Cost], late: set[int]) -> list[Cost]:
-    """By the earliest cycle of each; what may be late when the block begins is expected a little later."""
+    """By the earliest cycle of each; what may be late as the block begins is expected a little later. Copies
+    keep their order."""
     ready: dict[int, float] = {}
-    starts = []
+    starts, copied = [], 0.0
     for cost in costs:
-        starts.append(max((ready.get(slot, 50.0 if slot in late else 0.0) for slot in cost.reads), default=0.0))
-        ready.update(dict.fromkeys(cost.fills, starts[-1] + (cost.latency or LATENCIES[0])))
+        known = (ready.get(slot, 50.0 if slot in late else 0.0) for slot in cost.reads)
+        start = max(known, default=0.0)
+        if cost.copy:
+            start = copied = max(start, copied)
+        starts.append(start)
+        ready.update(dict.fromkeys(cost.fills, start + (cost.latency or LATENCIES[0])))
     return [costs[place] for place in sorted(range(len(costs)), key=lambda place: (starts[place], place))]
 
 
+Warps = slice | np.ndarray
+
+
+class Copies:
+    """When the groups of cp.async that warps have in flight arrive."""
+
+    MOST = 8  # groups in flight
+
+    def __init__(self, warps: int):
+        self.open = np.zeros((len(LATENCIES), warps), np.float32)  # copies not yet committed
+        self.groups = np.zeros((self.MOST, len(LATENCIES), warps), np.float32)  # the latest first
+
+    def start(self, warps: Warps, there: np.ndarray) -> None:
+        self.open[:, warps] = np.maximum(self.open[:, warps], there)
+
+    def commit(self, warps: Warps) -> None:
+        arriving = self.groups[..., warps]
+        self.groups[..., warps] = np.concatenate([self.open[None, :, warps], arriving[:-1]])
+        self.open[:, warps] = 0
+
+    def arrival(self, warps: Warps, ahead: int) -> np.ndarray:
+        return self.groups[ahead:, :, warps].max(0)
+
+
 class Timeline(Tally):
-    """Counts, and beside them when each warp of a batch is where; `programs` has the cycles of each program
-    [latencies, programs], `new` the bytes that no launch before has read."""
+    """Counts, and beside them how far each warp of a batch is."""
 
     def __init__(self, program: Program):
         super().__init__(program)
@@ -108,23 +144,35 @@ class Timeline(Tally):
         if group.batch is not self.batch:
             self._begin(group.batch)
         elif group.batch.epoch != self.epoch:
-            self.epoch = group.batch.epoch
-            by_program = self.clock.reshape(len(LATENCIES), -1, self.warps)
-            by_program[:] = by_program.max(2, keepdims=True) + BARRIER
+            self._pass_barrier()
         whole = group.size == self.batch.threads
-        self._run(block, slice(None) if whole else np.unique(group.threads >> 5))
+        warps = slice(None) if whole else np.unique(group.threads >> 5)
+        self._run(block, warps)
+        if block.exit == "barrier":
+            self.waiting[warps] = True
 
     def _begin(self, batch: Batch) -> None:
         self._end()
         self.batch, self.epoch = batch, batch.epoch
         self.clock = np.zeros((len(LATENCIES), batch.threads // 32), np.float32)
+        self.waiting = np.zeros(batch.threads // 32, bool)  # at a barrier
         self.ready: dict[int, np.ndarray] = {}  # when late registers are there, of all warps
+        self.copies = Copies(batch.threads // 32)
+
+    def _pass_barrier(self) -> None:
+        """The warps of a program go on together."""
+        self.epoch = self.batch.epoch
+        shape = (-1, self.warps)
+        opened = self.waiting.reshape(shape).any(1)
+        by_program = self.clock.reshape(len(LATENCIES), *shape)
+        by_program[:, opened] = by_program[:, opened].max(2, keepdims=True) + BARRIER
+        self.waiting[:] = False
 
     def _end(self) -> None:
         if self.batch is not None:
             self.finished.append(self.clock.reshape(len(LATENCIES), -1, self.warps).max(2))
 
-    def _run(self, block: Block, warps: slice | np.ndarray) -> None:
+    def _run(self, block: Block, warps: Warps) -> None:
         now = self.clock[:, warps]
         begin = now
         local: dict[int, np.ndarray] = {}
@@ -137,6 +185,8 @@ class Timeline(Tally):
                     local[slot] = there = self.ready[slot][:, warps]
                 if there is not None:
                     now = np.maximum(now, there)
+            if cost.copy:
+                now = self._copy(cost, warps, now)
             there = now + (memory if cost.latency is None else cost.latency)
             for slot in cost.fills:
                 local[slot] = there
@@ -150,7 +200,16 @@ class Timeline(Tally):
             now = now + BRANCH
         self.clock[:, warps] = now
 
-    def _keep(self, slot: int, warps: slice | np.ndarray, there: np.ndarray) -> None:
+    def _copy(self, cost: Cost, warps: Warps, now: np.ndarray) -> np.ndarray:
+        if cost.copy == "start":
+            self.copies.start(warps, now + np.array(LATENCIES, np.float32)[:, None])
+        elif cost.copy == "commit":
+            self.copies.commit(warps)
+        else:
+            now = np.maximum(now, self.copies.arrival(warps, cost.ahead))
+        return now
+
+    def _keep(self, slot: int, warps: Warps, there: np.ndarray) -> None:
         if isinstance(warps, slice):
             self.ready[slot] = there
             return
