@@ -122,10 +122,10 @@ class AttentionCall:
         one = facts.of_call(self.call(1), archs)
         counted: Counted = {arch: {} for arch in archs}
         for batch in batches:
-            grids = programs_of(self.call(batch))
+            launched = programs_of(self.call(batch))
             for arch in archs:
-                scaled = _scaled(one[arch], batch)
-                counted[arch][batch] = [[_divided(*pair) for pair in zip(scaled, grids, strict=True)]]
+                known = {launch.name: launch for launch in _scaled(one[arch], batch)}
+                counted[arch][batch] = [[_divided(known[name], programs) for name, programs in launched]]
         return counted
 
 
@@ -144,11 +144,11 @@ class CommitCall:
         }
 
 
-def programs_of(call: Callable[[], object]) -> list[int]:
-    """Of the launches of a call, which is not run."""
+def programs_of(call: Callable[[], object]) -> list[tuple[str, int]]:
+    """Name and programs of each launch of a call, which is not run."""
     with ptx_emulator.active(80, reach="live", compile_only=True), ptx_emulator.count() as launches:
         call()
-    return [math.prod(launch.grid) for launch in launches]
+    return [(launch.name, math.prod(launch.grid)) for launch in launches]
 
 
 def _scaled(launches: Sequence[Facts], share: float) -> list[Facts]:
