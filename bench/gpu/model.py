@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .cards import Card
 
-LATENCIES = (250.0, 750.0)  # cycles of a load from global memory with which chains are reckoned
+LATENCIES = (250.0, 750.0)  # cycles of a load of a row with which chains are reckoned
 GAP = 1.3e-6  # seconds between two launches of a captured graph: an estimate
 START = 300.0  # cycles until a program runs its first instruction and its place is free again: an estimate
 PORT = 64  # bytes a cycle between a processor and the second-level cache

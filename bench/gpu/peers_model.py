@@ -22,43 +22,43 @@ ALONE = 130 << 10  # bytes of shared memory with which no second program fits: a
 CHAIN_32000 = Facts(  # FlashInfer's chain_speculative_sampling, 8 requests, K = 5
     "chain", programs=8, warps=32, registers=48, shared=8192,
     pipes={"issue": 358e3, "alu": 154e3, "imad": 39.9e3, "memory": 42.2e3, "fma": 56.2e3, "special": 1.38e3},
-    chain=(31300, 43200), longest=(42300, 56800),
+    chain=(31300, 37200), longest=(42300, 50300),
     new=1922336, again=0, written=256, requested=3107840,
 )  # fmt: skip
 CHAIN_8 = Facts(  # V = 128256, 8 requests, K = 8
     "chain", programs=8, warps=32, registers=48, shared=8192,
     pipes={"issue": 1.01e6, "alu": 426e3, "imad": 75.4e3, "memory": 129e3, "fma": 189e3, "special": 4.18e3},
-    chain=(95700, 125000), longest=(135000, 173000),
+    chain=(95700, 119000), longest=(135000, 166000),
     new=7699328, again=0, written=352, requested=11740160,
 )  # fmt: skip
 CHAIN_5 = Facts(  # V = 128256, 8 requests, K = 5
     "chain", programs=8, warps=32, registers=48, shared=8192,
     pipes={"issue": 994e3, "alu": 426e3, "imad": 60.3e3, "memory": 122e3, "fma": 191e3, "special": 4.39e3},
-    chain=(96900, 126000), longest=(130000, 164000),
+    chain=(96900, 121000), longest=(130000, 161000),
     new=6671776, again=0, written=256, requested=10380288,
 )  # fmt: skip
 TOP_P = Facts(  # FlashInfer's top-p sampling from probabilities, p = 0.9, 16 rows of 131072 by Zipf's law
     "top-p", programs=16, warps=32, registers=32, shared=8192,
     pipes={"issue": 1.7e6, "alu": 940e3, "imad": 111e3, "memory": 135e3, "fma": 260e3, "special": 10.3e3},
-    chain=(72500, 100000), longest=(126000, 175000),
+    chain=(72500, 99500), longest=(126000, 174000),
     new=8388672, again=0, written=96, requested=14174208,
 )  # fmt: skip
 MASK_BOTH = Facts(  # vLLM's Triton kernel, top-k 100 and top-p 0.9, 16 such rows
     "mask", programs=16, warps=4, registers=255, shared=ALONE,
     pipes={"issue": 4.99e6, "alu": 2.97e6, "imad": 888e3, "memory": 632e3, "fma": 356e3, "special": 20e3},
-    chain=(257000, 299000), longest=(264000, 307000),
+    chain=(257000, 273000), longest=(264000, 280000),
     new=8732192, again=0, written=8732032, requested=61889536,
 )  # fmt: skip
 MASK_TOP_K = Facts(  # the same, top-k 50
     "mask", programs=16, warps=4, registers=255, shared=ALONE,
     pipes={"issue": 3.88e6, "alu": 2.4e6, "imad": 778e3, "memory": 496e3, "fma": 93.4e3, "special": 8.16e3},
-    chain=(176000, 199000), longest=(181000, 204000),
+    chain=(176000, 193000), longest=(181000, 197000),
     new=8732128, again=0, written=8732032, requested=34769792,
 )  # fmt: skip
 MASK_TOP_P = Facts(  # the same, top-p 0.9
     "mask", programs=16, warps=4, registers=255, shared=ALONE,
     pipes={"issue": 11.8e6, "alu": 6.69e6, "imad": 1.58e6, "memory": 1.22e6, "fma": 1.95e6, "special": 159e3},
-    chain=(591000, 704000), longest=(665000, 792000),
+    chain=(591000, 616000), longest=(665000, 690000),
     new=9701056, again=0, written=9700960, requested=207174464,
 )  # fmt: skip
 

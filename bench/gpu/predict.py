@@ -74,7 +74,7 @@ class Aim:
             base = self.us[place] if self.us else totals[self.other, H100.name, batch]
             bound, of = self.times * base, self.other or (f"{base:g}" if self.times != 1 else "")
             words = f"{self.times:g} x {of}" if of else f"{bound:g}"
-            state = "met" if found <= bound else f"missed by {found / bound:.2g}"
+            state = "met" if found <= bound else f"missed, {found / bound:.3g} times"
             yield self.call, str(batch), words, f"{found:.3g}", state
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many cycles each program of a launch waits and issues: a scoreboard beside the emulator.
 
-A warp issues its instructions in order, each when its operands are there. A result is there after the latency
-of its instruction. Loads from global memory are reckoned with each of `LATENCIES` at once, so that `model`
-can interpolate to the latency of a card. Within a block instructions are sorted as an assembler would sort
-them, loads as early as their addresses are known. Nothing else runs on the processor; what programs take from
-each other there is the model's part.
+A warp issues its instructions in order, each when its operands are there. A result is there after the
+latency of its instruction. Loads of rows are reckoned with each of `LATENCIES` at once, so that `model` can
+interpolate to the latency of a card. Within a block instructions are sorted as an assembler would sort them,
+loads as early as their addresses are known. Nothing else runs on the processor; what programs take from each
+other there is the model's part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FUNCTIONS = ("ex2", "lg2", "rcp", "sqrt", "rsqrt", "tanh", "sin", "cos")
 
 
 def latency_of(name: str) -> float | None:
-    """Cycles until the result of an instruction of PTX can be used; None: as memory takes."""
+    """Cycles until the result of an instruction of PTX can be used; None: those of a load of a row."""
     opcode, *modifiers = name.split(".")
     wide = "f64" in modifiers
     if opcode in ("ld", "ldu", "atom", "red"):
@@ -43,7 +43,7 @@ def latency_of(name: str) -> float | None:
         if "shared" in modifiers or "local" in modifiers:
             return SHARED if opcode.startswith("ld") else 2 * SHARED
         if opcode.startswith("ld"):
-            return None
+            return None if _reads_rows(modifiers) else LATENCIES[0]
         return ORDERED if {"acq_rel", "acquire", "release"} & set(modifiers) else ATOMIC
     if opcode in ("div", "rem", "sqrt", "rcp") and "approx" not in modifiers:
         return WIDE_DIVISION if wide else DIVISION
@@ -52,6 +52,12 @@ def latency_of(name: str) -> float | None:
     known = {"fence": FENCE, "membar": FENCE, "shfl": SHUFFLE, "redux": SHUFFLE, "vote": SHUFFLE}
     known |= {"mma": MATRIX, "ldmatrix": MATRIX}
     return known.get(opcode, DOUBLE if wide else ALU)
+
+
+def _reads_rows(modifiers: list[str]) -> bool:
+    """Whether a load is of rows or caches. Scalars of four or eight bytes are parameters, scratch and tables,
+    which some program has brought to the second-level cache."""
+    return bool({"v2", "v4", "v8"} & set(modifiers)) or modifiers[-1][1:] in ("8", "16")
 
 
 class Cost(NamedTuple):
