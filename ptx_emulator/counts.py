@@ -7,14 +7,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from .program import Block, Program
-
-if TYPE_CHECKING:
-    from .machine import Group
 
 SECTOR = 32
 PAGE_BITS = 15  # sectors of a page, as a power of 2: a mebibyte
@@ -72,8 +69,8 @@ class Tally:
         self.warps_through = Counter()  # block -> warps
         self.touched = {"ld": Touched(), "st": Touched()}
 
-    def enter(self, block: Block, group: Group) -> None:
-        """A group is about to execute a block. Of guarded instructions `guarded` tells."""
+    def enter(self, block: Block, group: Any) -> None:
+        """A group of the machine's is about to execute a block. Of guarded instructions `guarded` tells."""
         self.warps_through[block.index] += group.warps
         self.counts["thread_insts"] += block.unguarded * group.size
 

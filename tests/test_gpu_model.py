@@ -129,7 +129,7 @@ def chased(loads: int, dependent: bool = True):
     return launches[0]
 
 
-@pytest.mark.parametrize("loads", [1, 5, 40])
+@pytest.mark.parametrize("loads", [1, 40])
 def test_dependent_loads_wait_for_each_other(loads):
     near, far = chased(loads).tally.programs.T[0]
     assert far - near == pytest.approx(500 * loads)
