@@ -128,15 +128,15 @@ def write() -> None:
         ("Figures to reach, H100", aims(totals)),
         ("Other projects, predicted us", peers(cards, BATCHES[VERIFY])),
     ]
-    text = PAGE.read_text()
-    text = text[: text.index(MARK)] + MARK
+    written = ""
     for title, lines in sections:
-        text += f"\n## {title}\n\n"
+        written += f"\n## {title}\n\n"
         print(f"\n{title}\n", flush=True)
         for line in lines:
-            text += line + "\n"
+            written += line + "\n"
             print(line, flush=True)
-    PAGE.write_text(text)
+    text = PAGE.read_text()
+    PAGE.write_text(text[: text.index(MARK)] + MARK + written)
 
 
 def main() -> None:
