@@ -3,7 +3,7 @@
 
 Sources: NVIDIA's whitepapers and data sheets of A100, H100 (SXM5) and B200 for clocks, processors, caches and
 bandwidths; the table of arithmetic throughput in the CUDA C++ Programming Guide for rates; Luo et al.,
-arXiv:2402.13499 and 2501.12084, for the latencies of A100 and H100. Figures without a public source are
+arXiv:2402.13499 and 2501.12084, for the latencies of A100 and H800. Figures without a public source are
 estimates, and marked so.
 """
 

@@ -80,7 +80,8 @@ def launch_time(facts: Facts, card: Card, kept: bool) -> Time:
     waves = math.ceil(busiest / resident(facts, card))
     dram = facts.new + (0 if kept else facts.again + facts.written)
     far = facts.new + (0 if kept else facts.again)
-    load = card.l2_latency + (card.dram_latency - card.l2_latency) * far / max(facts.new + facts.again, 1)
+    missing = min(1.0, far / max(facts.requested, 1))  # share of what is asked for
+    load = card.l2_latency + (card.dram_latency - card.l2_latency) * missing
     chain, longest = latency(facts.chain, load) + START, latency(facts.longest, load) + START
     parts = {"latency": card.seconds((waves - 1) * chain + longest)}
     for pipe, count in facts.pipes.items():

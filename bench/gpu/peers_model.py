@@ -19,19 +19,56 @@ from .model import Facts
 COUNTED, STATED, PARTLY = "emulated", "stated passes", "emulated; softmax stated"
 ALONE = 130 << 10  # bytes of shared memory with which no second program fits: a program to a processor
 
-CHAIN_32000 = Facts(  # FlashInfer's chain_speculative_sampling, 8 requests, K = 5
+# FlashInfer's kernels for probabilities of uniform random numbers, as in its own benchmark.
+CHAIN_32000 = Facts(  # chain_speculative_sampling, 8 requests, K = 5, V = 32000
     "chain", programs=8, warps=32, registers=48, shared=8192,
-    pipes={"issue": 358e3, "alu": 154e3, "imad": 39.9e3, "memory": 42.2e3, "fma": 56.2e3, "special": 1.38e3},
-    chain=(31300, 37200), longest=(42300, 50300),
-    new=1922336, again=0, written=256, requested=3107840,
+    pipes={"issue": 373e3, "alu": 161e3, "imad": 40.8e3, "memory": 45.3e3, "fma": 58.7e3, "special": 1.63e3},
+    chain=(32100, 38400), longest=(38000, 45500),
+    new=1794400, again=0, written=256, requested=3048448,
 )  # fmt: skip
-CHAIN_8 = Facts(  # V = 128256, 8 requests, K = 8
+CHAIN_8 = Facts(  # the same, K = 8, V = 128256
     "chain", programs=8, warps=32, registers=48, shared=8192,
-    pipes={"issue": 1.01e6, "alu": 426e3, "imad": 75.4e3, "memory": 129e3, "fma": 189e3, "special": 4.18e3},
-    chain=(95700, 119000), longest=(135000, 166000),
-    new=7699328, again=0, written=352, requested=11740160,
+    pipes={"issue": 1.02e6, "alu": 433e3, "imad": 75.2e3, "memory": 130e3, "fma": 190e3, "special": 4.33e3},
+    chain=(97600, 121000), longest=(135000, 166000),
+    new=8212288, again=0, written=352, requested=12436480,
 )  # fmt: skip
-CHAIN_5 = Facts(  # V = 128256, 8 requests, K = 5
+SAMPLING_32000 = Facts(  # sampling_from_probs, 32 rows of 32000
+    "sampling", programs=32, warps=32, registers=43, shared=8192,
+    pipes={"issue": 618e3, "alu": 315e3, "imad": 57.2e3, "memory": 69.7e3, "fma": 70.9e3, "special": 4.61e3},
+    chain=(13600, 15900), longest=(19400, 22900),
+    new=2342912, again=0, written=160, requested=2344960,
+)  # fmt: skip
+SAMPLING = Facts(  # the same, 64 rows of 128256
+    "sampling", programs=64, warps=32, registers=43, shared=8192,
+    pipes={"issue": 3.19e6, "alu": 1.74e6, "imad": 235e3, "memory": 346e3, "fma": 357e3, "special": 30.8e3},
+    chain=(37500, 45000), longest=(76100, 92100),
+    new=15717376, again=0, written=320, requested=15721472,
+)  # fmt: skip
+MIN_P_32000 = Facts(  # min_p_sampling_from_probs, 0.1, 32 rows of 32000
+    "min-p", programs=32, warps=32, registers=32, shared=8192,
+    pipes={"issue": 1.06e6, "alu": 569e3, "imad": 98.1e3, "memory": 105e3, "fma": 111e3, "special": 6.66e3},
+    chain=(23200, 33400), longest=(28800, 40300),
+    new=4096128, again=0, written=160, requested=10633216,
+)  # fmt: skip
+MIN_P = Facts(  # the same, 0.05, 32 rows of 128256
+    "min-p", programs=32, warps=32, registers=32, shared=8192,
+    pipes={"issue": 3.11e6, "alu": 1.81e6, "imad": 264e3, "memory": 268e3, "fma": 330e3, "special": 18.7e3},
+    chain=(70700, 111000), longest=(96700, 143000),
+    new=16416896, again=0, written=160, requested=41533440,
+)  # fmt: skip
+TOP_P_32000 = Facts(  # top_p_sampling_from_probs, 0.9, 32 rows of 32000
+    "top-p", programs=32, warps=32, registers=32, shared=8192,
+    pipes={"issue": 1.25e6, "alu": 635e3, "imad": 83.4e3, "memory": 117e3, "fma": 190e3, "special": 6.48e3},
+    chain=(26300, 34100), longest=(48300, 62300),
+    new=4096128, again=0, written=160, requested=8171520,
+)  # fmt: skip
+TOP_P_128256 = Facts(  # the same, 0.95, 32 rows of 128256
+    "top-p", programs=32, warps=32, registers=32, shared=8192,
+    pipes={"issue": 3.22e6, "alu": 1.79e6, "imad": 214e3, "memory": 247e3, "fma": 505e3, "special": 18.1e3},
+    chain=(67400, 93600), longest=(121000, 169000),
+    new=16416896, again=0, written=160, requested=27119616,
+)  # fmt: skip
+CHAIN_5 = Facts(  # chain_speculative_sampling where 0.7 are accepted, 8 requests, K = 5, V = 128256
     "chain", programs=8, warps=32, registers=48, shared=8192,
     pipes={"issue": 994e3, "alu": 426e3, "imad": 60.3e3, "memory": 122e3, "fma": 191e3, "special": 4.39e3},
     chain=(96900, 121000), longest=(130000, 161000),
@@ -94,7 +131,8 @@ class Published:
         return self.predicted / self.published
 
 
-FLASHINFER, VLLM = "flashinfer#5201", "vllm#40376"
+FLASHINFER = "FlashInfer 0.6.2, benchmarks/samples"
+VLLM = "vllm#40376"
 
 
 def _top_p(count: int) -> tuple[Facts, ...]:
@@ -106,6 +144,12 @@ PUBLISHED = (
         "FlashInfer chain_speculative_sampling, 16 x 5 x 32000", FLASHINFER, 27, (CHAIN_32000.times(2),)
     ),
     Published("FlashInfer chain_speculative_sampling, 32 x 8 x 128256", FLASHINFER, 78, (CHAIN_8.times(4),)),
+    Published("FlashInfer sampling_from_probs, 32 x 32000", FLASHINFER, 14, (SAMPLING_32000,)),
+    Published("FlashInfer sampling_from_probs, 64 x 128256", FLASHINFER, 43, (SAMPLING,)),
+    Published("FlashInfer min_p_sampling_from_probs, 32 x 32000", FLASHINFER, 13, (MIN_P_32000,)),
+    Published("FlashInfer min_p_sampling_from_probs, 32 x 128256", FLASHINFER, 42, (MIN_P,)),
+    Published("FlashInfer top_p_sampling_from_probs, 32 x 32000", FLASHINFER, 23, (TOP_P_32000,)),
+    Published("FlashInfer top_p_sampling_from_probs, 32 x 128256", FLASHINFER, 72, (TOP_P_128256,)),
     Published("FlashInfer top-p, 64 rows", VLLM, 106, _top_p(64), PARTLY),
     Published("FlashInfer top-p, 128 rows", VLLM, 139, _top_p(128), PARTLY),
     Published("FlashInfer top-p, 512 rows", VLLM, 372, _top_p(512), PARTLY),
