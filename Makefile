@@ -46,6 +46,7 @@ bench-generate: $(VENV)/demo
 
 gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu
+	$(BIN)/python -m bench.gpu.predict
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

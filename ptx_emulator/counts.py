@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -68,10 +69,10 @@ class Tally:
         self.warps_through = Counter()  # block -> warps
         self.touched = {"ld": Touched(), "st": Touched()}
 
-    def enter(self, block: Block, threads: int, warps: int) -> None:
-        """A group is about to execute a block. Of guarded instructions `guarded` tells."""
-        self.warps_through[block.index] += warps
-        self.counts["thread_insts"] += block.unguarded * threads
+    def enter(self, block: Block, group: Any) -> None:
+        """A group of the machine's is about to execute a block. Of guarded instructions `guarded` tells."""
+        self.warps_through[block.index] += group.warps
+        self.counts["thread_insts"] += block.unguarded * group.size
 
     def guarded(self, threads: int, guard: np.ndarray, negated: bool) -> None:
         taken = int(np.count_nonzero(guard)) if guard.ndim else int(guard) * threads
@@ -117,6 +118,7 @@ class Launch:
     ptx: str = field(repr=False)
     n: Counter = field(default_factory=Counter)
     ops: Counter = field(default_factory=Counter, repr=False)  # warp instructions by name
+    tally: Tally | None = field(default=None, repr=False)  # what counted it
 
     def __str__(self) -> str:
         counts = " ".join(f"{name}={value}" for name, value in self.n.items() if value)
@@ -125,6 +127,10 @@ class Launch:
 
 class Launches(list):
     """The launches made inside `with count() as launches`."""
+
+    def __init__(self, tally: type[Tally] = Tally):
+        super().__init__()
+        self.tally = tally
 
     def total(self) -> Counter:
         return sum((launch.n for launch in self), Counter())
@@ -152,9 +158,13 @@ counting: list[Launches] = []
 
 
 @contextlib.contextmanager
-def count() -> Iterator[Launches]:
-    """Collect the launches made inside, and count what they do."""
-    launches = Launches()
+def count(tally: type[Tally] = Tally) -> Iterator[Launches]:
+    """Collect the launches made inside, and count what they do.
+
+    Args:
+        tally: what counts; of nested calls the innermost decides.
+    """
+    launches = Launches(tally)
     counting.append(launches)
     try:
         yield launches

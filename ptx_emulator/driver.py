@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver, decompose_descriptor, wrap_handle_tensordesc_impl
 
 from . import program
-from .counts import Launch, Tally, counting
+from .counts import Launch, counting
 from .errors import PTXError
 from .machine import Machine
 from .memory import GlobalMemory, Region
@@ -95,7 +95,7 @@ def _run(launch: Launch, arguments: list[tuple[str, object]]) -> None:
         regions[symbol] = Region(data.ctypes.data, data.ctypes.data + data.nbytes, symbol)
     others = [region(tensor, "a mapped tensor", options.bounds) for group in _mapped for tensor in group]
     memory = GlobalMemory(regions, others, _live.find if options.reach == "live" else None)
-    tally = Tally(ready) if counting else None
+    launch.tally = tally = counting[-1].tally(ready) if counting else None
     machine = Machine(
         ready,
         launch.shared,

@@ -19,9 +19,10 @@ def is_control(ins: Instruction) -> bool:
 
 
 def block_starts(kernel: Kernel) -> list[int]:
-    """Where blocks begin: at labels and after branches and barriers."""
+    """Where blocks begin: at labels that branches name, and after branches and barriers."""
     after = (place + 1 for place, ins in enumerate(kernel.instructions) if is_control(ins))
-    starts = {0, *kernel.labels.values(), *after}
+    targets = (kernel.labels[ins.operands[0]] for ins in kernel.instructions if ins.opcode == "bra")
+    starts = {0, *targets, *after}
     return sorted(start for start in starts if start < len(kernel.instructions))
 
 

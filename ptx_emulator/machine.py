@@ -243,7 +243,7 @@ class Machine:
             group = ready.pop() if len(ready) == 1 else self._hindmost(ready)
             block = blocks[group.block]
             if batch.tally:
-                batch.tally.enter(block, group.size, group.warps)
+                batch.tally.enter(block, group)
             if block.run is None:
                 block.run, block.at_line = function(self.program, block)
             try:

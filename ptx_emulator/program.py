@@ -56,6 +56,7 @@ class Program:
     """A compiled module. It holds no state of a launch."""
 
     def __init__(self, ptx: str):
+        self.ptx = ptx
         self.kernel = kernel = parse(ptx)
         parameters = {name: type_ for name, type_, _ in kernel.parameters}
         self.types = {**SPECIAL, **parameters, **kernel.registers}

@@ -123,7 +123,7 @@ def _rejected(parents: tuple[int, ...], out: sdk.Verified, whole_subtrees: bool)
     return sum(map(size, tried + children[path[-1]]))
 
 
-def _commit_kv(layers: int = 32, batch: int = 8, heads: int = 8, head: int = 128, page: int = 16) -> Call:
+def commit_kv(layers: int = 32, batch: int = 8, heads: int = 8, head: int = 128, page: int = 16) -> Call:
     """3 of 4 kept rows of each request move, 24 in all, of 2 KB."""
     g = torch.Generator().manual_seed(0)
     tree = same_trees([-1, 0, 0, 2, 3, 0], batch)
@@ -180,7 +180,7 @@ SUITE = Suite(
                _goals(launches=4, moved=1.02))
               for rule_name, rule in (("match", "match"), ("token", "token"), ("traversal", "traversal"),
                                       ("typical", sdk.Typical()))),
-            ("commit_kv, 32 layers x 24 rows x 2 KB", _commit_kv,
+            ("commit_kv, 32 layers x 24 rows x 2 KB", commit_kv,
              _goals(launches=1, moved=1.005, instructions=4), "280 (SGLang)"),
             ("tree_attention, B = 2, N = 16, prefix 1024", partial(_tree_attention, 16),
              _goals(launches=2, requested=2, instructions=70, least_blocks=128), "247 (SGLang)"),
