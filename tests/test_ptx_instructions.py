@@ -327,8 +327,9 @@ def test_a_guard_keeps_the_old_value_where_it_does_not_hold(case):
     assert not got[::2].any()
 
 
-TESTED_ELSEWHERE = {  # tests/test_ptx_machine.py
+TESTED_ELSEWHERE = {  # tests/test_ptx_machine.py, test_ptx_wgmma.py
     *("ld", "ldu", "st", "atom", "red", "cp", "bar", "barrier", "trap", "mma", "ldmatrix", "stmatrix"),
+    "wgmma",
     *("shfl", "vote", "activemask", "redux"),
     *("membar", "fence", "griddepcontrol", "nanosleep", "prefetch", "discard", "applypriority"),
 }

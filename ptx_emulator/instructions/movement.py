@@ -56,7 +56,7 @@ def createpolicy(ins: Instruction) -> Step:
     return Step(lambda: np.uint64(0), [], [(ins.operands[0], "b64")])
 
 
-NOTHING = "membar fence griddepcontrol nanosleep prefetch discard applypriority bar barrier".split()
+NOTHING = "membar griddepcontrol nanosleep prefetch discard applypriority bar barrier".split()
 
 
 @instruction(*NOTHING)
