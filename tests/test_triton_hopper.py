@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import triton
@@ -15,7 +17,8 @@ if "triton" not in BACKENDS or DEVICE == "cuda":
 import ptx_emulator
 
 BF16, F16 = torch.bfloat16, torch.float16
-FENCED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)  # else such tiles are not used
+VERSION = [int(n) for n in re.findall(r"\d+", triton.__version__)[:3]]
+FENCED = VERSION >= [3, 7, 1]  # else such tiles are not used
 
 
 @pytest.mark.parametrize("wgmma, options", [
