@@ -51,8 +51,8 @@ test-triton: $(VENV)/package
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(OTHER)/rest
 	cp $(OTHER)/rest `$(OTHER)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
-	TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
-		-k "(triton or wgmma or neither_spill) and not counts" $(ARGS)
+	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
+		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)

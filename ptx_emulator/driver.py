@@ -259,7 +259,7 @@ def activate(arch: int = 80, **changes: object) -> None:
         raise TypeError(f"unknown options {sorted(unknown)}; there are {[f.name for f in fields(Options)]}")
     options = replace(options, **changes)
     knobs.runtime.kernel_load_start_hook = _remember
-    knobs.runtime.add_stages_inspection_hook = _leave_ptx  # before Triton 3.5 nobody calls it
+    knobs.runtime.add_stages_inspection_hook = _leave_ptx  # before Triton 3.6 nobody calls it
     triton.runtime.driver.set_active(EmulatorDriver(arch))
 
 
