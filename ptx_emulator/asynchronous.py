@@ -54,10 +54,10 @@ class InFlight:
     def __getitem__(self, chosen: np.ndarray) -> InFlight:
         return InFlight(self.values[chosen], self.group[chosen])
 
-    def _used(self, *_, **__):
+    def used(self, *_, **__):
         raise PTXError("a register is used while wgmma fills it; wgmma.wait_group has to come first")
 
-    __getattr__ = __array_ufunc__ = __array__ = __eq__ = __ne__ = __invert__ = _used  # type: ignore[assignment]
+    __getattr__ = __array_ufunc__ = __array__ = __eq__ = __ne__ = __invert__ = used  # type: ignore[assignment]
 
 
 def joined(values: Sequence[np.ndarray | InFlight]) -> np.ndarray | InFlight:

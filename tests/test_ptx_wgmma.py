@@ -213,6 +213,16 @@ def test_what_was_read_may_be_written_after_a_wait_and_a_barrier():
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("use", [
+    "mov.b32 %r9, %d0;", "max.f32 %r9, %r9, %d0;", "selp.b32 %r9, %d0, %r9, %p0;", "setp.eq.f32 %p1, %d0, %r9;",
+    "cvt.rn.bf16x2.f32 %r9, %d0, %d1;", "shfl.sync.idx.b32 %r9, %d0, 0, 31, -1;", "mov.b32 {%rs1, %rs2}, %d0;",
+    "@%p0 add.f32 %d0, %d0, %d0;", "st.shared.b32 [%r1+65536], %d0;",
+])  # fmt: skip
+def test_a_product_that_is_used_before_the_wait_is_noticed(use):
+    with pytest.raises(PTXError, match="wgmma.wait_group has to come first"):
+        multiply("bf16", 64, 128, change=change(r"wgmma\.wait_group.*?;", rf"{use} \g<0>"))
+
+
 def test_readers_may_fence_after_the_barrier():
     got, want = multiply("bf16", 64, 128, change=change(r"(fence\.proxy.*?;)(\s*bar.sync 0;)", r"\2 \1"))
     assert torch.equal(got, want)
