@@ -216,7 +216,8 @@ def test_what_was_read_may_be_written_after_a_wait_and_a_barrier():
 @pytest.mark.parametrize("use", [
     "mov.b32 %r9, %d0;", "max.f32 %r9, %r9, %d0;", "selp.b32 %r9, %d0, %r9, %p0;",
     "setp.eq.f32 %p1, %d0, %r9;", "cvt.rn.bf16x2.f32 %r9, %d0, %d1;", "mov.b32 {%rs1, %rs2}, %d0;",
-    "shfl.sync.idx.b32 %r9, %d0, 0, 31, -1;", "@%p0 add.f32 %d0, %d0, %d0;", "st.shared.b32 [%r1+65536], %d0;",
+    "shfl.sync.idx.b32 %r9, %d0, 0, 31, -1;", "@%p0 add.f32 %d0, %d0, %d0;",
+    "st.shared.b32 [%r1+65536], %d0;",
 ])  # fmt: skip
 def test_a_product_that_is_used_before_the_wait_is_noticed(use):
     with pytest.raises(PTXError, match="wgmma.wait_group has to come first"):
