@@ -178,6 +178,9 @@ CASES = [
     ("setp.num.f32 %d, %a, %b;", "f32 f32", "pred", [(2, 2, 1), (2, NAN, 0)]),
     ("setp.gt.bf16 %d, %a, %b;", "bf16 bf16", "pred", [(ONE_BF16, HALF_BF16, 1)]),
     ("setp.gt.f16 %d, %a, %b;", "f16 f16", "pred", [(1.5, -2, 1)]),
+    ("setp.nan.bf16x2 %d|%p7, %a, %b;", "b32 b32", "pred", [(0x3F807FFF, 0x3F803F80, 1), (0x7FFF3F80, 0, 0)]),
+    ("setp.nan.bf16x2 %p7|%d, %a, %b;", "b32 b32", "pred", [(0x3F807FFF, 0x3F803F80, 0), (0x7FFF3F80, 0, 1)]),
+    ("setp.gt.f16x2 %d|%p7, %a, %b;", "b32 b32", "pred", [(0x00003E00, 0x4000C000, 1)]),
     ("set.nan.f16x2.f16x2 %d, %a, %b;", "b32 b32", "b32", [(0x3C007E00, 0x3C003C00, 0x00003C00)]),
     ("set.gt.bf16x2.bf16x2 %d, %a, %b;", "b32 b32", "b32", [(0x3F804040, 0x40403F80, 0x00003F80)]),
     # floating point
