@@ -171,6 +171,13 @@ def test_products_of_every_width(columns):
     assert torch.equal(got, want)
 
 
+def test_signs_of_the_factors():
+    for signs, sign in (("-1, 1", -1), ("1, -1", -1), ("-1, -1", 1)):
+        mutation = change(r"1, 1, 0, 0;", f"{signs}, 0, 0;")
+        got, want = multiply("bf16", 16, 32, change=mutation)
+        assert torch.equal(got, sign * want)
+
+
 def change(pattern: str, replacement: str, count: int = 0):
     """A mutation of a text, which must change it."""
 
