@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
-.PHONY: test-fast test-pure sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -37,6 +37,22 @@ test-transformers: $(VENV)/package
 	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
 		tests/test_generate_processing.py tests/test_generate_hostile.py tests/test_custom_generate.py \
 		tests/test_drafters.py tests/test_models.py $(ARGS)
+
+# Operators of the triton backend as compiled for sm_90, in the emulator. Counts are those of sm_80.
+test-hopper: $(VENV)/package
+	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
+
+# The same operators, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
+# beside the packages in .venv.
+VERSION ?= 3.6.0
+OTHER := $(VENV)-triton-$(VERSION)
+test-triton: $(VENV)/package
+	rm -rf $(OTHER) && python3 -m venv $(OTHER)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(OTHER)/rest
+	cp $(OTHER)/rest `$(OTHER)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
+	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
+		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)

@@ -15,7 +15,7 @@ import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import GPUDriver, decompose_descriptor, wrap_handle_tensordesc_impl
+from triton.backends.driver import GPUDriver
 
 from . import program
 from .counts import Launch, counting
@@ -121,16 +121,12 @@ class Launcher:
 
     def __init__(self, source, metadata):
         self.metadata, self.signature = metadata, dict(source.signature)
-        descriptors = getattr(metadata, "tensordesc_meta", None)
-        self.launch = wrap_handle_tensordesc_impl(
-            self._launch, self.signature, descriptors, lambda value, *_: decompose_descriptor(value)
-        )
 
     def __call__(self, x, y, z, stream, loaded, packed, launch_metadata, enter, leave, *arguments):
         if enter is not None:
             enter(launch_metadata)
         if x * y * z:
-            self.launch((x, y, z), loaded, arguments)
+            self._launch((x, y, z), loaded, arguments)
         if leave is not None:
             leave(launch_metadata)
 
@@ -150,9 +146,19 @@ def _flatten(signature: object, value: object, name: str, given: list[tuple[str,
         for j, (inner, item) in enumerate(zip(signature, value, strict=True)):
             _flatten(inner, item, f"{name}.{j}", given)
     elif signature.startswith("tensordesc"):
-        given += [(f"{name}.{j}", item) for j, item in enumerate(value)]
+        given += [(f"{name}.{j}", item) for j, item in enumerate(_decomposed(value))]
     elif signature != "constexpr":
         given.append((name, value))
+
+
+def _decomposed(descriptor: object) -> list[object]:
+    """The parameters that a tensor descriptor stands for, where no TMA unit reads it: Triton passes its shape
+    and strides twice. Before Triton 3.7 there is no flag for the rounding."""
+    flags = [descriptor.padding == "nan"]
+    if hasattr(descriptor, "round_f32_to_tf32"):
+        flags.append(descriptor.round_f32_to_tf32)
+    sizes = [*descriptor.shape, *descriptor.strides]
+    return [descriptor.base, *sizes, *flags, *sizes]
 
 
 class Utils:
@@ -253,7 +259,7 @@ def activate(arch: int = 80, **changes: object) -> None:
         raise TypeError(f"unknown options {sorted(unknown)}; there are {[f.name for f in fields(Options)]}")
     options = replace(options, **changes)
     knobs.runtime.kernel_load_start_hook = _remember
-    knobs.runtime.add_stages_inspection_hook = _leave_ptx  # before Triton 3.5 nobody calls it
+    knobs.runtime.add_stages_inspection_hook = _leave_ptx  # before Triton 3.6 nobody calls it
     triton.runtime.driver.set_active(EmulatorDriver(arch))
 
 

@@ -13,9 +13,10 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from .asynchronous import AsyncCopies, AsyncProxy, joined
 from .counts import Tally
 from .errors import PTXError
-from .memory import BASE, PROCESS, AsyncCopies, GlobalMemory, LocalMemory, Places, Races
+from .memory import BASE, PROCESS, GlobalMemory, LocalMemory, Places, Races
 from .program import Block, Program
 from .source import NOBODY, function
 from .values import TYPES, raw
@@ -40,7 +41,16 @@ class Batch:
         self.copies = AsyncCopies(self.threads)
         self.epoch = 0  # barriers passed
         self.races = Races(ctas * self.shared.pitch) if races else None
+        self.proxy = None
+        if program.has_wgmma:
+            self.proxy = AsyncProxy(self.threads, self.per_cta, ctas * self.shared.pitch)
         self.tally: Tally | None = None
+
+    def barrier(self) -> None:
+        """All threads have met."""
+        self.epoch += 1
+        if self.proxy:
+            self.proxy.barrier()
 
     def check_race(self, thread: np.ndarray, place: np.ndarray, size: int, write: bool) -> None:
         if self.races:
@@ -126,6 +136,11 @@ class Group:
             batch.tally.local_access(space, kind, size, len(thread))
         if space == "shared" and kind in ("ld", "st"):
             batch.check_race(thread, found, size, kind == "st")
+        if space == "shared" and batch.proxy:
+            if kind == "copy":
+                batch.proxy.start(found)
+            elif kind != "ld":
+                batch.proxy.write(thread, found)
         return memory.bytes, found
 
     def part(self, chosen: np.ndarray, block: Block | None, index: int) -> Group:
@@ -148,9 +163,8 @@ def merged(groups: list[Group], block: Block) -> Group:
         if all(value.ndim == 0 and value == values[0] for value in values):
             registers[slot] = values[0]
         else:
-            registers[slot] = np.concatenate(
-                [group.full(value) for group, value in zip(groups, values, strict=True)]
-            )[order]
+            values = [group.full(value) for group, value in zip(groups, values, strict=True)]
+            registers[slot] = joined(values)[order]
     return Group(first.batch, threads[order], registers, first.block)
 
 
@@ -300,7 +314,7 @@ class Machine:
     def _release(self, batch: Batch, waiting: list[Group]) -> None:
         """All threads that have not returned wait at barriers; those of a CTA have to be at the same one."""
         if len(waiting) == 1:
-            batch.epoch += 1
+            batch.barrier()
             return
         cta = np.concatenate([group.cta for group in waiting])
         block = np.concatenate([np.full(group.size, group.block) for group in waiting])
@@ -308,7 +322,7 @@ class Machine:
         np.minimum.at(first, cta, block)
         if (block != first[cta]).any():
             raise PTXError(f"{self.program.kernel.name}: threads of a CTA wait at different barriers")
-        batch.epoch += 1
+        batch.barrier()
 
 
 def _explain(error: Exception, program: Program, block: Block) -> None:

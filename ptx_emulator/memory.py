@@ -141,30 +141,3 @@ class Races:
     @staticmethod
     def _other(last: np.ndarray, key: np.ndarray) -> np.ndarray:
         return ((last >> 8) == (key >> 8)) & (last != key)
-
-
-class AsyncCopies:
-    """cp.async: bytes arrive when the thread that copied them waits for their group."""
-
-    def __init__(self, threads: int):
-        self.group = np.zeros(threads, np.int64)  # the number of groups that each thread has committed
-        self.pending: list[tuple[np.ndarray, ...]] = []  # thread, group, place, words [n, words]
-
-    def start(self, thread: np.ndarray, place: np.ndarray, data: np.ndarray) -> None:
-        self.pending.append((thread, self.group[thread], place, data))
-
-    def commit(self, thread: np.ndarray) -> None:
-        self.group[thread] += 1
-
-    def arrive(self, waiting: np.ndarray, ahead: int) -> list[tuple[np.ndarray, ...]]:
-        """The copies of waiting threads (a flag per thread), but for their last `ahead` groups (-1: nor do
-        they need to be committed), as (thread, place, words)."""
-        arrived, kept = [], []
-        for thread, group, place, data in self.pending:
-            done = waiting[thread] & (group < self.group[thread] - ahead)
-            if done.any():
-                arrived.append((thread[done], place[done], data[done]))
-            if not done.all():
-                kept.append((thread[~done], group[~done], place[~done], data[~done]))
-        self.pending = kept
-        return arrived

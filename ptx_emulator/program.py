@@ -12,7 +12,7 @@ import numpy as np
 from . import flow
 from .errors import PTXError
 from .instructions import Step, translate
-from .parse import Instruction, parse, register_of
+from .parse import Instruction, elements, parse, register_of
 from .values import raw
 
 SPECIAL = {  # registers that are there from the start
@@ -61,6 +61,7 @@ class Program:
         parameters = {name: type_ for name, type_, _ in kernel.parameters}
         self.types = {**SPECIAL, **parameters, **kernel.registers}
         self.tables = {symbol: np.frombuffer(data, np.uint8) for symbol, data in kernel.tables.items()}
+        self.has_wgmma = any(ins.opcode == "wgmma" for ins in kernel.instructions)
         self.slots: dict[str, int] = {}  # register -> place in the list
         starts = flow.block_starts(kernel)
         ends = [*starts[1:], len(kernel.instructions)]
@@ -69,6 +70,8 @@ class Program:
             for index, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
         self._bodies()
+        for block in self.blocks if self.has_wgmma else ():
+            _check_wgmma_fences(block)
         self._exits({start: index for index, start in enumerate([*starts, len(kernel.instructions)])})
         self._liveness()
 
@@ -144,6 +147,22 @@ def _with_pointers(ins: Instruction, origin: Callable[[str], frozenset[str]]) ->
     if not address or "param" in ins.modifiers:
         return ins
     return replace(ins, pointers=origin(register_of(address[-1])))
+
+
+def _check_wgmma_fences(block: Block) -> None:
+    """wgmma.fence lies between other uses of the registers that `wgmma.mma_async` works on, and this."""
+    fenced, filled = False, set()
+    for action in block.body:
+        ins = action.ins
+        if ins.opcode != "wgmma":
+            filled |= {register for register, _ in action.step.results}
+        elif "fence" in ins.modifiers:
+            fenced, filled = True, set()
+        elif "mma_async" in ins.modifiers:
+            matrices = [operand for operand in ins.operands[:2] if operand.startswith("{")]
+            used = {name for operand in matrices for name in elements(operand)}
+            if not fenced or used & filled:
+                raise PTXError(f"no wgmma.fence before wgmma in its block: {ins.text}")
 
 
 @lru_cache(maxsize=1024)

@@ -23,10 +23,11 @@ QUICK = [backend for backend in BACKENDS if backend != "triton" or DEVICE != "cp
 
 def emulate_gpu() -> None:
     """Where there is no GPU, Triton's kernels run from their PTX on CPU tensors. They may touch any tensor
-    that lives: caches are reached through a table of their addresses."""
+    that lives: caches are reached through a table of their addresses. SPECDEC_TEST_ARCH is what they are
+    compiled for."""
     if DEVICE == "cpu" and "triton" in BACKENDS:
         import ptx_emulator
         from specdec_kernels.triton import dispatch
 
-        ptx_emulator.activate(80, reach="live")
+        ptx_emulator.activate(int(os.environ.get("SPECDEC_TEST_ARCH", 80)), reach="live")
         dispatch.Launch.checked = True

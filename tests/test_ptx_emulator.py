@@ -290,7 +290,7 @@ def _layout_kernel(x, out, BLOCK: tl.constexpr):
     tl.store(out + BLOCK + i, tl.reshape(tl.trans(tl.reshape(v, (BLOCK // 8, 8))), (BLOCK,)))
     tl.debug_barrier()
     tl.store(out + 2 * BLOCK + i, tl.gather(v, i * 7 % BLOCK, 0))
-    tl.store(out + 3 * BLOCK + i, tl.flip(v))
+    tl.store(out + 3 * BLOCK + i, tl.flip(v, 0))
 
 
 def test_layouts():

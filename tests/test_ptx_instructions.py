@@ -178,6 +178,9 @@ CASES = [
     ("setp.num.f32 %d, %a, %b;", "f32 f32", "pred", [(2, 2, 1), (2, NAN, 0)]),
     ("setp.gt.bf16 %d, %a, %b;", "bf16 bf16", "pred", [(ONE_BF16, HALF_BF16, 1)]),
     ("setp.gt.f16 %d, %a, %b;", "f16 f16", "pred", [(1.5, -2, 1)]),
+    ("setp.nan.bf16x2 %d|%p7, %a, %b;", "b32 b32", "pred", [(0x3F807FFF, 0x3F803F80, 1), (0x7FFF3F80, 0, 0)]),
+    ("setp.nan.bf16x2 %p7|%d, %a, %b;", "b32 b32", "pred", [(0x3F807FFF, 0x3F803F80, 0), (0x7FFF3F80, 0, 1)]),
+    ("setp.gt.f16x2 %d|%p7, %a, %b;", "b32 b32", "pred", [(0x00003E00, 0x4000C000, 1)]),
     ("set.nan.f16x2.f16x2 %d, %a, %b;", "b32 b32", "b32", [(0x3C007E00, 0x3C003C00, 0x00003C00)]),
     ("set.gt.bf16x2.bf16x2 %d, %a, %b;", "b32 b32", "b32", [(0x3F804040, 0x40403F80, 0x00003F80)]),
     # floating point
@@ -263,6 +266,7 @@ CASES = [
         "b32",
         [(1 + 2**-10 + 2**-11 + 2**-12, -(1 + 2**-11 + 2**-12), 0x3C01BC00), (70000, INF, 0x7BFF7C00)],
     ),
+    ("cvt.rz.f16.f32 %d, %a;", "f32", "b16", [(1 + 2**-11 + 2**-12, 0x3C00), (-70000, 0xFBFF)]),
     ("cvt.rna.tf32.f32 %d, %a;", "f32", "b32", [(1 + 2**-11, 0x3F802000), (INF, 0x7F800000)]),
     ("cvt.sat.f32.f32 %d, %a;", "f32", "f32", [(1.5, 1), (-2, 0), (NAN, 0), (0.25, 0.25)]),
     (
@@ -327,8 +331,9 @@ def test_a_guard_keeps_the_old_value_where_it_does_not_hold(case):
     assert not got[::2].any()
 
 
-TESTED_ELSEWHERE = {  # tests/test_ptx_machine.py
+TESTED_ELSEWHERE = {  # tests/test_ptx_machine.py, test_ptx_wgmma.py
     *("ld", "ldu", "st", "atom", "red", "cp", "bar", "barrier", "trap", "mma", "ldmatrix", "stmatrix"),
+    "wgmma",
     *("shfl", "vote", "activemask", "redux"),
     *("membar", "fence", "griddepcontrol", "nanosleep", "prefetch", "discard", "applypriority"),
 }

@@ -606,7 +606,7 @@ def test_a_trap():
 @pytest.mark.parametrize(
     "text",
     [
-        "wgmma.fence.sync.aligned;",
+        "tcgen05.fence;",
         "add.rn.f32x2 %rd1, %rd1, %rd1;",
         "mul.hi.s16 %rs1, %rs1, %rs1;",
         "mov.b32 %x, 1;",

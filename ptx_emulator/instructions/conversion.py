@@ -78,8 +78,10 @@ def cvt(ins: Instruction) -> Step:
     to, source = [name for name in ins.modifiers if name in TYPES][:2]
     if "relu" in ins.modifiers:
         raise PTXError("relu")
-    if ins.one_of("rm", "rp") or ("rz" in ins.modifiers and (to, source) != ("f16x2", "f32")):
+    if ins.one_of("rm", "rp") or ("rz" in ins.modifiers and (to[:3], source) != ("f16", "f32")):
         raise PTXError("a rounding mode")
+    if "rz" in ins.modifiers and to == "f16":
+        return computed(ins, to_f16_towards_zero, (source,), "b16")
     if to in ("bf16x2", "f16x2") and source == "f32":
         half = to_bf16 if to == "bf16x2" else to_f16
         if "rz" in ins.modifiers:

@@ -128,11 +128,14 @@ UNORDERED = {  # also true if either is a NaN
 
 
 def comparison(name: str, type_: str) -> Callable:
+    """Of two numbers, or of two pairs, which gives two results: that of the lower halves first."""
     compare = (ORDERED | UNORDERED)[name]
+    if type_.endswith("x2"):
+        one = comparison(name, type_[:-2])
+        form = np.float16 if type_ == "f16x2" else np.uint16
+        return lambda a, b: tuple(one(half(a).view(form), half(b).view(form)) for half in (low, high))
     if type_ == "bf16":
         return lambda a, b: compare(from_bf16(a), from_bf16(b))
-    if type_.endswith("x2"):
-        raise PTXError("comparison of pairs")
     return compare
 
 
@@ -142,14 +145,9 @@ def set_pair(ins: Instruction) -> Step:
     name, to, source = ins.modifiers
     if to != source or not to.endswith("x2"):
         raise PTXError("types of set")
-    compare = comparison(name, to[:-2])
-    one = np.uint16(0x3C00 if to == "f16x2" else 0x3F80)
-
-    def half(*bits: np.ndarray) -> np.ndarray:
-        values = bits if to == "bf16x2" else [b.view(np.float16) for b in bits]
-        return select(compare(*values), one, np.uint16(0))
-
-    return compute(ins, lambda a, b: pack(half(low(a), low(b)), half(high(a), high(b))))
+    compare = comparison(name, to)
+    one, zero = np.uint16(0x3C00 if to == "f16x2" else 0x3F80), np.uint16(0)
+    return compute(ins, lambda a, b: pack(*(select(holds, one, zero) for holds in compare(a, b))))
 
 
 def reciprocal_root(value: np.ndarray) -> np.ndarray:

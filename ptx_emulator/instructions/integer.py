@@ -172,15 +172,20 @@ LOGICAL = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 @instruction("setp")
 def setp(ins: Instruction) -> Step:
-    """`setp.lt.and.s32 %p1|%p2, a, b, %p0`: p1 = (a < b) and p0, p2 = not (a < b) and p0."""
+    """`setp.lt.and.s32 %p1|%p2, a, b, %p0`: p1 = (a < b) and p0, p2 = not (a < b) and p0. Of pairs p1 is the
+    lower halves' and p2 the upper halves'."""
     name, type_ = ins.modifiers[0], ins.type
     compare = floating.comparison(name, type_) if floating.is_float(type_) else COMPARISONS[name]
     combine = LOGICAL.get(ins.one_of(*LOGICAL) or "")
     results = [(result, "pred") for result in ins.operands[0].split("|")]
 
+    pairs = type_.endswith("x2")
+    if pairs and len(results) != 2:
+        raise PTXError("one result of pairs")
+
     def run(a: np.ndarray, b: np.ndarray, p: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         holds = compare(a, b)
-        both = (holds, ~holds)[: len(results)]
+        both = holds if pairs else (holds, ~holds)[: len(results)]
         return tuple(combine(one, p) for one in both) if combine else both
 
     sources = [*zip(ins.operands[1:3], (type_, type_), strict=True)]

@@ -145,6 +145,8 @@ def _wait(ahead: int) -> Step:
             width, words = data.itemsize, data.shape[1]
             batch.shared.bytes[width][(place // width)[:, None] + np.arange(words)] = data
             batch.check_race(thread, place, width * words, write=True)
+            if batch.proxy:
+                batch.proxy.arrive(thread, place)
 
     return Step(wait, [], [], effect=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..asynchronous import InFlight
 from ..errors import PTXError
 from ..parse import Instruction, elements
 from ..values import TYPES, raw
@@ -12,6 +13,8 @@ from .step import Step, compute, instruction, select
 
 
 def same(value: np.ndarray) -> np.ndarray:
+    if isinstance(value, InFlight):
+        value.used()
     return value
 
 
@@ -47,7 +50,7 @@ def cvta(ins: Instruction) -> Step:
 
 @instruction("selp")
 def selp(ins: Instruction) -> Step:
-    return compute(ins, lambda yes, no, p: select(p, yes, no), (ins.type, ins.type, "pred"))
+    return compute(ins, lambda yes, no, p: select(p, same(yes), same(no)), (ins.type, ins.type, "pred"))
 
 
 @instruction("createpolicy")
@@ -56,7 +59,7 @@ def createpolicy(ins: Instruction) -> Step:
     return Step(lambda: np.uint64(0), [], [(ins.operands[0], "b64")])
 
 
-NOTHING = "membar fence griddepcontrol nanosleep prefetch discard applypriority bar barrier".split()
+NOTHING = "membar griddepcontrol nanosleep prefetch discard applypriority bar barrier".split()
 
 
 @instruction(*NOTHING)
