@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench.gate`: runs the parts, each in a process of its own; prints as it goes; writes a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import specdec_kernels  # noqa: F401 (once, before processes are forked; nothing here touches the device)
+
+from . import parts, report
+from .device import ROOT, open_device
+from .processes import Ended, Send, spread
+
+RESULTS = ROOT / "bench" / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
+    parser.add_argument("--only", default="", help="comma-separated globs or pieces of parts' names")
+    parser.add_argument("--dry-run", action="store_true", help="on the emulator, with tiny sizes")
+    parser.add_argument("--minutes", type=float, default=10, help="after which no part goes on (default: 10)")
+    parser.add_argument("--json", type=Path, help="folder of the report; a complete run on a card has results/")
+    parser.add_argument("--workload", help=argparse.SUPPRESS)  # what a tool looks at
+    args = parser.parse_args(arguments)
+    if args.workload:
+        from . import workloads
+
+        workloads.run(args.workload, open_device(args.dry_run))
+        return 0
+    chosen = select(args.only)
+    if not chosen:
+        parser.error(f"no part matches {args.only!r}; there are {', '.join(p.name for p in parts.PARTS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.dry_run:
+            os.environ["TRITON_CACHE_DIR"] = f"{folder}/cache"  # empty, and shared by the parts
+        results = run(chosen, args.dry_run, 60 * args.minutes, Path(folder))
+    results["command"] = " ".join(["python -m bench.gate", *(arguments or sys.argv[1:])])
+    complete = not (args.only or args.dry_run)
+    target = args.json or (RESULTS if complete else None)
+    print("\n" + report.verdict(results))
+    if target:
+        print(f"written: {write(results, target)}")
+    return int(report.failed(results))
+
+
+def select(only: str) -> list[parts.Part]:
+    globs = [glob if "*" in glob else f"*{glob}*" for glob in only.split(",")]
+    return [part for part in parts.PARTS if any(fnmatch(part.name, glob) for glob in globs)]
+
+
+def run(chosen: list[parts.Part], dry: bool, seconds: float, folder: Path) -> dict[str, Any]:
+    """Entries of the parts, and how each ended."""
+    end = time.monotonic() + seconds
+    results = {part.name: {"title": part.title, "entries": [], "end": None} for part in chosen}
+
+    def begin(part: parts.Part, send: Send) -> None:
+        print(f"\n== {part.name}: {part.title}", flush=True)
+        parts.run(part, dry, folder, send)
+
+    def limit(part: parts.Part) -> float:
+        return max(min(part.seconds, end - time.monotonic()), 0.1)
+
+    for part, message in spread(begin, chosen, limit=limit):
+        if isinstance(message, Ended):
+            results[part.name]["end"] = vars(message)
+            print(f"== {part.name}: {message.state} in {message.seconds:.1f} s {message.detail}", flush=True)
+        else:
+            results[part.name]["entries"].append(message)
+    return {"dry": dry, "parts": results}
+
+
+def write(results: dict[str, Any], folder: Path) -> Path:
+    """The JSON and the page; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{report.file_name(results)}.md"
+    path.write_text(report.markdown(results), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
