@@ -62,18 +62,22 @@ def run(chosen: list[parts.Part], dry: bool, seconds: float, folder: Path) -> di
     results = {part.name: {"title": part.title, "entries": [], "end": None} for part in chosen}
 
     def begin(part: parts.Part, send: Send) -> None:
-        print(f"\n== {part.name}: {part.title}", flush=True)
         parts.run(part, dry, folder, send)
 
-    def limit(part: parts.Part) -> float:
-        return max(min(part.seconds, end - time.monotonic()), 0.1)
-
-    for part, message in spread(begin, chosen, limit=limit):
-        if isinstance(message, Ended):
+    for part in chosen:
+        print(f"\n== {part.name}: {part.title}", flush=True)
+        left = end - time.monotonic()
+        if left < 1:
+            message = Ended("out of time", "the minutes of the run were over", 0.0)
             results[part.name]["end"] = vars(message)
-            print(f"== {part.name}: {message.state} in {message.seconds:.1f} s {message.detail}", flush=True)
-        else:
-            results[part.name]["entries"].append(message)
+            continue
+        for _, message in spread(begin, [part], limit=lambda part, left=left: min(part.seconds, left)):
+            if isinstance(message, Ended):
+                results[part.name]["end"] = vars(message)
+                said = f"{message.state} in {message.seconds:.1f} s {message.detail}"
+                print(f"== {part.name}: {said}", flush=True)
+            else:
+                results[part.name]["entries"].append(message)
     return {"dry": dry, "parts": results}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ class Group:
     """Cases that share their kernels."""
 
     rule: str | sdk.Rule
-    cuts: str  # "" = random cases that use every option
+    laws: tuple[str, ...]  # names of `problems.CUTS`; none: random cases that use every option
     tree: str = ""
     dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         rule = self.rule if isinstance(self.rule, str) else self.rule.name
-        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], self.cuts or "every option")))
+        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], "; ".join(self.laws) or "every option")))
 
 
 def run(gate: Gate) -> None:
@@ -42,17 +43,17 @@ def run(gate: Gate) -> None:
 
 
 def groups(dry: bool) -> list[Group]:
+    """First those whose kernels take longest to compile."""
+    whole, *cut = problems.CUTS
     if dry:
-        return [Group("match", "no cuts", "point"), Group("token", "no cuts", "chain")]
-    found = [Group(rule, "") for rule in RULES]  # first, since their kernels take longest
-    found += [
-        Group(rule, cuts, tree, dtype)
-        for cuts in reversed(problems.CUTS)
+        return [Group("match", (whole,), "point"), Group("token", (whole,), "chain")]
+    return [Group(rule, ()) for rule in RULES] + [
+        Group(rule, laws, tree, dtype)
+        for laws in (tuple(cut), (whole,))
         for rule in RULES
         for tree in problems.TREES
         for dtype in (torch.float32, torch.bfloat16)
     ]
-    return found
 
 
 def check(gate: Gate, group: Group) -> None:
@@ -78,10 +79,10 @@ def check(gate: Gate, group: Group) -> None:
 
 def cases(group: Group, dry: bool) -> Any:
     """Names and arguments of `verify`, on the host."""
-    if group.cuts:
-        for vocab in (69,) if dry else (69, 1501, 32000, 128256):
-            arguments = problems.verify(group.tree, vocab, group.dtype)
-            yield f"V = {vocab}", dict(arguments, sampling=problems.CUTS[group.cuts], return_logprobs=True)
+    for vocab, law in product((69,) if dry else (69, 1501, 32000, 128256), group.laws):
+        arguments = problems.verify(group.tree, vocab, group.dtype)
+        yield f"V = {vocab}, {law}", dict(arguments, sampling=problems.CUTS[law], return_logprobs=True)
+    if group.laws:
         return
     from cases import random_case, shared_form
 

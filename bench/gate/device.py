@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +103,14 @@ class Device:
 
     def thrash(self) -> None:
         """Keeps another stream busy for a while, with more memory than the caches hold."""
+
+    def host_seconds(self, call: Call) -> float:
+        """The median time after which an eager call returns."""
+        raise NotImplementedError
+
+    def which(self, tool: str) -> str | None:
+        """The path of a tool, if it is here."""
+        return shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
 
     def tool(self, command: Sequence[str], workload: str) -> tuple[int, str]:
         """Runs a workload under a tool: its exit status and what was printed."""
@@ -217,6 +227,16 @@ class Card(Device):
         with torch.cuda.stream(self.other):
             self.flush.copy_(self.source)
 
+    def host_seconds(self, call: Call) -> float:
+        samples = []
+        for _ in range(30):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(10):  # few enough for the queue of launches never to be full
+                call()
+            samples.append((time.perf_counter() - begin) / 10)
+        return statistics.median(samples)
+
     def tool(self, command: Sequence[str], workload: str) -> tuple[int, str]:
         target = [sys.executable, "-m", "bench.gate", "--workload", workload]
         done = subprocess.run([*command, *target], cwd=ROOT, capture_output=True, text=True)
@@ -274,6 +294,11 @@ class Emulated(Device):
 
     def together(self, calls: Sequence[Call]) -> list[Any]:
         return [call() for call in calls]
+
+    host_seconds = eager_seconds
+
+    def which(self, tool: str) -> str | None:
+        return tool if tool in PRINTED else super().which(tool)
 
     def tool(self, command: Sequence[str], workload: str) -> tuple[int, str]:
         from . import workloads

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import time
 from importlib import metadata
 
@@ -27,7 +26,7 @@ def run(gate: Gate) -> None:
     known = {distribution.name: distribution.version for distribution in metadata.distributions()}
     facts = {"python": platform.python_version(), "cores": os.cpu_count()} | device.facts()
     facts |= {name: known.get(name, "not here") for name in PACKAGES}
-    facts |= {name: shutil.which(name) or "not here" for name in TOOLS}
+    facts |= {name: device.which(name) or "not here" for name in TOOLS}
     facts["pybind11"] = "here" if importlib.util.find_spec("pybind11") else "that of torch"
     for fact, value in facts.items():
         record.row("facts", fact=fact, value=value)
@@ -55,5 +54,5 @@ def run(gate: Gate) -> None:
         record.note(text)
     backend, why = oracle.backend()
     record.row("facts", fact="oracle", value=f"{backend}: {why}")
-    found = sdk.verify(**given, backend="triton")
+    found = sdk.verify(**given, sampling=problems.PLAIN, rule=rule, backend="triton")
     record.check("verify runs on the device", found.tokens.device.type == device.kind)

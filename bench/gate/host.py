@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Microseconds until an eager call returns, what a ragged run compiles, and a second card."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton import knobs
+
+import specdec_kernels as sdk
+
+from ..suite import Goal
+from . import problems
+from .device import Device, same_bits
+from .parts import Gate
+
+SECONDS = 20.0  # of the ragged run
+# Most launches of a kernel of three arguments that a call may last, and most microseconds.
+CALLS = {
+    "verify, token": (8.0, 60),
+    "tree_attention": (6.5, 50),
+    "sample": (6.5, 50),
+    "commit_kv, plan": (3.5, 25),
+    "DraftTree.chain": (2.0, 15),
+}
+MOST = {"verify": 36, "attention": 16}  # kernels of a model
+
+
+@triton.jit
+def _three_kernel(source, target, count, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    tl.store(target + places, tl.load(source + places, mask=places < count), mask=places < count)
+
+
+def run(gate: Gate) -> None:
+    calls_of_the_host(gate)
+    ragged_run(gate)
+    second_card(gate)
+
+
+def calls_of_the_host(gate: Gate) -> None:
+    device, record = gate.device, gate.record
+    rule, vocab = ("token", 32000) if device.real else ("match", 69)
+    given, caches = device.put(problems.verify("point", vocab)), device.put(problems.caches())
+    path = device.put(torch.tensor([[0, 2, 3, 4]] * 3).int())
+    plan, tree = sdk.CachePlan(caches["caches"], page_size=4), given["tree"]
+    where = (caches["block_table"], caches["prefix_lens"])
+    tokens, logits = tree.tokens.view(3, -1), given["target_logits"]
+    a, b = (torch.zeros(64, device=device.kind) for _ in range(2))
+    verifying = dict(sampling=problems.PLAIN, rule=rule, backend="triton")
+    calls: dict[str, Callable[[], Any]] = {
+        "a kernel of three arguments": lambda: _three_kernel[(1,)](a, b, 60, BLOCK=64),
+        "verify, token": lambda: sdk.verify(**given, **verifying),
+        "tree_attention": lambda: sdk.tree_attention(
+            caches["query"], *caches["caches"], tree, *where, max_prefix_len=16, backend="triton"
+        ),
+        "sample": lambda: sdk.sample(logits, problems.PLAIN, backend="triton"),
+        "commit_kv, plan": lambda: sdk.commit_kv(plan, path, tree, *where, backend="triton"),
+        "DraftTree.chain": lambda: sdk.DraftTree.chain(tokens),
+    }
+    known: dict[str, float] = {}
+    for name, call in calls.items():
+        call()
+        known[name] = device.host_seconds(call) * 1e6
+    launch = known["a kernel of three arguments"]
+    for name, time_ in known.items():
+        record.row("host time", call=name, us=time_, **{"launches of three arguments": time_ / launch})
+    for name, (launches, most) in CALLS.items():
+        # Either bound: processors differ, and so does what a launch costs.
+        if known[name] > most:
+            record.mark(name, Goal(name, launches, "a kernel of three arguments", ceiling=True), known)
+        else:
+            record.mark(name, Goal(name, most, ceiling=True, unit="us"), known)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of the kernels that are compiled, or loaded for the first time, inside."""
+    names: list[str] = []
+    before, knobs.runtime.jit_post_compile_hook = (
+        knobs.runtime.jit_post_compile_hook,
+        lambda *, fn, **_: names.append(fn.name.rsplit(".", 1)[-1]),
+    )
+    try:
+        yield names
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+def ragged_run(gate: Gate) -> None:
+    """Steps of a serving process: as many requests and drafted tokens as there happen to be."""
+    device, order, last, steps = gate.device, random.Random(0), 0, 0
+    end = time.monotonic() + SECONDS
+    with compilations() as names:
+        while steps < (300 if device.real else 2) and time.monotonic() < end:
+            before = len(names)
+            ragged_step(device, order)
+            steps += 1
+            last = steps if len(names) > before else last
+    device.synchronize()
+    kinds = {kind: sum(kind in name for name in names) for kind in MOST}
+    gate.record.row("a ragged run", steps=steps, compiled=len(names), **{"the last in step": last}, **kinds)
+    for kind, most in MOST.items():
+        gate.record.mark(f"kernels of {kind}", Goal(kind, most, ceiling=True), kinds)
+
+
+def ragged_step(device: Device, order: random.Random) -> None:
+    if device.real:
+        batch, nodes, prefix = order.randint(1, 64), order.randint(1, 64), order.randint(1, 4000)
+        rule, vocab, width, page, dtype = order.choice(("token", "traversal", "match")), 32000, 300, 16, torch.bfloat16
+    else:
+        batch, nodes, prefix, rule, vocab, width, page, dtype = 3, 5, 7, "match", 69, 4, 4, torch.float32
+    kind, heads, size = device.kind, *((32, 128) if device.real else (4, 16))
+    tokens = torch.randint(vocab, (batch, nodes), device=kind)
+    parents = torch.arange(-1, nodes - 1, dtype=torch.int32, device=kind).expand(batch, -1)
+    tree = sdk.DraftTree.from_parents(tokens, parents, max_depth=nodes - 1, check=False)
+    rows = torch.randn(batch * nodes, vocab, device=kind, dtype=dtype)
+    keys = dict(seeds=tokens[:, 0], positions=tokens[:, 0])
+    sdk.verify(rows, tree, rows, **keys, sampling=problems.PLAIN, rule=rule, backend="triton")
+    cache = torch.zeros(width, page, max(heads // 4, 2), size, device=kind, dtype=dtype)
+    table = torch.zeros(batch, width, dtype=torch.int32, device=kind)
+    lengths = torch.full((batch,), prefix, dtype=torch.int32, device=kind)
+    query = torch.zeros(batch * nodes, heads, size, device=kind, dtype=dtype)
+    sdk.tree_attention(query, cache, cache, tree, table, lengths, max_prefix_len=4096, backend="triton")
+
+
+def second_card(gate: Gate) -> None:
+    """Tensors on cuda:1 while cuda:0 is the current device."""
+    if not gate.device.real or torch.cuda.device_count() < 2:
+        return gate.record.missing("a second card", "there is one")
+    from device import Crossing
+
+    results = []
+    for place in ("cuda:0", "cuda:1"):
+        given = Crossing("cpu", place)(problems.verify("point", 1501))
+        found = sdk.verify(**given, sampling=problems.PLAIN, rule="traversal", backend="triton")
+        torch.cuda.synchronize(place)
+        results.append([field.cpu() for field in found if field is not None])
+    gate.record.check("tensors on cuda:1 while cuda:0 is current", same_bits(*results))

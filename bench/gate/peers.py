@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Others' kernels, for the same inputs. What they take beyond logits, as probabilities, is part of their time; the
+draft's law is given to them. They are timed where they can be imported, and named where not."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import specdec_kernels as sdk
+
+from .. import peers
+from ..inputs import Workload
+from .device import Call
+from .timing import Peer
+
+WORKSPACE = 256 << 20  # bytes that FlashInfer asks for
+
+
+class Chain:
+    """A batch of chains as others take it."""
+
+    def __init__(self, sampling: sdk.SamplingParams, target: Tensor, draft: Tensor, tokens: Tensor):
+        batch, depth, vocab = draft.shape
+        top_k, top_p = int(sampling.top_k), float(sampling.top_p)
+        self.temperature = float(sampling.temperature)
+        self.case = Workload(batch, depth, vocab, temperature=self.temperature, top_k=top_k, top_p=top_p)
+        self.target, self.draft, self.tokens = target, draft, tokens[None]
+
+    @property
+    def drafted(self) -> Tensor:
+        return self.tokens[0, :, 1:]
+
+    @property
+    def probs(self) -> Tensor:
+        return torch.softmax(self.draft.float() / self.temperature, -1)
+
+    def laws(self) -> Tensor:
+        """What a caller computes before: probabilities of every row of the target, float32."""
+        return torch.softmax(self.target.float() / self.temperature, -1)
+
+
+def chain_peers(
+    sampling: sdk.SamplingParams, target: Tensor, draft: Tensor, tokens: Tensor
+) -> list[Peer]:
+    """Of the token rule. With cuts only those that cut themselves."""
+    chain = Chain(sampling, target, draft, tokens)
+    if chain.case.filtered:
+        way = peers.topk_filter if chain.case.top_k else peers.sort_filter
+        found = [Peer(f"torch, {way.__name__}", partial(_eager, way, chain))]
+        return found if chain.case.top_k else []
+    return [
+        *(Peer(f"torch, {way.__name__}", partial(_eager, way, chain)) for way in (peers.plain, peers.lean)),
+        Peer("FlashInfer", partial(flashinfer_chain, chain), "flashinfer"),
+        Peer("vLLM", partial(vllm_chain, chain), "vllm"),
+        Peer("SGLang", partial(sglang_chain, chain), "sgl_kernel"),
+    ]
+
+
+def _eager(way: Any, chain: Chain) -> Call:
+    given = SimpleNamespace(case=chain.case, target=chain.target, tokens=chain.tokens, probs=chain.probs)
+    return partial(way(given), 0)
+
+
+def flashinfer_chain(chain: Chain) -> Call:
+    from flashinfer.sampling import chain_speculative_sampling
+
+    probs, drafted = chain.probs, chain.drafted.int().contiguous()
+    return lambda: chain_speculative_sampling(probs, drafted, chain.laws())
+
+
+def vllm_chain(chain: Chain) -> Call:
+    from vllm.v1.sample.rejection_sampler import rejection_sample
+
+    batch, depth = chain.drafted.shape
+    ends = torch.arange(1, batch + 1, dtype=torch.int32) * depth
+    probs, drafted = chain.probs.flatten(0, 1), chain.drafted.flatten().int()
+    temperature = torch.full((batch,), chain.temperature)
+    options = SimpleNamespace(all_greedy=False, all_random=True, temperature=temperature, generators={})
+
+    def run() -> Tensor:
+        laws = chain.laws()
+        bonus = torch.multinomial(laws[:, depth], 1).int()
+        target = laws[:, :depth].flatten(0, 1)
+        return rejection_sample(drafted, [depth] * batch, depth, ends, probs, target, bonus, options)
+
+    return run
+
+
+def sglang_chain(chain: Chain) -> Call:
+    from sgl_kernel import tree_speculative_sampling_target_only
+
+    batch, nodes = chain.tokens[0].shape
+    index = torch.arange(batch * nodes).view(batch, nodes)
+    following = torch.arange(1, nodes + 1).repeat(batch, 1)
+    following[:, -1] = -1
+    siblings = torch.full((batch, nodes), -1)
+    predicts = torch.empty(batch * nodes, dtype=torch.int32)
+    accepted = torch.empty(batch, nodes, dtype=torch.int32)
+    count = torch.empty(batch, dtype=torch.int32)
+    drafted = torch.zeros_like(chain.target, dtype=torch.float32)  # which has as many rows as the target
+    drafted[:, :-1] = chain.probs
+
+    def run() -> None:
+        coins, last = torch.rand(batch, nodes), torch.rand(batch)
+        tree_speculative_sampling_target_only(
+            predicts, accepted, count, chain.tokens[0], index, following, siblings, coins, last,
+            chain.laws(), drafted, 1.0, 1.0, True,
+        )  # fmt: skip
+
+    return run
+
+
+def attention_peers(
+    query: Tensor, key: Tensor, value: Tensor, tree: sdk.DraftTree, table: Tensor, prefix: int
+) -> list[Peer]:
+    """PyTorch gathers pages outside of its time."""
+    given = (query, key, value, tree, table, prefix)
+    return [
+        Peer("torch, sdpa", partial(sdpa, *given)),
+        Peer("FlashInfer", partial(flashinfer_attention, *given), "flashinfer"),
+    ]
+
+
+def seen(tree: sdk.DraftTree, prefix: int) -> Tensor:
+    """[N, prefix + N]: what the nodes of the first request see; all requests have the same tree."""
+    nodes = tree.max_nodes
+    parents = tree.parents[:nodes].tolist()
+    mask = torch.zeros(nodes, prefix + nodes, dtype=torch.bool, device="cpu")
+    mask[:, :prefix] = True
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            mask[node, prefix:] = mask[parent, prefix:]
+        mask[node, prefix + node] = True
+    return mask.to(tree.parents.device)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, tree: sdk.DraftTree, table: Tensor, prefix: int) -> Call:
+    batch, nodes, group = len(table), tree.max_nodes, query.shape[1] // key.shape[2]
+    split = query.view(batch, nodes, key.shape[2], group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    rows = split.contiguous()
+    keys, values = (
+        pool[table.long()].flatten(1, 2)[:, : prefix + nodes].transpose(1, 2).contiguous()
+        for pool in (key, value)
+    )
+    hidden = torch.zeros(nodes, prefix + nodes, dtype=query.dtype).masked_fill(~seen(tree, prefix), -math.inf)
+    mask = hidden.repeat(group, 1) if nodes > 1 else None
+    return lambda: torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+
+
+def flashinfer_attention(
+    query: Tensor, key: Tensor, value: Tensor, tree: sdk.DraftTree, table: Tensor, prefix: int
+) -> Call:
+    from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+
+    (batch, width), nodes, page = table.shape, tree.max_nodes, key.shape[1]
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(torch.empty(WORKSPACE, dtype=torch.uint8), "NHD")
+    begins = torch.arange(batch + 1, dtype=torch.int32)
+    last = torch.full((batch,), (prefix + nodes - 1) % page + 1, dtype=torch.int32)
+    wrapper.plan(
+        begins * nodes,
+        begins * width,
+        table.flatten(),
+        last,
+        query.shape[1],
+        key.shape[2],
+        query.shape[2],
+        page,
+        custom_mask=seen(tree, prefix).flatten().repeat(batch) if nodes > 1 else None,
+        q_data_type=query.dtype,
+    )
+    return lambda: wrapper.run(query, (key, value))
