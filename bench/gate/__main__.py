@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench.gate`: runs the parts, each in a process of its own; prints as it goes; writes a report."""
+"""`python -m bench.gate`: runs parts, each in a process of its own; prints as it goes; writes a report."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -12,8 +13,6 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-
-import specdec_kernels  # noqa: F401 (once, before processes are forked; nothing here touches the device)
 
 from . import parts, report
 from .device import ROOT, open_device
@@ -27,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="comma-separated globs or pieces of parts' names")
     parser.add_argument("--dry-run", action="store_true", help="on the emulator, with tiny sizes")
     parser.add_argument("--minutes", type=float, default=10, help="after which no part goes on (default: 10)")
-    parser.add_argument("--json", type=Path, help="folder of the report; a complete run on a card has results/")
+    parser.add_argument(
+        "--json", type=Path, help="folder of the report; a complete run on a card has results/"
+    )
     parser.add_argument("--workload", help=argparse.SUPPRESS)  # what a tool looks at
     args = parser.parse_args(arguments)
     if args.workload:
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = select(args.only)
     if not chosen:
         parser.error(f"no part matches {args.only!r}; there are {', '.join(p.name for p in parts.PARTS)}")
+    for module in ("specdec_kernels.triton", *["ptx_emulator"] * args.dry_run):
+        importlib.import_module(module)  # once, before processes are forked; nothing here touches the device
     with tempfile.TemporaryDirectory() as folder:
         if not args.dry_run:
             os.environ["TRITON_CACHE_DIR"] = f"{folder}/cache"  # empty, and shared by the parts

@@ -32,7 +32,10 @@ def check(gate: Gate, group: tuple[str, torch.dtype | None]) -> None:
 
 def _keys(batch: int, seed: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    seeds, positions = torch.randint(2**62, (batch,), generator=g), torch.randint(2**40, (batch,), generator=g)
+    seeds, positions = (
+        torch.randint(2**62, (batch,), generator=g),
+        torch.randint(2**40, (batch,), generator=g),
+    )
     return dict(seeds=seeds, positions=positions)
 
 
@@ -71,9 +74,10 @@ def children(gate: Gate, dtype: torch.dtype) -> None:
                 options = dict(method=method, sampling=problems.CUTS[name], **_keys(4, vocab))
                 ours, theirs = _both(gate, "sample_children", logits, 4, **options)
                 where = f"sample_children, {method}, {str(dtype)[6:]}, V = {vocab}, {name}"
-                errors = [difference(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
-                equal = torch.equal(ours[0], theirs[0])
-                gate.record.check(where, equal and max(errors) <= 1e-4, f"scores off by {max(errors):.1e}")
+                pairs = list(zip(ours, theirs, strict=True))
+                error = max(difference(a, b) for a, b in pairs if a.is_floating_point())
+                equal = torch.equal(*pairs[0])
+                gate.record.check(where, equal and error <= 1e-4, f"scores off by {error:.1e}")
 
 
 def ngrams(gate: Gate, _: None) -> None:
@@ -82,7 +86,10 @@ def ngrams(gate: Gate, _: None) -> None:
         calls += [("ngram_draft", 8, dict(match="frequent")), ("ngram_tree", 32, {}), ("ngram_tree", 200, {})]
     for width in (40,) if gate.dry else (60, 5000):
         g = torch.Generator().manual_seed(width)
-        texts, lengths = torch.randint(5, (16, width), generator=g), torch.randint(width + 1, (16,), generator=g)
+        texts, lengths = (
+            torch.randint(5, (16, width), generator=g),
+            torch.randint(width + 1, (16,), generator=g),
+        )
         for name, count, options in calls:
             ours, theirs = _both(gate, name, texts, lengths, count, **options)
             equal = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -33,7 +33,8 @@ class Group:
 
     def __str__(self) -> str:
         rule = self.rule if isinstance(self.rule, str) else self.rule.name
-        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], "; ".join(self.laws) or "every option")))
+        laws = "; ".join(self.laws) or "every option"
+        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], laws)))
 
 
 def run(gate: Gate) -> None:

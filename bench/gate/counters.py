@@ -27,7 +27,7 @@ def run(gate: Gate) -> None:
     if path is None:
         return record.missing("ncu", "it is not installed")
     kernels = "regex:verify_|_attention_|_commit_|_sample_"
-    command = (path, "--csv", "--kernel-name", kernels, "--metrics", ",".join(METRICS), "--target-processes", "all")
+    command = (path, "--csv", "--kernel-name", kernels, "--metrics", ",".join(METRICS))
     status, text = gate.device.tool(command, "timed")
     lines = text.splitlines()
     head = next((place for place, line in enumerate(lines) if line.startswith('"ID"')), None)

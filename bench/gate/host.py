@@ -7,7 +7,8 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -111,23 +112,38 @@ def ragged_run(gate: Gate) -> None:
         gate.record.mark(f"kernels of {kind}", Goal(kind, most, ceiling=True), kinds)
 
 
+class Sizes(NamedTuple):
+    """Of a step of the ragged run."""
+
+    batch: int = 3
+    nodes: int = 5
+    prefix: int = 7
+    rule: str = "match"
+    vocab: int = 69
+    pages: int = 4
+    page: int = 4
+    heads: int = 4
+    head: int = 16
+    dtype: torch.dtype = torch.float32
+
+
 def ragged_step(device: Device, order: random.Random) -> None:
+    size = Sizes()
     if device.real:
-        batch, nodes, prefix = order.randint(1, 64), order.randint(1, 64), order.randint(1, 4000)
-        rule, vocab, width, page, dtype = order.choice(("token", "traversal", "match")), 32000, 300, 16, torch.bfloat16
-    else:
-        batch, nodes, prefix, rule, vocab, width, page, dtype = 3, 5, 7, "match", 69, 4, 4, torch.float32
-    kind, heads, size = device.kind, *((32, 128) if device.real else (4, 16))
-    tokens = torch.randint(vocab, (batch, nodes), device=kind)
-    parents = torch.arange(-1, nodes - 1, dtype=torch.int32, device=kind).expand(batch, -1)
-    tree = sdk.DraftTree.from_parents(tokens, parents, max_depth=nodes - 1, check=False)
-    rows = torch.randn(batch * nodes, vocab, device=kind, dtype=dtype)
+        drawn = [order.randint(1, most) for most in (64, 64, 4000)]
+        rule = order.choice(("token", "traversal", "match"))
+        size = Sizes(*drawn, rule, 32000, 300, 16, 32, 128, torch.bfloat16)
+    randn = partial(torch.randn, device=device.kind, dtype=size.dtype)
+    tokens = torch.randint(size.vocab, (size.batch, size.nodes), device=device.kind)
+    chain = torch.arange(-1, size.nodes - 1, dtype=torch.int32, device=device.kind).expand(size.batch, -1)
+    tree = sdk.DraftTree.from_parents(tokens, chain, max_depth=size.nodes - 1, check=False)
+    rows = randn(size.batch * size.nodes, size.vocab)
     keys = dict(seeds=tokens[:, 0], positions=tokens[:, 0])
-    sdk.verify(rows, tree, rows, **keys, sampling=problems.PLAIN, rule=rule, backend="triton")
-    cache = torch.zeros(width, page, max(heads // 4, 2), size, device=kind, dtype=dtype)
-    table = torch.zeros(batch, width, dtype=torch.int32, device=kind)
-    lengths = torch.full((batch,), prefix, dtype=torch.int32, device=kind)
-    query = torch.zeros(batch * nodes, heads, size, device=kind, dtype=dtype)
+    sdk.verify(rows, tree, rows, **keys, sampling=problems.PLAIN, rule=size.rule, backend="triton")
+    cache = randn(size.pages, size.page, max(size.heads // 4, 2), size.head)
+    table = torch.zeros(size.batch, size.pages, dtype=torch.int32, device=device.kind)
+    lengths = torch.full_like(table[:, 0], size.prefix)
+    query = randn(size.batch * size.nodes, size.heads, size.head)
     sdk.tree_attention(query, cache, cache, tree, table, lengths, max_prefix_len=4096, backend="triton")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -35,6 +36,7 @@ def backend() -> tuple[str, str]:
         spec = importlib.util.spec_from_file_location(NAME, built)
         sys.modules[NAME] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[NAME])
+        importlib.import_module("specdec_kernels.cpu")
     return "cpu", f"the native core, {'built for this run' if built else 'as it was installed'}"
 
 

@@ -38,8 +38,8 @@ class Gate:
         return open_device(self.dry)
 
     def each(self, check: Callable[[Gate, Any], None], groups: Sequence[Any]) -> None:
-        """`check(gate, group)` for all groups, each in a process of its own: their kernels are compiled at the
-        same time, and a fault on the card ends one group alone."""
+        """`check(gate, group)` for all groups, each in a process of its own: their kernels are compiled at
+        the same time, and a fault on the card ends one group alone."""
 
         def begin(group: Any, send: Send) -> None:
             check(Gate(Record(self.record.part, send, self.record.judged), self.folder, self.dry), group)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Others' kernels, for the same inputs. What they take beyond logits, as probabilities, is part of their time; the
-draft's law is given to them. They are timed where they can be imported, and named where not."""
+"""Others' kernels, for the same inputs. They are timed where they can be imported, and named where not. The
+softmax of the target's rows, which most need, is part of their time; the draft's law is given to them."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -45,9 +46,7 @@ class Chain:
         return torch.softmax(self.target.float() / self.temperature, -1)
 
 
-def chain_peers(
-    sampling: sdk.SamplingParams, target: Tensor, draft: Tensor, tokens: Tensor
-) -> list[Peer]:
+def chain_peers(sampling: sdk.SamplingParams, target: Tensor, draft: Tensor, tokens: Tensor) -> list[Peer]:
     """Of the token rule. With cuts only those that cut themselves."""
     chain = Chain(sampling, target, draft, tokens)
     if chain.case.filtered:
@@ -106,12 +105,13 @@ def sglang_chain(chain: Chain) -> Call:
     drafted = torch.zeros_like(chain.target, dtype=torch.float32)  # which has as many rows as the target
     drafted[:, :-1] = chain.probs
 
+    first = (predicts, accepted, count, chain.tokens[0], index, following, siblings)
+    takes_draft = "draft_probs" in inspect.signature(tree_speculative_sampling_target_only).parameters
+    last_ones = (*(drafted,) * takes_draft, 1.0, 1.0, True)  # newer releases read the target's law alone
+
     def run() -> None:
         coins, last = torch.rand(batch, nodes), torch.rand(batch)
-        tree_speculative_sampling_target_only(
-            predicts, accepted, count, chain.tokens[0], index, following, siblings, coins, last,
-            chain.laws(), drafted, 1.0, 1.0, True,
-        )  # fmt: skip
+        tree_speculative_sampling_target_only(*first, coins, last, chain.laws(), *last_ones)
 
     return run
 

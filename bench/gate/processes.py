@@ -71,8 +71,8 @@ def spread(
 ) -> Iterator[tuple[Item, Any]]:
     """Runs `function(item, send)` for every item in a process of its own, `at_once` at a time.
 
-    Yields (item, message) for whatever is sent, and at last (item, Ended). `limit(item)` has the seconds after
-    which a process is stopped; it is asked when the item begins.
+    Yields (item, message) for whatever is sent, and at last (item, Ended). `limit(item)` has the seconds
+    after which a process is stopped; it is asked when the item begins.
     """
     waiting, running = deque(items), []
     try:

@@ -61,7 +61,8 @@ def complaints(results: Results) -> Iterator[str]:
             if wrong(entry):
                 yield f"{name}: FAILED: {entry['name']}: {entry['detail']}"
             if missed(entry):
-                yield f"{name}: MARK MISSED: {entry['name']}: {entry['goal']}, got {figure(entry['measured'])}"
+                got = figure(entry["measured"])
+                yield f"{name}: MARK MISSED: {entry['name']}: {entry['goal']}, got {got}"
             if entry["kind"] == "missing":
                 yield f"{name}: not run: {entry['what']}: {entry['why']}"
             if entry["kind"] == "row" and entry["cells"].get("loss"):
@@ -76,9 +77,7 @@ def markdown(results: Results) -> str:
     summary = [("part", "", "state", "checks", "marks", "seconds")]
     for name, part in results["parts"].items():
         end = part["end"] or {"seconds": 0.0}
-        summary.append(
-            (name, part["title"], state(part), *tallies(part["entries"]), f"{end['seconds']:.1f}")
-        )
+        summary.append((name, part["title"], state(part), *tallies(part["entries"]), f"{end['seconds']:.1f}"))
     lines += [*rows(summary), ""]
     said = list(complaints(results))
     lines += ["## Failures, missed marks, losses, and what was not run", ""]

@@ -19,7 +19,7 @@ def run(gate: Gate) -> None:
     record.note("racecheck may report the tensor-core instructions of sm_90 falsely.")
 
     def look(tool: str) -> tuple[str, int, str]:
-        command = (path, "--tool", tool, "--kernel-name", "kns=_kernel", "--error-exitcode", "9")
+        command = (path, "--tool", tool, "--error-exitcode", "9")
         return tool, *gate.device.tool(command, "every operator")
 
     with ThreadPoolExecutor(1 if gate.dry else len(TOOLS)) as pool:

@@ -84,7 +84,9 @@ def walk_beside_measure(gate: Gate) -> None:
     times: dict[str, float] = {}
     for launch in gate.device.launches(build(gate.device, KINDS[name], batch, vocab).call):
         times[launch.name] = times.get(launch.name, 0.0) + launch.seconds * 1e6
-        gate.record.row("launch by launch", case=f"{name}, B = {batch}", kernel=str(launch), us=launch.seconds * 1e6)
+        gate.record.row(
+            "launch by launch", case=f"{name}, B = {batch}", kernel=str(launch), us=launch.seconds * 1e6
+        )
     walk, measured = "verify_walk_kernel", "verify_measure_kernel"
     gate.record.mark(f"{name}, B = {batch}", Goal(walk, 2, measured, ceiling=True), times)
 
@@ -99,7 +101,9 @@ def build(device: Device, kind: Kind, batch: int, vocab: int) -> Prepared:
     inner = sorted(set(parents[1:]))
     randn = partial(torch.randn, generator=g, device=device.kind, dtype=dtype)
     target = randn(batch, len(parents), vocab) * kind.deviation
-    draft = randn(batch, len(inner) if kind.proposal is None else len(parents), vocab) * 0.435 * kind.deviation
+    draft = (
+        randn(batch, len(inner) if kind.proposal is None else len(parents), vocab) * 0.435 * kind.deviation
+    )
     draft += target[:, : draft.shape[1]]
     tokens = torch.full((batch, len(parents)), -1, device=device.kind)
     for node in inner:
@@ -113,7 +117,7 @@ def build(device: Device, kind: Kind, batch: int, vocab: int) -> Prepared:
         tree, drafted = sdk.DraftTree.chain(tokens[:, 1:].contiguous()), draft
     else:
         each = torch.tensor(parents, dtype=torch.int32, device=device.kind).expand(batch, -1)
-        tree = sdk.DraftTree.from_parents(tokens, each, proposals=kind.proposal, max_depth=workload_depth(parents))
+        tree = sdk.DraftTree.from_parents(tokens, each, proposals=kind.proposal, max_depth=depth_of(parents))
         drafted = None if kind.proposal is sdk.Proposal.POINT else draft.flatten(0, 1)
     rows = target.flatten(0, 1)
 
@@ -126,7 +130,7 @@ def build(device: Device, kind: Kind, batch: int, vocab: int) -> Prepared:
     return Prepared(call, least, peers=peers if kind.rule == "token" else [])
 
 
-def workload_depth(parents: tuple[int, ...]) -> int:
+def depth_of(parents: tuple[int, ...]) -> int:
     depths: list[int] = []
     for parent in parents:
         depths.append(depths[parent] + 1 if parent >= 0 else 0)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate of a GPU, run on the emulator: that every part runs and reports, and that faults are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from each import BACKENDS, DEVICE
+
+if "triton" not in BACKENDS or DEVICE != "cpu":
+    pytest.skip("the dry run needs the emulator", allow_module_level=True)
+
+from bench.gate import counters, oracle, report, sanitizer
+from bench.gate.__main__ import run, select
+from bench.gate.device import ROOT, same_bits
+from bench.gate.emulated import PRINTED
+from bench.gate.parts import PARTS
+from bench.gate.processes import Ended, spread
+from bench.gate.record import Record
+from bench.suite import Goal
+
+pytestmark = pytest.mark.slow
+
+
+def gate(folder, *arguments, before=""):
+    """A dry run in a process of its own, after some lines of Python: exit status, output, results, page."""
+    code = f"{textwrap.dedent(before)}\nimport sys\nfrom bench.gate.__main__ import main\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--dry-run", "--json", str(folder), *arguments],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "gpu-emulator.md" in done.stdout, done.stdout + done.stderr
+    results = json.loads((folder / "gpu-emulator.json").read_text())
+    return done.returncode, done.stdout, results["parts"], (folder / "gpu-emulator.md").read_text()
+
+
+def test_a_dry_run_runs_every_part(tmp_path):
+    status, printed, parts, page = gate(tmp_path)
+    assert status == 0, printed
+    assert list(parts) == [part.name for part in PARTS]
+    for name, part in parts.items():
+        assert part["end"]["state"] == "done" and report.state(part) == "passed", name
+        assert f"\n## {name}\n" in page and f"== {name}: done in" in printed
+        kinds = {entry["kind"] for entry in part["entries"]}
+        assert kinds & {"check", "row"}, name
+    assert "A dry run on the emulator" in page and "THE GATE IS SHUT" not in printed
+    for name in ("times-verify", "times-attention", "times-commit"):
+        timed = [e["cells"] for e in parts[name]["entries"] if e.get("table") == "times"]
+        assert timed and all("_kernel" in row["form"] and row["cold us"] > 0 for row in timed)
+    marks = [entry for part in parts.values() for entry in part["entries"] if entry["kind"] == "mark"]
+    assert marks and all(mark["state"] == "MADE UP" for mark in marks)
+    agreed = [e["name"] for e in parts["agree-verify"]["entries"] if e["kind"] == "check"]
+    assert len(agreed) == 2 and "token, chain" in agreed[1]
+
+
+FAULTS = """
+    import os, time
+    from dataclasses import replace
+    import specdec_kernels as sdk
+    from bench.gate import agree_caches, law, parts, repeat, sanitizer
+
+    sample, verify = sdk.sample, sdk.verify
+
+    def wrong_sample(*args, backend="auto", **options):
+        tokens, logprobs = sample(*args, backend=backend, **options)
+        return (tokens + (backend == "triton"), logprobs)
+
+    def wrong_verify(*args, backend="auto", **options):
+        found = verify(*args, backend=backend, **options)
+        if backend == "triton":
+            found.num_accepted.add_(1)
+        return found
+
+    def crash(gate):
+        gate.record.note("so far")
+        os.abort()
+
+    def hang(gate):
+        gate.record.note("so far")
+        time.sleep(600)
+
+    def refuse(gate):
+        raise ValueError("no such thing")
+
+    sdk.sample, sdk.verify = wrong_sample, wrong_verify
+    law.run, repeat.run, agree_caches.run = crash, hang, refuse
+    parts.PARTS = tuple(replace(p, seconds=3) if p.name == "repeat" else p for p in parts.PARTS)
+"""
+
+
+def test_faults_are_told_and_other_parts_still_run(tmp_path):
+    only = "agree-verify,agree-caches,agree-drafting,repeat,law,times-commit"
+    status, printed, parts, page = gate(tmp_path, "--only", only, before=FAULTS)
+    assert status == 1 and "THE GATE IS SHUT" in printed
+    assert {name: report.state(part) for name, part in parts.items()} == {
+        "agree-verify": "FAILED",
+        "agree-caches": "RAISED",
+        "agree-drafting": "FAILED",
+        "repeat": "HUNG",
+        "law": "CRASHED",
+        "times-commit": "passed",
+    }
+    assert "num_accepted differ where tokens do not" in page and "law: CRASHED: SIGABRT" in page
+    assert "ValueError: no such thing" in page and "repeat: HUNG: stopped after 3 s" in page
+    assert all("so far" in parts[name]["entries"][0]["text"] for name in ("repeat", "law"))
+    wrong = [e["name"] for e in parts["agree-drafting"]["entries"] if e["kind"] == "check" and not e["ok"]]
+    assert wrong and all(name.startswith("sample") for name in wrong)
+
+
+# --- Processes ---------------------------------------------------------------------------------------------
+
+
+def test_processes_end_as_they_do_and_no_other_minds():
+    def work(item, send):
+        send(item)
+        if item == "raises":
+            raise KeyError(item)
+        if item == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == "hangs":
+            time.sleep(600)
+
+    items = ["ends", "raises", "crashes", "hangs", "ends too"]
+    seen = list(spread(work, items, at_once=2, limit=lambda item: 0.3 if item == "hangs" else 60))
+    assert sorted(item for item, message in seen if message == item) == sorted(items)
+    ends = {item: message for item, message in seen if isinstance(message, Ended)}
+    assert {item: end.state for item, end in ends.items()} == {
+        "ends": "done", "raises": "raised", "crashes": "crashed", "hangs": "hung", "ends too": "done",
+    }  # fmt: skip
+    assert "KeyError" in ends["raises"].detail and ends["crashes"].detail == "SIGKILL"
+
+
+def test_what_a_part_has_started_ends_with_it(tmp_path):
+    def inner(item, send):
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    def outer(item, send):
+        list(spread(inner, [1]))
+
+    (_, end), *_ = spread(outer, [0], limit=lambda _: 1.0)
+    assert end.state == "hung"
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}") or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
+
+
+# --- Judgement ---------------------------------------------------------------------------------------------
+
+
+TWICE = Goal("x", 2, "y", ceiling=True)
+
+
+def recorded(work, judged=True):
+    """The part of a report that holds what `work` records."""
+    entries = []
+    work(Record("part", entries.append, judged))
+    return {"title": "", "entries": entries, "end": vars(Ended("done", "", 1.0))}
+
+
+@pytest.mark.parametrize(
+    "work, state",
+    [
+        (lambda record: record.check("a", True), "passed"),
+        (lambda record: record.check("a", False), "FAILED"),
+        (lambda record: record.missing("a", "b"), "not run"),
+        (lambda record: None, "not run"),
+        (lambda record: record.mark("a", TWICE, {"x": 3.0, "y": 2.0}), "passed"),
+        (lambda record: record.mark("a", TWICE, {"x": 5.0, "y": 2.0}), "MARK MISSED"),
+        (lambda record: record.mark("a", TWICE, {"x": 3.0}), "MARK MISSED"),
+        (lambda record: record.mark("a", TWICE, {}), "MARK MISSED"),
+    ],
+)
+def test_states(work, state):
+    part = recorded(work)
+    assert report.state(part) == state
+    results = {"dry": False, "command": "", "parts": {"part": part}}
+    assert report.failed(results) == (state in ("FAILED", "MARK MISSED"))
+    assert f"| {state} |" in report.markdown(results)
+
+
+def test_parts_are_chosen_by_pieces_of_their_names():
+    assert [part.name for part in select("attention")] == ["agree-attention", "times-attention"]
+    assert select("") == list(PARTS) and select("no such part") == []
+    assert [part.name for part in select("law,st*")] == ["start", "law"]
+
+
+def test_a_slower_time_than_a_peers_is_named():
+    part = recorded(lambda record: record.row("times", case="c", loss="peer takes 0.50 of the time"))
+    results = {"dry": False, "command": "", "parts": {"times": part}}
+    assert "times: LOSS: c: peer takes 0.50 of the time" in report.verdict(results)
+
+
+def test_parts_without_time_are_no_success(tmp_path):
+    results = run(list(PARTS[:2]), True, 0.0, tmp_path) | {"command": ""}
+    assert report.failed(results)
+    assert {part["end"]["state"] for part in results["parts"].values()} == {"out of time"}
+    assert "OUT OF TIME" in report.verdict(results) and "| OUT OF TIME |" in report.markdown(results)
+
+
+class Tools:
+    """A device with tools that print what they are told to."""
+
+    def __init__(self, status, text):
+        self.answer, self.real = (status, text), True
+
+    def which(self, tool):
+        return tool if self.answer[1] is not None else None
+
+    def tool(self, command, workload):
+        return self.answer
+
+
+def with_tool(part, status, text):
+    class Gate:
+        device, dry = Tools(status, text), False
+
+    def work(record):
+        Gate.record = record
+        part.run(Gate)
+
+    return recorded(work)
+
+
+def test_what_the_sanitizer_finds_fails():
+    clean = PRINTED["compute-sanitizer"]
+    assert report.state(with_tool(sanitizer, 0, clean)) == "passed"
+    assert report.state(with_tool(sanitizer, 9, clean.replace("0 errors", "2 errors"))) == "FAILED"
+    assert report.state(with_tool(sanitizer, 0, "RACECHECK SUMMARY: 1 hazards displayed")) == "FAILED"
+    assert report.state(with_tool(sanitizer, 0, "cannot start")) == "FAILED"
+    assert report.state(with_tool(sanitizer, 0, None)) == "not run"
+
+
+def test_counters_are_read_or_their_absence_is_told():
+    rows = with_tool(counters, 0, "==PROF== Connected\n" + PRINTED["ncu"])
+    (cells,) = (entry["cells"] for entry in rows["entries"] if entry["kind"] == "row")
+    assert cells["kernel"] == "verify_draw_kernel" and cells["time"] == "1000 nsecond"
+    refused = with_tool(counters, 1, "==ERROR== ERR_NVGPUCTRPERM\n")
+    assert report.state(refused) == "not run" and "ERR_NVGPUCTRPERM" in refused["entries"][0]["why"]
+    assert report.state(with_tool(counters, 0, None)) == "not run"
+
+
+def test_without_a_compiler_the_reference_is_the_oracle(monkeypatch, tmp_path):
+    monkeypatch.setattr(oracle, "PACKAGE", tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    backend, why = oracle.backend.__wrapped__()
+    assert backend == "reference" and "there is no no-such-compiler" in why
+
+
+def test_bits_are_compared_and_not_values():
+    import torch
+
+    a = torch.tensor([1.0, float("nan"), 0.0])
+    assert same_bits((a, None), (a.clone(), None))
+    assert not same_bits(a, torch.tensor([1.0, float("nan"), -0.0]))
+    with pytest.raises(ValueError):
+        same_bits((a,), (a, a))
