@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,9 @@ class Timed:
     name: str
     prepare: Callable[[Device], Prepared]
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass
 class Roof:
@@ -46,7 +49,7 @@ class Roof:
 
     bytes: float
     flops: float
-    start: float = field(default=0.0)  # seconds of an empty kernel, cold: what every cold time contains
+    start: float  # seconds of an empty kernel, cold: what every cold time contains
 
     @staticmethod
     def measure(device: Device) -> Roof:
@@ -66,10 +69,10 @@ class Roof:
         return max(case.bytes / self.bytes, case.flops / self.flops)
 
 
-def measure(gate: Gate, cases: Iterable[Timed]) -> dict[str, float]:
+def measure(gate: Gate, cases: Sequence[Timed]) -> dict[str, float]:
     """Times cases beside their peers, a row each; microseconds by name, cold, and "NAME ideal"."""
-    device, record = gate.device, gate.record
-    roof = Roof.measure(device)
+    gate.each(compile_kernels, cases)
+    record, roof = gate.record, Roof.measure(gate.device)
     record.row(
         "the roof",
         **{
@@ -79,29 +82,41 @@ def measure(gate: Gate, cases: Iterable[Timed]) -> dict[str, float]:
         },
     )
     known: dict[str, float] = {}
-    absent: set[str] = set()
+    absent: dict[str, str] = {}
     for case in cases:
-        ready = case.prepare(device)
-        cold, warm = (device.seconds(ready.call, cold) * 1e6 for cold in (True, False))
-        ideal = roof.ideal(ready) * 1e6
-        known |= {case.name: cold, f"{case.name} ideal": ideal}
-        row: dict[str, Any] = {"cold us": cold, "warm us": warm, "MB": ready.bytes / 1e6, "ideal us": ideal}
-        row["x ideal"] = cold / ideal if ideal else float("nan")
-        losses = []
-        for peer in ready.peers:
-            if not importlib.util.find_spec(peer.needs):
-                if peer.name not in absent:
-                    record.missing(peer.name, f"{peer.needs} is not installed")
-                absent.add(peer.name)
-                continue
-            time = peer_time(gate, case.name, peer)
-            row[f"{peer.name} us"] = time or "-"
-            if time and time < cold and device.real:  # made-up times lose to nobody
-                losses.append(f"{peer.name} takes {time / cold:.2f} of the time")
-        launched = form(device.launches(ready.call))
-        record.row("times", case=case.name, **row, loss="; ".join(losses), form=launched)
-        del ready
+        try:
+            known |= measure_case(gate, case, roof, absent)
+        except Exception as error:  # such as too little memory
+            record.check(case.name, False, f"{type(error).__name__}: {error}")
+    for peer, needs in absent.items():
+        record.missing(peer, f"{needs} is not installed")
     return known
+
+
+def compile_kernels(gate: Gate, case: Timed) -> None:
+    """Those of all cases at once: in the process that times them they are only loaded."""
+    case.prepare(gate.device).call()
+    gate.device.synchronize()
+
+
+def measure_case(gate: Gate, case: Timed, roof: Roof, absent: dict[str, str]) -> dict[str, float]:
+    device, ready = gate.device, case.prepare(gate.device)
+    cold, warm = (device.seconds(ready.call, cold) * 1e6 for cold in (True, False))
+    ideal = roof.ideal(ready) * 1e6
+    row: dict[str, Any] = {"cold us": cold, "warm us": warm, "MB": ready.bytes / 1e6, "ideal us": ideal}
+    row["x ideal"] = cold / ideal
+    losses = []
+    for peer in ready.peers:
+        if not importlib.util.find_spec(peer.needs):
+            absent[peer.name] = peer.needs
+            continue
+        time = peer_time(gate, case.name, peer)
+        row[f"{peer.name} us"] = time or "-"
+        if time and time < cold and device.real:  # made-up times lose to nobody
+            losses.append(f"{peer.name} takes {time / cold:.2f} of the time")
+    kernels = device.launches(ready.call)
+    gate.record.row("times", case=case.name, **row, loss="; ".join(losses), form=form(kernels))
+    return {case.name: cold, f"{case.name} ideal": ideal}
 
 
 def peer_time(gate: Gate, case: str, peer: Peer) -> float | None:
