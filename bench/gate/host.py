@@ -56,9 +56,11 @@ def calls_of_the_host(gate: Gate) -> None:
     tokens, logits = tree.tokens.view(3, -1), given["target_logits"]
     a, b = (torch.zeros(64, device=device.kind) for _ in range(2))
     verifying = dict(sampling=problems.PLAIN, rule=rule, backend="triton")
+    verifier = sdk.SpeculativeVerifier(**verifying).to(device.kind)
     calls: dict[str, Callable[[], Any]] = {
         "a kernel of three arguments": lambda: _three_kernel[(1,)](a, b, 60, BLOCK=64),
         "verify, token": lambda: sdk.verify(**given, **verifying),
+        "SpeculativeVerifier": lambda: verifier(**given),
         "tree_attention": lambda: sdk.tree_attention(
             caches["query"], *caches["caches"], tree, *where, max_prefix_len=16, backend="triton"
         ),
@@ -79,6 +81,8 @@ def calls_of_the_host(gate: Gate) -> None:
             record.mark(name, Goal(name, launches, "a kernel of three arguments", ceiling=True), known)
         else:
             record.mark(name, Goal(name, most, ceiling=True, unit="us"), known)
+    known["counting"] = known["SpeculativeVerifier"] - known["verify, token"]
+    record.mark("SpeculativeVerifier", Goal("counting", 10, ceiling=True, unit="us"), known)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ PARTS = (
     Part("repeat", "repeat", "The same bits under load", 60),
     Part("law", "law", "Draws follow the target's law", 60),
     Part("times-verify", "times_verify", "Times of verify", 120),
+    Part("times-sample", "times_sample", "Times of sample", 40),
     Part("times-attention", "times_attention", "Times of tree_attention", 60),
     Part("times-commit", "times_commit", "Times of commit_kv", 30),
     Part("counters", "counters", "Counters of the hardware", 90),

@@ -116,6 +116,62 @@ def sglang_chain(chain: Chain) -> Call:
     return run
 
 
+def sample_peers(sampling: sdk.SamplingParams, logits: Tensor) -> list[Peer]:
+    """All that draws a token from rows of logits."""
+    ways = (("torch", sample_by_torch, "torch"), ("FlashInfer", flashinfer_sample, "flashinfer"))
+    ways += (("vLLM", vllm_sample, "vllm"),)
+    return [Peer(name, partial(way, sampling, logits), needs) for name, way, needs in ways]
+
+
+def sample_by_torch(sampling: sdk.SamplingParams, logits: Tensor) -> Call:
+    """With a race; top-p of what top-k kept, or of a whole sorted row."""
+    top_k, top_p = int(sampling.top_k) or logits.shape[-1], float(sampling.top_p)
+
+    def run() -> Tensor:
+        scaled = logits.float() / float(sampling.temperature)
+        if top_k == scaled.shape[-1] and top_p == 1.0:
+            return _race(torch.softmax(scaled, -1))
+        largest, tokens = scaled.topk(top_k, -1) if sampling.top_k else scaled.sort(-1, descending=True)
+        law = torch.softmax(largest, -1)
+        law = law.masked_fill(law.cumsum(-1) - law >= top_p, 0.0)
+        return tokens.gather(-1, _race(law)[:, None])
+
+    return run
+
+
+def _race(law: Tensor) -> Tensor:
+    return (law / torch.empty_like(law).exponential_()).argmax(-1)
+
+
+def flashinfer_sample(sampling: sdk.SamplingParams, logits: Tensor) -> Call:
+    from flashinfer import sampling as other
+
+    top_k, top_p, temperature = int(sampling.top_k), float(sampling.top_p), float(sampling.temperature)
+
+    def run() -> Tensor:
+        scaled = logits.float() / temperature
+        if top_k:
+            return other.top_k_top_p_sampling_from_logits(scaled, top_k, top_p)
+        law = torch.softmax(scaled, -1)
+        return other.top_p_sampling_from_probs(law, top_p) if top_p < 1 else other.sampling_from_probs(law)
+
+    return run
+
+
+def vllm_sample(sampling: sdk.SamplingParams, logits: Tensor) -> Call:
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    rows = len(logits)
+    top_k = torch.full((rows,), int(sampling.top_k), dtype=torch.int32) if sampling.top_k else None
+    top_p = torch.full((rows,), float(sampling.top_p)) if float(sampling.top_p) < 1 else None
+
+    def run() -> Tensor:
+        kept = apply_top_k_top_p(logits.float() / float(sampling.temperature), top_k, top_p)
+        return _race(torch.softmax(kept, -1))
+
+    return run
+
+
 def attention_peers(
     query: Tensor, key: Tensor, value: Tensor, tree: sdk.DraftTree, table: Tensor, prefix: int
 ) -> list[Peer]:
