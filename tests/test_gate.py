@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ from each import BACKENDS, DEVICE
 if "triton" not in BACKENDS or DEVICE != "cpu":
     pytest.skip("the dry run needs the emulator", allow_module_level=True)
 
-from bench.gate import counters, oracle, report, sanitizer
+import specdec_kernels as sdk
+from bench.gate import agree_attention, agree_caches, counters, graphs, law, oracle, repeat, report, sanitizer
 from bench.gate.__main__ import run, select
-from bench.gate.device import ROOT, same_bits
-from bench.gate.emulated import PRINTED
-from bench.gate.parts import PARTS
+from bench.gate.card import launches_of
+from bench.gate.device import ROOT, form, same_bits
+from bench.gate.emulated import PRINTED, Emulated
+from bench.gate.parts import PARTS, Gate
 from bench.gate.processes import Ended, spread
 from bench.gate.record import Record
 from bench.suite import Goal
@@ -115,6 +118,50 @@ def test_faults_are_told_and_other_parts_still_run(tmp_path):
     assert all("so far" in parts[name]["entries"][0]["text"] for name in ("repeat", "law"))
     wrong = [e["name"] for e in parts["agree-drafting"]["entries"] if e["kind"] == "check" and not e["ok"]]
     assert wrong and all(name.startswith("sample") for name in wrong)
+
+
+def changed(function, change):
+    """An operator whose results on the triton backend are changed."""
+
+    def called(*args, **options):
+        result = function(*args, **options)
+        if options["backend"] == "triton":
+            change(result)
+        return result
+
+    return called
+
+
+def left_out(function):
+    """An operator that does nothing on the triton backend."""
+    return lambda *args, backend, **options: (
+        backend == "triton" or function(*args, backend=backend, **options)
+    )
+
+
+calls = itertools.count()
+WRONG = {  # a part, what is broken, and how
+    "graphs that do nothing": (graphs, Emulated, "graph", lambda device, call: (lambda: None, call())),
+    "streams": (graphs, Emulated, "together", lambda device, calls: [call() for call in calls][::-1]),
+    "bits that change": (
+        repeat, sdk, "tree_attention", changed(sdk.tree_attention, lambda out: out[0].add_(next(calls) == 2))
+    ),
+    "attention": (
+        agree_attention, sdk, "tree_attention", changed(sdk.tree_attention, lambda out: out[0].mul_(1.0001))
+    ),
+    "commit_kv": (agree_caches, sdk, "commit_kv", left_out(sdk.commit_kv)),
+    "replay_conv": (agree_caches, sdk, "replay_conv", left_out(sdk.replay_conv)),
+    "law": (law, sdk, "verify", changed(sdk.verify, lambda verified: verified.tokens[:, 0].add_(1).remainder_(7))),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_part_notices_its_fault(name, monkeypatch, tmp_path):
+    part, *wrong = WRONG[name]
+    monkeypatch.setattr(*wrong)
+    seen = recorded(lambda record: part.run(Gate(record, tmp_path, dry=True)))
+    assert report.state(seen) == "FAILED"
 
 
 # --- Processes ---------------------------------------------------------------------------------------------
@@ -251,6 +298,20 @@ def test_counters_are_read_or_their_absence_is_told():
     refused = with_tool(counters, 1, "==ERROR== ERR_NVGPUCTRPERM\n")
     assert report.state(refused) == "not run" and "ERR_NVGPUCTRPERM" in refused["entries"][0]["why"]
     assert report.state(with_tool(counters, 0, None)) == "not run"
+
+
+def test_launches_are_read_from_a_trace():
+    kernel = {"cat": "kernel", "name": "verify_draw_kernel", "dur": 2.5}
+    args = {"grid": [8, 4, 1], "block": [32, 2, 1], "registers per thread": 40}
+    events = [
+        {"ph": "M", "name": "process_name"},
+        kernel | {"ts": 7, "args": args},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoD", "ts": 1, "dur": 1, "args": {}},
+        kernel | {"ts": 3, "args": {}, "name": "void " + "x" * 90},
+    ]
+    first, second = launches_of(events)
+    assert len(first.name) == 60 and second.seconds == 2.5e-6
+    assert form([second]) == "verify_draw_kernel 8x4x1 x 64t 40r" and form([]) == "unknown"
 
 
 def test_without_a_compiler_the_reference_is_the_oracle(monkeypatch, tmp_path):

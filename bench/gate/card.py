@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ class Card(Device):
     def __init__(self) -> None:
         if not torch.cuda.is_available():
             raise RuntimeError("torch finds no GPU here; --dry-run needs none")
+        os.environ.setdefault("TEARDOWN_CUPTI", "0")  # what was traced once is not taken down below a graph
         self.properties = torch.cuda.get_device_properties(0)
         self.name = self.properties.name
         cache = getattr(self.properties, "L2_cache_size", 64 << 20)
@@ -101,17 +103,7 @@ class Card(Device):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             profile.export_chrome_trace(file.name)
             events = json.loads(Path(file.name).read_text())["traceEvents"]
-        kernels = sorted((e for e in events if e.get("cat") == "kernel"), key=lambda e: e["ts"])
-        return [
-            Launch(
-                _short(e["name"]),
-                tuple(e["args"].get("grid", ())),
-                int(torch.tensor(e["args"].get("block", [0])).prod()),
-                e["args"].get("registers per thread", 0),
-                e["dur"] / 1e6,
-            )
-            for e in kernels
-        ]
+        return launches_of(events)
 
     @contextlib.contextmanager
     def no_synchronisation(self) -> Iterator[None]:
@@ -151,6 +143,21 @@ class Card(Device):
         env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         done = subprocess.run([*command, *target], cwd=ROOT, env=env, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
+
+
+def launches_of(events: list[dict[str, Any]]) -> list[Launch]:
+    """The kernels of a trace, in the order in which they began."""
+    kernels = [event for event in events if event.get("cat") == "kernel"]
+    return [
+        Launch(
+            _short(event["name"]),
+            tuple(event["args"].get("grid", ())),
+            math.prod(event["args"].get("block", (0,))),
+            event["args"].get("registers per thread", 0),
+            event["dur"] / 1e6,
+        )
+        for event in sorted(kernels, key=lambda event: event["ts"])
+    ]
 
 
 def _printed(*command: str) -> str:

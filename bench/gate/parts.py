@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .device import Device, open_device
 from .processes import Ended, Send, spread
 from .record import Record
@@ -42,6 +44,7 @@ class Gate:
         the same time, and a fault on the card ends one group alone."""
 
         def begin(group: Any, send: Send) -> None:
+            torch.set_num_threads(1)  # of the oracle: all groups run at once
             check(Gate(Record(self.record.part, send, self.record.judged), self.folder, self.dry), group)
 
         at_once = 1 if self.dry else min(os.cpu_count() or 1, 16)
