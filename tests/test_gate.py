@@ -151,7 +151,7 @@ WRONG = {  # a part, what is broken, and how
     ),
     "commit_kv": (agree_caches, sdk, "commit_kv", left_out(sdk.commit_kv)),
     "replay_conv": (agree_caches, sdk, "replay_conv", left_out(sdk.replay_conv)),
-    "law": (law, sdk, "verify", changed(sdk.verify, lambda verified: verified.tokens[:, 0].add_(1).remainder_(7))),
+    "law": (law, sdk, "verify", changed(sdk.verify, lambda out: out.tokens[:, 0].add_(1).remainder_(7))),
 }  # fmt: skip
 
 
