@@ -77,7 +77,7 @@ def run(chosen: list[parts.Part], dry: bool, seconds: float, folder: Path) -> di
         for _, message in spread(begin, [part], limit=lambda part, left=left: min(part.seconds, left)):
             if isinstance(message, Ended):
                 results[part.name]["end"] = vars(message)
-                said = f"{message.state} in {message.seconds:.1f} s {message.detail}"
+                said = f"{message.state} in {message.seconds:.1f} s {message.last_line}"
                 print(f"== {part.name}: {said}", flush=True)
             else:
                 results[part.name]["entries"].append(message)

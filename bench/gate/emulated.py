@@ -54,7 +54,7 @@ class Emulated(Device):
     def launches(self, call: Call) -> list[Launch]:
         import ptx_emulator
 
-        with ptx_emulator.active(80, compile_only=True), ptx_emulator.count() as launches:
+        with ptx_emulator.count() as launches:
             call()
         return [Launch(each.name, each.grid, 32 * each.num_warps, 0, 1e-6) for each in launches]
 

@@ -19,7 +19,7 @@ import specdec_kernels as sdk
 
 from ..suite import Goal
 from . import problems
-from .device import Device, same_bits
+from .device import Device, form, same_bits
 from .parts import Gate
 
 SECONDS, STEPS = 30.0, 300  # of the ragged run, whichever ends first
@@ -73,8 +73,9 @@ def calls_of_the_host(gate: Gate) -> None:
         call()
         known[name] = device.host_seconds(call) * 1e6
     launch = known["a kernel of three arguments"]
-    for name, time_ in known.items():
-        record.row("host time", call=name, us=time_, **{"launches of three arguments": time_ / launch})
+    for name, call in calls.items():
+        cells = {"us": known[name], "launches of three arguments": known[name] / launch}
+        record.row("host time", call=name, **cells, form=form(device.launches(call)))
     for name, (launches, most) in CALLS.items():
         # Either bound: processors differ, and so does what a launch costs.
         if known[name] > most:

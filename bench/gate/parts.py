@@ -52,7 +52,7 @@ class Gate:
             if not isinstance(message, Ended):
                 self.record.send(message)
             elif message.state != "done":
-                self.record.check(str(group), False, f"{message.state}: {message.detail}")
+                self.record.check(str(group), False, f"{message.state}: {message.last_line}")
 
 
 PARTS = (

@@ -28,6 +28,10 @@ class Ended:
     detail: str
     seconds: float
 
+    @property
+    def last_line(self) -> str:
+        return (self.detail.strip().splitlines() or [""])[-1]
+
 
 class _Child:
     def __init__(self, function: Callable[[Item, Send], None], item: Item, seconds: float):
@@ -121,4 +125,5 @@ def _main(function: Callable[[Item, Send], None], item: Item, send: Connection, 
     try:
         function(item, send.send)
     except Exception:  # whatever it is, it is reported
+        traceback.print_exc()
         send.send(_Raised(traceback.format_exc()))
