@@ -56,7 +56,7 @@ def test_a_dry_run_runs_every_part(tmp_path):
         assert f"\n## {name}\n" in page and f"== {name}: done in" in printed
         kinds = {entry["kind"] for entry in part["entries"]}
         assert kinds & {"check", "row"}, name
-    assert "A dry run on the emulator" in page and "THE GATE IS SHUT" not in printed
+    assert "A dry run on the emulator" in page and "the gate: passed" in printed
     for name in (name for name in parts if name.startswith("times-")):
         timed = [e["cells"] for e in parts[name]["entries"] if e.get("table") == "times"]
         assert timed and all("_kernel" in row["form"] and row["cold us"] > 0 for row in timed)
@@ -104,7 +104,7 @@ FAULTS = """
 def test_faults_are_told_and_other_parts_still_run(tmp_path):
     only = "agree-verify,agree-caches,agree-drafting,repeat,law,times-commit"
     status, printed, parts, page = gate(tmp_path, "--only", only, before=FAULTS)
-    assert status == 1 and "THE GATE IS SHUT" in printed
+    assert status == 1 and "the gate: FAILED" in printed
     assert {name: report.state(part) for name, part in parts.items()} == {
         "agree-verify": "FAILED",
         "agree-caches": "RAISED",
@@ -239,6 +239,12 @@ def test_states(work, state):
     assert f"| {state} |" in report.markdown(results)
 
 
+def test_a_report_of_a_run_that_was_stopped_is_no_success():
+    part = {"title": "", "entries": [], "end": None}
+    results = {"command": "", "dry": False, "parts": {"law": part}}
+    assert report.failed(results) and "| NOT REACHED |" in report.markdown(results)
+
+
 def test_parts_are_chosen_by_pieces_of_their_names():
     assert [part.name for part in select("attention")] == ["agree-attention", "times-attention"]
     assert select("") == list(PARTS) and select("no such part") == []
@@ -252,7 +258,8 @@ def test_a_slower_time_than_a_peers_is_named():
 
 
 def test_parts_without_time_are_no_success(tmp_path):
-    results = run(list(PARTS[:2]), True, 0.0, tmp_path) | {"command": ""}
+    results = {"command": "", "dry": True}
+    list(run(results, list(PARTS[:2]), 0.0, tmp_path))
     assert report.failed(results)
     assert {part["end"]["state"] for part in results["parts"].values()} == {"out of time"}
     assert "OUT OF TIME" in report.verdict(results) and "| OUT OF TIME |" in report.markdown(results)

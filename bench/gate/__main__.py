@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
     parser.add_argument("--only", default="", help="comma-separated globs or pieces of parts' names")
     parser.add_argument("--dry-run", action="store_true", help="on the emulator, with tiny sizes")
-    parser.add_argument("--minutes", type=float, default=10, help="after which no part goes on (default: 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.5, help="after which no part goes on (default: 9.5)"
+    )
     parser.add_argument(
         "--json", type=Path, help="folder of the report; a complete run on a card has results/"
     )
@@ -41,13 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no part matches {args.only!r}; there are {', '.join(p.name for p in parts.PARTS)}")
     for module in ("specdec_kernels.triton", *["ptx_emulator"] * args.dry_run):
         importlib.import_module(module)  # once, before processes are forked; nothing here touches the device
+    complete = not (args.only or args.dry_run)
+    target = args.json or (RESULTS if complete else None)
+    command = " ".join(["python -m bench.gate", *(arguments or sys.argv[1:])])
+    results: dict[str, Any] = {"command": command, "dry": args.dry_run, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         if not args.dry_run:
             os.environ["TRITON_CACHE_DIR"] = f"{folder}/cache"  # empty, and shared by the parts
-        results = run(chosen, args.dry_run, 60 * args.minutes, Path(folder))
-    results["command"] = " ".join(["python -m bench.gate", *(arguments or sys.argv[1:])])
-    complete = not (args.only or args.dry_run)
-    target = args.json or (RESULTS if complete else None)
+        for _ in run(results, chosen, 60 * args.minutes, Path(folder)):
+            if target and report.card(results) != report.UNKNOWN:
+                write(results, target)  # whoever stops the run loses no more than the part that was going on
     print("\n" + report.verdict(results))
     if target:
         print(f"written: {write(results, target)}")
@@ -59,29 +65,28 @@ def select(only: str) -> list[parts.Part]:
     return [part for part in parts.PARTS if any(fnmatch(part.name, glob) for glob in globs)]
 
 
-def run(chosen: list[parts.Part], dry: bool, seconds: float, folder: Path) -> dict[str, Any]:
-    """Entries of the parts, and how each ended."""
-    end = time.monotonic() + seconds
-    results = {part.name: {"title": part.title, "entries": [], "end": None} for part in chosen}
+def run(results: dict[str, Any], chosen: list[parts.Part], seconds: float, folder: Path) -> Iterator[None]:
+    """Puts into `results` the entries of the parts, and how each ended. Yields after every part."""
+    dry, end = results["dry"], time.monotonic() + seconds
+    results["parts"] = {part.name: {"title": part.title, "entries": [], "end": None} for part in chosen}
 
     def begin(part: parts.Part, send: Send) -> None:
         parts.run(part, dry, folder, send)
 
     for part in chosen:
         print(f"\n== {part.name}: {part.title}", flush=True)
-        left = end - time.monotonic()
+        left, found = end - time.monotonic(), results["parts"][part.name]
         if left < 1:
-            message = Ended("out of time", "the minutes of the run were over", 0.0)
-            results[part.name]["end"] = vars(message)
+            found["end"] = vars(Ended("out of time", "the minutes of the run were over", 0.0))
             continue
         for _, message in spread(begin, [part], limit=lambda part, left=left: min(part.seconds, left)):
             if isinstance(message, Ended):
-                results[part.name]["end"] = vars(message)
+                found["end"] = vars(message)
                 said = f"{message.state} in {message.seconds:.1f} s {message.last_line}"
                 print(f"== {part.name}: {said}", flush=True)
             else:
-                results[part.name]["entries"].append(message)
-    return {"dry": dry, "parts": results}
+                found["entries"].append(message)
+        yield
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:

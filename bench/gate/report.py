@@ -11,13 +11,15 @@ from ..report import rows
 from .record import Entry, figure, missed, wrong
 
 Results = dict[str, Any]
+UNKNOWN = "unknown card"
+NOT_REACHED = {"state": "not reached", "detail": "the run ended before it", "seconds": 0.0}
 
 
 def state(part: dict[str, Any]) -> str:
     """In a word: what counts as passed says "passed" and nothing else does."""
-    end, entries = part["end"], part["entries"]
-    if end is None or end["state"] != "done":
-        return "FAILED" if end is None else end["state"].upper()
+    end, entries = part["end"] or NOT_REACHED, part["entries"]
+    if end["state"] != "done":
+        return end["state"].upper()
     if any(map(wrong, entries)):
         return "FAILED"
     if any(map(missed, entries)):
@@ -34,7 +36,7 @@ def failed(results: Results) -> bool:
 
 def card(results: Results) -> str:
     entries = (entry for part in results["parts"].values() for entry in part["entries"])
-    return next((entry["name"] for entry in entries if entry["kind"] == "card"), "unknown card")
+    return next((entry["name"] for entry in entries if entry["kind"] == "card"), UNKNOWN)
 
 
 def file_name(results: Results) -> str:
@@ -45,7 +47,9 @@ def verdict(results: Results) -> str:
     """For a terminal."""
     lines = [f"{state(part):12} {name}: {part['title']}" for name, part in results["parts"].items()]
     lines += [f"  {text}" for text in complaints(results)]
-    lines.append("THE GATE IS SHUT" if failed(results) else "the gate is open")
+    absent = [name for name, part in results["parts"].items() if state(part) == "not run"]
+    but = f", but these parts were not run: {', '.join(absent)}" if absent else ""
+    lines.append("the gate: " + ("FAILED" if failed(results) else "passed" + but))
     if results["dry"]:
         lines.append("A dry run: it tells whether the gate works, and nothing about a GPU.")
     return "\n".join(lines)
@@ -54,8 +58,9 @@ def verdict(results: Results) -> str:
 def complaints(results: Results) -> Iterator[str]:
     """What is wrong, too slow or missing."""
     for name, part in results["parts"].items():
-        if part["end"] is None or part["end"]["state"] != "done":
-            last = (part["end"] or {"detail": "it did not end"})["detail"].strip().splitlines()[-1:]
+        end = part["end"] or NOT_REACHED
+        if end["state"] != "done":
+            last = end["detail"].strip().splitlines()[-1:]
             yield f"{name}: {state(part)}: {' '.join(last)}"
         for entry in part["entries"]:
             if wrong(entry):
@@ -76,7 +81,7 @@ def markdown(results: Results) -> str:
     lines += [f"`{results['command']}`", ""]
     summary = [("part", "", "state", "checks", "marks", "seconds")]
     for name, part in results["parts"].items():
-        end = part["end"] or {"seconds": 0.0}
+        end = part["end"] or NOT_REACHED
         summary.append((name, part["title"], state(part), *tallies(part["entries"]), f"{end['seconds']:.1f}"))
     lines += [*rows(summary), ""]
     said = list(complaints(results))
