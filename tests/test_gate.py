@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,13 +14,25 @@ import textwrap
 import time
 
 import pytest
+import torch
 from each import BACKENDS, DEVICE
 
 if "triton" not in BACKENDS or DEVICE != "cpu":
     pytest.skip("the dry run needs the emulator", allow_module_level=True)
 
 import specdec_kernels as sdk
-from bench.gate import agree_attention, agree_caches, counters, graphs, law, oracle, repeat, report, sanitizer
+from bench.gate import (
+    agree_attention,
+    agree_caches,
+    counters,
+    graphs,
+    law,
+    oracle,
+    repeat,
+    report,
+    sanitizer,
+    timing,
+)
 from bench.gate.__main__ import run, select
 from bench.gate.card import launches_of
 from bench.gate.device import ROOT, form, same_bits
@@ -265,6 +278,47 @@ def test_parts_without_time_are_no_success(tmp_path):
     assert "OUT OF TIME" in report.verdict(results) and "| OUT OF TIME |" in report.markdown(results)
 
 
+class Timer:
+    """A device on which everything has a time."""
+
+    real, name, kind = True, "a card", "cpu"
+    seconds = staticmethod(lambda call, cold=False: call() or 1e-6)
+    no_synchronisation = staticmethod(contextlib.nullcontext)
+    synchronize = staticmethod(lambda: None)
+    launches = staticmethod(lambda call: [])
+
+
+def test_times_stand_beside_those_of_peers(monkeypatch, tmp_path):
+    def broken():
+        raise ValueError("of another version")
+
+    peers = [
+        timing.Peer("fast", lambda: lambda: 1e-7),
+        timing.Peer("slow", lambda: lambda: 1e-5),
+        timing.Peer("absent", broken, needs="no_such_package"),
+        timing.Peer("broken", broken),
+    ]
+    cases = [
+        timing.Timed("ours", lambda device: timing.Prepared(lambda: 1e-6, 4e6, peers=peers)),
+        timing.Timed("too large", lambda device: torch.empty(2**60)),
+    ]
+    monkeypatch.setattr(Gate, "each", lambda *_: None)
+    monkeypatch.setattr(timing.Roof, "measure", lambda _: timing.Roof(1e12, 1e15, 0.0))
+
+    def work(record):
+        gate = Gate(record, tmp_path, dry=False)
+        vars(gate)["device"] = Timer()
+        assert timing.measure(gate, cases) == {"ours": 1.0, "ours ideal": 4.0}
+
+    part = recorded(work)
+    cells = next(e["cells"] for e in part["entries"] if e.get("table") == "times")
+    assert [cells[name] for name in ("fast us", "slow us", "x ideal")] == pytest.approx([0.1, 10.0, 0.25])
+    assert cells["loss"] == "fast takes 0.10 of the time" and cells["broken us"] == "-"
+    said = "\n".join(report.complaints({"parts": {"times": part}}))
+    assert "times: FAILED: too large" in said and "ours: broken: ValueError: of another version" in said
+    assert "absent: no_such_package is not installed" in said and "not judged here" in str(part)
+
+
 class Tools:
     """A device with tools that print what they are told to."""
 
@@ -329,8 +383,6 @@ def test_without_a_compiler_the_reference_is_the_oracle(monkeypatch, tmp_path):
 
 
 def test_bits_are_compared_and_not_values():
-    import torch
-
     a = torch.tensor([1.0, float("nan"), 0.0])
     assert same_bits((a, None), (a.clone(), None))
     assert not same_bits(a, torch.tensor([1.0, float("nan"), -0.0]))

@@ -56,7 +56,7 @@ class Gate:
 
 
 PARTS = (
-    Part("start", "start", "Versions, and the first calls with an empty cache", 90),
+    Part("start", "start", "Versions, and the first calls with an empty cache", 120),
     Part("forms", "forms", "Every form of every kernel compiled", 150),
     Part("agree-verify", "agree_verify", "verify equals the oracle", 150),
     Part("agree-attention", "agree_attention", "tree_attention is within its budget of float64", 60),

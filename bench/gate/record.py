@@ -53,7 +53,8 @@ def line(entry: Entry) -> str:
             entry["detail"]
         )
     if kind == "row":
-        return f"{entry['table']}: " + ", ".join(f"{name} {cell}" for name, cell in entry["cells"].items())
+        cells = (f"{name} {cell_text(cell)}" for name, cell in entry["cells"].items() if cell != "")
+        return f"{entry['table']}: " + ", ".join(cells)
     if kind == "missing":
         return f"not run: {entry['what']}: {entry['why']}"
     if kind == "mark":
@@ -61,8 +62,12 @@ def line(entry: Entry) -> str:
     return entry["text"]
 
 
+def cell_text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4g}"
+    return "not measured" if value is None else cell_text(float(value))
 
 
 def wrong(entry: Entry) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..report import rows
-from .record import Entry, figure, missed, wrong
+from .record import Entry, cell_text, figure, missed, wrong
 
 Results = dict[str, Any]
 UNKNOWN = "unknown card"
@@ -129,5 +129,4 @@ def section(part: dict[str, Any]) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return cell_text(value).replace("|", "\\|").replace("\n", " ")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from .parts import Gate
 
@@ -23,7 +23,8 @@ def run(gate: Gate) -> None:
         return tool, *gate.device.tool(command, "every operator")
 
     with ThreadPoolExecutor(1 if gate.dry else len(TOOLS)) as pool:
-        for tool, status, text in pool.map(look, TOOLS):
+        for done in as_completed([pool.submit(look, tool) for tool in TOOLS]):
+            tool, status, text = done.result()
             found = SUMMARY.findall(text)
             lines = [line for line in text.splitlines() if line.startswith("=========")]
             said = " / ".join(lines[:6] + lines[-2:]) if lines else text.strip()[-300:]
