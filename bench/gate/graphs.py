@@ -68,6 +68,17 @@ def run(gate: Gate) -> None:
         f"{replays} replays have the bits of eager steps", not wrong, f"{len(wrong)} differ: {wrong[:9]}"
     )
     two_streams(gate, others[:2], replays // 10 or 1)
+    tree_of_paths(gate)
+
+
+def tree_of_paths(gate: Gate) -> None:
+    """A tree of a static topology is made on the device: its paths were copied there before the capture."""
+    device = gate.device
+    tokens = device.put(torch.arange(8).view(2, 4))
+    paths = [(0,), (1,), (0, 0)]
+    replay, parents = device.graph(lambda: sdk.DraftTree.from_paths(tokens, paths, check=False).parents)
+    replay()
+    gate.record.check("from_paths is captured", parents.tolist() == [-1, 0, 0, 1] * 2)
 
 
 def two_streams(gate: Gate, steps: list[Step], rounds: int) -> None:

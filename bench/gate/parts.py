@@ -71,7 +71,7 @@ PARTS = (
     Part("times-attention", "times_attention", "Times of tree_attention", 60),
     Part("times-commit", "times_commit", "Times of commit_kv", 30),
     Part("counters", "counters", "Counters of the hardware", 90),
-    Part("host", "host", "Time of the host, compilations, a second card", 60),
+    Part("host", "host", "Time of the host, compilations, a second card", 120),
 )
 
 
