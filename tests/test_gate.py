@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -175,6 +176,30 @@ def test_a_part_notices_its_fault(name, monkeypatch, tmp_path):
     monkeypatch.setattr(*wrong)
     seen = recorded(lambda record: part.run(Gate(record, tmp_path, dry=True)))
     assert report.state(seen) == "FAILED"
+
+
+class Forked(Exception):
+    pass
+
+
+FORKING = ("agree-verify", "agree-attention", "agree-drafting", "law")
+FORKING += ("times-verify", "times-sample", "times-attention", "times-commit")
+
+
+@pytest.mark.parametrize("name", FORKING)
+def test_processes_are_forked_before_the_card_is_opened(name, monkeypatch, tmp_path):
+    """A process that was forked later could not use it."""
+
+    def fork(gate, check, groups):
+        assert len(groups) > 1 and len(set(map(str, groups))) == len(groups)
+        raise Forked
+
+    monkeypatch.setattr(Gate, "each", fork)
+    (module,) = (part.module for part in PARTS if part.name == name)
+    gate = Gate(Record("part", lambda entry: None, True), tmp_path, dry=False)
+    with pytest.raises(Forked):
+        importlib.import_module(f"bench.gate.{module}").run(gate)
+    assert "device" not in vars(gate)
 
 
 # --- Processes ---------------------------------------------------------------------------------------------
