@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-models test-transformers bench bench-generate gpu-report lint format clean
+.PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
 .PHONY: test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -59,6 +59,11 @@ bench: $(VENV)/bench
 
 bench-generate: $(VENV)/demo
 	$(BIN)/python -m bench generate $(ARGS)
+
+# On a machine with a card, from the source tree: nothing is installed. ARGS=--dry-run needs no card.
+GPU_PYTHON ?= python3
+gpu:
+	PYTHONPATH=.:tests $(GPU_PYTHON) -m bench.gate $(ARGS)
 
 gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu

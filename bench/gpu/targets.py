@@ -83,6 +83,7 @@ class Build:
     dots: bool  # multiplies matrices in a type that tensor cores take
     tensor_cores: bool  # has instructions of theirs
     widest_load: int  # bytes that a thread gets from global memory in one access, 0 = none
+    binary: int  # bytes of the file that is loaded
 
 
 class _Absent(EmulatorDriver):
@@ -165,6 +166,7 @@ def build(kernel: Kernel) -> Build:
         dots=bool(DOTS.search(compiled.asm["ttir"])),
         tensor_cores=bool(TENSOR_CORES.search(text)),
         widest_load=max(widths, default=0),
+        binary=len(compiled.asm["hsaco" if processor.target.backend == "hip" else "cubin"]),
     )
 
 
