@@ -104,7 +104,7 @@ def ragged_run(gate: Gate) -> None:
     """Steps of a serving process: as many requests and drafted tokens as there happen to be."""
     device, order, steps = gate.device, random.Random(0), 0
     with compilations() as names:
-        warmed = warm_up(gate)
+        warm_up(gate)
         before = last = len(names)
         end = time.monotonic() + SECONDS
         while steps < (STEPS if device.real else 2) and time.monotonic() < end:
@@ -118,15 +118,12 @@ def ragged_run(gate: Gate) -> None:
     gate.record.row("a ragged run", steps=steps, **kinds, **last_step)
     enough = Goal("steps", STEPS / 3, unit=f"of {STEPS} in {SECONDS:g} s")
     gate.record.mark("a ragged run", enough, {"steps": steps})
-    for kind, most in (MOST | {"late": 0} if warmed else MOST).items():
+    for kind, most in (MOST | {"late": 0}).items():
         gate.record.mark(f"kernels, {kind}", Goal(kind, most, ceiling=True), kinds)
 
 
-def warm_up(gate: Gate) -> bool:
-    """What a serving process compiles before traffic. Whether this version of the package can."""
-    if not hasattr(sdk, "warmup"):
-        gate.record.missing("warmup", "this version has none")
-        return False
+def warm_up(gate: Gate) -> None:
+    """What a serving process compiles before traffic."""
     size = LARGEST if gate.device.real else Sizes()
     heads = sdk.Heads(size.heads, size.cache_heads, size.head, dtype=size.dtype, max_nodes=size.nodes)
     done = sdk.warmup(
@@ -141,7 +138,6 @@ def warm_up(gate: Gate) -> bool:
         processes=None if gate.device.real else 0,
     )
     gate.record.row("the warm-up", **done._asdict())
-    return True
 
 
 class Sizes(NamedTuple):
