@@ -133,9 +133,8 @@ def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     )
     code = triton.compile(walk.source, target=gfx942.target, options=walk.options).asm
     assert ".amdhsa_tg_split 0" in code["amdgcn"]
-    # One after the tree was laid out, two around the reading of a node on the way. Fences of shared memory
-    # alone are annotated.
-    assert len(FENCED_BARRIER.findall(code["llir"])) >= 3
+    # Two around the reading of a node on the way. Fences of shared memory alone are annotated.
+    assert len(FENCED_BARRIER.findall(code["llir"])) >= 2
 
 
 @pytest.mark.parametrize("case", SUITE.cases, ids=lambda case: case.name)
