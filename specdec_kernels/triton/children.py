@@ -55,7 +55,7 @@ def sample_children(call: SampleChildrenCall) -> None:
     listing, merging = _kernels(
         device_of(call.logits), vocab, rows_form(target), call.method, triton.next_power_of_2(k)
     )
-    splits = measured.splits.count
+    splits = measured.passes.splits.count
     lists = (2 if call.method == "hybrid" else 1, rows, splits, k)
     scores = torch.empty(lists, dtype=torch.float32, device=device)
     tokens = torch.empty(lists, dtype=torch.int32, device=device)

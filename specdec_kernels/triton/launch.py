@@ -51,8 +51,8 @@ class RowPasses:
 
     @property
     def settle_warps(self) -> int:
-        """Of the programs that look for cuts in the lists, with 32 scores a lane."""
-        return min(max(self.splits.padded * self.lanes // 256, 4), 16)
+        """Of the programs that look for cuts in the lists, with 32 scores a lane, and in a sample of 4096."""
+        return min(max(self.splits.padded * self.lanes // 256, 8), 16)
 
 
 def row_passes(vocab_size: int) -> RowPasses:

@@ -143,11 +143,13 @@ def _kernels(form: _Form) -> _Kernels:
         settle=kernel(verify_settle_kernel, settling, settle_warps, **options),
         collect=kernel(verify_collect_kernel, collecting, collect.warps, **options),
         select=kernel(verify_select_kernel, collecting, launch.rows.select_warps, **options),
-        race=kernel(verify_race_kernel, racing, draw.warps),
+        race=kernel(verify_race_kernel, racing, draw.warps, **options),
         weigh=kernel(verify_weigh_kernel, weighing, 1, **options),
         sum=kernel(verify_sum_kernel, summing, sums.warps, **options),
         walk=kernel(verify_walk_kernel, walking, launch.walk_warps, **options),
-        draw=kernel(verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps),
+        draw=kernel(
+            verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps, **options
+        ),
         launch=launch,
     )
 
