@@ -8,7 +8,6 @@ The `check_` functions that take tensors of values read them, which synchronises
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -28,18 +27,29 @@ from ._checks import (
 )
 
 T = TypeVar("T")
+MOST_KEPT = 1024  # tensors of one kind
 MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
 
 
 def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """`make`, whose tensors are made once: the caller must not write to them. Tracers make their own."""
-    kept = lru_cache(maxsize=64)(make)
+    """`make`, whose tensors are made once: the caller must not write to them.
+
+    A captured CUDA graph may read them at every replay, so they are kept for ever; beyond MOST_KEPT no more
+    are. What is made during a capture is there only after a replay, and is not kept; nor is a tracer's.
+    """
+    kept: dict[tuple[Any, ...], T] = {}
 
     def value(*args: Any) -> T:
         if traced():
             return make(*args)
-        return kept(*args)
+        found = kept.get(args)
+        if found is None:
+            found = make(*args)
+            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            if len(kept) < MOST_KEPT and not capturing:
+                kept[args] = found
+        return found
 
     return value
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from synchronisation import Synchronises, no_synchronisation
 
 from specdec_kernels import DraftTree, Proposal
+from specdec_kernels import _tree_checks as checks
 
 FIELDS = ("tokens", "parents", "cu_nodes", "proposals")
 DERIVED = ("depths", "first_child", "next_sibling", "ancestor_bits")
@@ -71,6 +72,19 @@ def test_a_topology_of_paths_is_copied_to_a_device_once():
     assert_same(before, after)
     after.parents.fill_(0)
     assert_same(before, DraftTree.from_paths(tokens, paths, check=False))
+
+
+def test_what_a_capture_makes_is_not_kept(monkeypatch):
+    """It is there only after a replay. What was kept is never given up: a graph may read it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    made = checks.chain_roots(97, torch.device("cpu"))
+    assert checks.chain_roots(97, torch.device("cpu")) is not made
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    made = checks.chain_roots(97, torch.device("cpu"))
+    monkeypatch.setattr(checks, "MOST_KEPT", 1)
+    assert checks.chain_roots(98, torch.device("cpu")) is not checks.chain_roots(98, torch.device("cpu"))
+    assert checks.chain_roots(97, torch.device("cpu")) is made
 
 
 @given(batches())

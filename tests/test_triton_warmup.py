@@ -120,6 +120,23 @@ def test_a_warm_process_compiles_nothing(met, untouched_memory):
     assert set(met) == warm and len(Launch.met) == len(warm)
 
 
+@pytest.mark.parametrize(
+    "heads",
+    [
+        sdk.Heads(8, 2, 16),
+        sdk.Heads(8, 2, 16, cache_dtype=torch.int8, window=32, softcap=30.0, deterministic=True),
+        sdk.Heads(16, 1, 576, value_dim=512, max_nodes=3),
+    ],
+)
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_attention_of_all_sizes_of_trees(met, heads, layout):
+    sdk.warmup(
+        "cpu", vocab_size=V, rules=[], samplings=[], heads=[heads], layout=layout, processes=0, progress=None
+    )  # fmt: skip
+    kernels = Counter(name for name, _, _ in met)
+    assert kernels["_attention_splits_kernel"] and kernels["_attention_merge_kernel"]
+
+
 def test_kernels_are_compiled_in_other_processes(tmp_path):
     """And this one finds them."""
     script = textwrap.dedent("""
