@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from ._checks import FLOATS, bad_value, check_int, check_list, check_name, check_type
+from ._cache_table import SLOT_DIM
+from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_list, check_name, check_type
 from ._compiling import Task, compile_all
 from ._ops import backends
 from .rules import Rule, resolve
@@ -48,6 +49,13 @@ class Warmup(NamedTuple):
     kernels: int
     """Kernels that were not there yet in this process."""
     seconds: float
+
+
+def _check_pair(argument: str, value: object) -> tuple[object, object]:
+    """A method and a number. Raise `TypeError` unless `value` is a pair."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        bad_type("warmup", argument, "must be a pair", type(value).__name__)
+    return value
 
 
 def warmup(
@@ -114,21 +122,38 @@ def warmup(
     call, begin = "warmup", time.perf_counter()
     device = torch.device(device)
     vocab_size = check_int(call, "vocab_size", vocab_size, 1)
-    if processes is not None:
-        processes = check_int(call, "processes", processes, 0)
+    width = (
+        vocab_size if draft_vocab_size is None else check_int(call, "draft_vocab_size", draft_vocab_size, 1)
+    )
+    page_size, max_depth = (
+        check_int(call, "page_size", page_size, 1),
+        check_int(call, "max_depth", max_depth, 0),
+    )
+    check_bool(call, "draft_logits", draft_logits)
+    check_name(call, "layout", layout, SLOT_DIM)
+    for name, flags in dict(
+        token_bitmask=token_bitmask, return_logprobs=return_logprobs, links=links, aligned=aligned
+    ).items():
+        for i, flag in enumerate(check_list(call, name, flags, "bools")):
+            check_bool(call, f"{name}[{i}]", flag)
     for i, dtype in enumerate(check_list(call, "dtypes", dtypes, "dtypes")):
         if dtype not in FLOATS[:3]:
             bad_value(call, f"dtypes[{i}]", "must be float32, bfloat16 or float16", dtype)
+    rules = check_list(call, "rules", rules, "rules")
     for i, sampling in enumerate(check_list(call, "samplings", samplings, "SamplingParams")):
         check_type(call, f"samplings[{i}]", sampling, SamplingParams, "a SamplingParams")
-    for i, (method, _) in enumerate(children):
-        check_name(call, f"children[{i}][0]", method, METHODS)
+    for i, pair in enumerate(check_list(call, "children", children, "pairs")):
+        method, most = _check_pair(f"children[{i}]", pair)
+        check_name(call, f"children[{i}]", method, METHODS)
+        check_int(call, f"children[{i}]", most, 1)
     for i, kind in enumerate(check_list(call, "heads", heads, "Heads")):
         check_type(call, f"heads[{i}]", kind, Heads, "a Heads")
+    workers = os.cpu_count() or 1 if processes is None else check_int(call, "processes", processes, 0)
+    if progress is not None and not callable(progress):
+        bad_type(call, "progress", "must be a function or None", type(progress).__name__)
     backends.load("triton", "verify", device.type, ())
     tasks: list[Task] = []
     per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
-    width = vocab_size if draft_vocab_size is None else draft_vocab_size
     for rule, given, linked in product(rules, per_call, links):
         reads = draft_logits and resolve(call, rule, draft_logits)[0] in _READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
@@ -141,5 +166,5 @@ def warmup(
         counts = {min(1 << bits, kind.max_nodes) for bits in range((kind.max_nodes - 1).bit_length() + 1)}
         tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
     tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
-    found = compile_all(tasks, device, os.cpu_count() or 1 if processes is None else processes, progress)
+    found = compile_all(tasks, device, workers, progress)
     return Warmup(len(tasks), found, time.perf_counter() - begin)
