@@ -178,8 +178,9 @@ SUITE = Suite(
              _goals(launches=7, moved=2.2, instructions=150)),
             *((f"verify, tree of 64 nodes, {rule_name}", partial(_verify_tree, rule),
                _goals(launches=launches, moved=1.05))
-              for rule_name, rule, launches in (("match", "match", 3), ("token", "token", 5),
-                                                ("traversal", "traversal", 6), ("typical", sdk.Typical(), 5))),
+              for rule_name, rule, launches in (
+                  ("match", "match", 3), ("token", "token", 5),
+                  ("traversal", "traversal", 6), ("typical", sdk.Typical(), 5))),
             ("commit_kv, 32 layers x 24 rows x 2 KB", commit_kv,
              _goals(launches=1, moved=1.005, instructions=4), "280 (SGLang)"),
             ("tree_attention, B = 2, N = 16, prefix 1024", partial(_tree_attention, 16),

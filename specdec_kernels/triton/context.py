@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .arguments import Draft, Scratch, Target, has_cuts, params_of
 from .chances import load_coin
-from .tree import Tree, next_child, node_of, proposal_of, request_rows, token_of, tree_of
+from .tree import Tree, next_child, node_of, proposal_of, token_of, tree_of
 
 
 class Context(NamedTuple):
@@ -40,8 +40,8 @@ class Child(NamedTuple):
 
 
 @triton.jit
-def context_of(target, draft, scratch, batch, sampling, request, rows, width, draft_count):
-    first, count = request_rows(batch.cu_nodes, request, rows)
+def context_of(target, draft, scratch, batch, sampling, request, first, count, width, draft_count):
+    """Of a request whose root has the row `first` and which has so many nodes."""
     params = params_of(sampling, request)
     return Context(
         target, draft, scratch, tree_of(scratch, batch, first, count), request, first.to(tl.int64),

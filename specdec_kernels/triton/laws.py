@@ -43,6 +43,9 @@ def verify_settle_kernel(
     place = place_of(batch, tl.program_id(0), rows, requests)
     if LANES > 0:
         close_row(scratch, row, side)
+    if SUMS:
+        if side == TARGET:
+            save_kind(scratch, row, NOTHING)
     if place.node >= 0:
         params = params_of(sampling, place.request)
         if (side == TARGET) | (RULE == "relaxed"):

@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._ops.calls import NgramDraftCall, NgramTreeCall
-from .dispatch import Launch, device_of
+from .arguments import compiler_options
+from .dispatch import Launch, current, device_of
 from .launch import (
     NGRAM_BINS,
     NGRAM_LISTED,
@@ -50,7 +51,9 @@ def _draft_kernel(
     )
     warps = NGRAM_VOTE_WARPS if frequent else 1
     constants = dict(CYCLIC=cyclic, **sizes)
-    return Launch(_ngram_draft_kernel, device, constants, aligned=_MADE_HERE, num_warps=warps)
+    with current(device):
+        options = compiler_options()
+    return Launch(_ngram_draft_kernel, device, constants, aligned=_MADE_HERE, num_warps=warps, **options)
 
 
 def ngram_draft(call: NgramDraftCall) -> None:

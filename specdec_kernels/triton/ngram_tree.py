@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 
 from .._ops.calls import NgramTreeCall
-from .dispatch import Launch, device_of
+from .arguments import compiler_options
+from .dispatch import Launch, current, device_of
 from .launch import NGRAM_LISTED, NGRAM_NODES, ngram_branches
 from .ngram import best_below, search, text_length, token_after
 
@@ -39,12 +40,15 @@ def _kernel(
         DEPTHS=block_depths,
         NODES=NGRAM_NODES,
     )
+    with current(device):
+        options = compiler_options()
     return Launch(
         _ngram_tree_kernel,
         device,
         constants,
         aligned=("listed_ptr",),
         num_warps=warps,
+        **options,
         enable_fp_fusion=False,  # chances have the bits of the reference
     )
 

@@ -37,7 +37,7 @@ from .sums import (
     weight_of,
 )
 from .tracked import Tracking, is_point, leave_out
-from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, proposals_of
+from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, proposals_of, request_rows
 from .wanted import TARGET, place_of
 
 _LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
@@ -67,7 +67,18 @@ def verify_sum_kernel(
         asked = (kind == REST_ASKED) | (asked & (load_weight(scratch, row) != 0))
     if asked:  # programs of other nodes leave at once
         place = place_of(batch, tl.program_id(0), rows, requests)
-        ctx = context_of(target, draft, scratch, batch, sampling, place.request, rows, width, draft_count)
+        ctx = context_of(
+            target,
+            draft,
+            scratch,
+            batch,
+            sampling,
+            place.request,
+            place.first,
+            place.count,
+            width,
+            draft_count,
+        )
         kind = tl.full([], NOTHING, tl.int32)
         begin = split * SPLIT
         if RULE == "typical":
@@ -115,7 +126,8 @@ def verify_weigh_kernel(
     raises w, and a node of w = 1 needs no mass. A deeper node of w = 1 is accepted for certain, and then
     nothing above it is rejected."""
     b = tl.program_id(0).to(tl.int64)
-    ctx = context_of(target, draft, scratch, batch, sampling, b, rows, width, draft_count)
+    first, count = request_rows(batch.cu_nodes, b, rows)
+    ctx = context_of(target, draft, scratch, batch, sampling, b, first, count, width, draft_count)
     for begin in range(0, ctx.tree.count, NODES):
         index = begin + tl.arange(0, NODES)
         zero = tl.zeros([NODES], tl.float64)
