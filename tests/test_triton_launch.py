@@ -57,5 +57,3 @@ def test_registers_are_limited_where_compilers_would_spill():
     limits = [launch.registers(cuda(arch), False).get("maxnreg") for arch in (80, 90, 100, 103, 120)]
     assert limits == [None, 168, 168, 168, None]
     assert launch.registers(GFX942, True) == {}
-    assert launch.attention_registers(cuda(80), True) == {"maxnreg": 255}
-    assert launch.attention_registers(cuda(80), False) == launch.attention_registers(GFX942, True) == {}
