@@ -139,7 +139,7 @@ def tree_attention(call: TreeAttentionCall) -> None:
     if call.deterministic:
         block, warps = path_blocks(target, launch)
         # Latent values are read again: keys that wait for them would fill registers.
-        attended["FORM"] = form._replace(LATENT=False)
+        attended |= dict(FORM=form._replace(LATENT=False)) | attention_registers(target, True)
         _attention_paths_kernel[(rows, kv_heads, triton.cdiv(group, block))](
             **attended, **outputs, BLOCK_HEADS=block, num_warps=warps, num_stages=1
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import triton
 from triton import next_power_of_2
 from triton.backends.compiler import GPUTarget
 
@@ -61,15 +62,30 @@ def shared_memory(target: GPUTarget) -> int:
     return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(target.arch, 99) * 1024
 
 
+def fences_copies(version: str) -> bool:
+    """Whether a Triton of this version orders asynchronous copies before the products of sm_90 that read
+    shared memory by themselves (wgmma). Before 3.7 it does not (triton#9610)."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 7)
+
+
 @lru_cache(maxsize=1024)
-def attention_launch(target: GPUTarget, problem: Problem) -> AttentionLaunch:
-    """Chosen so that no register spills."""
+def attention_launch(
+    target: GPUTarget, problem: Problem, version: str = triton.__version__
+) -> AttentionLaunch:
+    """Chosen so that no register spills.
+
+    Args:
+        version: of Triton.
+    """
     cuda, memory = target.backend == "cuda", shared_memory(target)
     block_head, block_rest = _key_parts(problem.head_dim)
     block_value = max(next_power_of_2(problem.value_dim), 16)
     width = max(block_head + block_rest, block_value)
     busy = not problem.plain or block_rest > 0
     rows = 64 if problem.deterministic else max(next_power_of_2(problem.packed), 16)
+    if cuda and target.arch == 90 and not fences_copies(version):
+        rows = min(rows, 32)  # fewer than wgmma takes
     stages = 3 if cuda else 2
     if problem.bytes_per_element == 4:  # no tensor cores: a thread holds rows of both operands
         block_rows, block_keys, warps, stages = 16, 16, 8, 2
@@ -85,11 +101,13 @@ def attention_launch(target: GPUTarget, problem: Problem) -> AttentionLaunch:
         if cuda and block_keys == 32:
             stages = 4  # as many positions ahead
     elif width <= 256:
-        block_rows, block_keys, warps = min(rows, 32), 32, 8 if cuda and busy else 4
-        stages = 2 if busy and memory < 160 * 1024 else stages
+        block_rows, block_keys = min(rows, 32), 32
+        warps = 8 if cuda and (busy or block_rows == 32) else 4
+        stages = stages if memory >= 160 * 1024 else 2
     else:
         block_rows = min(rows, 32 if memory >= 96 * 1024 else 16)
         block_keys, warps = 32 if memory >= 160 * 1024 else 16, 8 if cuda else 4
+        stages = stages if memory >= 160 * 1024 else 2
     splits, least = MOST_SPLITS, LEAST_SPLIT
     if not problem.deterministic:
         tiles = -(-problem.packed // block_rows) * problem.requests * problem.kv_heads
@@ -140,8 +158,8 @@ def path_blocks(target: GPUTarget, launch: AttentionLaunch) -> tuple[int, int]:
 
 
 def attention_registers(target: GPUTarget, widened: bool) -> dict[str, int]:
-    """Options of the compiler: where elements of the cache are widened, ptxas spills some registers to have
-    more blocks resident, unless told that it may take all."""
+    """Options of the compiler: where elements of the cache are widened, and along a path, ptxas spills some
+    registers to have more blocks resident, unless told that it may take all."""
     return {"maxnreg": 255} if target.backend == "cuda" and widened else {}
 
 
