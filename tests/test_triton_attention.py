@@ -107,7 +107,7 @@ def test_a_full_batch_is_split_less_than_one_request():
         with ptx_emulator.active(80, compile_only=True):
             _, launches = counted(problem, block_table=table, max_prefix_len=2048)
         grids.append(launches[0].grid)
-    assert grids == [(8, 25, 1), (72, 4, 1), (632, 1, 1)]
+    assert grids == [(8, 32, 1), (72, 4, 1), (632, 1, 1)]
 
 
 @pytest.mark.usefixtures("untouched_memory")

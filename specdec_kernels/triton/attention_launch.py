@@ -127,12 +127,13 @@ def attention_launch(
 
 
 def splits_that_fill(tiles: int, places: int) -> int:
-    """The fewest splits of every tile with which three quarters of the places for programs, of which a chip
-    has so many, are at work to the end."""
-    splits = max(3 * places // (4 * max(tiles, 1)), 1)
+    """Splits of every tile. Programs come in as few turns as keep three quarters of the places for them at
+    work, of which a chip has so many, and there are as many splits as these turns hold."""
+    tiles = max(tiles, 1)
+    splits = max(3 * places // (4 * tiles), 1)
     while 4 * tiles * splits < 3 * places * -(-tiles * splits // places):
         splits += 1
-    return splits
+    return -(-tiles * splits // places) * places // tiles
 
 
 def split_length(positions: int, splits: int, least: int) -> int:
