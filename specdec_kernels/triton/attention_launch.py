@@ -93,8 +93,8 @@ def attention_launch(
             block_head, block_rest, stages = 128, 0, 1
     elif width <= 128:
         block_rows = min(rows, 128 if cuda and not busy else 64)
-        wgmma = target.arch in (90, 100, 103)  # keys are multiplied where they lie, not from registers
-        eight = block_rows == 128 or (busy and block_rows in ((16,) if wgmma else (16, 64)))
+        wgmma = target.arch in (90, 100, 103)  # four warps multiply 64 rows together
+        eight = block_rows == 128 or (busy and block_rows in ((16, 32) if wgmma else (16, 64)))
         warps = 8 if cuda and eight else 4
         small = block_rows >= 64 and memory < 160 * 1024
         block_keys = 32 if (small if cuda else busy) else 64
