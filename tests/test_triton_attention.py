@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import importlib.util
+import re
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import triton
 from attention_cases import make, make_tree
 from each import BACKENDS, COPIED, DEVICE
 
@@ -15,10 +20,9 @@ import specdec_kernels as sdk
 if "triton" not in BACKENDS or DEVICE == "cuda":
     pytest.skip("counts come from the emulator", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget
-
 import ptx_emulator
-from specdec_kernels.triton import launch
+from bench.gpu import targets
+from specdec_kernels.triton import attention_splits
 
 BF16 = torch.bfloat16
 TREE = [-1, *((i - 1) // 2 for i in range(1, 64))]  # binary
@@ -30,7 +34,7 @@ def standard(nodes):
     return make(prefixes=[1024, 1024], **options)
 
 
-@pytest.mark.parametrize("nodes, instructions, programs", [(16, 70e6, 128), (64, 130e6, 64)])
+@pytest.mark.parametrize("nodes, instructions, programs", [(16, 70e6, 128), (64, 150e6, 128)])
 def test_the_standard_case_keeps_its_counts(nodes, instructions, programs):
     problem = standard(nodes)
     with ptx_emulator.count() as launches:
@@ -39,7 +43,7 @@ def test_the_standard_case_keeps_its_counts(nodes, instructions, programs):
     total = launches.total()
     row_tiles = -(-nodes * 4 // 128)  # per request
     splits = first.grid[1]
-    partials = 2 * splits * lse.numel() * (128 + 1) * 4  # written and read
+    partials = 2 * splits * lse.numel() * (128 * 2 + 4)  # written and read
     least = 2 * (2 * (1024 + nodes) * 8 * 2 * 128 + 2 * out.numel()) + partials
     needed = 4 * 128 * 32 * sum(1024 + len(path) for paths in problem.paths for path in paths)
     assert len(launches) == 2
@@ -69,22 +73,41 @@ def test_launches_depend_on_bounds_alone(deterministic):
     dict(), dict(window=70, softcap=9.0, sinks=True), dict(latent=40, heads=1),
     dict(cache=torch.float8_e4m3fn, new=True),
 ])  # fmt: skip
-def test_the_rest_of_the_batch_changes_nothing_where_tiles_have_as_many_rows(options):
-    """As they have if the average request needs the same power of two, not only with `deterministic=True`."""
+def test_the_rest_of_the_batch_changes_nothing_where_launches_are_alike(options):
+    """Where tiles have as many rows and the longest prefix may have as many splits, as they have if the
+    average request needs the same power of two, not only with `deterministic=True`."""
     nodes, prefixes = [20, 30, 17], [600, 1200, 0]
     problem = make(
         prefixes=prefixes, nodes=nodes, page_size=16, dtype=BF16, **dict(group=4, head=64) | options
     )
-    out, lse = problem.run("triton")
+    (out, lse), whole = counted(problem, max_prefix_len=1200)
     a, start = problem.arguments, 0
     for b, n in enumerate(nodes):
         rows = slice(start, start + n)
         tree = sdk.DraftTree.from_parents(a["tree"].tokens[rows][None], a["tree"].parents[rows][None])
         mine = {name: a[name][rows] for name in ("query", "new_key", "new_value") if a.get(name) is not None}
         mine |= {name: a[name][b : b + 1] for name in ("block_table", "prefix_lens")}
-        alone, alone_lse = problem.run("triton", tree=tree, max_prefix_len=prefixes[b], **mine)
+        (alone, alone_lse), few = counted(problem, tree=tree, max_prefix_len=1200, **mine)
+        assert few[0].ptx == whole[0].ptx and few[0].grid[1] == whole[0].grid[1]  # rows, splits
         assert torch.equal(out[rows], alone) and torch.equal(lse[rows], alone_lse)
         start += n
+
+
+def counted(problem, **changes):
+    with ptx_emulator.count() as launches:
+        result = problem.run("triton", **changes)
+    return result, launches
+
+
+def test_a_full_batch_is_split_less_than_one_request():
+    grids = []
+    for batch in (1, 8, 64):
+        problem = make(prefixes=[1] * batch, nodes=[1] * batch, heads=8, group=4, page_size=64)
+        table = torch.zeros(batch, 32).int()
+        with ptx_emulator.active(80, compile_only=True):
+            _, launches = counted(problem, block_table=table, max_prefix_len=2048)
+        grids.append(launches[0].grid)
+    assert grids == [(8, 32, 1), (72, 4, 1), (632, 1, 1)]
 
 
 @pytest.mark.usefixtures("untouched_memory")
@@ -101,70 +124,92 @@ def test_slots_of_wide_pages_lie_beyond_32_bits():
     torch.testing.assert_close(out, torch.ones(1, 1, 16))
 
 
-# --- Launch configuration ----------------------------------------------------------------------------------
+# --- Compiled kernels --------------------------------------------------------------------------------------
+
+PROCESSORS = {processor.name: processor for processor in targets.PROCESSORS}
+LOOP = re.compile(r"^( *)(?:%\S+ = )?scf\.for .*?^\1}", re.M | re.S)
 
 
-def shape(head=128, value=128, rows=64, arch=80, backend="cuda", heads=32, size=2, plain=True, det=False):
-    target = GPUTarget(backend, arch, 32 if backend == "cuda" else 64)
-    return launch.attention_launch(
-        target, heads, head, value, rows, bytes_per_element=size, plain=plain, deterministic=det
-    )
+def splits_kernel(target, **options):
+    """The first launch of a call, not yet compiled."""
+    options = dict(prefixes=[9], heads=8, group=4, head=128, page_size=16, dtype=BF16) | options
+    problem = make(**options)
+    kernels = targets.kernels(PROCESSORS[target], [lambda: problem.run("triton")])
+    return next(kernel for kernel in kernels if kernel.name == "_attention_splits_kernel")
 
 
-@pytest.mark.parametrize("head, parts", [
-    (1, (16, 0)), (32, (32, 0)), (33, (32, 16)), (80, (64, 16)), (96, (64, 32)), (112, (128, 0)),
-    (128, (128, 0)), (192, (128, 64)), (256, (256, 0)), (576, (512, 64)),
-])  # fmt: skip
-def test_a_key_is_padded_little(head, parts):
-    chosen = shape(head=head)
-    assert (chosen.block_head, chosen.block_rest) == parts
+def copies_left(kernel):
+    """How many groups of copies every wait of the loop over the prefix leaves on their way: of the code that
+    Triton pipelines, and of the PTX made of it."""
+    code = triton.compile(kernel.source, target=kernel.processor.target, options=kernel.options).asm
+    loops = [
+        loop[0] for loop in LOOP.finditer(code["ttgir"]) if "tt.dot" in loop[0] or "warp_group_dot" in loop[0]
+    ]
+    waits = [int(num) for num in re.findall(r"async_wait .*?num = (\d+)", loops[0])]
+    return waits, [int(num) for num in re.findall(r"cp\.async\.wait_group\s+(\w+)", code["ptx"])]
 
 
-def test_tiles_fit_their_rows_and_their_target():
-    assert [shape(rows=rows).block_rows for rows in (1, 17, 64, 400)] == [16, 32, 64, 128]
-    assert shape(rows=400, plain=False).block_rows == shape(rows=400, head=80).block_rows == 64
-    assert (shape(rows=64).warps, shape(rows=64, arch=120).warps) == (4, 8)
-    assert shape(rows=400, backend="hip", arch="gfx942").block_rows == 64
-    assert shape(head=576, value=512, rows=64).block_rows == 32
-    assert shape(head=576, value=512, rows=64, backend="hip", arch="gfx942").block_rows == 16
+FORMS = {
+    "16 rows": dict(nodes=[1]),
+    "64 rows": dict(nodes=[16]),
+    "128 rows": dict(nodes=[64]),
+    "every option": dict(nodes=[16], cache=torch.float8_e4m3fn, window=600, softcap=9.0, new=True),
+    "latent": dict(nodes=[2], latent=512, head=576, heads=1, group=16),
+}
 
 
-def test_more_warps_where_registers_are_needed_for_more_than_products():
-    assert [shape(rows=rows, plain=False).warps for rows in (16, 32, 64)] == [8, 4, 8]
-    assert [shape(rows=rows, plain=False, arch=90).warps for rows in (16, 32, 64)] == [8, 4, 4]
-    assert [shape(rows=rows).warps for rows in (16, 32, 64)] == [4, 4, 4]
-    assert (shape(head=256, value=256, plain=False).warps, shape(head=256, value=256).warps) == (8, 4)
-    amd = shape(rows=64, plain=False, backend="hip", arch="gfx942")
-    assert (amd.warps, amd.block_keys) == (4, 32)
-    wide = dict(head=576, value=512, plain=False, det=True)
-    chosen = shape(**wide), shape(**wide, backend="hip", arch="gfx942")
-    assert [(each.warps, each.merge_warps) for each in chosen] == [(8, 8), (4, 4)]
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_and_values_are_copied_while_others_are_multiplied(form, target):
+    kernel = splits_kernel(target, **FORMS[form])
+    waits, waits_of_ptx = copies_left(kernel)
+    assert waits and min(waits) > 0 and set(waits) <= set(waits_of_ptx)
 
 
-def test_wide_float32_keys_are_taken_in_parts():
-    wide = shape(head=576, value=512, size=4)
-    assert (wide.block_head, wide.block_rest, wide.stages) == (128, 0, 1)
-    assert shape(head=256, value=256, size=4).block_head == 256
-    assert shape(heads=8).block_heads == 8 and shape(heads=8).merge_warps == 1
+@pytest.mark.parametrize("mutant", ["one stage", "pages read as they are needed"])
+def test_copies_that_wait_are_noticed(tmp_path, mutant):
+    kernel = splits_kernel("sm_90", nodes=[1])
+    if mutant == "one stage":
+        kernel = dataclasses.replace(kernel, options=kernel.options | {"num_stages": 1})
+    else:
+        text = Path(attention_splits.__file__).read_text()
+        early = "            page = find_pages(cache, after, _is_between(after, lowest, stop, FORM), FORM)\n"
+        loop = "            position = at + offs_n\n"
+        late = early.replace("after", "position")
+        assert text.count(early) == text.count(loop) == 1
+        path = tmp_path / "mutant.py"
+        path.write_text(text.replace(early, "").replace(loop, loop + late))
+        spec = importlib.util.spec_from_file_location(f"{attention_splits.__package__}.mutant", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        source = kernel.source
+        fn = module._attention_splits_kernel
+        source = type(source)(fn, source.signature, source.constants, source.attrs)
+        kernel = dataclasses.replace(kernel, source=source)
+    waits, _ = copies_left(kernel)
+    assert not waits or min(waits) == 0
 
 
-def test_deterministic_launches_know_nothing_of_the_batch():
-    assert len({shape(rows=rows, det=True) for rows in (1, 16, 100, 4000)}) == 1
+def test_serving_meets_few_kernels():
+    """Ragged batches whose prefixes grow, and slices of shared buffers."""
+    random = torch.Generator().manual_seed(0)
+    draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=random))  # noqa: E731
+    heads, head, page = (32, 8), 128, 16
+    cache = torch.zeros(1, page, heads[1], head, dtype=BF16)
+    shared = torch.zeros(1 << 16, dtype=torch.int32)  # of which nothing is read
 
+    def calls():
+        for step in range(60):
+            batch, nodes = draw(1, 64), draw(1, 64)
+            sizes = [draw(1, nodes) for _ in range(batch)]
+            rows = sum(sizes)
+            cut = lambda n: shared[(at := draw(0, 99)) : at + n]  # noqa: B023, E731
+            tokens = torch.zeros(rows, dtype=torch.int64)
+            tree = sdk.DraftTree(tokens, cut(rows), cut(batch + 1), tokens.to(torch.uint8), nodes, nodes - 1)
+            query = torch.zeros(rows + 1, heads[0], head, dtype=BF16)[step % 2 :][:rows]
+            table = cut(batch * (16 + 2 * step)).view(batch, -1)
+            given = query, cache, cache, tree, table, cut(batch)
+            yield partial(sdk.tree_attention, *given, max_prefix_len=256 + 32 * step, backend="triton")
 
-def test_splits_are_longer_where_their_partial_results_are_larger():
-    assert [shape(rows=rows).split for rows in (1, 64, 128)] == [128, 128, 512]
-    assert shape(rows=1, det=True).split == 128
-
-
-def test_splits_are_few_however_long_the_prefix():
-    assert [launch.attention_splits(n, 128) for n in (0, 1, 128, 129, 1024)] == [1, 1, 1, 2, 8]
-    assert [launch.attention_splits(n, 128) for n in (4096, 10**5, 10**9)] == [19, 32, 32]
-    assert [launch.attention_splits(n, 512) for n in (1024, 4096)] == [2, 7]
-
-
-def test_every_split_has_room_for_its_result():
-    """Of prefixes cut as the kernels do it."""
-    for split, positions in itertools.product((128, 512), [*range(1, 9000), *range(9000, 300_000, 997)]):
-        length = split + -(-max(positions - 1024, 0) // 2048) * 64
-        assert -(-positions // length) <= launch.attention_splits(positions, split)
+    found = [kernel.name for kernel in targets.kernels(PROCESSORS["sm_90"], calls())]
+    assert 4 <= len(found) <= 16

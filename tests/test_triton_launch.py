@@ -55,5 +55,3 @@ def test_continuations_are_compared_in_small_tiles(branches):
 def test_registers_are_limited_where_compilers_would_spill():
     assert {launch.registers(cuda(arch))["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
     assert launch.registers(GFX942) == {}
-    assert launch.attention_registers(cuda(80), True) == {"maxnreg": 255}
-    assert launch.attention_registers(cuda(80), False) == launch.attention_registers(GFX942, True) == {}
