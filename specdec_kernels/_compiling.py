@@ -130,21 +130,22 @@ def _attention(
 ) -> None:  # fmt: skip
     page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
     cache = torch.zeros(1, *page, head_dim).to(cache_dtype or dtype)
-    tree_attention(
-        torch.zeros(nodes, query_heads, head_dim, dtype=dtype),
-        cache,
-        None if value_dim else cache,
-        _tree(nodes),
-        torch.zeros(1, 1, dtype=torch.int32),
-        torch.zeros(1, dtype=torch.int32),
-        window=window,
-        softcap=softcap,
-        value_dim=value_dim,
-        max_prefix_len=page_size,
-        layout=layout,
-        deterministic=deterministic,
-        backend="triton",
-    )
+    for longest in (64 << step for step in range(7)):  # as many splits as are merged in ways of their own
+        tree_attention(
+            torch.zeros(nodes, query_heads, head_dim, dtype=dtype),
+            cache,
+            None if value_dim else cache,
+            _tree(nodes),
+            torch.zeros(1, -(-longest // page_size), dtype=torch.int32),
+            torch.zeros(1, dtype=torch.int32),
+            window=window,
+            softcap=softcap,
+            value_dim=value_dim,
+            max_prefix_len=longest,
+            layout=layout,
+            deterministic=deterministic,
+            backend="triton",
+        )
 
 
 def _commit(page_size: int, layout: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from specdec_kernels.triton.dispatch import Launch
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="needs no GPU")
 
 V, PAGE, STEPS = 64, 16, 1000
+DEVICES = itertools.count()
 LAW = sdk.SamplingParams(
     torch.ones(1), torch.ones(1, dtype=torch.int32), torch.ones(1), torch.ones(1), "min_p_last"
 )
@@ -40,7 +42,8 @@ def met(monkeypatch):
         return compiled.setdefault(key, nothing)
 
     device = driver.EmulatorDriver(80)
-    device.get_current_device = lambda: "a device that no other test has"
+    name = f"device {next(DEVICES)} of this file"  # for which nothing is compiled yet
+    device.get_current_device = lambda: name
     monkeypatch.setattr(triton.runtime.JITFunction, "run", run)
     monkeypatch.setattr(triton.runtime.driver, "_active", device)
     monkeypatch.setattr(Launch, "met", {})
@@ -120,6 +123,35 @@ def test_a_warm_process_compiles_nothing(met, untouched_memory):
     assert set(met) == warm and len(Launch.met) == len(warm)
 
 
+def attend(g, heads, layout):
+    """A step of attention with any number of requests, of nodes up to the most, and any prefixes."""
+    batch, most = pick(g, 1, 64), heads.max_nodes
+    counts = torch.randint(1, most + 1, (batch,), generator=g)
+    offsets = torch.cat((torch.zeros(1), counts.cumsum(0))).int()
+    rows, longest = int(offsets[-1]), pick(g, 1, 40_000)
+    none = torch.full((rows,), -1, dtype=torch.int32)
+    tree = sdk.DraftTree.from_parents(
+        torch.zeros(rows, dtype=torch.int64), none, offsets, max_nodes=most, max_depth=most - 1, check=False
+    )
+    page = (PAGE, heads.kv_heads) if layout == "NHD" else (heads.kv_heads, PAGE)
+    cache = torch.zeros(1, *page, heads.head_dim).to(heads.cache_dtype or heads.dtype)
+    sdk.tree_attention(
+        torch.zeros(rows, heads.query_heads, heads.head_dim, dtype=heads.dtype),
+        cache,
+        None if heads.value_dim else cache,
+        tree,
+        torch.zeros(batch, -(-longest // PAGE), dtype=torch.int32),
+        torch.zeros(batch, dtype=torch.int32),
+        window=heads.window,
+        softcap=heads.softcap,
+        value_dim=heads.value_dim,
+        max_prefix_len=longest,
+        layout=layout,
+        deterministic=heads.deterministic,
+        backend="triton",
+    )
+
+
 @pytest.mark.parametrize(
     "heads",
     [
@@ -134,7 +166,12 @@ def test_attention_of_all_sizes_of_trees(met, heads, layout):
         "cpu", vocab_size=V, rules=[], samplings=[], heads=[heads], layout=layout, processes=0, progress=None
     )  # fmt: skip
     kernels = Counter(name for name, _, _ in met)
-    assert kernels["_attention_splits_kernel"] and kernels["_attention_merge_kernel"]
+    last = "_attention_paths_kernel" if heads.deterministic else "_attention_merge_kernel"
+    assert kernels["_attention_splits_kernel"] and kernels[last] and len(met) <= 16
+    warm, g = set(met), torch.Generator().manual_seed(2)
+    for _ in range(STEPS // 10):
+        attend(g, heads, layout)
+    assert set(met) == warm
 
 
 def test_kernels_are_compiled_in_other_processes(tmp_path):

@@ -6,6 +6,7 @@ Nothing here looks at data, so what is launched never depends on it. docs/triton
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,10 +15,8 @@ from triton import next_power_of_2
 from triton.backends.compiler import GPUTarget
 
 PROCESSORS = 132  # of an H100; other chips have about as many
-MOST_SPLITS, LEAST_SPLIT = (
-    32,
-    128,
-)  # of a prefix, and positions of each, where nothing may depend on the batch
+MOST_SPLITS = 32  # of a prefix, where nothing may depend on the batch
+LEAST_SPLIT = 128  # positions of each
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ def shared_memory(target: GPUTarget) -> int:
 
 def fences_copies(version: str) -> bool:
     """Whether a Triton of this version orders asynchronous copies before the products of sm_90 that read
-    shared memory by themselves (wgmma). Before 3.7 it does not (triton#9610)."""
-    major, minor = version.split(".")[:2]
-    return (int(major), int(minor)) >= (3, 7)
+    shared memory by themselves (wgmma). Before 3.7.1 it does not (triton#9610)."""
+    numbers = re.findall(r"\d+", version)[:3]
+    return tuple(map(int, numbers)) >= (3, 7, 1)
 
 
 @lru_cache(maxsize=1024)
