@@ -70,6 +70,7 @@ def test_more_warps_where_registers_are_needed_for_more_than_products():
     assert shape(**wide, rows=16, plain=False).warps == 8
     amd = shape(plain=False, target=GFX942)
     assert (amd.warps, amd.block_keys) == (4, 32)
+    assert shape(**wide, plain=False, target=GFX942).block_keys == 16
     for target, warps in ((cuda(80), 8), (GFX942, 4)):
         chosen = shape(**LATENT, plain=False, det=True, target=target)
         assert (chosen.warps, launch.path_blocks(target, chosen)) == (warps, (16, warps))

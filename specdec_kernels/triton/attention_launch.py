@@ -100,7 +100,7 @@ def attention_launch(
         if cuda and block_keys == 32:
             stages = 4  # as many positions ahead
     elif width <= 256:
-        block_rows, block_keys = min(rows, 32), 32
+        block_rows, block_keys = min(rows, 32), 32 if cuda or not busy else 16
         warps = 8 if cuda and (busy or block_rows == 32) else 4
         stages = stages if memory >= 160 * 1024 else 2
     else:
