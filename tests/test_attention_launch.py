@@ -50,7 +50,8 @@ def test_tiles_fit_their_rows_and_their_target():
 
 
 @pytest.mark.parametrize("version, rows", [
-    ("3.4.0", 32), ("3.6.0", 32), ("3.7.0", 128), ("3.9.0+git1", 128), ("3.10.1", 128), ("4.0.0", 128),
+    ("3.4.0", 32), ("3.6.0", 32), ("3.7.0", 32),
+    ("3.7.1", 128), ("3.9.0+git1", 128), ("3.10.1", 128), ("4.0.0", 128),
 ])  # fmt: skip
 def test_no_tile_needs_a_fence_that_triton_forgets(version, rows):
     """wgmma takes 64 rows. It reads shared memory past the proxy through which copies are written."""

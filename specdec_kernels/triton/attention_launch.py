@@ -158,9 +158,10 @@ def path_blocks(target: GPUTarget, launch: AttentionLaunch) -> tuple[int, int]:
 
 
 def attention_registers(target: GPUTarget, widened: bool) -> dict[str, int]:
-    """Options of the compiler: where elements of the cache are widened, and along a path, ptxas spills some
-    registers to have more blocks resident, unless told that it may take all."""
-    return {"maxnreg": 255} if target.backend == "cuda" and widened else {}
+    """Options of the compiler: where elements of the cache are widened, along a path, and on sm_100, ptxas
+    spills some registers to have more blocks resident, unless told that it may take all."""
+    told = target.backend == "cuda" and (widened or target.arch in (100, 103))
+    return {"maxnreg": 255} if told else {}
 
 
 def _key_parts(head_dim: int) -> tuple[int, int]:

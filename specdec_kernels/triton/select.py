@@ -137,6 +137,8 @@ def expect(row, max, slope, mass, cuts, params):
         most_dropped += _error(most_dropped, weight_of(at, max, slope))
         if most_dropped < whole:
             p_high = _place_of(x, weights, max, slope, whole - most_dropped, _NONE)
+    if cuts.counting:  # of what top-k keeps, top-p drops the lightest
+        p_low = tl.maximum(p_low, k_low)
     one = tl.full([], 1, tl.int32)
     return Bracket(
         one, cuts.counting.to(tl.int32), cuts.summing.to(tl.int32), cuts.likely, k_low, k_high, p_low, p_high
