@@ -53,5 +53,6 @@ def test_continuations_are_compared_in_small_tiles(branches):
 
 
 def test_registers_are_limited_where_compilers_would_spill():
-    assert {launch.registers(cuda(arch))["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
-    assert launch.registers(GFX942) == {}
+    assert {launch.registers(cuda(arch), 8)["maxnreg"] for arch in (80, 90, 100, 120)} == {168}
+    assert launch.registers(cuda(90), 16) == {"maxnreg": 128}  # all that a processor has
+    assert launch.registers(GFX942, 8) == {}

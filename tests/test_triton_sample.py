@@ -142,17 +142,30 @@ def test_wide_cuts_agree(dtype):
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("top_k, top_p", [(2000, 1.0), (2000, 0.9), (0, 0.95), (50, 0.9)])
-def test_a_threshold_is_collected_in_one_read(dtype, top_k, top_p):
-    """The sample finds the bracket: no row is searched by bisection, and a row whose threshold is listed is
-    not read again."""
-    logits = (torch.randn(2, 100_001, generator=generator(7)) * 1.5 + 1).to(dtype)
+@pytest.mark.parametrize(
+    "deviation, top_k, top_p, min_p, reads",
+    [
+        (1.5, 2000, 1.0, 0.0, 1),
+        (1.5, 2000, 0.9, 0.0, 1),
+        (1.5, 0, 0.95, 0.0, 1),
+        (1.0, 0, 0.5, 0.0, 1),
+        (1.0, 20_000, 1.0, 0.0, 1),
+        (1.0, 4000, 0.9, 0.0, 1),
+        (3.0, 2000, 1.0, 2e-3, 1),
+        (3.0, 1000, 1.0, 0.05, 0),
+        (1.5, 50, 0.9, 0.0, 0),
+    ],
+)
+def test_a_threshold_is_collected_in_one_read(dtype, deviation, top_k, top_p, min_p, reads):
+    """The sample finds the bracket: no row is searched by bisection, and a row whose threshold is listed is not
+    read again. Collected scores are read besides, less than a row in all."""
+    logits = (torch.randn(2, 32_817, generator=generator(7)) * deviation + 1).to(dtype)
     with ptx_emulator.count() as counted:
-        sdk.sample(logits, sdk.SamplingParams(1.2, top_k, top_p), backend="triton", **keys(2))
+        check_agreement(logits, sdk.SamplingParams(1.2, top_k, top_p, min_p), backends=("cpu",))
     searching = ("_sample_collect_kernel", "_sample_select_kernel")
     read = sum(launch.n["global_ld_bytes"] for launch in counted if launch.name in searching)
-    reads = read / (logits.numel() * logits.element_size())
-    assert 1 <= reads < 2 if top_k != 50 else reads < 0.1
+    further = read / (logits.numel() * logits.element_size())
+    assert 0.5 < further < 2.2 if reads else further < 0.1
 
 
 def crowded(kind):

@@ -87,7 +87,8 @@ class Scratch(NamedTuple):
     chances: tl.tensor  # [R, CHANCES]: p and q of the tokens of nodes, and their coins
     weights: tl.tensor  # [R]: that reach nodes under `traversal`
     masses: tl.tensor  # [R, splits, SUM]: sums over rows that rules ask for, see sums.py
-    summed: tl.tensor  # [R] int32: whether they were
+    summed: tl.tensor  # [R, 2] int32: what is asked for, and what was summed
+    owners: tl.tensor  # [R] int32: the request that a row belongs to
     visits: tl.tensor  # [R, VISIT]: nodes on the way of a walk
     nodes: tl.tensor  # [R] int64: the trees, laid out
     ranks: tl.tensor  # [R] int32: places among siblings
@@ -154,11 +155,11 @@ def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampl
     return Sampling(*numbers, *(per_request or (None, None, None, None)))
 
 
-def compiler_options() -> dict[str, int]:
-    """Of kernels that settle laws, for the device at hand."""
+def compiler_options(warps: int) -> dict[str, int]:
+    """Of kernels of many scalars, for the device at hand."""
     if INTERPRETED:
         return {}
-    return registers(driver.active.get_current_target())
+    return registers(driver.active.get_current_target(), warps)
 
 
 def may_cut(sampling: Sampling) -> bool:
@@ -175,6 +176,10 @@ def scratch_layout(results: int, sides: int = 1, **parts: int) -> tuple[int, Scr
     for name, words in parts.items():
         begins[name] = -(-end // 16) * 16
         end = begins[name] + words
+    if end >= 2**31:
+        raise ValueError(
+            f"verify, sample: scratch must have fewer than 2**31 float64 words, got {end} for this batch"
+        )
     return end, Scratch(None, sides, **begins)
 
 
@@ -188,7 +193,7 @@ def scratch_of(device: torch.device, layout: tuple[int, Scratch]) -> Scratch:
 def params_of(sampling, request):
     return Params(
         number_of(sampling.temperatures, sampling.temperature, request),
-        number_of(sampling.top_ks, sampling.top_k, request),
+        tl.floor(number_of(sampling.top_ks, sampling.top_k, request)),
         number_of(sampling.top_ps, sampling.top_p, request),
         number_of(sampling.min_ps, sampling.min_p, request),
         tl.cast(sampling.min_p_last, tl.float32),

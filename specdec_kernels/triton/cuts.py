@@ -116,7 +116,9 @@ def settle_cut(listed, size, slope, max, mass, params):
         ones = tl.where(x > _NOTHING, 1.0, 0.0)
         found, enough = find(x, ones, max, 0.0, params.top_k, 0.0)
         cut = tl.where(enough, tl.maximum(cut, found), cut)
-        counting = counting & (not (enough | complete))
+        # A cut above the floor, of min-p, keeps listed scores alone: top-k keeps all of them if not found
+        # there.
+        counting = counting & (not (enough | complete | (cut > listed.floor)))
     if (not counting) & ((cut > listed.floor) | complete):
         mass = sum_from(x, weights, cut)
         known = known | True

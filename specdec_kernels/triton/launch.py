@@ -55,6 +55,11 @@ class RowPasses:
         return min(max(self.splits.padded * self.lanes // 256, 8), 16)
 
 
+def _collected(row: int) -> Splits:
+    """At most 16, or one program could not hold what all collected."""
+    return _splits(row, max(8192, next_power_of_2(-(-row // 16))), warps=4)
+
+
 def row_passes(vocab_size: int) -> RowPasses:
     """The configuration for rows of `vocab_size` tokens.
 
@@ -63,7 +68,7 @@ def row_passes(vocab_size: int) -> RowPasses:
     | splits of 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
     | 1 warp | it reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     """
-    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), 32, _splits(vocab_size, 8192, warps=4))
+    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), 32, _collected(vocab_size))
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -125,7 +130,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     split, warps, lanes = (RACED_SPLIT, 1, 32) if rule == "match" else (8192, 4, 128)
     sequential = rule in ("token", "traversal")
     return VerifyLaunch(
-        rows=RowPasses(_splits(longest, split, warps), lanes, _splits(longest, 8192, warps=4)),
+        rows=RowPasses(_splits(longest, split, warps), lanes, _collected(longest)),
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,
@@ -156,7 +161,8 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
-def registers(target: GPUTarget) -> dict[str, int]:
-    """Options of the compiler for kernels of many scalars: 168 registers of a thread. Left alone, ptxas takes
-    255, or spills some to have more warps resident."""
-    return {"maxnreg": 168} if target.backend == "cuda" else {}
+def registers(target: GPUTarget, warps: int) -> dict[str, int]:
+    """Options of the compiler for kernels of many scalars: 168 registers of a thread, or as many as a
+    processor has for so many warps. Left alone, ptxas takes 255, or spills some to have more warps
+    resident."""
+    return {"maxnreg": min(168, 2048 // warps)} if target.backend == "cuda" else {}

@@ -14,8 +14,8 @@ from .measure import split_results
 from .race import merge_races
 from .row import exponent_of
 from .settle import Settled, close_row, collect_row, is_open, save_settled, select_row, settle_row
-from .sums import ASKED, NOTHING, REST_ASKED, save_kind
-from .tree import lay_out_node
+from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, ask
+from .tree import lay_out_node, save_owner
 from .wanted import DRAFT, TARGET, bar_params, children_of, place_of, wanted_draft_row, wants_target
 
 
@@ -43,9 +43,10 @@ def verify_settle_kernel(
     place = place_of(batch, tl.program_id(0), rows, requests)
     if LANES > 0:
         close_row(scratch, row, side)
-    if SUMS:
-        if side == TARGET:
-            save_kind(scratch, row, NOTHING)
+    if side == TARGET:
+        save_owner(scratch, row, tl.where(place.node >= 0, place.request, -1))
+        if SUMS:
+            ask(scratch, row, NOTHING)
     if place.node >= 0:
         params = params_of(sampling, place.request)
         if (side == TARGET) | (RULE == "relaxed"):
@@ -54,11 +55,11 @@ def verify_settle_kernel(
                 if RULE != "match":
                     save_coin(scratch, batch, place, row)
                     if SUMS:
-                        save_kind(scratch, row, _asked_sum(batch, place, RULE, ALL))
-            if RULE == "relaxed":
-                if side != TARGET:
-                    params = bar_params(params, bar)
+                        ask(scratch, row, _asked_sum(batch, place, RULE, ALL))
             if wants_target(batch, place, params, target.vocab, RULE):
+                if RULE == "relaxed":
+                    if side != TARGET:
+                        params = bar_params(params, bar)
                 results = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
                 law, settled, bracket = settle_row(
                     scratch, row, TARGET, target_row(target, row), results, params,
@@ -107,9 +108,10 @@ def _asked_sum(batch, place, RULE: tl.constexpr, ALL: tl.constexpr):
         asks = without_replacement
     elif RULE != "typical":
         asks = asks & sampled
-    asked = tl.where(asks, ASKED, NOTHING)
-    if RULE != "typical":
-        asked = tl.where(without_replacement, REST_ASKED, asked)
+    if RULE == "typical":
+        asked = tl.where(asks, ENTROPY, NOTHING)
+    else:
+        asked = tl.where(without_replacement, REST_MASS, tl.where(asks, RESIDUAL_MASS, NOTHING))
     return asked
 
 

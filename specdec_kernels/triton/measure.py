@@ -19,6 +19,7 @@ from .race import race
 from .random import NEXT, race_words
 from .record import load_shared, save
 from .row import NO_TOKEN, exponent_of, measure, read_row, slope_of
+from .tree import clear_ranks
 from .wanted import DRAFT, TARGET, depth_of, place_of, wanted_draft_row, wants_target
 
 RESULT = 4  # float64 words of the result of a split: a sector
@@ -198,6 +199,8 @@ def verify_measure_kernel(
     row, split, side = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     place = place_of(batch, tl.program_id(0), rows, requests)
     if side == TARGET:
+        if split == 0:
+            clear_ranks(scratch, batch, row)
         if (split * SPLIT < target.vocab) & (place.node >= 0):
             params = params_of(sampling, place.request)
             if wants_target(batch, place, params, target.vocab, RULE):

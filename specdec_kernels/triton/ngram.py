@@ -52,7 +52,7 @@ def _draft_kernel(
     warps = NGRAM_VOTE_WARPS if frequent else 1
     constants = dict(CYCLIC=cyclic, **sizes)
     with current(device):
-        options = compiler_options()
+        options = compiler_options(warps)
     return Launch(_ngram_draft_kernel, device, constants, aligned=_MADE_HERE, num_warps=warps, **options)
 
 

@@ -41,7 +41,7 @@ def _kernel(
         NODES=NGRAM_NODES,
     )
     with current(device):
-        options = compiler_options()
+        options = compiler_options(warps)
     return Launch(
         _ngram_tree_kernel,
         device,

@@ -68,19 +68,19 @@ def _kernels(
     sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
     collecting = dict(SPLIT=collect.length, SPLITS=collect.padded)
     settling = dict(RACE=race, LANES=passes.lanes if cuts else 0, **sizes)
-    with current(device):
-        options = compiler_options()
 
-    def launch(kernel: Any, constants: dict[str, Any], warps: int, **options: int) -> Launch:
+    def launch(kernel: Any, constants: dict[str, Any], warps: int) -> Launch:
+        with current(device):
+            options = compiler_options(warps)
         return Launch(kernel, device, constants, aligned=aligned, num_warps=warps, **options)
 
     raced = dict(TILE=splits.race_tile)
     measuring = dict(**settling, **raced, WHOLE=vocab % splits.length == 0)
     return _Kernels(
         measure=launch(_sample_measure_kernel, measuring, splits.warps),
-        settle=launch(_sample_settle_kernel, settling, passes.settle_warps if cuts else 1, **options),
-        collect=launch(_sample_collect_kernel, collecting, collect.warps, **options),
-        select=launch(_sample_select_kernel, collecting, passes.select_warps, **options),
+        settle=launch(_sample_settle_kernel, settling, passes.settle_warps if cuts else 1),
+        collect=launch(_sample_collect_kernel, collecting, collect.warps),
+        select=launch(_sample_select_kernel, collecting, passes.select_warps),
         draw=launch(_sample_draw_kernel, dict(**sizes, **raced), splits.warps),
         passes=passes,
     )

@@ -25,13 +25,13 @@ from .record import load, load_shared, save, whole_sectors
 from .row import read_row
 
 SAMPLE = tl.constexpr(4096)
-COLLECTED = 512  # scores that a split may collect
+COLLECTED = 1024  # scores that a split may collect
 _COLLECTED = tl.constexpr(COLLECTED)
 _PIECE = tl.constexpr(1024)  # scores taken together
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
 _NOTHING = tl.constexpr(float("-inf"))
 _NONE = tl.constexpr(float("inf"))
-_DEVIATIONS = tl.constexpr(4.0)  # that the sample is trusted within
+_DEVIATIONS = tl.constexpr(3.5)  # that the sample is trusted within
 
 
 class Bracket(NamedTuple):
@@ -116,7 +116,8 @@ def expect(row, max, slope, mass, cuts, params):
         expected = params.top_k / step
         root = tl.sqrt(expected)
         half: tl.constexpr = _DEVIATIONS / 2
-        k_low = _place_of(x, ones, max, 0.0, _square(half + tl.sqrt(expected + 2 * half * half)), _LOWEST)
+        fewest = tl.maximum(likely, _LOWEST)
+        k_low = _place_of(x, ones, max, 0.0, _square(half + tl.sqrt(expected + 2 * half * half)), fewest)
         if root > half + 1:
             k_high = _place_of(x, ones, max, 0.0, _square(root - half), _NONE)
         most, _ = _kept(x, weights, k_low, weight_of(k_low, max, slope), step, mass)
@@ -233,9 +234,11 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
     kept = law.mass.to(tl.float32)
     likely_mass = tl.sum(sums.likely_mass)
     kept = tl.where(cut > _NOTHING, likely_mass, kept)
-    if bracket.counting > 0:
+    number = tl.sum(sums.k_low_number)
+    fewest = (bracket.k_low <= tl.maximum(cut, _LOWEST)) & (number < params.top_k)  # top-k keeps all
+    if (bracket.counting > 0) & (not fewest):
         above = tl.sum(sums.k_high_number)
-        there = complete & (tl.sum(sums.k_low_number) >= params.top_k) & (above < params.top_k)
+        there = complete & (number >= params.top_k) & (above < params.top_k)
         found, mass = _threshold(
             row, law, x, bracket.k_low, bracket.k_high, 0.0, params.top_k,
             above, tl.sum(sums.k_high_mass), there, TILE,

@@ -27,17 +27,16 @@ from .sums import (
     ENTROPY,
     NOTHING,
     RESIDUAL_MASS,
-    REST_ASKED,
     REST_MASS,
     Sum,
-    load_kind,
+    load_asked,
     load_weight,
     save_kind,
     save_sum,
     weight_of,
 )
 from .tracked import Tracking, is_point, leave_out
-from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, proposals_of, request_rows
+from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, owned_rows, proposals_of
 from .wanted import TARGET, place_of
 
 _LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
@@ -61,10 +60,10 @@ def verify_sum_kernel(
     TILE: tl.constexpr,
 ):
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    kind = load_kind(scratch, row)
+    kind = load_asked(scratch, row)
     asked = kind != NOTHING
     if RULE == "traversal":
-        asked = (kind == REST_ASKED) | (asked & (load_weight(scratch, row) != 0))
+        asked = (kind == REST_MASS) | (asked & (load_weight(scratch, row) != 0))
     if asked:  # programs of other nodes leave at once
         place = place_of(batch, tl.program_id(0), rows, requests)
         ctx = context_of(
@@ -126,7 +125,7 @@ def verify_weigh_kernel(
     raises w, and a node of w = 1 needs no mass. A deeper node of w = 1 is accepted for certain, and then
     nothing above it is rejected."""
     b = tl.program_id(0).to(tl.int64)
-    first, count = request_rows(batch.cu_nodes, b, rows)
+    first, count = owned_rows(scratch, batch.cu_nodes, b, rows)
     ctx = context_of(target, draft, scratch, batch, sampling, b, first, count, width, draft_count)
     for begin in range(0, ctx.tree.count, NODES):
         index = begin + tl.arange(0, NODES)

@@ -13,10 +13,8 @@ from .record import load_shared, save
 SUM = 2  # float64 words of a split
 _SUM = tl.constexpr(SUM)
 
-# What was summed, or is asked for.
+# What is asked for, and what was summed.
 NOTHING = tl.constexpr(0)
-ASKED = tl.constexpr(4)
-REST_ASKED = tl.constexpr(5)
 RESIDUAL_MASS = tl.constexpr(1)  # that is left when the first child is rejected
 REST_MASS = tl.constexpr(2)  # of q outside the tracked tokens
 ENTROPY = tl.constexpr(3)
@@ -30,8 +28,8 @@ class Sum(NamedTuple):
 
 
 @triton.jit
-def _kind_of(scratch, row):
-    return (scratch.words + scratch.summed).to(tl.pointer_type(tl.int32)) + row
+def _kinds_of(scratch, row):
+    return (scratch.words + scratch.summed + row).to(tl.pointer_type(tl.int32))
 
 
 @triton.jit
@@ -40,13 +38,26 @@ def _sums_of(scratch, row, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def ask(scratch, row, kind):
+    """Before the launch that sums: what for, while nothing is summed. That launch leaves this word alone,
+    since every program of a row reads it."""
+    tl.store(_kinds_of(scratch, row), kind)
+    tl.store(_kinds_of(scratch, row) + 1, NOTHING)
+
+
+@triton.jit
+def load_asked(scratch, row):
+    return tl.load(_kinds_of(scratch, row))
+
+
+@triton.jit
 def save_kind(scratch, row, kind):
-    tl.store(_kind_of(scratch, row), kind)
+    tl.store(_kinds_of(scratch, row) + 1, kind)
 
 
 @triton.jit
 def load_kind(scratch, row):
-    return tl.load(_kind_of(scratch, row))
+    return tl.load(_kinds_of(scratch, row) + 1)
 
 
 @triton.jit

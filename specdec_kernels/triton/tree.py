@@ -64,6 +64,35 @@ def tree_of(scratch, batch, first, count):
 
 
 @triton.jit
+def clear_ranks(scratch, batch, row):
+    """A launch before trees are laid out: no node is listed."""
+    if batch.first_child is not None:
+        tl.store((scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + row, 0)
+
+
+@triton.jit
+def _owner_of(scratch, row):
+    return (scratch.words + scratch.owners).to(tl.pointer_type(tl.int32)) + row
+
+
+@triton.jit
+def save_owner(scratch, row, request):
+    tl.store(_owner_of(scratch, row), request)
+
+
+@triton.jit
+def owned_rows(scratch, cu_nodes, request, rows):
+    """`request_rows` of a request whose first and last row belong to it. Others have no nodes: where offsets
+    are wrong and overlap, a row belongs to the shortest request that has it."""
+    first, count = request_rows(cu_nodes, request, rows)
+    if count > 0:
+        last = tl.load(_owner_of(scratch, first + count - 1))
+        mine = (tl.load(_owner_of(scratch, first)) == request) & (last == request)
+        count = tl.where(mine, count, 0)
+    return first, count
+
+
+@triton.jit
 def lay_out_node(scratch, batch, place):
     """Writes a node's word, and the ranks of its children. A node counts if it has a token and a parent of
     lower index, which must list it where there are links: a malformed tree leads neither out of bounds nor
@@ -81,11 +110,14 @@ def lay_out_node(scratch, batch, place):
         child = tl.load(batch.first_child + row)
         rank = tl.full([], 1, tl.int32)
         listed = _is_child(batch, place, child)
-        while listed & (rank <= place.count):
+        while listed:
             tl.store(tree.ranks + child, rank)
+            tl.debug_barrier()
             child = tl.load(batch.next_sibling + place.first + child)
             rank += 1
             listed = _is_child(batch, place, child)
+            if listed:  # once: a ring of siblings ends where it began
+                listed = tl.load(tree.ranks + child) == 0
 
 
 @triton.jit

@@ -131,25 +131,23 @@ def _kernels(form: _Form) -> _Kernels:
     summing = dict(**rule, **logprobs, SPLIT=sums.length, SPLITS=sums.padded, TILE=launch.sum_tile)
     summed = (sums.length, sums.padded) if form.summing else None
     walking = dict(**rule, RATES=form.rates, **logprobs, SUMS=summed, TILE=launch.walk_tile)
-    with current(form.device):
-        options = compiler_options()
 
-    def kernel(function: Any, constants: dict[str, Any], warps: int, **options: int) -> Launch:
+    def kernel(function: Any, constants: dict[str, Any], warps: int) -> Launch:
+        with current(form.device):
+            options = compiler_options(warps)
         return Launch(function, form.device, constants, aligned=aligned, num_warps=warps, **options)
 
     settle_warps = launch.rows.settle_warps if form.settling else 1
     return _Kernels(
-        measure=kernel(verify_measure_kernel, measuring, rows.warps, **options),
-        settle=kernel(verify_settle_kernel, settling, settle_warps, **options),
-        collect=kernel(verify_collect_kernel, collecting, collect.warps, **options),
-        select=kernel(verify_select_kernel, collecting, launch.rows.select_warps, **options),
-        race=kernel(verify_race_kernel, racing, draw.warps, **options),
-        weigh=kernel(verify_weigh_kernel, weighing, 1, **options),
-        sum=kernel(verify_sum_kernel, summing, sums.warps, **options),
-        walk=kernel(verify_walk_kernel, walking, launch.walk_warps, **options),
-        draw=kernel(
-            verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps, **options
-        ),
+        measure=kernel(verify_measure_kernel, measuring, rows.warps),
+        settle=kernel(verify_settle_kernel, settling, settle_warps),
+        collect=kernel(verify_collect_kernel, collecting, collect.warps),
+        select=kernel(verify_select_kernel, collecting, launch.rows.select_warps),
+        race=kernel(verify_race_kernel, racing, draw.warps),
+        weigh=kernel(verify_weigh_kernel, weighing, 1),
+        sum=kernel(verify_sum_kernel, summing, sums.warps),
+        walk=kernel(verify_walk_kernel, walking, launch.walk_warps),
+        draw=kernel(verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps),
         launch=launch,
     )
 
@@ -167,6 +165,7 @@ def _layout(form: _Form, launch: VerifyLaunch, rows: int, requests: int) -> tupl
         summed=rows if summing else 0,
         visits=rows * VISIT,
         nodes=rows,
+        owners=rows,
         ranks=rows if form.links else 0,
         draws=requests * DRAW,
         winners=requests * launch.draw.padded * RESULT,

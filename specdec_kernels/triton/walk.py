@@ -19,7 +19,7 @@ from .rule_lossy import lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, parent_of, request_rows, token_of
+from .tree import NODES, owned_rows, parent_of, token_of
 
 
 class Out(NamedTuple):
@@ -55,7 +55,7 @@ def verify_walk_kernel(
     TILE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    first, count = request_rows(batch.cu_nodes, b, rows)
+    first, count = owned_rows(scratch, batch.cu_nodes, b, rows)
     ctx = context_of(target, draft, scratch, batch, sampling, b, first, count, width, draft_count)
     out = _of_request(out, b, ctx.first, width)
     save_kind(draw_words(scratch, b), SETTLED)  # unless the walk says otherwise

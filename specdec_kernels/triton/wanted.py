@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 from .arguments import Params, drawn_from, has_cuts, params_of
-from .tree import NODES, POINT, WITHOUT_REPLACEMENT
+from .tree import NODES, POINT, WITHOUT_REPLACEMENT, request_rows
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
 _REQUESTS = tl.constexpr(32)  # looked through together
+_NOBODY = tl.constexpr(2**62)
 
 
 class Batch(NamedTuple):
@@ -41,19 +42,23 @@ class Place(NamedTuple):
 
 @triton.jit
 def place_of(batch, row, rows, requests):
-    """Of a row. The offsets are read once, and ascend unless they are wrong; then a place is one inside the
-    rows."""
-    request, first, end = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32), rows
-    for begin in range(0, requests, _REQUESTS):
-        lane = begin + tl.arange(0, _REQUESTS)
-        ends = tl.load(batch.cu_nodes + lane + 1, mask=lane < requests, other=2**31 - 1)
-        before = ends <= row
-        request += tl.sum(before.to(tl.int32))
-        first = tl.maximum(first, tl.max(tl.where(before, ends, 0)))
-        end = tl.minimum(end, tl.min(tl.where(before, rows, ends)))
-    first = tl.maximum(first, tl.load(batch.cu_nodes))
-    inside = (request < requests) & (first <= row)
-    return Place(request, first, tl.where(inside, end - first, 0), tl.where(inside, row - first, -1))
+    """Of a row: in the shortest request that has it, of which there is one unless offsets are wrong."""
+    best = tl.full([], _NOBODY, tl.int64)
+    for start in range(0, requests, _REQUESTS):
+        request = start + tl.arange(0, _REQUESTS)
+        inside = request < requests
+        begin = tl.load(batch.cu_nodes + request, mask=inside, other=0)
+        begin = tl.minimum(tl.maximum(begin, 0), rows)
+        end = tl.minimum(tl.load(batch.cu_nodes + request + 1, mask=inside, other=0), rows)
+        length = (end - begin).to(tl.int64)
+        has = inside & (begin <= row) & (row < end)
+        best = tl.minimum(best, tl.min(tl.where(has, (length << 32) | request, _NOBODY)))
+    request, count = (best & 0x7FFFFFFF).to(tl.int32), (best >> 32).to(tl.int32)
+    first, node = tl.full([], 0, tl.int32), tl.full([], -1, tl.int32)
+    if best < _NOBODY:
+        first, _ = request_rows(batch.cu_nodes, request, rows)
+        node = row - first
+    return Place(request, first, tl.where(best < _NOBODY, count, 0), node)
 
 
 @triton.jit
@@ -68,6 +73,7 @@ def children_of(batch, place):
         mine = tl.load(batch.parents + child, mask=inside, other=-1) == place.node
         mine = mine & (tl.load(batch.tokens + child, mask=inside, other=-1) >= 0)
         proposal = tl.load(batch.proposals + child, mask=inside, other=POINT).to(tl.int32)
+        proposal = tl.where(proposal > WITHOUT_REPLACEMENT, POINT, proposal)  # what is none counts as POINT
         count += tl.sum(mine.to(tl.int32))
         proposals = tl.maximum(proposals, tl.max(tl.where(mine, proposal, POINT)))
     return count, proposals > POINT, proposals == WITHOUT_REPLACEMENT
