@@ -157,8 +157,8 @@ def test_wide_cuts_agree(dtype):
     ],
 )
 def test_a_threshold_is_collected_in_one_read(dtype, deviation, top_k, top_p, min_p, reads):
-    """The sample finds the bracket: no row is searched by bisection, and a row whose threshold is listed is not
-    read again. Collected scores are read besides, less than a row in all."""
+    """The sample finds the bracket: no row is searched by bisection, and a row whose threshold is listed is
+    not read again. Collected scores are read besides, less than a row in all."""
     logits = (torch.randn(2, 32_817, generator=generator(7)) * deviation + 1).to(dtype)
     with ptx_emulator.count() as counted:
         check_agreement(logits, sdk.SamplingParams(1.2, top_k, top_p, min_p), backends=("cpu",))
