@@ -45,6 +45,6 @@ def test_the_launches_of_verify_cover_rows_once(vocab, rule):
 def test_what_one_program_holds_stays_in_registers(vocab):
     """Lists of four scores a lane of every split, and what all splits collected."""
     for rows in (row_passes(vocab), verify_launch(vocab, vocab, "token").rows):
-        assert 4 * rows.splits.padded * rows.lanes <= 64 * 32 * rows.settle_warps
+        assert 4 * rows.splits.padded * rows.lanes <= 32 * 32 * rows.settle_warps
         assert rows.collect.padded * COLLECTED <= 32 * 32 * rows.select_warps and rows.select_warps <= 16
         assert rows.splits.length % (8 * rows.lanes) == 0

@@ -144,7 +144,8 @@ def find(x, amounts, max, steepness, needed, above):
     `weight_of`."""
     low = tl.min(tl.where(x > _NOTHING, x, float("inf")))
     high = tl.max(x)
-    amount_low, amount_high = above + sum_from(x, amounts, low), above + sum_from(x, amounts, high)
+    amount_low = above + sum_from(x, amounts, low)
+    amount_high = above + sum_from(x, amounts, high)
     enough = (amount_low >= needed) & (low <= high)
     if amount_high >= needed:
         low, amount_low = high, amount_high

@@ -45,14 +45,18 @@ class RowPasses:
 
     @property
     def select_warps(self) -> int:
-        """Of the programs that hold what all splits of a row collected: 32 scores a lane of rows of up to
-        131072 tokens."""
-        return 8 if self.collect.padded <= 16 else 16
+        """Of the programs that hold what all splits of a row collected, with 32 scores a lane."""
+        return max(self.collect.padded, 4)
 
     @property
     def settle_warps(self) -> int:
-        """Of the programs that look for cuts in the lists, with 32 scores a lane, and in a sample of 4096."""
-        return min(max(self.splits.padded * self.lanes // 256, 8), 16)
+        """Of the programs that look for cuts in the lists and in a sample of 4096, with 32 scores a lane."""
+        return 8
+
+
+def _lanes(splits: Splits) -> int:
+    """As many as list 8192 scores of a row, four places each."""
+    return min(32 * splits.warps, max(2048 // splits.padded, 8))
 
 
 def _collected(row: int) -> Splits:
@@ -68,7 +72,8 @@ def row_passes(vocab_size: int) -> RowPasses:
     | splits of 1024 | one request's 32768 tokens make 32 programs, 128256 make 126: enough for a chip |
     | 1 warp | it reduces by shuffles alone; 32 scores a lane keep enough loads in flight |
     """
-    return RowPasses(_splits(vocab_size, RACED_SPLIT, warps=1), 32, _collected(vocab_size))
+    splits = _splits(vocab_size, RACED_SPLIT, warps=1)
+    return RowPasses(splits, _lanes(splits), _collected(vocab_size))
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -127,10 +132,11 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
     | draws of 1024, 1 warp | four steps, one after the other; 126 programs for 128256 tokens |
     """
-    split, warps, lanes = (RACED_SPLIT, 1, 32) if rule == "match" else (8192, 4, 128)
+    split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
+    splits = _splits(longest, split, warps)
     sequential = rule in ("token", "traversal")
     return VerifyLaunch(
-        rows=RowPasses(_splits(longest, split, warps), lanes, _collected(longest)),
+        rows=RowPasses(splits, _lanes(splits), _collected(longest)),
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,

@@ -27,7 +27,8 @@ from .row import read_row
 SAMPLE = tl.constexpr(4096)
 COLLECTED = 1024  # scores that a split may collect
 _COLLECTED = tl.constexpr(COLLECTED)
-_PIECE = tl.constexpr(1024)  # scores taken together
+_PIECE = tl.constexpr(1024)  # scores of a split taken together
+_SEARCHED = tl.constexpr(4096)  # of a row that is searched
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # of finite float32
 _NOTHING = tl.constexpr(float("-inf"))
 _NONE = tl.constexpr(float("inf"))
@@ -214,7 +215,7 @@ def collect(row, split, law, bracket, words, scores_ptr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.constexpr, TILE: tl.constexpr):
+def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.constexpr):
     """The threshold of a row, from what its splits summed and collected, and the mass that it keeps."""
     split = tl.arange(0, SPLITS)
     zero, number = tl.full([], 0.0, tl.float32), tl.full([], 0, tl.int32)
@@ -223,12 +224,6 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
             _float32(words + split * _SUMS), (number, zero, zero, zero, zero, zero, zero), split < splits
         )
     )
-    each = tl.arange(0, SPLITS * _COLLECTED)
-    count = tl.load(
-        _float32(words + (each // _COLLECTED) * _SUMS).to(tl.pointer_type(tl.int32)),
-        mask=each // _COLLECTED < splits, other=0, cache_modifier=".cg",
-    )  # fmt: skip
-    x = tl.load(scores_ptr + each, mask=each % _COLLECTED < count, other=_NOTHING, cache_modifier=".cg")
     complete = tl.max(sums.collected) <= _COLLECTED
     cut = tl.where(params.min_p_last > 0, _NOTHING, bracket.likely)
     kept = law.mass.to(tl.float32)
@@ -240,8 +235,8 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
         above = tl.sum(sums.k_high_number)
         there = complete & (number >= params.top_k) & (above < params.top_k)
         found, mass = _threshold(
-            row, law, x, bracket.k_low, bracket.k_high, 0.0, params.top_k,
-            above, tl.sum(sums.k_high_mass), there, TILE,
+            row, law, words, scores_ptr, bracket.k_low, bracket.k_high, 0.0, params.top_k,
+            above, tl.sum(sums.k_high_mass), there, splits, SPLITS,
         )  # fmt: skip
         if found > cut:
             cut, kept = found, mass
@@ -250,7 +245,8 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
         above = tl.sum(sums.p_high_mass)
         there = complete & (tl.sum(sums.p_low_mass) >= needed) & (above < needed)
         found, mass = _threshold(
-            row, law, x, bracket.p_low, bracket.p_high, law.slope, needed, above, above, there, TILE
+            row, law, words, scores_ptr, bracket.p_low, bracket.p_high, law.slope, needed,
+            above, above, there, splits, SPLITS,
         )  # fmt: skip
         if found > cut:
             cut, kept = found, mass
@@ -261,29 +257,39 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
 
 @triton.jit
 def _threshold(
-    row, law, x, low, high, steepness, needed, above, mass_above, there, TILE: tl.constexpr
+    row, law, words, scores_ptr, low, high, steepness, needed, above, mass_above, there,
+    splits, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """The largest score with the amount `needed` at or above it, and the mass there."""
     if there:
-        x = tl.where((x >= low) & (x < high), x, _NOTHING)
-        weights = tl.where(x > _NOTHING, weight_of(x, law.top, law.slope), 0.0)
-        amounts = weights
-        if steepness == 0:
-            amounts = tl.where(x > _NOTHING, 1.0, 0.0)
+        x = _load_collected(words, scores_ptr, low, high, splits, SPLITS)
+        amounts = tl.where(x > _NOTHING, weight_of(x, law.top, steepness), 0.0)
         found, _ = find(x, amounts, law.top, steepness, needed, above)
-        mass = mass_above + sum_from(x, weights, found)
+        mass = mass_above + sum_from(x, weight_of(x, law.top, law.slope), found)
     else:
-        found = _search(row, law.top, steepness, needed, TILE)
-        mass = _amount(row, found, law.top, law.slope, TILE)
+        found = _search(row, law.top, steepness, needed)
+        mass = _amount(row, found, law.top, law.slope)
     return found, mass
 
 
 @triton.jit
-def _amount(row, value, max, steepness, TILE: tl.constexpr):
+def _load_collected(words, scores_ptr, low, high, splits, SPLITS: tl.constexpr):
+    """The scores in [low, high) that all splits collected; -inf where there is none."""
+    split, place = tl.arange(0, SPLITS), tl.arange(0, _COLLECTED)
+    count = tl.load(
+        (_float32(words + split * _SUMS)).to(tl.pointer_type(tl.int32)), mask=split < splits, other=0
+    )
+    held = place[None, :] < count[:, None]
+    x = tl.load(scores_ptr + split[:, None] * _COLLECTED + place[None, :], mask=held, other=_NOTHING)
+    return tl.reshape(tl.where((x >= low) & (x < high), x, _NOTHING), [SPLITS * _COLLECTED])
+
+
+@triton.jit
+def _amount(row, value, max, steepness):
     """The amount of the scores of a row >= value."""
-    sums = tl.zeros([TILE], tl.float32)
-    for begin in range(0, row.size, TILE):
-        x = read_row(row, begin + tl.arange(0, TILE))
+    sums = tl.zeros([_SEARCHED], tl.float32)
+    for begin in range(0, row.size, _SEARCHED):
+        x = read_row(row, begin + tl.arange(0, _SEARCHED))
         sums += tl.where(x >= value, weight_of(x, max, steepness), 0.0)
     return tl.sum(sums)
 
@@ -301,7 +307,7 @@ def _score_of(key):
 
 
 @triton.jit
-def _search(row, max, steepness, needed, TILE: tl.constexpr):
+def _search(row, max, steepness, needed):
     """The largest score of a row with the amount `needed` at or above it, by reading the row for every
     bit."""
     low, high = _key_of(tl.full([], _LOWEST, tl.float32)).to(tl.int64), _key_of(max).to(tl.int64)
@@ -316,7 +322,7 @@ def _search(row, max, steepness, needed, TILE: tl.constexpr):
     low, high = low >> GRAIN, high >> GRAIN
     while low < high:
         middle = (low + high + 1) >> 1
-        if _amount(row, _score_of((middle << GRAIN).to(tl.int32)), max, steepness, TILE) >= needed:
+        if _amount(row, _score_of((middle << GRAIN).to(tl.int32)), max, steepness) >= needed:
             low = middle
         else:
             high = middle - 1

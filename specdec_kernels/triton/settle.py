@@ -193,7 +193,7 @@ def select_row(scratch, row, side, scores, params, SPLIT: tl.constexpr, SPLITS: 
     words, bracket = _law_words(scratch, row, side), load_bracket(_bracket_words(scratch, row, side))
     sums, collected = _collected(scratch, row, side, SPLITS)
     law, splits = load_law(words), tl.cdiv(scores.size, SPLIT)
-    cut, mass = select(scores, law, params, bracket, sums, collected, splits, SPLITS, SPLIT)
+    cut, mass = select(scores, law, params, bracket, sums, collected, splits, SPLITS)
     law = Law(law.top, law.slope, cut, mass.to(tl.float64), law.point)
     save(words, law)
     return law
