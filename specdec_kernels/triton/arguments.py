@@ -17,7 +17,7 @@ from triton.runtime import driver
 
 from .dispatch import INTERPRETED, dtype_of, multiples_of_16
 from .launch import registers
-from .row import Row, number_of
+from .row import number_of
 
 
 class Target(NamedTuple):
@@ -213,13 +213,23 @@ def _offset(rows, row):
     return group.to(tl.int64) * rows.group_stride + (row - group * rows.group).to(tl.int64) * rows.row_stride
 
 
+# Triton before 3.7 does not let a function return a tuple that has None in it: such tuples are made where
+# they are used.
+
+
 @triton.jit
-def target_row(target, row):
-    """A row (int64) of the target."""
+def row_data(rows, row):
+    """-> the first entry of a row (int64, >= 0) of the target or of the draft."""
+    return rows.data + _offset(rows, row)
+
+
+@triton.jit
+def bitmask_of(target, row):
+    """-> the words of a row (int64), or None."""
     bitmask = None
     if target.bitmask is not None:
         bitmask = target.bitmask + row * target.bitmask_stride
-    return Row(target.data + _offset(target, row), target.vocab, bitmask)
+    return bitmask
 
 
 @triton.jit
@@ -232,9 +242,3 @@ def drawn_from(draft, count, request, row, node):
     else:
         found = row
     return tl.where((found >= 0) & (found < count), found, -1)
-
-
-@triton.jit
-def draft_row(draft, row):
-    """A row (int64, >= 0) of the draft's logits."""
-    return Row(draft.data + _offset(draft, row), draft.size, None)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Draft, Scratch, Target, has_cuts, params_of
+from .arguments import Draft, Scratch, Target
 from .chances import load_coin
-from .tree import Tree, next_child, node_of, proposal_of, token_of, tree_of
+from .tree import Tree, next_child, node_of, proposal_of, token_of
 
 
 class Context(NamedTuple):
@@ -37,17 +37,6 @@ class Child(NamedTuple):
     node: tl.tensor  # int32
     token: tl.tensor  # int64
     proposal: tl.tensor  # int32
-
-
-@triton.jit
-def context_of(target, draft, scratch, batch, sampling, request, first, count, width, draft_count):
-    """Of a request whose root has the row `first` and which has so many nodes."""
-    params = params_of(sampling, request)
-    return Context(
-        target, draft, scratch, tree_of(scratch, batch, first, count), request, first.to(tl.int64),
-        (params.temperature > 0) == 0, has_cuts(params, target.vocab), width, draft_count,
-        batch.seeds + request, batch.positions + request,
-    )  # fmt: skip
 
 
 @triton.jit

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import params_of, target_row
+from .arguments import bitmask_of, params_of, row_data
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
 from .race import merge_races, race
 from .random import RESIDUAL, race_words
 from .record import load, save, whole_sectors
 from .residual import Pair, pair_of, residual_weights
-from .row import NO_TOKEN, exponent_of, lowest_allowed, slope_of
+from .row import NO_TOKEN, Row, exponent_of, lowest_allowed, slope_of
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_race
-from .tree import request_rows, tree_of
+from .tree import Tree, nodes_of, ranks_of, request_rows
 
 _NO_CUT = tl.constexpr(float("-inf"))
 _RESULT = tl.constexpr(RESULT)
@@ -182,10 +182,17 @@ def verify_draw_kernel(
         if kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
             result = measure_and_race(
-                target_row(target, row), begin, end, slope, seed, position, RESIDUAL, TILE
+                Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                begin,
+                end,
+                slope,
+                seed,
+                position,
+                RESIDUAL,
+                TILE,
             )
         else:
-            tree = tree_of(scratch, batch, first, count)
+            tree = Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count)
             tracking = Tracking(tree, draw.node, draw.drawn_from, None, target.vocab)
             result = _race_residual(target, draft, draw, row, tracking, seed, position, begin, end, TILE)
         winners = winner_words(scratch, request, SPLITS)
@@ -215,7 +222,7 @@ def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
         point = p.point
         if top == float("-inf"):
             status |= EMPTY
-            point = lowest_allowed(target_row(target, row), TILE)
+            point = lowest_allowed(Row(row_data(target, row), target.vocab, bitmask_of(target, row)), TILE)
             token = point
         p = Law(top, slope, p.cut, tl.sum((results.mass * scale).to(tl.float64)), point)
     return tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64), p, status

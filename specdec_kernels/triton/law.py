@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 
 from ..verification import Status
-from .arguments import draft_row, target_row
+from .arguments import bitmask_of, row_data
 from .logarithm import LN2, LOG2E
 from .record import load
-from .row import exponent_of
+from .row import Row, exponent_of
 
 NAN = tl.constexpr(int(Status.NAN))
 EMPTY = tl.constexpr(int(Status.EMPTY))
@@ -88,7 +88,7 @@ def weights(top, law, x, token):
 def target_scores(target, row, token, inside):
     """Scores of some tokens (int64); -inf for those outside the vocabulary, masked, or NaN."""
     inside = inside & (token >= 0) & (token < target.vocab)
-    scores = target_row(target, row)
+    scores = Row(row_data(target, row), target.vocab, bitmask_of(target, row))
     x = tl.load(scores.data + token, mask=inside, other=float("-inf")).to(tl.float32)
     if target.bitmask is not None:
         word = tl.load(scores.bitmask + (token >> 5), mask=inside, other=0)
@@ -104,7 +104,9 @@ def draft_scores(draft, drawn_from, vocab, token, inside):
         inside = inside & (token < vocab)
         column = tl.load(draft.columns + token, mask=inside, other=-1).to(tl.int64)
     inside = inside & (column >= 0) & (column < draft.size)
-    x = tl.load(draft_row(draft, drawn_from).data + column, mask=inside, other=float("-inf")).to(tl.float32)
+    x = tl.load(
+        Row(row_data(draft, drawn_from), draft.size, None).data + column, mask=inside, other=float("-inf")
+    ).to(tl.float32)
     return tl.where(x == x, x, float("-inf"))
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, drawn_from, params_of, target_row
+from .arguments import bitmask_of, drawn_from, params_of, row_data
 from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
 from .race import merge_races
-from .row import exponent_of
+from .row import Row, exponent_of
 from .settle import Settled, close_row, collect_row, is_open, save_settled, select_row, settle_row
 from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, ask
 from .tree import lay_out_node, save_owner
@@ -62,9 +62,16 @@ def verify_settle_kernel(
                         params = bar_params(params, bar)
                 results = split_results(scratch, row, TARGET, target.vocab, SPLIT, SPLITS)
                 law, settled, bracket = settle_row(
-                    scratch, row, TARGET, target_row(target, row), results, params,
-                    SPLIT, LANES, (RULE != "typical") & (RULE != "relaxed"),
-                )  # fmt: skip
+                    scratch,
+                    row,
+                    TARGET,
+                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    results,
+                    params,
+                    SPLIT,
+                    LANES,
+                    (RULE != "typical") & (RULE != "relaxed"),
+                )
                 if RULE == "match":
                     if law.point < 0:
                         scores = results.score * tl.exp2(exponent_of(results.max, law.top, law.slope))
@@ -84,7 +91,15 @@ def verify_settle_kernel(
                     results = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
                     params = params_of(draft_sampling, place.request)
                     law, settled, bracket = settle_row(
-                        scratch, row, DRAFT, draft_row(draft, source), results, params, SPLIT, LANES, True
+                        scratch,
+                        row,
+                        DRAFT,
+                        Row(row_data(draft, source), draft.size, None),
+                        results,
+                        params,
+                        SPLIT,
+                        LANES,
+                        True,
                     )
                     if draft.ids is not None:
                         if law.point >= 0:
@@ -134,12 +149,22 @@ def verify_collect_kernel(
     if is_open(scratch, row, side):
         if (side == TARGET) | (RULE == "relaxed"):
             if split * SPLIT < target.vocab:
-                collect_row(scratch, row, side, target_row(target, row), split, SPLIT, SPLITS)
+                collect_row(
+                    scratch,
+                    row,
+                    side,
+                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    split,
+                    SPLIT,
+                    SPLITS,
+                )
         elif draft.data is not None:
             place = place_of(batch, tl.program_id(0), rows, requests)
             source = drawn_from(draft, draft_count, place.request, row, place.node)
             if (source >= 0) & (split * SPLIT < draft.size):
-                collect_row(scratch, row, DRAFT, draft_row(draft, source), split, SPLIT, SPLITS)
+                collect_row(
+                    scratch, row, DRAFT, Row(row_data(draft, source), draft.size, None), split, SPLIT, SPLITS
+                )
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
@@ -166,12 +191,22 @@ def verify_select_kernel(
             if RULE == "relaxed":
                 if side != TARGET:
                     params = bar_params(params, bar)
-            law = select_row(scratch, row, side, target_row(target, row), params, SPLIT, SPLITS)
+            law = select_row(
+                scratch,
+                row,
+                side,
+                Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                params,
+                SPLIT,
+                SPLITS,
+            )
             if side == TARGET:
                 save_target_chances(target, scratch, batch, place, row, law)
         elif draft.data is not None:
             source = drawn_from(draft, draft_count, place.request, row, place.node)
             if source >= 0:
                 params = params_of(draft_sampling, place.request)
-                law = select_row(scratch, row, DRAFT, draft_row(draft, source), params, SPLIT, SPLITS)
+                law = select_row(
+                    scratch, row, DRAFT, Row(row_data(draft, source), draft.size, None), params, SPLIT, SPLITS
+                )
                 save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, has_cuts, params_of, target_row
+from .arguments import bitmask_of, has_cuts, params_of, row_data
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
 from .record import load_shared, save
-from .row import NO_TOKEN, exponent_of, measure, read_row, slope_of
+from .row import NO_TOKEN, Row, exponent_of, measure, read_row, slope_of
 from .tree import clear_ranks
 from .wanted import DRAFT, TARGET, depth_of, place_of, wanted_draft_row, wants_target
 
@@ -146,10 +146,23 @@ def measure_and_race(row, begin, end, slope, seed, position, purpose, TILE: tl.c
 
 @triton.jit
 def measure_split(
-    scratch, place, side, split, row, temperature, races, lists, seed, position,
-    RACE: tl.constexpr, LANES: tl.constexpr,
-    SPLIT: tl.constexpr, SPLITS: tl.constexpr, RACE_TILE: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
+    scratch,
+    place,
+    side,
+    split,
+    row,
+    temperature,
+    races,
+    lists,
+    seed,
+    position,
+    RACE: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    RACE_TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     """Writes the result of a split of a row, which begins inside it. The largest scores are listed where
     `lists` is set, and where `races` is the race is run."""
     begin = split * SPLIT
@@ -211,17 +224,43 @@ def verify_measure_kernel(
                 elif RULE == "relaxed":
                     lists = place.node >= 0
                 measure_split(
-                    scratch, row, TARGET, split, target_row(target, row),
-                    params.temperature, not lists, lists, tl.load(batch.seeds + place.request), position,
-                    RULE == "match", LANES, SPLIT, SPLITS, RACE_TILE, WHOLE,
-                )  # fmt: skip
+                    scratch,
+                    row,
+                    TARGET,
+                    split,
+                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    params.temperature,
+                    not lists,
+                    lists,
+                    tl.load(batch.seeds + place.request),
+                    position,
+                    RULE == "match",
+                    LANES,
+                    SPLIT,
+                    SPLITS,
+                    RACE_TILE,
+                    WHOLE,
+                )
     elif draft.data is not None:
         if split * SPLIT < draft.size:
             source = wanted_draft_row(draft, batch, place, row, sampling, draft_count, RULE)
             if source >= 0:
                 params = params_of(draft_sampling, place.request)
                 measure_split(
-                    scratch, row, DRAFT, split, draft_row(draft, source),
-                    params.temperature, False, has_cuts(params, draft.size), 0, 0,
-                    False, LANES, SPLIT, SPLITS, RACE_TILE, WHOLE,
-                )  # fmt: skip
+                    scratch,
+                    row,
+                    DRAFT,
+                    split,
+                    Row(row_data(draft, source), draft.size, None),
+                    params.temperature,
+                    False,
+                    has_cuts(params, draft.size),
+                    0,
+                    0,
+                    False,
+                    LANES,
+                    SPLIT,
+                    SPLITS,
+                    RACE_TILE,
+                    WHOLE,
+                )

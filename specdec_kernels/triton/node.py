@@ -8,11 +8,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, drawn_from
+from .arguments import drawn_from, row_data
 from .chances import load_chance
 from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, logprobs_law, probability
 from .residual import Residual
-from .row import read_row
+from .row import Row, read_row
 from .settle import load_settled
 from .sums import load_sums
 from .tracked import draft_q, is_point, marks_of
@@ -117,7 +117,7 @@ def _is_sound(ctx, drawn_from, TILE: tl.constexpr):
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, ctx.draft.size, TILE):
-        x = read_row(draft_row(ctx.draft, drawn_from), begin + tl.arange(0, TILE))
+        x = read_row(Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None), begin + tl.arange(0, TILE))
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
     return (nan == 0) & (some > 0)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, target_row
+from .arguments import bitmask_of, row_data
 from .law import weights
-from .row import read_row, read_tokens
+from .row import Row, read_row, read_tokens
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_mass
 from .tree import INDEPENDENT, NO_KEY
 
@@ -88,12 +88,12 @@ def pair_of(node, state):
 @triton.jit
 def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    x = read_row(target_row(target, pair.row), token)
+    x = read_row(Row(row_data(target, pair.row), target.vocab, bitmask_of(target, pair.row)), token)
     if draft.data is None:
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         return left, left
     else:
-        row = draft_row(draft, tl.maximum(pair.drawn_from, 0))
+        row = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None)
         y = read_tokens(row, token, draft.columns, target.vocab, pair.ratio > 0)
         of_p = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         of_q = weights(pair.rest_top, pair.q, y, token)
@@ -104,15 +104,11 @@ def residual_weights(target, draft, pair, token):
 
 
 @triton.jit
-def tracking_of(ctx, node):
-    return Tracking(ctx.tree, node.index, node.drawn_from, None, ctx.target.vocab)
-
-
-@triton.jit
 def span_mass(ctx, node, state, begin, end, TILE: tl.constexpr):
     """The sum of [a p - b q]+ over tokens [begin, end) that are not tracked, in units of p's weights."""
     acc = tl.zeros([TILE], tl.float32)
-    pair, tracking = pair_of(node, state), tracking_of(ctx, node)
+    pair = pair_of(node, state)
+    tracking = Tracking(ctx.tree, node.index, node.drawn_from, None, ctx.target.vocab)
     tracked = tl.where(node.tracked > 0, tl.full([], -1, tl.int64) + begin, NO_TRACKED)
     for start in range(begin, end, TILE):
         token = start + tl.arange(0, TILE)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import has_cuts, params_of, target_row
+from .arguments import bitmask_of, has_cuts, params_of, row_data
 from .law import store_logprob
 from .measure import Split, load_splits, results_of, store_split
 from .race import merge_races, race_law
 from .random import NEXT
+from .row import Row
 from .settle import arrives_last_at, law_of, load_settled, save_token
 from .tree import child_holding
 from .wanted import TARGET, depth_of, place_of
@@ -37,10 +38,15 @@ def verify_race_kernel(
         if has_cuts(params_of(sampling, place.request), target.vocab) & (law.point < 0):
             begin = split * SPLIT
             score, token = race_law(
-                target_row(target, row), begin, tl.minimum(begin + SPLIT, target.vocab), law,
+                Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                begin,
+                tl.minimum(begin + SPLIT, target.vocab),
+                law,
                 tl.load(batch.seeds + place.request),
-                tl.load(batch.positions + place.request) + depth_of(batch, place), NEXT, TILE,
-            )  # fmt: skip
+                tl.load(batch.positions + place.request) + depth_of(batch, place),
+                NEXT,
+                TILE,
+            )
             results = results_of(scratch, row, TARGET, SPLITS)
             zero = tl.full([], 0.0, tl.float32)
             store_split(results, split, Split(law.top, zero, token, zero.to(tl.int32), score, zero))

@@ -24,17 +24,18 @@ from .arguments import (
     SamplingForm,
     Scratch,
     Target,
+    bitmask_of,
     compiler_options,
     has_cuts,
     may_cut,
     params_of,
+    row_data,
     rows_form,
     sampling_form,
     sampling_of,
     scratch_layout,
     scratch_of,
     target_of,
-    target_row,
 )
 from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, arrives_last, draw_words, emit, open_draw, winner_words
@@ -42,7 +43,7 @@ from .launch import RowPasses, row_passes
 from .measure import RESULT, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
 from .random import NEXT
-from .row import exponent_of
+from .row import Row, exponent_of
 from .settle import collect_row, is_open, law_of, save_settled, select_row, settle_row, settling_of
 from .wanted import TARGET
 
@@ -147,10 +148,23 @@ def _sample_measure_kernel(
     b = tl.program_id(0).to(tl.int64)
     params = params_of(sampling, b)
     measure_split(
-        scratch, b, TARGET, tl.program_id(1), target_row(target, b), params.temperature,
-        True, has_cuts(params, target.vocab), tl.load(seeds_ptr + b), tl.load(positions_ptr + b),
-        RACE, LANES, SPLIT, SPLITS, TILE, WHOLE,
-    )  # fmt: skip
+        scratch,
+        b,
+        TARGET,
+        tl.program_id(1),
+        Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+        params.temperature,
+        True,
+        has_cuts(params, target.vocab),
+        tl.load(seeds_ptr + b),
+        tl.load(positions_ptr + b),
+        RACE,
+        LANES,
+        SPLIT,
+        SPLITS,
+        TILE,
+        WHOLE,
+    )
 
 
 @triton.jit
@@ -169,7 +183,15 @@ def _sample_settle_kernel(
     results = split_results(scratch, b, TARGET, target.vocab, SPLIT, SPLITS)
     params = params_of(sampling, b)
     law, settled, bracket = settle_row(
-        scratch, b, TARGET, target_row(target, b), results, params, SPLIT, LANES, True
+        scratch,
+        b,
+        TARGET,
+        Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+        results,
+        params,
+        SPLIT,
+        LANES,
+        True,
     )
     save_settled(scratch, b, TARGET, law, settled, bracket if LANES > 0 else None)
     open_draw(draw_words(scratch, b))
@@ -187,14 +209,30 @@ def _sample_settle_kernel(
 def _sample_collect_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     if is_open(scratch, b, TARGET):
-        collect_row(scratch, b, TARGET, target_row(target, b), tl.program_id(1), SPLIT, SPLITS)
+        collect_row(
+            scratch,
+            b,
+            TARGET,
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            tl.program_id(1),
+            SPLIT,
+            SPLITS,
+        )
 
 
 @triton.jit
 def _sample_select_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     if is_open(scratch, b, TARGET):
-        select_row(scratch, b, TARGET, target_row(target, b), params_of(sampling, b), SPLIT, SPLITS)
+        select_row(
+            scratch,
+            b,
+            TARGET,
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            params_of(sampling, b),
+            SPLIT,
+            SPLITS,
+        )
 
 
 @triton.jit
@@ -214,9 +252,15 @@ def _sample_draw_kernel(
     if law.point < 0:
         begin = split * SPLIT
         score, token = race_law(
-            target_row(target, b), begin, tl.minimum(begin + SPLIT, target.vocab), law,
-            tl.load(seeds_ptr + b), tl.load(positions_ptr + b), NEXT, TILE,
-        )  # fmt: skip
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            begin,
+            tl.minimum(begin + SPLIT, target.vocab),
+            law,
+            tl.load(seeds_ptr + b),
+            tl.load(positions_ptr + b),
+            NEXT,
+            TILE,
+        )
         winners = winner_words(scratch, b, SPLITS)
         zero = tl.full([], 0.0, tl.float32)
         store_split(winners, split, Split(law.top, zero, token, zero.to(tl.int32), score, zero))

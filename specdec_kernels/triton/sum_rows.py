@@ -17,11 +17,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import draft_row, target_row
-from .context import child_with, coin_of, context_of, first_child
+from .arguments import bitmask_of, has_cuts, params_of, row_data
+from .context import Context, child_with, coin_of, first_child
 from .node import acceptance, chances, load_node, test_child
 from .residual import nothing_rejected, span_mass, subtract
-from .row import exponent_of, read_row
+from .row import Row, exponent_of, read_row
 from .settle import law_of
 from .sums import (
     ENTROPY,
@@ -36,7 +36,16 @@ from .sums import (
     weight_of,
 )
 from .tracked import Tracking, is_point, leave_out
-from .tree import HAS_WITHOUT_REPLACEMENT, NODES, next_child, owned_rows, proposals_of
+from .tree import (
+    HAS_WITHOUT_REPLACEMENT,
+    NODES,
+    Tree,
+    next_child,
+    nodes_of,
+    owned_rows,
+    proposals_of,
+    ranks_of,
+)
 from .wanted import TARGET, place_of
 
 _LEAST_BITS = tl.constexpr(-160.0)  # log2 of weights that count as 0, where -inf would make NaN
@@ -66,18 +75,13 @@ def verify_sum_kernel(
         asked = (kind == REST_MASS) | (asked & (load_weight(scratch, row) != 0))
     if asked:  # programs of other nodes leave at once
         place = place_of(batch, tl.program_id(0), rows, requests)
-        ctx = context_of(
-            target,
-            draft,
-            scratch,
-            batch,
-            sampling,
-            place.request,
-            place.first,
-            place.count,
-            width,
-            draft_count,
-        )
+        params = params_of(sampling, place.request)
+        tree = Tree(nodes_of(scratch, place.first), ranks_of(scratch, batch, place.first), place.count)
+        ctx = Context(
+            target, draft, scratch, tree, place.request, place.first.to(tl.int64),
+            (params.temperature > 0) == 0, has_cuts(params, target.vocab),
+            width, draft_count, batch.seeds + place.request, batch.positions + place.request,
+        )  # fmt: skip
         kind = tl.full([], NOTHING, tl.int32)
         begin = split * SPLIT
         if RULE == "typical":
@@ -126,7 +130,12 @@ def verify_weigh_kernel(
     nothing above it is rejected."""
     b = tl.program_id(0).to(tl.int64)
     first, count = owned_rows(scratch, batch.cu_nodes, b, rows)
-    ctx = context_of(target, draft, scratch, batch, sampling, b, first, count, width, draft_count)
+    params = params_of(sampling, b)
+    ctx = Context(
+        target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
+        b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
+        width, draft_count, batch.seeds + b, batch.positions + b,
+    )  # fmt: skip
     for begin in range(0, ctx.tree.count, NODES):
         index = begin + tl.arange(0, NODES)
         zero = tl.zeros([NODES], tl.float64)
@@ -173,7 +182,7 @@ def _rest(ctx, node, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     tracking = Tracking(ctx.tree, node.index, node.drawn_from, ctx.draft.columns, ctx.target.vocab)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.draft.size), TILE):
         column = start + tl.arange(0, TILE)
-        x = read_row(draft_row(ctx.draft, node.drawn_from), column)
+        x = read_row(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None), column)
         x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
         if q.top == float("inf"):
             x = tl.where(x == float("inf"), 0.0, float("-inf"))
@@ -193,7 +202,10 @@ def _entropy(ctx, row, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     law = law_of(ctx.scratch, row, TARGET)
     acc = tl.zeros([TILE], tl.float32)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.target.vocab), TILE):
-        x = read_row(target_row(ctx.target, row), start + tl.arange(0, TILE))
+        x = read_row(
+            Row(row_data(ctx.target, row), ctx.target.vocab, bitmask_of(ctx.target, row)),
+            start + tl.arange(0, TILE),
+        )
         t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
         acc += tl.exp2(t) * tl.maximum(t, _LEAST_BITS)
     return Sum(tl.sum(acc.to(tl.float64)), law.top)

@@ -54,13 +54,18 @@ def request_rows(cu_nodes_ptr, request, rows):
 
 
 @triton.jit
-def tree_of(scratch, batch, first, count):
-    """The tree of a request whose root has that row."""
-    nodes = (scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first
+def nodes_of(scratch, first):
+    """-> the words of the nodes of a request whose root has that row."""
+    return (scratch.words + scratch.nodes).to(tl.pointer_type(tl.int64)) + first
+
+
+@triton.jit
+def ranks_of(scratch, batch, first):
+    """-> their ranks, or None."""
     ranks = None
     if batch.first_child is not None:
         ranks = (scratch.words + scratch.ranks).to(tl.pointer_type(tl.int32)) + first
-    return Tree(nodes, ranks, count)
+    return ranks
 
 
 @triton.jit
@@ -97,7 +102,7 @@ def lay_out_node(scratch, batch, place):
     """Writes a node's word, and the ranks of its children. A node counts if it has a token and a parent of
     lower index, which must list it where there are links: a malformed tree leads neither out of bounds nor
     round in circles."""
-    tree = tree_of(scratch, batch, place.first, place.count)
+    tree = Tree(nodes_of(scratch, place.first), ranks_of(scratch, batch, place.first), place.count)
     row = place.first + place.node
     parent = tl.load(batch.parents + row).to(tl.int64)
     proposal = tl.load(batch.proposals + row).to(tl.int64)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .context import context_of
+from .arguments import has_cuts, params_of
+from .context import Context
 from .draw import SETTLED, draw_words, save_kind
 from .rule_lossy import lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, owned_rows, parent_of, token_of
+from .tree import NODES, Tree, nodes_of, owned_rows, parent_of, ranks_of, token_of
 
 
 class Out(NamedTuple):
@@ -56,8 +57,17 @@ def verify_walk_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     first, count = owned_rows(scratch, batch.cu_nodes, b, rows)
-    ctx = context_of(target, draft, scratch, batch, sampling, b, first, count, width, draft_count)
-    out = _of_request(out, b, ctx.first, width)
+    params = params_of(sampling, b)
+    ctx = Context(
+        target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
+        b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
+        width, draft_count, batch.seeds + b, batch.positions + b,
+    )  # fmt: skip
+    out = Out(
+        out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width,
+        _part(out.logprobs, b * width), out.status + b, _part(out.thresholds, ctx.first),
+        _part(out.masses, ctx.first),
+    )  # fmt: skip
     save_kind(draw_words(scratch, b), SETTLED)  # unless the walk says otherwise
     depth = tl.full([], -1, tl.int32)
     if ctx.tree.count > 0:
@@ -81,18 +91,12 @@ def verify_walk_kernel(
 
 
 @triton.jit
-def _of_request(out, b, first, width):
-    logprobs, thresholds, masses = None, None, None
-    if out.logprobs is not None:
-        logprobs = out.logprobs + b * width
-    if out.thresholds is not None:
-        thresholds = out.thresholds + first
-    if out.masses is not None:
-        masses = out.masses + first
-    return Out(
-        out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width, logprobs,
-        out.status + b, thresholds, masses,
-    )  # fmt: skip
+def _part(values, begin):
+    """-> the part of a request, of what may be left out."""
+    part = None
+    if values is not None:
+        part = values + begin
+    return part
 
 
 @triton.jit
