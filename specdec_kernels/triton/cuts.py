@@ -4,8 +4,8 @@
 Kept are the scores x >= cut. Cuts go by value, so ties are kept or dropped together. Min-p comes first, or
 with `min_p_last` > 0 last.
 
-- `measure` lists the three largest scores of every lane, in registers as it measures. The largest of the
-  lanes' fourth scores is the floor. No score above the floor is missing from the list.
+- `measure` lists the three largest scores of every lane, in a second pass over its split, which is near. The
+  largest of the lanes' fourth scores is the floor. No score above the floor is missing from the list.
 - `settle_cut` finds a threshold above the floor in the list, by bisection. A top_k of 200 or a nucleus of
   that size is there almost always, and the row is not read again.
 - Another threshold is left open, and looked for by `select.py`.

@@ -115,18 +115,14 @@ def _asked_sum(batch, place, RULE: tl.constexpr, ALL: tl.constexpr):
     """Which sum of `sum_rows.py` may be needed at a node. Under `token` one child that was sampled needs
     none: when it is rejected, the next token is drawn without knowing what is left."""
     count, sampled, without_replacement = children_of(batch, place)
-    asks = count > 0
-    if RULE == "token":
-        if not ALL:
-            asks = count > 1
-    if RULE == "lenient":
-        asks = without_replacement
-    elif RULE != "typical":
-        asks = asks & sampled
+    least: tl.constexpr = 2 if RULE == "token" and not ALL else 1
     if RULE == "typical":
-        asked = tl.where(asks, ENTROPY, NOTHING)
+        asked = tl.where(count >= least, ENTROPY, NOTHING)
+    elif RULE == "lenient":
+        asked = tl.where(without_replacement, REST_MASS, NOTHING)
     else:
-        asked = tl.where(without_replacement, REST_MASS, tl.where(asks, RESIDUAL_MASS, NOTHING))
+        asked = tl.where(sampled & (count >= least), RESIDUAL_MASS, NOTHING)
+        asked = tl.where(without_replacement, REST_MASS, asked)
     return asked
 
 

@@ -4,11 +4,12 @@ top-k.
 
     bracket = expect(row, max, slope, mass, cuts, params)     # in `settle`, from a sample of the row
     collect(...)                                              # one launch over (rows x splits)
+    cut, mass = select(...)                                   # one over rows
 
 A sample of the row says within which scores a threshold almost certainly lies. Every split then sums exactly
-what lies at or above both ends, and collects the few scores between them. The last program of a row to arrive
-checks that the threshold does lie there, and finds it among the collected. If it does not, or if a split
-collects too many (many equal scores), that program searches the whole row by bisection.
+what lies at or above both ends, and collects the few scores between them. A launch over rows checks that the
+threshold does lie there, and finds it among the collected. If it does not, or if a split collects too many
+(many equal scores), the program of the row searches all of it by bisection.
 
 A sum depends on its threshold and on the row alone, so nothing depends on the order of programs.
 """

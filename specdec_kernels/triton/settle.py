@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The laws of measured rows, merged from their splits, as one record of scalars each.
 
-Where cuts leave a threshold open, a second launch over (rows x splits) finds it (`select.py`).
+Where cuts leave a threshold open, two more launches find it (`select.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Settled(NamedTuple):
 
     status: tl.tensor  # status bits; of a draft row anything but 0 says that it is no law
     token: tl.tensor  # the likeliest, of greedy requests; under `match` what was drawn
-    arrivals: tl.tensor  # programs that have collected
+    arrivals: tl.tensor  # under `match`, programs of the row's race
 
 
 # Float64 words: the law, and then what else is known.
