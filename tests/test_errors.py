@@ -134,8 +134,8 @@ VALUES = {
         "sampling.top_p must have shape [B] = [2], got [3]",
     ),
     "draft_sampling": (
-        dict(draft_sampling="probs"),
-        "draft_sampling must be a SamplingParams or 'logprobs', got 'probs'",
+        dict(draft_sampling="odds"),
+        "draft_sampling must be a SamplingParams, 'logprobs' or 'probs', got 'odds'",
     ),
     "rule": (
         dict(rule="best"),
