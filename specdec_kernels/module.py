@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ._checks import bad_value, check_bool, check_device, check_int, check_list, check_name, check_type
 from ._ops import backends
+from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
 from .tree import DraftTree
-from ._verify_checks import check_draft_sampling
 from .verification import Verified, verify
 
 

@@ -14,7 +14,6 @@ from ..tree import Proposal
 from .law import IMPOSSIBLE, point
 from .random import Noise
 
-
 Answer = tuple[int, int]
 """The last kept node, and the token after it."""
 

@@ -85,7 +85,7 @@ def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
     """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
     passing = [0]
     for node in passing:  # the list grows during the loop
-        passing += [child for child in request.children(node) if request.can_keep(child) and passes(child)]
+        passing += [child for child in request.children(node) if passes(child) and request.can_keep(child)]
     return request.end(min(passing, key=lambda node: (-request.depth(node), node)))
 
 
