@@ -41,6 +41,7 @@ from .integrations.transformers import (
 from .module import SpeculativeVerifier
 from .rules import Lenient, Relaxed, Synthetic, Typical
 from .sampling import DraftVocab, SamplingParams, sample
+from .seeds import seeds_from_generators
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .tree import DraftTree, Proposal
 from .verification import Status, Verified, verify
@@ -90,6 +91,7 @@ __all__ = [
     "replay_mamba2",
     "sample",
     "sample_children",
+    "seeds_from_generators",
     "tree_attention",
     "verify",
     "warmup",

@@ -56,6 +56,13 @@ def chain() -> sdk.DraftTree:
     return sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64))
 
 
+def kept_tree(links: bool = False) -> sdk.DraftTree:
+    if links:
+        first = torch.tensor([[1, 2, 3, -1]] * B)
+        return sdk.DraftTree.from_links(long(B, N), first, long(B, N) - 1, max_depth=N)
+    return sdk.DraftTree.from_parents(long(B, N), PARENTS.clone(), max_depth=N)
+
+
 def keys(rows: int = B) -> dict:
     return dict(seeds=long(rows), positions=long(rows), backend="reference")
 
@@ -211,6 +218,17 @@ CASES = [
         tokens=long(R), cu_nodes=torch.tensor([0, N, R]), proposal=sdk.Proposal.INDEPENDENT, max_nodes=N,
         max_depth=K, check=None,
     ), ("tokens",)),
+    Case("DraftTree.chain", sdk.DraftTree.chain, lambda: dict(
+        tokens=long(R), cu_drafts=torch.tensor([N, R]), proposal=sdk.Proposal.INDEPENDENT, max_nodes=N + 1,
+        max_depth=N, check=None,
+    ), ("tokens",)),
+    Case("DraftTree.refresh_", kept_tree().refresh_, lambda: dict(
+        tokens=long(B, N), parents=PARENTS, proposals=long(B, N), check=True
+    ), ("tokens",)),
+    Case("DraftTree.refresh_", kept_tree(links=True).refresh_, lambda: dict(
+        tokens=long(R), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1,
+        proposals=long(R), check=None,
+    ), ("tokens",)),
     Case("DraftTree.from_parents", sdk.DraftTree.from_parents, lambda: TREE | dict(
         tokens=long(B, N), parents=PARENTS
     ), ("tokens",)),
@@ -227,6 +245,9 @@ CASES = [
     Case("DraftTree.from_links", sdk.DraftTree.from_links, lambda: TREE | dict(
         tokens=long(B, N), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1
     ), ("tokens",)),
+    Case("seeds_from_generators", sdk.seeds_from_generators, lambda: dict(
+        generators=[torch.Generator(), None], device="cpu"
+    )),
     Case("DraftVocab", sdk.DraftVocab, lambda: dict(ids=torch.arange(3), vocab_size=V)),
     Case("DraftVocab.from_offsets", sdk.DraftVocab.from_offsets, lambda: dict(d2t=long(3), vocab_size=V)),
     Case("SamplingParams", sdk.SamplingParams, lambda: dict(
@@ -303,7 +324,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "Calibration.believe": dict(chances="item zero", parents="item negative"),
     "DraftTree": dict(cu_nodes="size 0", max_nodes="zero", max_depth="zero"),
-    "DraftTree.chain": dict(proposal="zero", tokens="size 0", cu_nodes="size 0"),
+    "DraftTree.chain": dict(proposal="zero", tokens="size 0", cu_nodes="size 0", cu_drafts="size 0"),
     "DraftTree.from_parents": dict(cu_nodes="size 0", proposals="zero"),
     "DraftTree.from_paths": dict(paths="item item zero"),
     "DraftVocab": dict(ids="device"),
@@ -337,6 +358,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "replay_conv": dict(windows="item size 0, item size 2"),
     "replay_gated_delta": dict(states="item size 0"),
     "replay_mamba2": dict(states="item size 0"),
+    "seeds_from_generators": dict(generators="empty, item none, longer"),
     "sample": dict(logits="size 1"),
     "sample_children": dict(logits="size 1"),
     "tree_attention": dict(
