@@ -29,6 +29,7 @@ from .drafting import (
     ngram_tree,
     sample_children,
 )
+from .integrations.layouts import fill_sglang, fill_tensorrt_llm
 from .integrations.transformers import (
     AssistantDrafter,
     Drafts,
@@ -82,6 +83,8 @@ __all__ = [
     "draft_token",
     "explain",
     "explain_model",
+    "fill_sglang",
+    "fill_tensorrt_llm",
     "generate",
     "grow_tree",
     "ngram_draft",

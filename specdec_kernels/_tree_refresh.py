@@ -129,5 +129,4 @@ class Refresh:
 
     def _is_matrix(self) -> bool:
         batch, nodes = self._shape
-        rows: int = self._tree.tokens.shape[0]
-        return batch * nodes == rows
+        return bool(batch * nodes == self._tree.tokens.shape[0])

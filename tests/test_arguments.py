@@ -245,6 +245,14 @@ CASES = [
     Case("DraftTree.from_links", sdk.DraftTree.from_links, lambda: TREE | dict(
         tokens=long(B, N), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1
     ), ("tokens",)),
+    Case("fill_sglang", sdk.fill_sglang, lambda: dict(
+        verified=verifying()["out"], tree=chain(), predicts=short(R), accept_index=short(B, N),
+        accept_token_num=short(B),
+    ), ("verified", "tree", "predicts", "accept_index", "accept_token_num")),
+    Case("fill_tensorrt_llm", sdk.fill_tensorrt_llm, lambda: dict(
+        verified=verifying()["out"], accepted_lengths=short(B), accepted_lengths_cumsum=short(B + 1),
+        paths_offsets=short(B * K), accepted_tokens=short(B * K),
+    ), ("verified", "paths_offsets", "accepted_tokens", "accepted_lengths", "accepted_lengths_cumsum")),
     Case("seeds_from_generators", sdk.seeds_from_generators, lambda: dict(
         generators=[torch.Generator(), None], device="cpu"
     )),
@@ -298,6 +306,11 @@ CASES = [
 
 # What is taken all the same: a number of the range, a size that nothing else fixes, values that only the
 # operation that is handed the object can judge.
+UNREAD = ", ".join(
+    f"{field} {what}"
+    for field, dims in (("logprobs", ("size 0", "size 1")), ("status", ("size 0",)))
+    for what in sorted(("device", "dtype", "less", "list", "more", "none", "number", "string", *dims))
+)
 ACCEPTED: dict[str, dict[str, str]] = {
     "AcceptanceStats": dict(
         steps="zero",
@@ -353,6 +366,8 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "commit_state": dict(states="item size 0"),
     "draft_token": dict(node="zero"),
     "grow_tree": dict(roots="size 0"),
+    "fill_sglang": dict(verified=UNREAD),
+    "fill_tensorrt_llm": dict(verified=UNREAD),
     "ngram_draft": dict(tokens="size 1"),
     "ngram_tree": dict(tokens="size 1", max_depth="zero", trust="longer"),
     "replay_conv": dict(windows="item size 0, item size 2"),
