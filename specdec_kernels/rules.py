@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-from ._checks import bad_type, bad_value, check_int, check_number, check_numbers
+import torch
+from torch import Tensor
+
+from . import _debug
+from ._checks import (
+    bad_type,
+    bad_value,
+    check_device,
+    check_dtype,
+    check_int,
+    check_number,
+    check_numbers,
+)
 
 LOSSLESS = ("match", "token", "traversal")
 
@@ -123,7 +135,7 @@ class Lenient:
         return [float(self.factor)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Synthetic:
     """Accepts by coins alone and ignores the logits: for benchmarks of an engine at a chosen acceptance rate.
 
@@ -131,23 +143,33 @@ class Synthetic:
 
     Args:
         rate: acceptance probability of a node given its parent, in [0, 1]; or one rate per depth 1, 2, ...,
-            of which the last one also holds for greater depths.
+            of which the last one also holds for greater depths. A tensor [D] or [] float32 | float64 on the
+            device of `target_logits` is read there in every call: nothing synchronises, a captured graph
+            sees what the tensor holds when it is replayed, and no kernel is compiled for other rates. Rates
+            of a tensor count as float32; they are checked only with `SPECDEC_DEBUG=1` in the environment.
 
     Raises:
-        ValueError: a number out of range.
-        TypeError: not a number.
+        ValueError: a number out of range, no rates, a tensor of more dimensions.
+        TypeError: not a number, a tensor of another dtype.
 
     Example:
         >>> Synthetic([0.9, 0.7]).values
         [0.9, 0.7]
+        >>> Synthetic(torch.tensor([0.9, 0.7])).values
+        []
     """
 
-    rate: float | Sequence[float]
+    rate: float | Sequence[float] | Tensor
 
     name: ClassVar[str] = "synthetic"
     lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.rate, Tensor):
+            check_dtype("Synthetic", "rate", self.rate, (torch.float32, torch.float64))
+            if self.rate.dim() > 1 or not self.rate.numel():
+                bad_value("Synthetic", "rate", "must have shape [D], D >= 1, or []", list(self.rate.shape))
+            return
         if isinstance(self.rate, Real):
             check_number("Synthetic", "rate", self.rate, 0.0, 1.0)
             return
@@ -157,8 +179,20 @@ class Synthetic:
 
     @property
     def values(self) -> list[float]:
+        if isinstance(self.rate, Tensor):
+            return []
         rates = self.rate if isinstance(self.rate, tuple) else (self.rate,)
         return [float(rate) for rate in rates]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Synthetic):
+            return NotImplemented
+        if isinstance(self.rate, Tensor) or isinstance(other.rate, Tensor):
+            return self.rate is other.rate
+        return self.rate == other.rate
+
+    def __hash__(self) -> int:
+        return hash((self.name, id(self.rate) if isinstance(self.rate, Tensor) else self.rate))
 
 
 Rule = str | Typical | Relaxed | Lenient | Synthetic
@@ -176,3 +210,14 @@ def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, li
     if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic)):
         bad_type(operation, "rule", "must be a name or a rule object", type(rule).__name__)
     return rule.name, rule.values
+
+
+def rates_on(operation: str, rule: Rule, device: torch.device) -> Tensor | None:
+    """[D] float32, the rates of a `Synthetic` that has them in a tensor, which must be on the device."""
+    if not isinstance(rule, Synthetic) or not isinstance(rule.rate, Tensor):
+        return None
+    check_device(operation, "rule.rate", rule.rate, device)
+    rates = rule.rate.reshape(-1).to(torch.float32).contiguous()
+    if _debug.enabled():
+        _debug.check_rates(operation, rates)
+    return rates

@@ -267,6 +267,7 @@ CASES = [
     Case("Lenient", sdk.Lenient, lambda: dict(factor=2.0)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=0.5)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=[0.5, 0.25])),
+    Case("Synthetic", sdk.Synthetic, lambda: dict(rate=torch.tensor([0.5, 0.25]))),
     Case("SpeculativeVerifier", sdk.SpeculativeVerifier, lambda: dict(
         rule="token", sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(),
         draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True,
@@ -360,7 +361,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "SpeculativeVerifier.forward": dict(
         target_logits="size 1", draft_logits="size 0, size 1", out="logprobs none"
     ),
-    "Synthetic": dict(rate="item zero, longer, zero"),
+    "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
     "commit_kv": dict(block_table="size 1", caches="item size 0"),
     "commit_state": dict(states="item size 0"),

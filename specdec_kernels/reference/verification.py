@@ -153,6 +153,7 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
     if call.out_logprobs is not None:
         call.out_logprobs.fill_(torch.nan)
 
+    values = call.rule_values if call.rule_rates is None else call.rule_rates.tolist()
     for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if end <= start:
             continue
@@ -175,7 +176,7 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         )
 
         rule = RULES["match" if greedy and call.rule in LOSSLESS else call.rule]
-        last, token_after = rule(request, *call.rule_values)
+        last, token_after = rule(request, *values)
         path = request.path(last)
         emitted = [request.token(node) for node in path[1:]] + [token_after]
         call.out_path[b, : len(path)] = torch.tensor(path)

@@ -28,9 +28,16 @@ class Bars(NamedTuple):
     score: tl.tensor  # float32
 
 
+class Rates(NamedTuple):
+    """Of `Synthetic`, per depth, where they are not constants."""
+
+    data: tl.tensor  # [count] float32, or None
+    count: tl.tensor
+
+
 @triton.jit
 def lossy(
-    ctx, out, value0, value1,
+    ctx, out, value0, value1, rates,
     RULE: tl.constexpr, RATES: tl.constexpr, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The first word of a node's visit is 1 + its depth if it passed."""
@@ -58,7 +65,7 @@ def lossy(
                 child = child_with(ctx, key)
                 passes = child.token < ctx.target.vocab
                 if RULE == "synthetic":
-                    passes = passes & (coin_of(ctx, child.node) < _rate(depth, RATES))
+                    passes = passes & (coin_of(ctx, child.node) < _rate(depth, rates, RATES))
                 elif RULE == "lenient":
                     p, q, _, found = test_child(ctx, node, nothing_rejected(), child)
                     status |= found
@@ -110,10 +117,13 @@ def _bars(ctx, node, value0, value1, RULE: tl.constexpr, SUMS: tl.constexpr):
 
 
 @triton.jit
-def _rate(depth, RATES: tl.constexpr):
-    rate = tl.full([], RATES[len(RATES) - 1], tl.float32)
-    for i in tl.static_range(len(RATES)):
-        rate = tl.where(depth == i, RATES[i], rate)
+def _rate(depth, rates, RATES: tl.constexpr):
+    if rates.data is not None:
+        rate = tl.load(rates.data + tl.minimum(depth, rates.count - 1))
+    else:
+        rate = tl.full([], RATES[len(RATES) - 1], tl.float32)
+        for i in tl.static_range(len(RATES)):
+            rate = tl.where(depth == i, RATES[i], rate)
     return rate
 
 

@@ -62,7 +62,7 @@ class _Form(NamedTuple):
 
     device: Any
     rule: str
-    rates: tuple[float, ...]  # of `Synthetic`
+    rates: tuple[float, ...]  # of `Synthetic`; () where they are a tensor
     target: RowsForm
     vocab: int
     draft: tuple[torch.dtype | None, ...]  # its rows, their indices, and the ids and columns of its tokens
@@ -74,7 +74,7 @@ class _Form(NamedTuple):
     cuts: bool
     draft_cuts: bool
     links: bool
-    others: tuple[bool, ...]  # outputs that may be left out: whether they are there
+    others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
     traced: bool
 
     @property
@@ -207,7 +207,8 @@ def verify(
         draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
         sampling_form(drawn_by), sampling_form(drafted_by),
         may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
-        (call.out_logprobs is not None, trace_thresholds is not None), trace_masses is not None,
+        (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
+        trace_masses is not None,
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
@@ -241,6 +242,7 @@ def verify(
         (requests, 1, 1),
         target, draft, drawn_by, batch, scratch, out,
         rows, count, width, value0, values[1] if len(values) > 1 else 0.0,
+        call.rule_rates, 0 if call.rule_rates is None else call.rule_rates.shape[0],
     )  # fmt: skip
     if rule != "match":
         kernels.draw(
