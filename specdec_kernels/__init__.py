@@ -40,7 +40,7 @@ from .integrations.transformers import (
     generate,
 )
 from .module import SpeculativeVerifier
-from .rules import Lenient, Relaxed, Synthetic, Typical
+from .rules import Deferred, Ensemble, Lenient, Relaxed, Synthetic, Threshold, Typical
 from .sampling import DraftVocab, SamplingParams, sample
 from .seeds import seeds_from_generators
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
@@ -58,9 +58,11 @@ __all__ = [
     "Calibration",
     "Children",
     "Committed",
+    "Deferred",
     "DraftTree",
     "Drafts",
     "DraftVocab",
+    "Ensemble",
     "Frontier",
     "Generated",
     "GrownTree",
@@ -73,6 +75,7 @@ __all__ = [
     "SpeculativeVerifier",
     "Status",
     "Synthetic",
+    "Threshold",
     "Typical",
     "Verdict",
     "Verified",

@@ -23,6 +23,9 @@ from ._checks import (
 )
 
 LOSSLESS = ("match", "token", "traversal")
+GREEDILY = (*LOSSLESS, "threshold", "ensemble")  # follow the argmax at temperature 0
+READS_DRAFT = ("token", "traversal", "lenient", "ensemble")
+MOST_WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,132 @@ class Synthetic:
         return hash((self.name, id(self.rate) if isinstance(self.rate, Tensor) else self.rate))
 
 
-Rule = str | Typical | Relaxed | Lenient | Synthetic
+@dataclass(frozen=True)
+class Deferred:
+    """FLy's deferred window: a drafted token that is not the target's likeliest passes if the target is unsure
+    there, and if the tokens drafted after it agree with the target.
+
+    **Not lossless**: where the target is unsure, the drafter decides.
+
+    A token *matches* if no token is likelier under p. A token that does not match, at a node whose p has an
+    entropy of at least `entropy`, is kept if the next `window` tokens of its path all match. If one of them
+    does not match, or the path is shorter, it is not kept, nor is what follows it.
+
+    Args:
+        entropy: in nats, >= 0: where the target is less unsure, a token has to match.
+        window: how many tokens have to match after one that does not, >= 0.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: not a number.
+
+    A token with `p(x) = 0` never passes. At temperature 0 the test uses the softmax of the unscaled logits.
+
+    Source: Li et al. 2025, Training-Free Loosely Speculative Decoding (FLy). Their code takes the entropy of
+    the three likeliest tokens, and lets no token of the last `window` pass; here it is that of all tokens.
+
+    Example:
+        >>> Deferred(window=4).values
+        [0.3, 4.0]
+    """
+
+    entropy: float = 0.3
+    window: int = 6
+
+    name: ClassVar[str] = "deferred"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("Deferred", "entropy", self.entropy, 0.0)
+        check_int("Deferred", "window", self.window, 0, MOST_WINDOW)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.entropy), float(self.window)]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """SGLang's target-only test: the coin of a node is held against p, summed over its children so far.
+
+    **Not lossless** below (1, 1). With (1, 1) and distinct siblings the output has the target's law, whatever
+    was drafted; siblings that hold the same token count twice, which is not lossless.
+
+    A child with token x passes if `u * acc < p(x) + p of the siblings before it` or `p(x) >= single`. Here u
+    is one coin for all children of a node. If none passes, the next token is drawn from p without their
+    tokens. The draft's law is not read.
+
+    Args:
+        single: in [0, 1]; a token of at least this probability passes; 1 = off.
+        acc: in [0, 1]; what the coin is multiplied by; 1 = off.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: not a number.
+
+    Source: `tree_speculative_sampling_target_only` of SGLang, with `threshold_single` and `threshold_acc`.
+
+    Example:
+        >>> Threshold(acc=0.5).values
+        [1.0, 0.5]
+    """
+
+    single: float = 1.0
+    acc: float = 1.0
+
+    name: ClassVar[str] = "threshold"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("Threshold", "single", self.single, 0.0, 1.0)
+        check_number("Threshold", "acc", self.acc, 0.0, 1.0)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.single), float(self.acc)]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The token rule against a mixture of both laws: a drafted token passes if
+    `u * Q(x) < weight * P(x) + (1 - weight) * Q(x)`.
+
+    **Not lossless** for `weight < 1`: where a token was drafted, the law of the output on a chain is
+    `weight * p + (1 - weight) * q`. After rejections the next token comes from the residual of the token
+    rule, which is that of the mixture too; after the last drafted token it comes from p.
+
+    Args:
+        weight: of the target, in [0, 1]; 1 is the token rule.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: not a number.
+
+    A token that the target's cuts or its bitmask exclude may pass: mask the draft's logits too. Requests of
+    temperature 0 are verified greedily.
+
+    Source: `assistant_ensemble_weight` of transformers 5.24, after DIVERSE (arXiv 2604.07622). There,
+    temperature 0 compares with the likeliest token of the mixture.
+
+    Example:
+        >>> Ensemble(0.9).name
+        'ensemble'
+    """
+
+    weight: float
+
+    name: ClassVar[str] = "ensemble"
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("Ensemble", "weight", self.weight, 0.0, 1.0)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(self.weight)]
+
+
+Rule = str | Typical | Relaxed | Lenient | Synthetic | Deferred | Threshold | Ensemble
 
 
 def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, list[float]]:
@@ -207,7 +335,7 @@ def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, li
             names = ", ".join(("auto", *LOSSLESS))
             bad_value(operation, "rule", f"must be one of {names} or a rule object", repr(rule))
         return rule, []
-    if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic)):
+    if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic, Deferred, Threshold, Ensemble)):
         bad_type(operation, "rule", "must be a name or a rule object", type(rule).__name__)
     return rule.name, rule.values
 

@@ -8,7 +8,7 @@ collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more
 select    (R, 1 or 2)           with cuts: settles these
 race      (R, splits)           under `match` with cuts: draws the target's own tokens
 weigh     (B,)                  under `traversal` with draft logits: weights that reach nodes
-sum       (R, splits)           with draft logits, or under `Typical`: sums over rows that the rule asks for
+sum       (R, splits)           with draft logits, or for entropies: sums over rows that the rule asks for
 walk      (B,)                  follows the rule, and leaves the law of the next token, as scalars
 draw      (B, splits)           but for `match`: races for the next token; the last program merges
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .._ops.calls import VerifyCall
+from ..rules import READS_DRAFT
 from .arguments import (
     NO_DRAFT,
     Draft,
@@ -53,8 +54,6 @@ from .sum_rows import verify_sum_kernel, verify_weigh_kernel
 from .sums import SUM
 from .walk import Out, verify_walk_kernel
 from .wanted import Batch
-
-_READS_DRAFT = ("token", "traversal", "lenient")
 
 
 class _Form(NamedTuple):
@@ -88,7 +87,7 @@ class _Form(NamedTuple):
 
     @property
     def summing(self) -> bool:
-        return self.drafted or self.rule == "typical"
+        return self.drafted or self.rule in ("typical", "deferred")
 
     @property
     def measured_sides(self) -> int:
@@ -175,7 +174,7 @@ def _layout(form: _Form, launch: VerifyLaunch, rows: int, requests: int) -> tupl
 def _draft(call: VerifyCall) -> tuple[Draft, int]:
     """The draft's rows, and how many there are."""
     logits = call.draft_logits
-    if logits is None or call.rule not in _READS_DRAFT:
+    if logits is None or call.rule not in READS_DRAFT:
         return NO_DRAFT, 0
     chain = logits.shape[1] if logits.dim() == 3 else 0
     draft = Draft(

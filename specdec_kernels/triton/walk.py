@@ -75,16 +75,17 @@ def verify_walk_kernel(
     if ctx.tree.count > 0:
         if RULE == "match":
             node, depth = match(ctx, out)
-        elif (RULE == "token") | (RULE == "traversal"):
-            if ctx.greedy:
-                node, depth = match(ctx, out)
-            elif RULE == "token":
-                node, depth = token(ctx, out, LOGPROBS, SUMS, TILE)
-            else:
-                node, depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
-        else:
+        elif (RULE == "typical") | (RULE == "relaxed") | (RULE == "lenient") | (RULE == "deferred"):
+            node, depth = lossy(ctx, out, value0, value1, None, RULE, RATES, LOGPROBS, SUMS, TILE)
+        elif RULE == "synthetic":
             rates = Rates(rates_ptr, rate_count)
             node, depth = lossy(ctx, out, value0, value1, rates, RULE, RATES, LOGPROBS, SUMS, TILE)
+        elif ctx.greedy:
+            node, depth = match(ctx, out)
+        elif RULE == "traversal":
+            node, depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
+        else:
+            node, depth = token(ctx, out, value0, value1, RULE, LOGPROBS, SUMS, TILE)
         _write_path(ctx.tree, node, depth, out)
     tl.store(out.num_tokens, depth + 1)
     tl.store(out.num_accepted, tl.maximum(depth, 0))
