@@ -10,8 +10,18 @@
 
 namespace specdec {
 
-enum class Rule : int { kMatch, kToken, kTraversal, kTypical, kRelaxed, kLenient, kSynthetic, kDeferred,
-                        kThreshold, kEnsemble };
+enum class Rule : int {
+  kMatch,
+  kToken,
+  kTraversal,
+  kTypical,
+  kRelaxed,
+  kLenient,
+  kSynthetic,
+  kDeferred,
+  kThreshold,
+  kEnsemble
+};
 
 struct VerifyArgs : VerifyInputs {
   Rule rule = Rule::kMatch;

@@ -137,8 +137,8 @@ def relaxed(request: Request, top_k: float, delta: float) -> Answer:
 
 
 def deferred(request: Request, entropy: float, window: float) -> Answer:
-    """x is likeliest; or H(p) >= entropy, x is possible, and the next `window` tokens of the path are likeliest.
-    The deepest node with nothing outstanding is kept."""
+    """x is likeliest; or H(p) >= entropy, x is possible, and the next `window` tokens of the path are the
+    likeliest. The deepest node with nothing outstanding is kept."""
 
     def outstanding(child: int, before: float) -> float | None:
         """How many tokens have to match after the child; None if it does not pass."""

@@ -41,8 +41,8 @@ def lossy(
     ctx, out, value0, value1, rates,
     RULE: tl.constexpr, RATES: tl.constexpr, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The first word of a node's visit is 1 + its depth if it passed; under `deferred`, the second word is how
-    many tokens have to match after it."""
+    """The first word of a node's visit is 1 + its depth if it passed; under `deferred` the second word is
+    how many tokens have to match after it."""
     best = tl.full([], 0, tl.int32)
     best_depth = tl.full([], 0, tl.int32)
     status = tl.full([], 0, tl.int32)

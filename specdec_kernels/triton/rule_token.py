@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree. `ensemble` and `threshold` walk in
-the same way, with other tests."""
+"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree. `ensemble` and `threshold` walk
+in the same way, with other tests."""
 
 from __future__ import annotations
 
