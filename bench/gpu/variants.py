@@ -75,19 +75,22 @@ def ngrams() -> Iterator[Callable[[], object]]:
 
 
 def verify() -> Iterator[Callable[[], object]]:
+    """The last ones have every option, in a large vocabulary with cuts and without."""
     plain, cuts = CUTS
     chain = sdk.DraftTree.chain(torch.zeros(BATCH, NODES - 1, dtype=torch.int64))
     tree = _tree(sdk.Proposal.WITHOUT_REPLACEMENT)
+    verifier = sdk.SpeculativeVerifier(rule="match", backend="triton")
+    yield lambda: verifier(torch.zeros(ROWS, VOCAB), chain)
     forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
     forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
     forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
     forms += [(torch.bfloat16, chain, None, "match", plain, {})]
     forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
-    for vocab in (VOCAB, LARGE):
+    for vocab, cut in ((VOCAB, cuts), (LARGE, cuts), (LARGE, plain)):
         ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
         bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
         plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True}
-        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cuts, plenty)]
+        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cut, plenty)]
     for dtype, tree, width, rule, cut, options in forms:
         vocab = options["draft_vocab"].vocab_size if "draft_vocab" in options else VOCAB
         target = torch.zeros(ROWS, vocab, dtype=dtype)
@@ -96,8 +99,6 @@ def verify() -> Iterator[Callable[[], object]]:
         yield lambda a=(target, tree, draft), o=options | {"rule": rule, "sampling": cut}: sdk.verify(
             *a, **o, backend="triton"
         )
-    verifier = sdk.SpeculativeVerifier(rule="match", backend="triton")
-    yield lambda: verifier(torch.zeros(ROWS, VOCAB), chain)
 
 
 def tree_attention() -> Iterator[Callable[[], object]]:

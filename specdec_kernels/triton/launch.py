@@ -45,8 +45,8 @@ class RowPasses:
 
     @property
     def select_warps(self) -> int:
-        """Of the programs that hold what all splits of a row collected, with 32 scores a lane."""
-        return max(self.collect.padded, 4)
+        """Of the programs that hold what all splits of a row collected, with up to 32 scores a lane."""
+        return max(self.collect.padded, 8)
 
     @property
     def settle_warps(self) -> int:
