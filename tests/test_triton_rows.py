@@ -19,7 +19,7 @@ from cases import (
     shared_form,
     with_trace,
 )
-from test_rows import as_probabilities, chains, choose_rows, without_last_rows
+from row_cases import as_probabilities, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
 
