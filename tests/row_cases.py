@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import torch
-from cases import pick
+from cases import RULES, pick
 
 import specdec_kernels as sdk
+
+EVERY = (*RULES, sdk.Threshold(0.7, 0.8), sdk.Ensemble(0.7), sdk.Deferred(0.8, 1))
 
 
 def choose_rows(arguments, seed, *, hostile=False):

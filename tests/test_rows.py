@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import MAY_DIFFER, RULES, all_equal, both_with_traces, check_in_range, random_case, rule_name
 from each import QUICK
-from row_cases import as_probabilities, chains, choose_rows, without_last_rows
+from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
 
@@ -36,7 +36,7 @@ def agree(cases, rule, backend="cpu"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_backends_agree_on_rows(rule):
     agree([choose_rows(random_case(seed), seed) for seed in range(40)], rule)
 
@@ -47,14 +47,14 @@ def test_backends_agree_on_probabilities(rule):
     agree([as_probabilities(random_case(seed)) for seed in range(40)], rule)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_backends_agree_on_bonus_tokens(rule):
     cases = [chains(seed) for seed in range(20)]
     agree([*cases, *map(without_last_rows, cases)], rule)
 
 
 @pytest.mark.parametrize("backend", QUICK)
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_numbers_out_of_range_are_no_rows(rule, backend):
     for seed in range(8):
         arguments = choose_rows(random_case(3000 + seed), seed, hostile=True)
@@ -109,6 +109,18 @@ def test_the_layouts_of_bonus_tokens_are_one(rule, backend):
         same = arguments["bonus_tokens"] >= 0
         for field in ("tokens", "num_tokens", "path", "status"):
             assert torch.equal(getattr(want, field)[same], getattr(numbered, field)[same]), field
+
+
+def test_a_chain_that_was_refreshed_to_a_tree_takes_no_bonus_token():
+    tree = sdk.DraftTree.chain(torch.tensor([[1, 2]]))
+    given = dict(target_logits=torch.zeros(3, 4), tree=tree, bonus_tokens=torch.tensor([3]))
+    for parents, chain in ((None, True), ([[-1, 0, 0]], False), ([[-1, 0, 1]], True)):
+        tree.refresh_(torch.tensor([[-1, 1, 1]]), parents=None if parents is None else torch.tensor(parents))
+        if chain:
+            sdk.verify(**given)
+        else:
+            with pytest.raises(ValueError, match="tree must be a chain with bonus_tokens"):
+                sdk.verify(**given)
 
 
 @pytest.mark.parametrize("backend", QUICK)
@@ -167,7 +179,7 @@ def test_a_row_of_no_probabilities_is_no_row(backend):
 
 
 @pytest.mark.parametrize("backend", QUICK)
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_requests_without_anything_are_empty(rule, backend):
     """No root row, no nodes, no requests, no rows at all."""
     logits = torch.full((2, 6), float("nan"))

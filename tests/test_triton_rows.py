@@ -11,7 +11,6 @@ import pytest
 import torch
 from cases import (
     MAY_DIFFER,
-    RULES,
     all_equal,
     check_in_range,
     random_case,
@@ -19,7 +18,7 @@ from cases import (
     shared_form,
     with_trace,
 )
-from row_cases import as_probabilities, chains, choose_rows, without_last_rows
+from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
 
@@ -63,13 +62,13 @@ def trees(count):
         seed += 1
 
 
-@pytest.mark.parametrize("rule", RULES if ALL else ["traversal"], ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY if ALL else ["traversal"], ids=rule_name)
 def test_rows_of_trees_agree(rule):
     for seed, arguments in trees(12):
         check_agreement(arguments, rule, seed)
 
 
-@pytest.mark.parametrize("rule", RULES if ALL else ["token"], ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY if ALL else ["token"], ids=rule_name)
 def test_bonus_tokens_agree(rule):
     """With probabilities; with all rows, and without the last ones; and each request alone is the same."""
     for seed in range(4):

@@ -90,10 +90,10 @@ def end_without_draw(ctx, out, node, depth, RULE: tl.constexpr):
 
 @triton.jit
 def law_drawn_from(ctx, index, RULE: tl.constexpr):
-    """The law of the next token at a node. At temperature 0 `typical` and `relaxed` test the law at
+    """The law of the next token at a node. At temperature 0 rules that test p itself test the law at
     temperature 1."""
     law, settled = load_settled(ctx.scratch, ctx.first + index, TARGET)
-    if (RULE == "typical") | (RULE == "relaxed"):
+    if (RULE == "typical") | (RULE == "relaxed") | (RULE == "deferred"):
         if ctx.greedy:
             law = likeliest_law(law, settled.token)
     return law, settled.status
