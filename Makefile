@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-rows test-triton sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -42,7 +42,11 @@ test-transformers: $(VENV)/package
 test-hopper: $(VENV)/package
 	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
 
-# The same operators, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
+# Rows by number, bonus tokens and draft probabilities as Triton kernels, under every rule.
+test-rows: $(VENV)/package
+	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py $(ARGS)
+
+# The operators of the triton backend, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
 # beside the packages in .venv.
 VERSION ?= 3.6.0
 OTHER := $(VENV)-triton-$(VERSION)

@@ -525,7 +525,7 @@ class DraftTree:
 
     def _derive_again(self) -> None:
         """Compute what is kept of the topology, into the tensors that hold it."""
-        kept = dict(self._cache)
+        kept = {name: value for name, value in self._cache.items() if name != "_is_chain"}
         object.__setattr__(self, "_refreshed", False)  # what depends on each other is computed once
         for name in kept.keys() - {"_owners"}:
             del self._cache[name]
@@ -564,7 +564,7 @@ class DraftTree:
         return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
 
     def _as_chain(self) -> DraftTree:
-        if not checks.traced():
+        if not traced():
             self._cache["_is_chain"] = True
         return self
 
@@ -572,7 +572,7 @@ class DraftTree:
     def _is_chain(self) -> bool:
         """Whether this is known to be a chain. Trees that were not made by `chain` are read where that needs
         no synchronisation, and elsewhere taken at their bounds."""
-        if self.parents.device.type == "cpu" and not checks.traced():
+        if self.parents.device.type == "cpu" and not traced():
             request, node = self._owners
             return bool(((self.parents == node - 1) | (request == self.batch_size)).all())
         return self.max_nodes <= self.max_depth + 1
