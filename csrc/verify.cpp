@@ -207,11 +207,10 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child)) {
-        if (r_.tree.tokens[child] >= args_.target.size) continue;
         if (args_.rule == Rule::kDeferred) {
           const int64_t outstanding = test.outstanding(child, v.outstanding);
           if (outstanding >= 0) open.push_back({child, v.depth + 1, outstanding});
-        } else if (test.passes(child)) {
+        } else if (test.passes(child) && r_.tree.tokens[child] < args_.target.size) {
           open.push_back({child, v.depth + 1, 0});
         }
       }
