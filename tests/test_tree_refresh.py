@@ -214,6 +214,18 @@ def test_refreshing_does_not_synchronise(by):
     assert tree.depths.tolist() == [0, 1, 2, 3]
 
 
+def test_a_chain_that_is_refreshed_to_a_tree_is_no_chain():
+    """So that a bonus token is refused."""
+    tree = DraftTree.chain(torch.tensor([[5, 6]]))
+    given_ = dict(bonus_tokens=torch.tensor([3]), backend="reference")
+    logits = torch.zeros(3, 9)
+    sdk.verify(logits, tree, **given_)
+    sdk.verify(logits, tree.refresh_(torch.tensor([[7, 8]])), **given_)
+    tree.refresh_(torch.tensor([[-1, 7, 8]]), parents=torch.tensor([[-1, 0, 0]]))
+    with pytest.raises(ValueError, match="bonus_tokens"):
+        sdk.verify(logits, tree, **given_)
+
+
 def test_tokens_alone_leave_the_topology():
     tree = DraftTree.from_paths(torch.tensor([[3, 5, 6], [4, 7, 8]]), [(0,), (0, 0)])
     depths = tree.depths
