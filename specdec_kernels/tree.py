@@ -500,7 +500,9 @@ class DraftTree:
 
         Notes:
             It writes into the tensors that the tree holds. These may be those that it was built from.
-            Without checks it never synchronises, and it can be captured in a CUDA graph.
+            Without checks it never synchronises, and it can be captured in a CUDA graph. On a GPU tokens and
+            links take one launch, of a kernel that is compiled in the first call: call it once before a
+            capture.
 
         Example:
             >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])
@@ -517,7 +519,7 @@ class DraftTree:
         if checks.reads_values(check, self.tokens):
             given.check_values()
         given.write()
-        if given.parents is not None:
+        if given.moves_nodes:
             self._derive_again()
         if not torch.compiler.is_compiling():
             object.__setattr__(self, "_refreshed", True)
