@@ -55,9 +55,8 @@ class Refresh:
             return
         parents = self._all_parents().flatten()
         checks.check_parents(_CALL, parents, request, node, tree.batch_size)
-        owned = request < tree.batch_size
-        up = torch.where(owned, topology.parent_rows(parents, node), torch.arange(node.numel()))
-        depths = topology.depths(up, max(tree.max_nodes - 1, 0))
+        depths = topology.depths(topology.parent_rows(parents, node), max(tree.max_nodes - 1, 0))
+        depths = depths[request < tree.batch_size]
         deepest = int(depths.max()) if depths.numel() else 0
         if deepest > tree.max_depth:
             rule = f"must be of a tree no deeper than max_depth = {tree.max_depth}"

@@ -501,8 +501,7 @@ class DraftTree:
         Notes:
             It writes into the tensors that the tree holds. These may be those that it was built from.
             Without checks it never synchronises, and it can be captured in a CUDA graph. On a GPU tokens and
-            links take one launch, of a kernel that is compiled in the first call: call it once before a
-            capture.
+            links take one launch, of a kernel that `warmup` or the first call compiles, before a capture.
 
         Example:
             >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])

@@ -15,7 +15,7 @@ from trees import DERIVED, FIELDS, assert_same, batches, random_parents, tokens_
 
 import ptx_emulator
 import specdec_kernels as sdk
-from specdec_kernels import DraftTree, Proposal
+from specdec_kernels import DraftTree, Proposal, _compiling
 from specdec_kernels._ops import backends
 
 COUNTS = st.lists(st.integers(0, 4), max_size=5)
@@ -351,3 +351,16 @@ def test_unchecked_malformed_links_stay_in_bounds_on_triton(by_kernels):
         tree.refresh_(tokens_for([(0,) * 4] * 2), next_token=links[0], next_sibling=links[1], check=False)
         assert bool(((tree.parents >= -1) & (tree.parents < 4)).all())
         assert tree.parents.view(2, 4)[:, 0].tolist() == [-1, -1]
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_warmup_compiles_what_refreshes_links_on_triton(by_kernels, dtype):
+    from specdec_kernels.triton import dispatch
+
+    tree = made([(-1, 0, 0)] * 2, "links", max_depth=2)
+    links = {name: link.to(dtype) for name, link in links_of([(-1, 0, 1)] * 2).items()}
+    _compiling.Task("links", (dtype,)).run(torch.device("cpu"))
+    before = len(dispatch.Launch.met)
+    tree.refresh_(torch.tensor([[-1, 5, 6]] * 2), **links)
+    assert len(dispatch.Launch.met) == before and tree.depths.tolist() == [0, 1, 2] * 2
