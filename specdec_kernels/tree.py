@@ -500,7 +500,8 @@ class DraftTree:
 
         Notes:
             It writes into the tensors that the tree holds. These may be those that it was built from.
-            Without checks it never synchronises, and it can be captured in a CUDA graph.
+            Without checks it never synchronises, and it can be captured in a CUDA graph. On a GPU tokens and
+            links take one launch, of a kernel that `warmup` or the first call compiles, before a capture.
 
         Example:
             >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])
@@ -517,7 +518,7 @@ class DraftTree:
         if checks.reads_values(check, self.tokens):
             given.check_values()
         given.write()
-        if given.parents is not None:
+        if given.moves_nodes:
             self._derive_again()
         if not torch.compiler.is_compiling():
             object.__setattr__(self, "_refreshed", True)
@@ -525,7 +526,8 @@ class DraftTree:
 
     def _derive_again(self) -> None:
         """Compute what is kept of the topology, into the tensors that hold it."""
-        kept = {name: value for name, value in self._cache.items() if name != "_is_chain"}
+        self._cache.pop("_is_chain", None)
+        kept = dict(self._cache)
         object.__setattr__(self, "_refreshed", False)  # what depends on each other is computed once
         for name in kept.keys() - {"_owners"}:
             del self._cache[name]

@@ -28,6 +28,7 @@ OPERATIONS = (
     variants.sample,
     variants.children,
     variants.ngrams,
+    variants.links,
     variants.verify,
     variants.tree_attention,
     variants.commit_kv,

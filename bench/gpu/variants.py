@@ -20,6 +20,7 @@ RULES = (
     sdk.Lenient(1.5),
     sdk.Synthetic(0.8),
 )
+OTHER_RULES = (sdk.Threshold(0.9, 0.9), sdk.Ensemble(0.8), sdk.Deferred(), sdk.Synthetic(torch.ones(3)))
 CUTS = (sdk.SamplingParams(0.8), sdk.SamplingParams(0.8, 50, 0.9, 0.02))
 VOCAB, LARGE = 32000, 128256  # the latter is divided into more splits, for which other kernels are compiled
 NODES, BATCH, PAGE = 6, 2, 16
@@ -27,7 +28,7 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, children, ngrams, verify, tree_attention, commit_kv, states):
+    for operation in (sample, children, ngrams, links, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -74,6 +75,16 @@ def ngrams() -> Iterator[Callable[[], object]]:
         )
 
 
+def links() -> Iterator[Callable[[], object]]:
+    """Of `DraftTree.refresh_`."""
+    from specdec_kernels.triton import enter_links
+
+    tokens, rows = torch.zeros(BATCH, NODES, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int32)
+    for dtype in (torch.int64, torch.int32):
+        given = (tokens, tokens.to(dtype), tokens.to(dtype))
+        yield lambda a=given: enter_links(*a, tokens.flatten(), rows, (rows, rows))
+
+
 def verify() -> Iterator[Callable[[], object]]:
     """The last ones have every option, in a large vocabulary with cuts and without."""
     plain, cuts = CUTS
@@ -82,6 +93,7 @@ def verify() -> Iterator[Callable[[], object]]:
     verifier = sdk.SpeculativeVerifier(rule="match", backend="triton")
     yield lambda: verifier(torch.zeros(ROWS, VOCAB), chain)
     forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
+    forms += [(torch.bfloat16, tree, VOCAB, rule, plain, {}) for rule in OTHER_RULES]
     forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
     forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
     forms += [(torch.bfloat16, chain, None, "match", plain, {})]

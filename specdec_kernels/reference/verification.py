@@ -90,8 +90,7 @@ def threshold(request: Request, single: float, acc: float) -> Answer:
         children = request.children(node)
         if not children:
             return request.end(node)
-        p = request.target(node)
-        total, bars = 0.0, []
+        p, total, bars = request.target(node), 0.0, []
         for child in children:
             x = request.at(p, child)
             total += x
