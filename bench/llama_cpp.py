@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench.llama_cpp`: examples/llama_cpp.py beside llama-cpp-python's own loop and prompt lookup.
+
+Prints tables in Markdown, and exits with 1 where a text is not that of plain decoding. The ways take turns.
+Times are CPU seconds of the process, with one thread; reading prompts is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from llama_cpp import Llama
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+import specdec_kernels as sdk
+from demo.files import PROMPTS, read_prompts
+from demo.smollm import CHAT, find_gguf
+from examples import llama_cpp as example
+
+NAMES = ("quote_spelling", "code_rename", "chat_soup")
+SEED = 7
+
+
+class Run(NamedTuple):
+    """What was written, and what was counted and timed after the step that wrote the first token."""
+
+    text: tuple[int, ...]
+    tokens: int
+    steps: int
+    rows: int
+    seconds: float
+
+
+Way = Callable[[list[int], float, int], Run]  # prompt, temperature, number of tokens
+
+
+class Theirs:
+    """`Llama.generate`, with a drafter or without."""
+
+    def __init__(self, path: str, num_draft: int = 0):
+        drafter = LlamaPromptLookupDecoding(num_pred_tokens=num_draft) if num_draft else None
+        threads = {"n_threads": 1, "n_threads_batch": 1}
+        self.llama = Llama(path, n_ctx=2048, draft_model=drafter, verbose=False, seed=SEED, **threads)
+        self.rows: list[int] = []
+        read = self.llama.eval
+
+        def counted(tokens: list[int]) -> None:
+            self.rows.append(len(tokens))
+            read(tokens)
+
+        self.llama.eval = counted
+
+    def __call__(self, prompt: list[int], temperature: float, new: int) -> Run:
+        self.llama.reset()
+        self.llama.set_seed(SEED)
+        tokens = self.llama.generate(prompt, temp=temperature, top_k=0, top_p=1.0, min_p=0.0)
+        text = [next(tokens)]  # which reads the prompt
+        self.rows.clear()
+        start = time.process_time()
+        for token in islice(tokens, new - 1):
+            text.append(token)
+            if token == self.llama.token_eos():
+                break
+        return Run(tuple(text), len(text) - 1, len(self.rows), sum(self.rows), time.process_time() - start)
+
+
+class Ours:
+    """The example's loop, with options of `decode`."""
+
+    def __init__(self, model: example.Model, budget: sdk.Budget, **options: int):
+        self.model, self.budget, self.options = model, budget, options
+        self.eos = example.llama.llama_vocab_eos(model.vocab)
+
+    def __call__(self, prompt: list[int], temperature: float, new: int) -> Run:
+        law = sdk.SamplingParams(temperature=temperature)
+        steps = example.decode(self.model, prompt, self.budget, law, seed=SEED, **self.options)
+        text, rows = list(next(steps).tokens), []
+        first, start = len(text), time.process_time()
+        while len(text) < new and self.eos not in text:
+            step = next(steps)
+            text += step.tokens
+            rows.append(step.rows)
+        return Run(tuple(text), len(text) - first, len(rows), sum(rows), time.process_time() - start)
+
+
+def ways(path: str, model: example.Model, costs: dict[int, float]) -> dict[str, Way]:
+    """By name; the first two are plain decoding, and each other one is compared with the one of its loop."""
+    budget = sdk.Budget(costs)
+    free = sdk.Budget({1: 1.0, example.NODES: 1.0})  # rows cost nothing: every node that was found is read
+    return {
+        "llama-cpp-python, plain": Theirs(path),
+        "this loop, plain": Ours(model, budget, nodes=1),
+        "its lookup, 2 tokens": Theirs(path, 2),
+        "its lookup, 10 tokens": Theirs(path, 10),
+        "chains": Ours(model, budget, branches=1),
+        "trees": Ours(model, budget),
+        "chains without a budget": Ours(model, free, branches=1),
+        "trees without a budget": Ours(model, free),
+    }
+
+
+def race(
+    found: dict[str, Way], prompt: list[int], temperature: float, new: int, rounds: int
+) -> dict[str, Run]:
+    """A run of every way, with the median of its times. Every round has to write the same text."""
+    runs: dict[str, list[Run]] = {name: [] for name in found}
+    for _ in range(rounds):
+        for name, way in found.items():
+            runs[name].append(way(prompt, temperature, new))
+    for name, each in runs.items():
+        assert len({run[:4] for run in each}) == 1, f"{name} repeats itself in no other round"
+    return {
+        name: each[0]._replace(seconds=statistics.median(run.seconds for run in each))
+        for name, each in runs.items()
+    }
+
+
+def differs_at(text: tuple[int, ...], plain: tuple[int, ...], new: int) -> int | None:
+    """The place of the first of the first `new` tokens that is not that of plain decoding."""
+    pairs = zip(text[:new], plain[:new], strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.llama_cpp", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new", type=int, default=128, help="tokens of an answer, at most")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = str(find_gguf())
+    model = example.Model(path)
+    costs = example.step_costs(model, clock=time.process_time)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("llama-cpp-python", "torch"))
+    print(f"{packages}; {processor()}; {Path(path).name}; {args.rounds} rounds\n")
+    print("| rows of a step |", " | ".join(map(str, costs)), "|")
+    print("|---" * (len(costs) + 1) + "|")
+    print("| CPU time |", " | ".join(f"{cost / costs[1]:.2f}x" for cost in costs.values()), "|\n")
+    prompts = read_prompts(PROMPTS, NAMES)
+    found, failed = ways(path, model, costs), False
+    for temperature in args.temperatures:
+        races = {
+            name: race(
+                found,
+                example.tokenize(model, CHAT.format(message=message)),
+                temperature,
+                args.new,
+                args.rounds,
+            )
+            for name, message in prompts.items()
+        }
+        failed |= table(races, temperature, args.new)
+    return int(failed)
+
+
+def table(races: dict[str, dict[str, Run]], temperature: float, new: int) -> bool:
+    """Print the tokens per step, the rows per step and the speed of every way. True where a text differs."""
+    theirs, ours, *_ = names = list(next(iter(races.values())))
+    print(f"| temperature {temperature} |", " | ".join(races), "| text of plain decoding |")
+    print("|---" * (len(races) + 2) + "|")
+    failed = False
+    for name in names:
+        cells, places = [], []
+        for prompt, runs in races.items():
+            run, plain = runs[name], runs[theirs if name == theirs or "its" in name else ours]
+            per_token = run.seconds / run.tokens
+            speed = plain.seconds / plain.tokens / per_token
+            cells.append(f"{run.tokens / run.steps:.2f} of {run.rows / run.steps:.1f}, {speed:.2f}x")
+            if plain is run:
+                cells[-1] += f", {1000 * per_token:.2f} ms"
+            place = differs_at(run.text, plain.text, new)
+            places += [] if place is None else [f"{prompt} differs at {place}"]
+        failed |= bool(places)
+        print(f"| {name} |", " | ".join(cells), "|", "; ".join(places) or "yes", "|")
+    print(flush=True)
+    return failed
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
