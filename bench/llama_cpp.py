@@ -8,9 +8,11 @@ Times are CPU seconds of the process, with one thread; reading prompts is not ti
 from __future__ import annotations
 
 import argparse
+import logging
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import llama_cpp
 import torch
 from llama_cpp import Llama
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
@@ -62,9 +65,10 @@ class Theirs:
 
     def __call__(self, prompt: list[int], temperature: float, new: int) -> Run:
         self.llama.reset()
+        self.llama.eval(prompt[:-1])  # as the example reads it; `generate` goes on from there
         self.llama.set_seed(SEED)
         tokens = self.llama.generate(prompt, temp=temperature, top_k=0, top_p=1.0, min_p=0.0)
-        text = [next(tokens)]  # which reads the prompt
+        text = [next(tokens)]
         self.rows.clear()
         start = time.process_time()
         for token in islice(tokens, new - 1):
@@ -104,7 +108,6 @@ def ways(path: str, model: example.Model, costs: dict[int, float]) -> dict[str, 
         "its lookup, 10 tokens": Theirs(path, 10),
         "chains": Ours(model, budget, branches=1),
         "trees": Ours(model, budget),
-        "chains without a budget": Ours(model, free, branches=1),
         "trees without a budget": Ours(model, free),
     }
 
@@ -131,35 +134,51 @@ def differs_at(text: tuple[int, ...], plain: tuple[int, ...], new: int) -> int |
     return next((place for place, (one, other) in enumerate(pairs) if one != other), None)
 
 
+def quantised(kind: str) -> str:
+    """The demo's model, whose weights are of the type Q4_1, or the same with its weights in another type."""
+    path = find_gguf()
+    if kind == "Q4_1":
+        return str(path)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
+    out = Path(tempfile.gettempdir()) / f"{path.stem}-{kind}.gguf"
+    if llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), params) != 0:
+        raise SystemExit(f"llama.cpp cannot write {out}")
+    return str(out)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.llama_cpp", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--new", type=int, default=128, help="tokens of an answer, at most")
+    parser.add_argument("--new", type=int, default=64, help="tokens of an answer, at most")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7])
+    parser.add_argument("--weights", nargs="*", default=["Q4_1", "F16"], help="Q4_1, Q4_0, Q8_0, F16, BF16")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = str(find_gguf())
-    model = example.Model(path)
-    costs = example.step_costs(model, clock=time.process_time)
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     packages = ", ".join(f"{name} {version(name)}" for name in ("llama-cpp-python", "torch"))
-    print(f"{packages}; {processor()}; {Path(path).name}; {args.rounds} rounds\n")
-    print("| rows of a step |", " | ".join(map(str, costs)), "|")
-    print("|---" * (len(costs) + 1) + "|")
-    print("| CPU time |", " | ".join(f"{cost / costs[1]:.2f}x" for cost in costs.values()), "|\n")
+    print(f"{packages}; {processor()}; {args.rounds} rounds\n")
     prompts = read_prompts(PROMPTS, NAMES)
-    found, failed = ways(path, model, costs), False
-    for temperature in args.temperatures:
-        races = {
-            name: race(
-                found,
-                example.tokenize(model, CHAT.format(message=message)),
-                temperature,
-                args.new,
-                args.rounds,
-            )
-            for name, message in prompts.items()
-        }
-        failed |= table(races, temperature, args.new)
+    failed = False
+    for kind in args.weights:
+        path = quantised(kind)
+        model = example.Model(path)
+        costs = example.step_costs(model, clock=time.process_time)
+        print(f"| rows of a step, {kind} |", " | ".join(map(str, costs)), "|")
+        print("|---" * (len(costs) + 1) + "|")
+        print(
+            "| CPU time |",
+            " | ".join(f"{cost / costs[1]:.2f}x" for cost in costs.values()),
+            "|\n",
+            flush=True,
+        )
+        found = ways(path, model, costs)
+        texts = {name: example.tokenize(model, CHAT.format(message=text)) for name, text in prompts.items()}
+        for temperature in args.temperatures:
+            races = {
+                name: race(found, text, temperature, args.new, args.rounds) for name, text in texts.items()
+            }
+            failed |= table(races, temperature, args.new)
     return int(failed)
 
 

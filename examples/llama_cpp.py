@@ -5,6 +5,7 @@ Every path of a tree is a sequence of llama.cpp's memory, which holds a token on
 """
 
 import ctypes
+import logging
 import statistics
 import sys
 import time
@@ -44,6 +45,7 @@ def rollback(kept: int, length: int) -> list[tuple]:
 
 class Model:
     def __init__(self, path: str, slots: int = 2048, threads: int = 1):
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
         params = llama.llama_context_default_params()
