@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -52,8 +51,8 @@ class Theirs:
 
     def __init__(self, path: str, num_draft: int = 0):
         drafter = LlamaPromptLookupDecoding(num_pred_tokens=num_draft) if num_draft else None
-        threads = {"n_threads": 1, "n_threads_batch": 1}
-        self.llama = Llama(path, n_ctx=2048, draft_model=drafter, verbose=False, seed=SEED, **threads)
+        options = {"n_threads": 1, "n_threads_batch": 1, "flash_attn": True}  # as in the example
+        self.llama = Llama(path, n_ctx=2048, draft_model=drafter, verbose=False, seed=SEED, **options)
         self.rows: list[int] = []
         read = self.llama.eval
 
@@ -156,7 +155,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("llama-cpp-python", "torch"))
+    packages = f"llama-cpp-python {llama_cpp.__version__}, torch {torch.__version__}"
     print(f"{packages}; {processor()}; {args.rounds} rounds\n")
     prompts = read_prompts(PROMPTS, NAMES)
     failed = False

@@ -65,8 +65,8 @@ def test_chains_write_the_text_of_plain_decoding(model, name, temperature):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("name", NAMES)
 def test_trees_write_the_tokens_of_plain_decoding(model, name, temperature):
-    """Where two tokens are closer than llama.cpp rounds, either may come. So the text is read again, a token at
-    a time. If another token is drawn from these logits, the written one lacks less than ROUNDING."""
+    """Where two tokens are closer than llama.cpp rounds, either may come. So the text is read again, a token
+    at a time. If another token is drawn from these logits, the written one lacks less than ROUNDING."""
     prompt = prompt_of(model, name)
     text, steps = text_of(model, prompt, FREE, temperature)
     assert len(steps) < NEW and max(step.leaves for step in steps) > 1
@@ -95,7 +95,8 @@ def test_the_budget_does_not_draft_at_a_loss(model):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_greedy_text_is_that_of_llama_cpp_python(model, name):
     prompt = prompt_of(model, name)
-    llama = Llama(str(find_gguf()), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
+    options = {"n_threads": 1, "n_threads_batch": 1, "flash_attn": True, "verbose": False}
+    llama = Llama(str(find_gguf()), n_ctx=2048, **options)
     llama.eval(prompt[:-1])
     theirs = [token for token, _ in zip(llama.generate(prompt, temp=0.0), range(NEW), strict=False)]
     assert text_of(model, prompt, FREE, 0.0, nodes=1)[0] == theirs
