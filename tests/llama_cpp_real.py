@@ -7,6 +7,7 @@ import ctypes
 import random
 import time
 
+import llama_cpp
 import llama_stand_in as stand_in
 import pytest
 import torch
@@ -27,6 +28,26 @@ ROUNDING = 1.0  # of logits; see docs/llama_cpp.md
 def model():
     torch.set_num_threads(1)
     return example.Model(str(find_gguf()))
+
+
+@pytest.fixture(scope="module")
+def float32_model(tmp_path_factory):
+    """The same weights, cache and attention in float32, where the order of a sum matters little."""
+    path = tmp_path_factory.mktemp("model") / "float32.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = llama_cpp.LLAMA_FTYPE_ALL_F32, True, 1
+    assert llama_cpp.llama_model_quantize(str(find_gguf()).encode(), str(path).encode(), params) == 0
+    default = llama_cpp.llama_context_default_params
+
+    def context_params():
+        params = default()
+        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return params
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp, "llama_context_default_params", context_params)
+        return example.Model(str(path))
 
 
 def extents(model) -> list[tuple[int, int]]:
@@ -60,6 +81,16 @@ def test_chains_write_the_text_of_plain_decoding(model, name, temperature):
     text, steps = text_of(model, prompt, FREE, temperature, branches=1)
     assert text == plain
     assert len(steps) < len(alone) == NEW
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("name", NAMES)
+def test_trees_write_the_text_of_plain_decoding_in_float32(float32_model, name, temperature):
+    prompt = prompt_of(float32_model, name)
+    plain, _ = text_of(float32_model, prompt, FREE, temperature, nodes=1)
+    text, steps = text_of(float32_model, prompt, FREE, temperature)
+    assert text == plain
+    assert len(steps) < NEW and max(step.leaves for step in steps) > 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
