@@ -120,7 +120,7 @@ def race(
         for name, way in found.items():
             runs[name].append(way(prompt, temperature, new))
     for name, each in runs.items():
-        assert len({run[:4] for run in each}) == 1, f"{name} repeats itself in no other round"
+        assert len({run[:4] for run in each}) == 1, f"{name} wrote other texts in other rounds"
     return {
         name: each[0]._replace(seconds=statistics.median(run.seconds for run in each))
         for name, each in runs.items()
@@ -133,52 +133,56 @@ def differs_at(text: tuple[int, ...], plain: tuple[int, ...], new: int) -> int |
     return next((place for place, (one, other) in enumerate(pairs) if one != other), None)
 
 
-def quantised(kind: str) -> str:
+def weights(kind: str, folder: str) -> str:
     """The demo's model, whose weights are of the type Q4_1, or the same with its weights in another type."""
     path = find_gguf()
     if kind == "Q4_1":
         return str(path)
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
-    out = Path(tempfile.gettempdir()) / f"{path.stem}-{kind}.gguf"
-    if llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), params) != 0:
+    name = "LLAMA_FTYPE_ALL_F32" if kind == "F32" else f"LLAMA_FTYPE_MOSTLY_{kind}"
+    params.ftype, params.allow_requantize = getattr(llama_cpp, name), True
+    out = f"{folder}/{kind}.gguf"
+    if llama_cpp.llama_model_quantize(str(path).encode(), out.encode(), params) != 0:
         raise SystemExit(f"llama.cpp cannot write {out}")
-    return str(out)
+    return out
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.llama_cpp", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer, at most")
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7])
-    parser.add_argument("--weights", nargs="*", default=["Q4_1", "F16"], help="Q4_1, Q4_0, Q8_0, F16, BF16")
+    parser.add_argument("--weights", nargs="*", default=["Q4_1", "F16"], help="also Q4_0, Q8_0, F32")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7], help="none: costs alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     packages = f"llama-cpp-python {llama_cpp.__version__}, torch {torch.__version__}"
     print(f"{packages}; {processor()}; {args.rounds} rounds\n")
-    prompts = read_prompts(PROMPTS, NAMES)
     failed = False
-    for kind in args.weights:
-        path = quantised(kind)
-        model = example.Model(path)
-        costs = example.step_costs(model, clock=time.process_time)
-        print(f"| rows of a step, {kind} |", " | ".join(map(str, costs)), "|")
-        print("|---" * (len(costs) + 1) + "|")
-        print(
-            "| CPU time |",
-            " | ".join(f"{cost / costs[1]:.2f}x" for cost in costs.values()),
-            "|\n",
-            flush=True,
-        )
-        found = ways(path, model, costs)
-        texts = {name: example.tokenize(model, CHAT.format(message=text)) for name, text in prompts.items()}
-        for temperature in args.temperatures:
-            races = {
-                name: race(found, text, temperature, args.new, args.rounds) for name, text in texts.items()
-            }
-            failed |= table(races, temperature, args.new)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in args.weights:
+            failed |= compare(kind, weights(kind, folder), args)
     return int(failed)
+
+
+def compare(kind: str, path: str, args: argparse.Namespace) -> bool:
+    """Print the cost of steps and the tables of one file of weights. True where a text differs."""
+    model = example.Model(path)
+    costs = example.step_costs(model, clock=time.process_time)
+    print(f"| rows of a step, {kind} |", " | ".join(map(str, costs)), "|")
+    print("|---" * (len(costs) + 1) + "|")
+    print("| CPU time |", " | ".join(f"{cost / costs[1]:.2f}x" for cost in costs.values()), "|\n", flush=True)
+    if not args.temperatures:
+        return False
+    messages = read_prompts(PROMPTS, NAMES)
+    prompts = {name: example.tokenize(model, CHAT.format(message=text)) for name, text in messages.items()}
+    found, failed = ways(path, model, costs), False
+    for temperature in args.temperatures:
+        races = {
+            name: race(found, prompt, temperature, args.new, args.rounds) for name, prompt in prompts.items()
+        }
+        failed |= table(races, temperature, args.new)
+    return failed
 
 
 def table(races: dict[str, dict[str, Run]], temperature: float, new: int) -> bool:
@@ -190,7 +194,7 @@ def table(races: dict[str, dict[str, Run]], temperature: float, new: int) -> boo
     for name in names:
         cells, places = [], []
         for prompt, runs in races.items():
-            run, plain = runs[name], runs[theirs if name == theirs or "its" in name else ours]
+            run, plain = runs[name], runs[theirs if name == theirs or name.startswith("its ") else ours]
             per_token = run.seconds / run.tokens
             speed = plain.seconds / plain.tokens / per_token
             cells.append(f"{run.tokens / run.steps:.2f} of {run.rows / run.steps:.1f}, {speed:.2f}x")

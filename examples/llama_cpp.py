@@ -62,7 +62,8 @@ class Model:
 
     def change(self, calls: list[tuple]) -> None:
         for name, *arguments in calls:
-            getattr(llama, f"llama_memory_seq_{name}")(self.memory, *arguments)
+            if getattr(llama, f"llama_memory_seq_{name}")(self.memory, *arguments) is False:
+                raise RuntimeError("this model's memory cannot be rolled back")  # that of recurrent layers
 
     def read(self, tokens: list[int], positions: list[int], seq_ids: list[list[int]], rows: int) -> Tensor:
         """Logits [rows, V] of the last tokens in llama.cpp's own memory, which the next call overwrites."""

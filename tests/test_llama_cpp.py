@@ -99,6 +99,13 @@ def test_a_tree_without_copies_of_the_text_is_refused(example):
     assert "hold different positions" in model.context.refusal
 
 
+def test_a_memory_that_cannot_be_rolled_back_is_refused(example, monkeypatch):
+    monkeypatch.setattr(stand_in, "llama_memory_seq_rm", lambda *arguments: False)
+    steps = example.decode(example.Model(""), PROMPT, sdk.Budget(COSTS), sdk.SamplingParams())
+    with pytest.raises(RuntimeError, match="cannot be rolled back"):
+        next(steps)
+
+
 def test_logits_are_not_copied(example):
     model = example.Model("")
     model.read_prompt([1, 2])
