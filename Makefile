@@ -148,7 +148,7 @@ $(LLAMA)/installed: $(VENV)/demo
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(LLAMA)/rest
 	cp $(LLAMA)/rest `$(LLAMA)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS='$(AMX)' -DCMAKE_CXX_FLAGS='$(AMX)'" \
-		$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+		$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
