@@ -6,7 +6,8 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-rows test-triton sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp
+.PHONY: sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -57,6 +58,15 @@ test-triton: $(VENV)/package
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
 	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
 		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
+
+# examples/llama_cpp.py over llama.cpp, which pip compiles for this processor, beside the packages in .venv.
+LLAMA := $(VENV)-llama-cpp
+test-llama-cpp: $(LLAMA)/installed
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m pytest tests/llama_cpp_real.py $(ARGS)
+
+# The same loop beside llama-cpp-python's own; ARGS: --rounds N, --new N, --temperatures T ...
+bench-llama-cpp: $(LLAMA)/installed
+	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m bench.llama_cpp $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
@@ -140,6 +150,16 @@ $(VENV)/demo: $(VENV)/package demo/requirements.txt
 $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.txt
 	$(PIP) --requirement bench/requirements.txt
 	$(PIP) --no-deps --requirement bench/requirements-nodeps.txt
+	@touch $@
+
+# Without AMX: where a thread has no permission for it, llama.cpp ends by an illegal instruction.
+AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+$(LLAMA)/installed: $(VENV)/demo
+	rm -rf $(LLAMA) && python3 -m venv $(LLAMA)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(LLAMA)/rest
+	cp $(LLAMA)/rest `$(LLAMA)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS='$(AMX)' -DCMAKE_CXX_FLAGS='$(AMX)'" \
+		$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
