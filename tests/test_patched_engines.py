@@ -155,8 +155,8 @@ FIRST, AFTER = torch.tensor([1, 3, -1, -1]).int(), torch.tensor([-1, 2, -1, -1])
 def tree_step(drafts, logits, valid=None, temperature=0.0, seed=0, offset=0, width=3):
     batch = len(drafts)
     return tensorrt_llm.verify_dynamic_tree_rejection_out(
-        drafts, logits, FIRST.expand(batch, -1), AFTER.expand(batch, -1), valid, torch.full((batch,), temperature),
-        torch.full((batch,), TOP_K), None, batch, width, seed, offset,
+        drafts, logits, FIRST.expand(batch, -1), AFTER.expand(batch, -1), valid,
+        torch.full((batch,), temperature), torch.full((batch,), TOP_K), None, batch, width, seed, offset,
     )  # fmt: skip
 
 
