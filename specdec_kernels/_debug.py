@@ -38,6 +38,15 @@ def check_range(operation: str, argument: str, values: Tensor, low: float, high:
         bad_value(operation, argument, rule, f"{values[request].item()} at request {request}")
 
 
+def check_rates(operation: str, rates: Tensor) -> None:
+    """Raise unless the rates [D] of depths are in [0, 1]."""
+    bad = ~((rates >= 0) & (rates <= 1))
+    if bool(bad.any()):
+        depth = int(bad.nonzero()[0]) + 1
+        rule = "must be in [0.0, 1.0]"
+        bad_value(operation, "rule.rate", rule, f"{rates[depth - 1].item()} at depth {depth}")
+
+
 def check_verify(
     target_logits: Tensor, tree: DraftTree, draft_logits: Tensor | None, draft_rows: Tensor | None
 ) -> None:

@@ -194,6 +194,7 @@ def verify(
         out_path=out.path,
         out_logprobs=out.logprobs,
         out_status=out.status,
+        rule_rates=rules.rates_on("verify", rule, device),
     )
     _ops.verify(call, backend)
     if _debug.enabled():

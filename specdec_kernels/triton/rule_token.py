@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree."""
+"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree. `ensemble` and `threshold` walk in
+the same way, with other tests."""
 
 from __future__ import annotations
 
@@ -9,14 +10,17 @@ import triton.language as tl
 from .context import child_with, coin_of, first_child
 from .draw import leave_draw
 from .law import store_logprob
-from .node import acceptance, load_node, test_child, unloaded
+from .node import acceptance, chances, load_node, test_child, unloaded
 from .rejection import reject
 from .residual import nothing_rejected
 from .tree import next_child
 
 
 @triton.jit
-def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
+def token(
+    ctx, out, value0, value1,
+    RULE: tl.constexpr, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     index = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
     status = tl.full([], 0, tl.int32)
@@ -31,13 +35,24 @@ def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constex
             node, found = load_node(ctx, index, LOGPROBS, SUMS, TILE)
             status |= found
         walking = tl.full([], 0, tl.int32)
+        summed = tl.full([], 0.0, tl.float64)  # p of the children so far
         while key >= 0:
             child = child_with(ctx, key)
             left, q, state, found = test_child(ctx, node, state, child)
             status |= found
             if out.thresholds is not None:
                 tl.store(out.thresholds + child.node, acceptance(left, q))
-            if coin_of(ctx, child.node) * q < left:
+            if RULE == "threshold":
+                p, _ = chances(ctx, node, child)
+                summed += p
+                passes = (coin_of(ctx, index) * value1 < summed) | ((p > 0) & (p >= value0))
+            elif RULE == "ensemble":
+                weight = value0.to(tl.float64)
+                passes = coin_of(ctx, child.node) * q < weight * left + (1.0 - weight) * q
+                passes = passes & (child.token < ctx.target.vocab)
+            else:
+                passes = coin_of(ctx, child.node) * q < left
+            if passes:
                 store_logprob(out.logprobs, depth, ctx.target, node.row, node.p, child.token)
                 index = child.node
                 depth += 1
