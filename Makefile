@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-triton test-sglang sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -53,6 +53,17 @@ test-triton: $(VENV)/package
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
 	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
 		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
+
+# The plugin in SGLang's own Python code, without its CUDA packages, beside the packages in .venv.
+SGLANG := $(VENV)-sglang
+test-sglang: $(VENV)/package
+	rm -rf $(SGLANG) && python3 -m venv $(SGLANG)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(SGLANG)/rest
+	cp $(SGLANG)/rest `$(SGLANG)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/sglang-requirements.txt
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(SGLANG)/bin/python -W ignore tests/sglang_real.py
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)

@@ -168,7 +168,9 @@ def main() -> None:
     plugin._active.engine.get_spec = stand_in.spec  # else the arguments of a server that runs
     longest = check_greedy(replaced)
     assert longest > 2 and plugin.statistics() == (3, {})
-    print(f"SGLang {version('sglang')}: found by its metadata, workers call it, equal to SGLang's kernels on its")
+    print(
+        f"SGLang {version('sglang')}: found by its metadata, workers call it, equal to SGLang's kernels on its"
+    )
     print(f"trees, up to {longest} tokens in a step; without SPECDEC_SGLANG=1 nothing changed")
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specdec_kernels.integrations import sglang as plugin
+
 WORKERS = ("eagle_worker_common", "ngram_worker")  # they import `eagle_sample` by name
 
 
@@ -76,6 +78,51 @@ def install(monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for part, members in parts.items():
         vars(sys.modules[f"sglang.srt.{part}"]).update(members)
+    sys.modules["sglang"].Engine = Engine
+    monkeypatch.setattr(plugin, "_active", None)
+
+
+class Engine:
+    """SGLang's entry point for programs. Its model knows the last token only, and its ngram drafter the one
+    place before at which that token stood."""
+
+    vocab = 8
+
+    def __init__(self, model_path: str, **server_args: Any) -> None:
+        assert server_args["speculative_algorithm"] == "NGRAM"
+        self.nodes = server_args["speculative_num_draft_tokens"]
+        self.table = 2 * torch.randn(self.vocab, self.vocab, generator=torch.Generator().manual_seed(0))
+        plugin.register()  # SGLang finds it by its metadata
+        sys.modules["sglang.srt.plugins.hook_registry"].HookRegistry.apply_hooks()
+
+    def generate(self, input_ids: list[int], sampling_params: dict[str, Any]) -> dict[str, Any]:
+        worker = sys.modules["sglang.srt.speculative.ngram_worker"]
+        greedy = sampling_params.get("temperature", 1.0) == 0
+        info = sampling_info(
+            1,
+            temperatures=torch.tensor([[1.0 if greedy else sampling_params.get("temperature", 1.0)]]),
+            top_ks=torch.tensor([1 if greedy else sampling_params.get("top_k", 1 << 30)]).int(),
+            top_ps=torch.tensor([sampling_params.get("top_p", 1.0)]),
+            min_ps=torch.tensor([sampling_params.get("min_p", 0.0)]),
+        )
+        tokens, steps = list(input_ids), 0
+        while len(tokens) < len(input_ids) + sampling_params["max_new_tokens"]:
+            drafts = torch.tensor([[tokens[-1], *self.look_up(tokens)]])
+            tree = verify_input(drafts, range(-1, self.nodes - 1), width=self.nodes)
+            batch, logits = schedule_batch(info, torch.tensor([len(tokens)])), self.table[tree.draft_token]
+            predict, lens, index = worker.eagle_sample(tree, batch, logits_output(logits))
+            tokens += predict[index[0, : int(lens)].long()].tolist()
+            steps += 1
+        output = tokens[len(input_ids) :][: sampling_params["max_new_tokens"]]
+        return {"output_ids": output, "meta_info": {"spec_verify_ct": steps}}
+
+    def look_up(self, tokens: list[int]) -> list[int]:
+        before = [place for place, token in enumerate(tokens[:-1]) if token == tokens[-1]]
+        drafts = tokens[before[-1] + 1 :] if before else []
+        return (drafts + [0] * self.nodes)[: self.nodes - 1]
+
+    def shutdown(self) -> None:
+        pass
 
 
 def spec(**changed) -> SimpleNamespace:

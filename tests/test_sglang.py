@@ -26,7 +26,6 @@ def engine(monkeypatch):
     """SGLang with the plugin switched on. Its `eagle_sample` is the one that workers call."""
     stand_in.install(monkeypatch)
     monkeypatch.setenv("SPECDEC_SGLANG", "1")
-    monkeypatch.setattr(plugin, "_active", None)
     plugin.register()
     sys.modules["sglang.srt.plugins.hook_registry"].HookRegistry.apply_hooks()
     yield SimpleNamespace(
@@ -84,7 +83,6 @@ def test_workers_call_the_plugin(engine):
 def test_another_sglang_is_left_alone(monkeypatch, caplog, change):
     stand_in.install(monkeypatch)
     monkeypatch.setenv("SPECDEC_SGLANG", "1")
-    monkeypatch.setattr(plugin, "_active", None)
     if change == "parameters":
         utils = sys.modules["sglang.srt.speculative.eagle_utils"]
         monkeypatch.setattr(utils, "eagle_sample", lambda verify_input, batch: None)
@@ -359,6 +357,17 @@ def test_logits_are_changed_in_place_as_by_sglang(engine):
     assert predict[::nodes].tolist() == expected[::nodes].argmax(-1).tolist()
 
 
+def test_thresholds_are_served_by_sglangs_rule(engine):
+    """Here every drafted token has at least the probability that is asked for."""
+    table, tree = law_case("chain", 50, torch.Generator().manual_seed(7))
+    engine.plugin.engine.get_spec = lambda: stand_in.spec(speculative_accept_threshold_single=1e-6)
+    info = stand_in.sampling_info(50)
+    assert (verify(engine, tree, table[tree.draft_token], info)[1] == 5).all()
+    with_rule(engine, "chain")
+    assert (verify(engine, tree, table[tree.draft_token], info)[1] < 5).any()
+    assert plugin.statistics() == (2, {})
+
+
 def test_an_idle_step_is_sglangs(engine):
     info = stand_in.sampling_info(0)
     batch = stand_in.schedule_batch(info, idle=True)
@@ -373,7 +382,6 @@ REASONS = {
     "rejection sampling without draft probabilities over the target's vocabulary": dict(
         speculative_use_rejection_sampling=True
     ),
-    "acceptance thresholds": dict(speculative_accept_threshold_single=0.5),
 }
 
 
@@ -432,3 +440,13 @@ def test_results_of_a_step_stay_when_the_next_comes(engine):
     before = [part.clone() for part in results]
     verify(engine, tree, one_hot(ARGMAX, 8).roll(1, -1), greedy(2))
     assert all(map(torch.equal, results, before))
+
+
+def test_an_engine_writes_the_same_greedy_text_in_fewer_steps(engine):
+    whole = stand_in.Engine("", speculative_algorithm="NGRAM", speculative_num_draft_tokens=5)
+    answer = whole.generate([1, 2], {"temperature": 0, "max_new_tokens": 40})
+    expected = [2]
+    for _ in range(40):
+        expected.append(int(whole.table[expected[-1]].argmax()))
+    assert answer["output_ids"] == expected[1:]
+    assert answer["meta_info"]["spec_verify_ct"] < 25

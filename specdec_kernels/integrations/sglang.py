@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rules import Rule
+from ..rules import Rule, Threshold
 from ..sampling import SamplingParams
 from ..tree import DraftTree
 from ..verification import Verified, verify
@@ -166,14 +166,13 @@ class EagleSample:
             draft = verify_input.draft_probs
             if draft is None or draft.shape[-1] != logits.shape[-1]:
                 return "rejection sampling without draft probabilities over the target's vocabulary"
-        elif not info.is_all_greedy and _thresholds(spec) != (1.0, 1.0):
-            return "acceptance thresholds"
         return None
 
     def _verify(self, verify_input: Any, positions: Tensor, logits: Tensor, info: Any, spec: Any) -> _Filled:
         batch, nodes = positions.shape[0], verify_input.draft_token_num
         width = verify_input.max_tree_depth
-        key = (batch, nodes, width, logits.device)
+        chain = verify_input.tree_topk == 1 and nodes == width
+        key = (batch, nodes, width, chain, logits.device)
         kept = self._kept.get(key)
         if kept is None:
             kept = self._kept[key] = _keep(*key)
@@ -183,7 +182,7 @@ class EagleSample:
         out = kept.out._replace(num_tokens=filled.accept_lens)
         verify(
             logits,
-            _tree(verify_input, batch, nodes, width),
+            _put(kept, verify_input),
             draft.log() if draft is not None else None,
             draft_sampling="logprobs" if draft is not None else None,
             sampling=_law(info),
@@ -208,6 +207,7 @@ class _Filled(NamedTuple):
 class _Kept(NamedTuple):
     """What steps of one size share. Steps follow each other in one stream."""
 
+    tree: DraftTree
     out: Verified
     first_rows: Tensor  # [B, 1] int32
     zeros: Tensor  # [B] int64: seeds where nothing is drawn
@@ -222,7 +222,12 @@ def _new(batch: int, nodes: int, width: int, device: torch.device) -> _Filled:
     return _Filled(buffer, predict, lens, index.view(batch, width))
 
 
-def _keep(batch: int, nodes: int, width: int, device: torch.device) -> _Kept:
+def _keep(batch: int, nodes: int, width: int, chain: bool, device: torch.device) -> _Kept:
+    none = torch.full((batch, nodes), -1, dtype=torch.int64, device=device)
+    if chain:
+        tree = DraftTree.chain(none[:, 1:], check=False)
+    else:
+        tree = DraftTree.from_links(none, none, none, max_depth=width - 1, check=False)
     ints = torch.empty((3, batch), dtype=torch.int32, device=device)
     out = Verified(
         tokens=torch.empty((batch, width), dtype=torch.int64, device=device),
@@ -233,7 +238,7 @@ def _keep(batch: int, nodes: int, width: int, device: torch.device) -> _Kept:
         status=ints[2],
     )
     first_rows = (torch.arange(batch, dtype=torch.int32, device=device) * nodes).unsqueeze(1)
-    return _Kept(out, first_rows, torch.zeros(batch, dtype=torch.int64, device=device))
+    return _Kept(tree, out, first_rows, torch.zeros(batch, dtype=torch.int64, device=device))
 
 
 def _fill(filled: _Filled, out: Verified, first_rows: Tensor) -> None:
@@ -248,25 +253,22 @@ def _rejects(info: Any, spec: Any) -> bool:
     return bool(spec.speculative_use_rejection_sampling) and not info.is_all_greedy
 
 
-def _thresholds(spec: Any) -> tuple[float, float]:
-    return spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
+def _rule(spec: Any, rejects: bool) -> Rule:
+    if rejects:
+        return "traversal" if spec.speculative_use_block_verification else "token"
+    single, acc = spec.speculative_accept_threshold_single, spec.speculative_accept_threshold_acc
+    return "match" if single == acc == 1.0 else Threshold(single, acc)
 
 
-def _rule(spec: Any, rejection: bool) -> Rule:
-    if not rejection:
-        return "match"
-    return "traversal" if spec.speculative_use_block_verification else "token"
-
-
-def _tree(verify_input: Any, batch: int, nodes: int, width: int) -> DraftTree:
-    tokens = verify_input.draft_token.view(batch, nodes)
-    if verify_input.tree_topk == 1 and nodes == width:
-        return DraftTree.chain(tokens[:, 1:], check=False)
-    return DraftTree.from_links(
-        tokens,
-        verify_input.retrieve_next_token,
-        verify_input.retrieve_next_sibling,
-        max_depth=width - 1,
+def _put(kept: _Kept, verify_input: Any) -> DraftTree:
+    """The drafts of this step into the tree that is kept for its size. On a CPU, too, unread: SGLang's ngram
+    trees have unused slots that hold tokens."""
+    if kept.tree.links is None:
+        return kept.tree.refresh_(verify_input.draft_token, check=False)
+    return kept.tree.refresh_(
+        verify_input.draft_token,
+        next_token=verify_input.retrieve_next_token,
+        next_sibling=verify_input.retrieve_next_sibling,
         check=False,
     )
 
