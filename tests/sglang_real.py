@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin in SGLang's own Python code: `make test-sglang`, in an environment without a GPU.
 
-Packages of CUDA binaries are not there. In their places stand modules whose functions raise, so that SGLang can
-be imported. What runs is SGLang's: the search for plugins by their metadata, the registry of hooks, the classes
-of inputs, and its Triton kernels that build and verify trees, which Triton's interpreter runs.
+Packages of CUDA binaries are not there. In their places stand modules whose functions raise, so that SGLang
+can be imported. What runs is SGLang's: the search for plugins by their metadata, the registry of hooks, the
+classes of inputs, and its Triton kernels that build and verify trees, which Triton's interpreter runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import sys
+from importlib.metadata import version
 from types import ModuleType
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -18,6 +19,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import sglang_stand_in as stand_in
 import torch
 import transformers.image_utils  # noqa: F401 (asks for torchvision, before something stands in its place)
+
+from specdec_kernels.integrations import sglang as plugin
 
 BINARY = {"decord", "flashinfer", "sgl_kernel", "torchaudio", "torchcodec", "torchvision"}
 
@@ -77,7 +80,7 @@ def load(switch: str):
     return own, eagle_utils.eagle_sample
 
 
-def trees(generator, batch: int, topk: int, steps: int, nodes: int, vocab: int):
+def eagle_trees(generator, batch: int, topk: int, steps: int, nodes: int, vocab: int):
     """Random trees that SGLang's kernel builds of what its drafter returns, as its `EagleVerifyInput`."""
     from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode, sgl_build_tree_kernel_triton
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
@@ -126,52 +129,71 @@ def trees(generator, batch: int, topk: int, steps: int, nodes: int, vocab: int):
     ), lens
 
 
-def check_greedy(eagle_sample) -> int:
-    """On SGLang's trees, the results of its own kernel."""
+def ngram_trees(generator, batch: int, nodes: int, vocab: int):
+    """Random trees of which some slots are unused, by the masks of SGLang's ngram drafter, as its class."""
+    import numpy as np
+    from sglang.srt.speculative.ngram_info import NgramVerifyInput
+    from sglang.srt.speculative.ngram_worker import _derive_tree_links
+
+    mask = np.broadcast_to(np.eye(nodes, dtype=bool), (batch, nodes, nodes)).copy()
+    tokens = torch.randint(vocab, (batch, nodes), generator=generator)
+    for b in range(batch):
+        used = int(torch.randint(1, nodes + 1, (), generator=generator))
+        tokens[b, used:] = 0
+        for node in range(1, used):
+            mask[b, node] |= mask[b, int(torch.randint(node, (), generator=generator))]
+    first, after = _derive_tree_links(mask, batch, nodes)
+    return NgramVerifyInput(
+        draft_token=tokens.flatten(),
+        custom_mask=torch.from_numpy(mask).flatten(),
+        positions=None,
+        retrieve_index=torch.arange(batch * nodes).view(batch, nodes),
+        retrieve_next_token=first,
+        retrieve_next_sibling=after,
+        draft_token_num=nodes,
+    ), torch.arange(5, 5 + batch)
+
+
+def check(eagle_sample, tree, lens, vocab: int, generator) -> int:
+    """Greedy results equal those of SGLang's own kernel. Returns the most tokens of a step."""
     from sglang.kernels.ops.speculative.spec_tree import verify_tree_greedy_triton
 
-    generator = torch.Generator().manual_seed(0)
-    longest = 0
-    for batch, topk, steps, nodes, vocab in [(3, 1, 4, 5, 2), (2, 4, 3, 12, 3), (3, 8, 5, 40, 4)]:
-        tree, lens = trees(generator, batch, topk, steps, nodes, vocab)
-        logits = torch.randn(batch * nodes, vocab, generator=generator)
-        expected = (
-            torch.zeros(batch * nodes, dtype=torch.int32),
-            torch.full((batch, steps + 1), -1, dtype=torch.int32),
-            torch.empty(batch, dtype=torch.int32),
-        )
-        verify_tree_greedy_triton(
-            *expected,
-            tree.draft_token.view(batch, nodes),
-            tree.retrieve_index,
-            tree.retrieve_next_token,
-            tree.retrieve_next_sibling,
-            logits.argmax(-1).view(batch, nodes),
-        )
-        info = stand_in.sampling_info(batch, top_ks=torch.ones(batch, dtype=torch.int32))
-        got = eagle_sample(tree, stand_in.schedule_batch(info, lens), stand_in.logits_output(logits))
-        assert torch.equal(got[0], expected[0]) and torch.equal(got[2], expected[1])
-        assert torch.equal(got[1], expected[2] + 1)
-        longest = max(longest, int(got[1].max()))
-    return longest
+    batch, nodes = tree.retrieve_index.shape
+    logits = torch.randn(batch * nodes, vocab, generator=generator)
+    predict, index, count = (
+        torch.zeros(batch * nodes, dtype=torch.int32),
+        torch.full((batch, tree.max_tree_depth), -1, dtype=torch.int32),
+        torch.empty(batch, dtype=torch.int32),
+    )
+    verify_tree_greedy_triton(
+        predict, index, count, tree.draft_token.view(batch, nodes), tree.retrieve_index,
+        tree.retrieve_next_token, tree.retrieve_next_sibling, logits.argmax(-1).view(batch, nodes),
+    )  # fmt: skip
+    info = stand_in.sampling_info(batch, top_ks=torch.ones(batch, dtype=torch.int32))
+    got = eagle_sample(tree, stand_in.schedule_batch(info, lens), stand_in.logits_output(logits))
+    for value, expected in zip(got, (predict, count + 1, index), strict=True):
+        assert torch.equal(value, expected) and value.dtype == expected.dtype
+    return int(count.max()) + 1
 
 
 def main() -> None:
-    from importlib.metadata import version
-
     own, kept = load("0")
     assert own is kept, "installing the package changed SGLang"
     own, replaced = load("1")
-    from specdec_kernels.integrations import sglang as plugin
-
     assert own is not replaced and plugin._active.own is own
     plugin._active.engine.get_spec = stand_in.spec  # else the arguments of a server that runs
-    longest = check_greedy(replaced)
-    assert longest > 2 and plugin.statistics() == (3, {})
+    generator, most = torch.Generator().manual_seed(0), []
+    for sizes in [(3, 1, 4, 5, 2), (2, 4, 3, 12, 3), (3, 8, 5, 40, 4)]:
+        most.append(check(replaced, *eagle_trees(generator, *sizes), sizes[-1], generator))
+    for sizes in [(3, 8, 2), (4, 30, 3)]:
+        most.append(check(replaced, *ngram_trees(generator, *sizes), sizes[-1], generator))
+    assert max(most) > 3 and plugin.statistics() == (len(most), {})
+    print(f"SGLang {version('sglang')}, torch {version('torch')}, Triton {version('triton')}")
+    print("without SPECDEC_SGLANG=1: SGLang is unchanged")
+    print("with it: found by its metadata, called by the workers of EAGLE and ngram")
     print(
-        f"SGLang {version('sglang')}: found by its metadata, workers call it, equal to SGLang's kernels on its"
+        f"{len(most)} batches of SGLang's trees: equal to SGLang's kernel, up to {max(most)} tokens in a step"
     )
-    print(f"trees, up to {longest} tokens in a step; without SPECDEC_SGLANG=1 nothing changed")
 
 
 if __name__ == "__main__":
