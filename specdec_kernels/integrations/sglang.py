@@ -199,6 +199,7 @@ class _Filled(NamedTuple):
     """The results, parts of one buffer, so that they travel to other ranks together."""
 
     buffer: Tensor
+    slots: Tensor  # `predict`, and one for what is emitted nowhere
     predict: Tensor
     accept_lens: Tensor
     accept_index: Tensor
@@ -215,11 +216,9 @@ class _Kept(NamedTuple):
 
 def _new(batch: int, nodes: int, width: int, device: torch.device) -> _Filled:
     rows, grid = batch * nodes, batch * width
-    buffer = torch.zeros(
-        rows + grid + batch + 1, dtype=torch.int32, device=device
-    )  # the last takes what is -1
-    predict, index, lens, _ = buffer.split_with_sizes((rows, grid, batch, 1))
-    return _Filled(buffer, predict, lens, index.view(batch, width))
+    buffer = torch.zeros(rows + 1 + grid + batch, dtype=torch.int32, device=device)
+    slots, index, lens = buffer.split_with_sizes((rows + 1, grid, batch))
+    return _Filled(buffer, slots, slots[:rows], lens, index.view(batch, width))
 
 
 def _keep(batch: int, nodes: int, width: int, chain: bool, device: torch.device) -> _Kept:
@@ -242,10 +241,9 @@ def _keep(batch: int, nodes: int, width: int, chain: bool, device: torch.device)
 
 
 def _fill(filled: _Filled, out: Verified, first_rows: Tensor) -> None:
-    rows, beyond = out.path + first_rows, out.path < 0
-    filled.accept_index.copy_(rows.masked_fill(beyond, -1))
-    index = rows.masked_fill_(beyond, filled.buffer.numel() - 1).long()
-    filled.buffer.scatter_(0, index.view(-1), out.tokens.view(-1).int())
+    index = torch.add(out.path, first_rows, out=filled.accept_index).masked_fill_(out.path < 0, -1)
+    slot = index.view(-1).long().remainder_(filled.slots.numel())  # that of -1 is the last
+    filled.slots.scatter_(0, slot, out.tokens.view(-1).int())
 
 
 def _rejects(info: Any, spec: Any) -> bool:
