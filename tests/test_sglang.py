@@ -17,6 +17,7 @@ from synchronisation import no_synchronisation
 
 import specdec_kernels as sdk
 from specdec_kernels.integrations import sglang as plugin
+from specdec_kernels.integrations.sglang import sample
 
 GREEDY = 1  # SGLang writes temperature 0 as top_k = 1
 
@@ -305,9 +306,9 @@ def test_mutants_have_another_law(engine, monkeypatch, drafts, mutant):
     table, tree = law_case(drafts, 20_000, generator)
     with_rule(engine, drafts)
     if mutant == "greedy":
-        monkeypatch.setattr(plugin, "_law", lambda info: plugin.GREEDY)
+        monkeypatch.setattr(sample, "law_of", lambda info: sample.GREEDY)
     elif mutant == "no cuts":
-        monkeypatch.setattr(plugin, "_law", lambda info: sdk.SamplingParams(info.temperatures.view(-1)))
+        monkeypatch.setattr(sample, "law_of", lambda info: sdk.SamplingParams(info.temperatures.view(-1)))
     else:
         tree.draft_probs = tree.draft_probs.roll(1, -1)
     assert p_value(engine, table, tree, generator) < MUTANT_P
