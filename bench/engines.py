@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
 import specdec_kernels as sdk
+from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 from specdec_kernels.integrations.sglang.sample import EagleSample
 
-VOCAB, STEPS = 32000, 5  # drafted tokens of a path
+VOCAB, STEPS = 1024, 5  # drafted tokens of a path
 
 
 class Step(NamedTuple):
@@ -39,7 +41,7 @@ def sglang(backend: str) -> Iterator[Step]:
         sanitize_nan_logits=lambda logits, message: None,
     )
     step = EagleSample(lambda *args, **more: None, engine, backend)
-    for shape, nodes, topk in (("chain", STEPS + 1, 1), ("tree", 16, 2)):
+    for shape, nodes, topk in (("path of 6", STEPS + 1, 1), ("tree of 16", 16, 2)):
         for batch in (1, 32):
             given, tree = _drafts(batch, nodes, topk)
             greedy = dict(is_all_greedy=False, is_any_greedy=False)
@@ -66,6 +68,34 @@ def sglang(backend: str) -> Iterator[Step]:
                     backend=backend,
                 ),
             )
+
+
+def functions() -> Iterator[Step]:
+    """Those for a patch, of LMDeploy and of TensorRT-LLM, on the CPU: they gather by what was found."""
+    for batch in (1, 32):
+        drafts, seeds = torch.zeros(batch, STEPS, dtype=torch.int64), torch.arange(batch)
+        logits = torch.zeros(batch, STEPS + 1, VOCAB, dtype=torch.bfloat16)
+        none = dict.fromkeys(("top_k", "top_p", "min_p"))
+        rows = dict.fromkeys(("random_seeds", "random_offsets"), seeds.repeat_interleave(STEPS + 1))
+        inputs = SimpleNamespace(max_top_k=0, has_greedy=False, **none, **rows)
+        chain = sdk.DraftTree.chain(drafts)
+        yield Step(
+            f"LMDeploy, path of 6, B = {batch}",
+            partial(lmdeploy.rejection_sample, logits, drafts, inputs),
+            partial(sdk.verify, logits, chain, seeds=seeds, positions=seeds),
+        )
+        given, tree = _drafts(batch, 16, 2)
+        links = given.retrieve_next_token, given.retrieve_next_sibling
+        logits, temperatures = torch.zeros(batch * 16, VOCAB, dtype=torch.bfloat16), torch.full((batch,), 0.8)
+        law = sdk.SamplingParams(temperatures)
+        yield Step(
+            f"TensorRT-LLM, tree of 16, B = {batch}",
+            partial(
+                tensorrt_llm.verify_dynamic_tree_rejection_out, given.draft_token.view(batch, 16)[:, 1:],
+                logits, *links, None, temperatures, None, None, batch, STEPS + 1, seeds[:1],
+            ),
+            partial(sdk.verify, logits, tree, sampling=law, seeds=seeds, positions=seeds),
+        )  # fmt: skip
 
 
 def _drafts(batch: int, nodes: int, topk: int) -> tuple[SimpleNamespace, sdk.DraftTree]:

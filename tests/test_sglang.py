@@ -14,6 +14,9 @@ import sglang_stand_in as stand_in
 import torch
 from gtest import LEAST_P, MUTANT_P, choose, g_test
 from synchronisation import no_synchronisation
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import specdec_kernels as sdk
 from specdec_kernels.integrations import sglang as plugin
@@ -451,3 +454,45 @@ def test_an_engine_writes_the_same_greedy_text_in_fewer_steps(engine):
         expected.append(int(whole.table[expected[-1]].argmax()))
     assert answer["output_ids"] == expected[1:]
     assert answer["meta_info"]["spec_verify_ct"] < 25
+
+
+class Counted(TorchDispatchMode):
+    """Operators of torch other than views, and tensors with memory of their own that they return."""
+
+    def __enter__(self):
+        self.operators = self.tensors = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        if not function.is_view and function.namespace == "aten":
+            self.operators += 1
+            self.tensors += len(memory(returned) - memory((args, kwargs)))
+        return returned
+
+
+def memory(values) -> set[int]:
+    return {value.untyped_storage().data_ptr() for value in tree_leaves(values) if is_tensor(value)}
+
+
+@pytest.mark.parametrize(("shape", "operators", "tensors"), [("chain", 6, 2), ("tree", 21, 11)])
+def test_operators_and_memory_of_a_step_beyond_verify(engine, monkeypatch, shape, operators, tensors):
+    """docs/sglang.md has these numbers."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    parents, width, topk = (range(-1, 4), 5, 1) if shape == "chain" else ([-1, 0, 0, 1, 1], 3, 2)
+    tree = stand_in.verify_input(torch.zeros(2, 5).long(), parents, width, tree_topk=topk)
+    info, logits, lens = sampled(2), torch.randn(10, VOCAB), torch.arange(2)
+    info.sampling_seed = torch.arange(2)
+    within = Counted()
+
+    def counted_verify(*args, **more):
+        with within:
+            return sdk.verify(*args, **more)
+
+    verify(engine, tree, logits, info, lens)
+    monkeypatch.setattr(sample, "verify", counted_verify)
+    counted = Counted()
+    with no_synchronisation(), counted:
+        verify(engine, tree, logits, info, lens)
+    assert counted.operators - within.operators == operators
+    assert counted.tensors - within.tensors == tensors
