@@ -200,8 +200,8 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Deferred:
-    """FLy's deferred window: a drafted token that is not the target's likeliest passes if the target is unsure
-    there, and if the tokens drafted after it agree with the target.
+    """FLy's deferred window: a drafted token that is not the target's likeliest passes if the target is
+    unsure there, and if the tokens drafted after it agree with the target.
 
     **Not lossless**: where the target is unsure, the drafter decides.
 

@@ -73,6 +73,8 @@ def verifying() -> dict:
     return keys() | options | dict(
         target_logits=torch.zeros(R, V),
         tree=chain(),
+        target_rows=torch.arange(R).int(),
+        bonus_tokens=long(B),
         draft_logits=torch.zeros(R, V),
         draft_rows=torch.arange(R).int(),
         draft_vocab=sdk.DraftVocab(torch.arange(V), V),
@@ -265,6 +267,9 @@ CASES = [
     Case("Typical", sdk.Typical, lambda: dict(epsilon=0.5, delta=0.5)),
     Case("Relaxed", sdk.Relaxed, lambda: dict(top_k=2, delta=0.5)),
     Case("Lenient", sdk.Lenient, lambda: dict(factor=2.0)),
+    Case("Deferred", sdk.Deferred, lambda: dict(entropy=0.5, window=2)),
+    Case("Threshold", sdk.Threshold, lambda: dict(single=0.5, acc=0.5)),
+    Case("Ensemble", sdk.Ensemble, lambda: dict(weight=0.5)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=0.5)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=[0.5, 0.25])),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=torch.tensor([0.5, 0.25]))),
@@ -343,6 +348,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "DraftTree.from_paths": dict(paths="item item zero"),
     "DraftVocab": dict(ids="device"),
     "DraftVocab.from_offsets": dict(d2t="device, size 0"),
+    "Deferred": dict(entropy="zero", window="zero"),
+    "Ensemble": dict(weight="zero"),
+    "Threshold": dict(single="zero", acc="zero"),
     "Relaxed": dict(delta="zero"),
     "SamplingParams": dict(
         temperature="scalar, tensor, zero",
@@ -359,7 +367,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "SpeculativeVerifier.commit": dict(block_table="size 1"),
     "SpeculativeVerifier.forward": dict(
-        target_logits="size 1", draft_logits="size 0, size 1", out="logprobs none"
+        target_logits="size 0, size 1", draft_logits="size 0, size 1", out="logprobs none"
     ),
     "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
@@ -385,7 +393,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
         max_prefix_len="zero",
         key_cache="size 0, size 1",
     ),
-    "verify": dict(draft_logits="size 0"),
+    "verify": dict(target_logits="size 0", draft_logits="size 0"),
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Threshold`, `Ensemble` and `Deferred`: their laws by enumeration, and every backend against the reference."""
+"""`Threshold`, `Ensemble` and `Deferred`: laws by enumeration, and every backend against the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import both_with_traces, check_in_range, random_case, shared_form
+from cases import both_with_traces, check_in_range, random_case
 from each import BACKENDS, QUICK
 from exact import Case, distance, emitted
 
@@ -22,12 +22,8 @@ from specdec_kernels.tree import Proposal
 rules = importlib.import_module("specdec_kernels.reference.verification")
 EXACT, FAR = 1e-12, 1e-3
 RULES = (
-    sdk.Threshold(0.6, 0.7),
-    sdk.Threshold(),
-    sdk.Ensemble(0.7),
-    sdk.Deferred(0.5, 1),
-    sdk.Deferred(0.1, 0),
-)
+    sdk.Threshold(0.6, 0.7), sdk.Threshold(), sdk.Ensemble(0.7), sdk.Deferred(0.5, 0), sdk.Deferred(0.5, 1)
+)  # fmt: skip
 DISTINCT = {
     "chain": Case((0, 1, 2), "PPP"),
     "siblings": Case((0, 0, 0), "PPP", vocab=4),
@@ -207,7 +203,7 @@ def deferred_case(rows, tokens, parents, entropy=0.3, window=1, temperature=0.0,
 SURE, UNSURE = [9.0, 0.0, 0.0], [1.0, 0.9, 0.0]  # token 0 is the likeliest
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_deferred_windows_by_hand(backend):
     path = partial(deferred_case, backend=backend)
     chain = [-1, 0, 1, 2, 3]
@@ -253,10 +249,10 @@ def test_a_token_that_is_masked_never_passes():
 # Backends.
 
 
-def check_backend(backend, rule, seeds, change=lambda given: given):
+def check_backend(backend, rule, seeds, change=lambda given: given, **options):
     requests = differing = 0
     for seed in seeds:
-        given = change(random_case(seed, hostile=seed % 3 == 0))
+        given = change(random_case(seed, hostile=seed % 3 == 0, **options))
         if given["tree"].tokens.numel() == 0:
             continue
         (ours, _), (reference, _) = both_with_traces(given, rule, backend)
@@ -276,24 +272,22 @@ def test_the_native_backend_agrees(rule):
     check_backend("cpu", rule, range(120))
 
 
+def light(given):
+    """One form, in which kernels compile fast: float32 rows, no cuts, no bitmask; the draft's law is near."""
+    target = given["target_logits"].float().contiguous()
+    keys = {key: given[key] for key in ("tree", "seeds", "positions", "return_logprobs")}
+    temperature = torch.linspace(0.0, 1.2, given["tree"].batch_size).flip(0)
+    return keys | dict(
+        target_logits=target,
+        draft_logits=target.roll(1, 1) * 0.5,
+        sampling=sdk.SamplingParams(temperature),
+    )
+
+
 @pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
 @pytest.mark.parametrize("rule", RULES[::2], ids=str)
 def test_triton_agrees(rule):
-    def change(given):
-        given = shared_form(given)
-        draft = given["target_logits"].roll(1, 1)
-        rows = torch.arange(len(draft), dtype=torch.int32)
-        return (
-            {"draft_logits": draft, "draft_rows": rows}
-            | {
-                key: value
-                for key, value in given.items()
-                if key not in ("draft_logits", "draft_rows", "draft_vocab")
-            }
-            | {"draft_sampling": given["sampling"]}
-        )
-
-    check_backend("triton", rule, range(8), change)
+    check_backend("triton", rule, range(12), light, vocab=69)
 
 
 @pytest.mark.parametrize("backend", QUICK)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from ..rules import READS_DRAFT
 from .arguments import (
@@ -192,19 +193,24 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
+    if call.target_rows is not None or call.bonus_tokens is not None or call.draft_is_probs:
+        raise BackendUnavailable("verify: triton serves no target_rows, bonus_tokens or draft probabilities")
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
     target, (draft, count) = target_of(call.target_logits, call.token_bitmask), _draft(call)
-    drawn_by = sampling_of(call.sampling, call.sampling_rows)
-    drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+    drawn_by = drafted_by = sampling_of(call.sampling, call.sampling_rows)
+    drawn_form = drafted_form = sampling_form(drawn_by)
+    if call.draft_sampling is not call.sampling or call.draft_sampling_rows is not call.sampling_rows:
+        drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+        drafted_form = sampling_form(drafted_by)
     measured = draft.data is not None and not call.draft_is_logprobs
     form = _Form(
         device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
         rows_form(target), target.vocab,
         draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
-        sampling_form(drawn_by), sampling_form(drafted_by),
+        drawn_form, drafted_form,
         may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
         (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
         trace_masses is not None,

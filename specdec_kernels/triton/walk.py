@@ -20,7 +20,7 @@ from .rule_lossy import Rates, lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, Tree, nodes_of, owned_rows, parent_of, ranks_of, token_of
+from .tree import NODES, Tree, nodes_of, owned_rows, ranks_of
 
 
 class Out(NamedTuple):
@@ -74,19 +74,19 @@ def verify_walk_kernel(
     depth = tl.full([], -1, tl.int32)
     if ctx.tree.count > 0:
         if RULE == "match":
-            node, depth = match(ctx, out)
+            depth = match(ctx, out)
         elif (RULE == "typical") | (RULE == "relaxed") | (RULE == "lenient") | (RULE == "deferred"):
-            node, depth = lossy(ctx, out, value0, value1, None, RULE, RATES, LOGPROBS, SUMS, TILE)
+            depth = lossy(ctx, out, value0, value1, None, RULE, RATES, LOGPROBS, SUMS, TILE)
         elif RULE == "synthetic":
             rates = Rates(rates_ptr, rate_count)
-            node, depth = lossy(ctx, out, value0, value1, rates, RULE, RATES, LOGPROBS, SUMS, TILE)
+            depth = lossy(ctx, out, value0, value1, rates, RULE, RATES, LOGPROBS, SUMS, TILE)
         elif ctx.greedy:
-            node, depth = match(ctx, out)
+            depth = match(ctx, out)
         elif RULE == "traversal":
-            node, depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
+            depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
         else:
-            node, depth = token(ctx, out, value0, value1, RULE, LOGPROBS, SUMS, TILE)
-        _write_path(ctx.tree, node, depth, out)
+            depth = token(ctx, out, value0, value1, RULE, LOGPROBS, SUMS, TILE)
+        tl.store(out.path, 0)
     tl.store(out.num_tokens, depth + 1)
     tl.store(out.num_accepted, tl.maximum(depth, 0))
     if depth < 0:
@@ -104,17 +104,9 @@ def _part(values, begin):
 
 
 @triton.jit
-def _write_path(tree, node, depth, out):
-    while depth > 0:
-        tl.store(out.path + depth, node)
-        tl.store(out.tokens + depth - 1, token_of(tl.load(tree.nodes + node)))
-        node = parent_of(tree, node)
-        depth -= 1
-    tl.store(out.path, 0)
-
-
-@triton.jit
 def _write_beyond(out, depth, width):
+    """Nothing, where the path ends; a walk may have been deeper."""
+    tl.debug_barrier()
     for begin in range(0, width, NODES):
         place = begin + tl.arange(0, NODES)
         beyond = (place > depth) & (place < width)
