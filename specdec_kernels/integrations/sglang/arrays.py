@@ -44,7 +44,7 @@ class Arrays:
             self._tree = DraftTree.from_links(none, none, none, max_depth=width - 1, check=False)
         ints = torch.empty((3, batch), dtype=torch.int32, device=device)
         self._out = Verified(
-            tokens=torch.empty((batch, width), dtype=torch.int32, device=device),
+            tokens=torch.empty((batch, width), dtype=torch.int64, device=device),
             num_tokens=ints[0],
             num_accepted=ints[1],
             path=torch.empty((batch, width), dtype=torch.int32, device=device),
@@ -80,8 +80,8 @@ class Arrays:
         beyond = out.path < 0
         if self._chain:  # whose path is all nodes up to the last that is kept
             torch.where(beyond, out.path, self._rows, out=results.accept_index)
-            torch.clamp_min(out.tokens, 0, out=results.predict.view(self._rows.shape))
+            results.predict.view(self._rows.shape).copy_(out.tokens).clamp_min_(0)
             return
         index = torch.add(out.path, self._first_rows, out=results.accept_index).masked_fill_(beyond, -1)
         slot = index.view(-1).long().remainder_(results.slots.numel())  # that of -1 is the last
-        results.slots.scatter_(0, slot, out.tokens.view(-1))
+        results.slots.scatter_(0, slot, out.tokens.view(-1).int())
