@@ -105,6 +105,7 @@ def sampled_chain(draws: int, generator):
     return table, q[tokens[:, :-1]], tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 def test_lmdeploy_law(given):
     generator = torch.Generator().manual_seed(3)
@@ -121,6 +122,7 @@ def test_lmdeploy_law(given):
     assert emit(20_000) < MUTANT_P  # as LMDeploy 0.18.0 has it: no cut where a token was drafted
 
 
+@pytest.mark.slow
 def test_tensorrt_llm_chain_law():
     generator = torch.Generator().manual_seed(4)
     table, q, tokens = sampled_chain(200_000, generator)
@@ -172,6 +174,7 @@ def test_tensorrt_llm_tree_literals():
     assert {part.dtype for part in (index, count, tokens)} == {torch.int64}
 
 
+@pytest.mark.slow
 def test_tensorrt_llm_tree_law():
     generator = torch.Generator().manual_seed(6)
     table = torch.randn(VOCAB, VOCAB, generator=generator)

@@ -287,6 +287,7 @@ def p_value(engine, table, tree, generator) -> float:
     return g_test(counts, (p[ROOT].unsqueeze(1) * p).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", LAWS)
 def test_law_is_that_of_decoding_with_the_target_alone(engine, drafts):
     generator = torch.Generator().manual_seed(7)
