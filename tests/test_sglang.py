@@ -119,6 +119,15 @@ def test_literals(engine):
     assert plugin.statistics() == (1, {})
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("nodes", "topk"), [(5, 1), (6, 2)])
+def test_results_lie_as_kernels_want_them(engine, batch, nodes, topk):
+    """Contiguous, and at 16 bytes: SGLang's Triton kernels would be compiled again for others."""
+    tree = stand_in.verify_input(torch.zeros(batch, nodes).long(), range(-1, nodes - 1), 5, tree_topk=topk)
+    for part in verify(engine, tree, torch.randn(batch * nodes, 4), greedy(batch)):
+        assert part.is_contiguous() and part.data_ptr() % 16 == 0
+
+
 def test_the_width_bounds_the_path(engine):
     tree = stand_in.verify_input(torch.tensor(CANDIDATES), PARENTS, width=3)
     _, lens, index = verify(engine, tree, one_hot(ARGMAX, 8), greedy(2))
@@ -437,6 +446,15 @@ def test_nothing_synchronises(engine, drafts):
     with no_synchronisation():
         predict, lens, index = verify(engine, tree, logits, info)
     assert lens.min() >= 1 and index.max() < predict.numel()
+
+
+@pytest.mark.parametrize("topk", [1, 2])
+def test_steps_with_and_without_inference_mode(engine, topk):
+    tree = stand_in.verify_input(torch.zeros(2, 3).long(), [-1, 0, 1], width=3, tree_topk=topk)
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            predict, lens, _ = verify(engine, tree, one_hot([[0, 0, 3]] * 2, 4), greedy(2))
+        assert lens.tolist() == [3, 3] and predict.tolist() == [0, 0, 3] * 2
 
 
 def test_results_of_a_step_stay_when_the_next_comes(engine):

@@ -16,7 +16,6 @@ class Results(NamedTuple):
     """Parts of one buffer, so that they travel to other ranks together."""
 
     buffer: Tensor
-    slots: Tensor  # `predict`, and one for what is emitted nowhere
     predict: Tensor
     accept_lens: Tensor
     accept_index: Tensor
@@ -34,9 +33,12 @@ class Arrays:
         zeros: [B] int64, seeds and positions where nothing is drawn.
     """
 
+    @torch.inference_mode(False)  # SGLang may step with or without it, and only one kind serves both
     def __init__(self, batch: int, nodes: int, width: int, chain: bool, device: torch.device) -> None:
-        self._sizes = batch * nodes + 1, batch * width, batch
         self._chain = chain
+        self._slots = _aligned(batch * nodes + 1)
+        self._grid = _aligned(batch * width)
+        self._shape = batch * nodes, batch, width
         none = torch.full((batch, nodes), -1, dtype=torch.int64, device=device)
         if chain:
             self._tree = DraftTree.chain(none[:, 1:], check=False)
@@ -70,10 +72,12 @@ class Arrays:
     def begin(self) -> tuple[Results, Verified]:
         """New results of a step, and what `verify` has to fill, of which the lengths are the results' own."""
         make = torch.empty if self._chain else torch.zeros
-        buffer = make(sum(self._sizes), dtype=torch.int32, device=self.zeros.device)
-        slots, index, lens = buffer.split_with_sizes(self._sizes)
-        results = Results(buffer, slots, slots[:-1], lens, index.view(self._rows.shape))
-        return results, self._out._replace(num_tokens=lens)
+        rows, batch, width = self._shape
+        buffer = make(self._slots + self._grid + batch, dtype=torch.int32, device=self.zeros.device)
+        predict = buffer.as_strided((rows,), (1,))
+        index = buffer.as_strided((batch, width), (width, 1), self._slots)
+        lens = buffer.as_strided((batch,), (1,), self._slots + self._grid)
+        return Results(buffer, predict, lens, index), self._out._replace(num_tokens=lens)
 
     def fill(self, results: Results, out: Verified) -> None:
         """`predict` and `accept_index` from what `verify` found."""
@@ -83,5 +87,10 @@ class Arrays:
             results.predict.view(self._rows.shape).copy_(out.tokens).clamp_min_(0)
             return
         index = torch.add(out.path, self._first_rows, out=results.accept_index).masked_fill_(beyond, -1)
-        slot = index.view(-1).long().remainder_(results.slots.numel())  # that of -1 is the last
-        results.slots.scatter_(0, slot, out.tokens.view(-1).int())
+        slot = index.view(-1).long().remainder_(self._slots)  # that of -1 is the last, beyond `predict`
+        results.buffer.scatter_(0, slot, out.tokens.view(-1).int())
+
+
+def _aligned(count: int) -> int:
+    """What comes after so many numbers begins at 16 bytes, for which kernels of Triton are compiled."""
+    return -(-count // 4) * 4
