@@ -43,7 +43,9 @@ def sglang(backend: str) -> Iterator[Step]:
         sanitize_nan_logits=lambda logits, message: None,
     )
     # `refresh_` has no argument for this, and tensors on the host would choose another.
-    _tree_refresh.backends = SimpleNamespace(kernels=lambda name, _, device: backends.kernels(name, backend, device))
+    _tree_refresh.backends = SimpleNamespace(
+        kernels=lambda name, _, device: backends.kernels(name, backend, device)
+    )
     step = EagleSample(lambda *args, **more: None, engine, backend)
     for shape, nodes, topk in (("path of 6", STEPS + 1, 1), ("tree of 16", 16, 2)):
         for batch in (1, 32):
