@@ -418,6 +418,15 @@ def test_what_is_not_served_falls_back_and_is_counted(engine, caplog, reason):
     ]
 
 
+@pytest.mark.parametrize("shape", [(4, 4, VOCAB - 1), (4, 3, VOCAB)])
+def test_draft_probabilities_of_another_shape_fall_back(engine, shape):
+    table, tree = law_case("token", 4, torch.Generator().manual_seed(7))
+    with_rule(engine, "token")
+    tree.draft_probs = torch.ones(shape)
+    assert verify(engine, tree, table[tree.draft_token], sampled(4)).own
+    assert sum(plugin.statistics().fallbacks.values()) == 1
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_ranks_take_the_first_ranks_results(engine, attention):
     """In one broadcast, and greedy steps in none."""

@@ -103,8 +103,8 @@ class EagleSample:
         if logits.device.type not in ("cpu", "cuda"):
             return f"tensors on {logits.device.type}"
         if _rejects(info, spec):
-            draft = verify_input.draft_probs
-            if draft is None or draft.shape[-1] != logits.shape[-1]:
+            draft, wanted = verify_input.draft_probs, (verify_input.draft_token_num - 1, logits.shape[-1])
+            if draft is None or draft.shape[1:] != wanted:
                 return "rejection sampling without draft probabilities over the target's vocabulary"
         return None
 
