@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp
+.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang
 .PHONY: sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -67,6 +67,17 @@ test-llama-cpp: $(LLAMA)/installed
 # The same loop beside llama-cpp-python's own; ARGS: --rounds N, --new N, --temperatures T ...
 bench-llama-cpp: $(LLAMA)/installed
 	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m bench.llama_cpp $(ARGS)
+
+# The plugin in SGLang's own Python code, without its CUDA packages, beside the packages in .venv.
+SGLANG := $(VENV)-sglang
+test-sglang: $(VENV)/package
+	rm -rf $(SGLANG) && python3 -m venv $(SGLANG)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(SGLANG)/rest
+	cp $(SGLANG)/rest `$(SGLANG)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/sglang-requirements.txt
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(SGLANG)/bin/python -W ignore tests/sglang_real.py
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
