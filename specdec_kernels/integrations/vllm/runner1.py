@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's model runner V1: `vllm.v1.sample.rejection_sampler.RejectionSampler`.
+
+Its rows of logits, [T + B, V] for T drafted tokens, are in the order of our nodes: those of a request together,
+first the root's.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...sampling import SamplingParams
+from ...tree import DraftTree, Proposal
+from ...verification import verify
+from .serving import Method, count, replace, rule_of, seeds_of
+
+
+def install() -> None:
+    from vllm.v1.sample.rejection_sampler import RejectionSampler
+
+    if replace(RejectionSampler, "forward", _forward):
+        replace(RejectionSampler, "__init__", _init)
+
+
+def _init(original: Method) -> Method:
+    def __init__(self: Any, sampler: Any, spec_config: Any = None, device: Any = None) -> None:
+        original(self, sampler, spec_config, device)
+        # The runner makes this sampler, so its module is loaded now. To load it earlier would take seconds.
+        module = sys.modules.get("vllm.v1.worker.gpu_model_runner")
+        if module is not None:
+            replace(module.GPUModelRunner, "_sample", _sample)
+
+    return __init__
+
+
+def _sample(original: Method) -> Method:
+    """Tell the rejection sampler where in their sequences the first new tokens go: [B] int64."""
+
+    def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+        if spec_decode_metadata is None:
+            return original(self, logits, spec_decode_metadata)
+        ends = spec_decode_metadata.cu_num_sampled_tokens
+        roots = spec_decode_metadata.logits_indices[F.pad(ends[:-1], (1, 0))]
+        self.rejection_sampler.specdec_positions = self.positions[roots] + 1
+        try:
+            return original(self, logits, spec_decode_metadata)
+        finally:
+            self.rejection_sampler.specdec_positions = None
+
+    return _sample
+
+
+def _forward(original: Method) -> Method:
+    def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
+        from vllm.v1.outputs import SamplerOutput
+
+        seeded = bool(sampling_metadata.generators)
+        positions = getattr(self, "specdec_positions", None)
+        if reason := _not_served(sampling_metadata, seeded, positions):
+            count(reason)
+            return original(self, metadata, draft_probs, logits, sampling_metadata)
+        count()
+        rows = _processed(self, metadata, logits, sampling_metadata)
+        rule = rule_of(self, seeded, draft_probs is not None)
+        laws = draft_probs if rule == "traversal" else None
+        verified = verify(
+            rows,
+            _chains(metadata, sampled=laws is not None),
+            None if laws is None else laws.log(),
+            draft_rows=None if laws is None else _draft_rows(metadata),
+            sampling=_law(sampling_metadata),
+            draft_sampling="logprobs",
+            rule=rule,
+            seeds=seeds_of(sampling_metadata.generators, len(positions), rows.device) if seeded else None,
+            positions=positions if seeded else None,
+        )
+        tokens = verified.tokens.int()
+        logprobs = _logprobs(self, metadata, logits, rows, tokens, sampling_metadata)
+        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
+
+    return forward
+
+
+def _not_served(sampling_metadata: Any, seeded: bool, positions: Tensor | None) -> str | None:
+    """Why a step is left to vLLM, if it is."""
+    if sampling_metadata.logprob_token_ids:
+        return "log-probabilities of chosen tokens"
+    if any(getattr(p, "min_p_count", 1) for p in sampling_metadata.logitsprocs.argmax_invariant):
+        return "a logits processor that acts after temperature"
+    if seeded and positions is None:
+        return "seeds where positions are unknown"
+    return None
+
+
+def _processed(self: Any, metadata: Any, logits: Tensor, sampling_metadata: Any) -> Tensor:
+    """Rows after vLLM's own processors, as a copy if there are any: penalties, bad words, min_tokens, ..."""
+    holder = sampling_metadata.thinking_budget_state_holder
+    needed = (
+        not sampling_metadata.no_penalties
+        or sampling_metadata.bad_words_token_ids
+        or sampling_metadata.allowed_token_ids_mask is not None
+        or any(getattr(p, "min_toks", True) for p in sampling_metadata.logitsprocs.non_argmax_invariant)
+        or (holder is not None and holder.has_tracked_requests())
+    )
+    if not needed:
+        return logits
+    rows = logits.to(torch.float32, copy=True)
+    bonus, drafted = metadata.bonus_logits_indices, metadata.target_logits_indices
+    rows[bonus] = self.sampler.apply_logits_processors(rows[bonus], sampling_metadata, True)
+    if len(drafted):
+        rows[drafted] = self.apply_logits_processors(rows[drafted], sampling_metadata, metadata)
+    return rows
+
+
+def _chains(metadata: Any, sampled: bool) -> DraftTree:
+    tokens = metadata.logits_indices.new_full(metadata.logits_indices.shape, -1, dtype=torch.int64)
+    tokens[metadata.target_logits_indices + 1] = metadata.draft_token_ids.long()
+    return DraftTree.chain(
+        tokens,
+        cu_nodes=F.pad(metadata.cu_num_sampled_tokens, (1, 0)),
+        proposal=Proposal.INDEPENDENT if sampled else Proposal.POINT,
+        max_nodes=metadata.max_spec_len + 1,
+        check=False,
+    )
+
+
+def _draft_rows(metadata: Any) -> Tensor:
+    """[R] int32: the law of the first drafted token belongs to the root, and so on."""
+    drafted = metadata.target_logits_indices
+    rows = torch.full_like(metadata.logits_indices, -1, dtype=torch.int32)
+    rows[drafted] = torch.arange(len(drafted), dtype=torch.int32, device=rows.device)
+    return rows
+
+
+def _law(sampling_metadata: Any) -> SamplingParams:
+    if sampling_metadata.all_greedy:
+        return SamplingParams(temperature=0.0)
+    top_k, top_p = sampling_metadata.top_k, sampling_metadata.top_p
+    return SamplingParams(
+        sampling_metadata.temperature,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+    )
+
+
+def _logprobs(
+    self: Any, metadata: Any, logits: Tensor, rows: Tensor, tokens: Tensor, sampling_metadata: Any
+) -> Any:
+    """As vLLM has them: of raw rows, or of rows after processors, temperature and cuts."""
+    if sampling_metadata.max_num_logprobs is None:
+        return None
+    shown = logits
+    if self.is_processed_logprobs_mode:
+        shown = _constrained(rows.to(torch.float32, copy=True), metadata, sampling_metadata)
+    return self._get_logprobs_tensors(
+        sampling_metadata.max_num_logprobs,
+        metadata,
+        logits,
+        shown[metadata.target_logits_indices],
+        shown[metadata.bonus_logits_indices],
+        tokens,
+    )
+
+
+def _constrained(rows: Tensor, metadata: Any, sampling_metadata: Any) -> Tensor:
+    from vllm.v1.sample.rejection_sampler import apply_sampling_constraints
+
+    constrained: Tensor = apply_sampling_constraints(rows, metadata.cu_num_sampled_tokens, sampling_metadata)
+    return constrained
