@@ -12,7 +12,7 @@ demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
 
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
-test: $(VENV)/package
+test: $(VENV)/package $(VENV)/triton-oldest
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.
@@ -126,6 +126,13 @@ $(VENV)/torch: $(CONSTRAINTS)
 $(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) --editable .[test]
 	@touch $@
+
+# The oldest Triton that the backend takes, out of the way of the newest: a test compiles every kernel with it.
+$(VENV)/triton-oldest: $(VENV)/torch
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+		"triton==3.4.0; platform_system == 'Linux' and python_version < '3.14'" \
+		"triton==3.5.0; platform_system == 'Linux' and python_version >= '3.14'"
 
 $(VENV)/demo: $(VENV)/package demo/requirements.txt
 	$(PIP) --requirement demo/requirements.txt

@@ -169,13 +169,14 @@ def verify_draw_kernel(
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     words = draw_words(scratch, request)
+    # All is under way at once, whether or not it will be needed.
     kind = _load_kind(words)
+    draw = _load_draw(words, CUTS)
+    first, count = request_rows(batch.cu_nodes, request, rows)
+    seed, position = tl.load(batch.seeds + request), tl.load(batch.positions + request)
     if kind != SETTLED:
-        draw = _load_draw(words, CUTS)
-        first, count = request_rows(batch.cu_nodes, request, rows)
         row = first.to(tl.int64) + draw.node
-        seed = tl.load(batch.seeds + request)
-        position = tl.load(batch.positions + request) + draw.depth
+        position += draw.depth
         begin = split * SPLIT
         end = tl.minimum(begin + SPLIT, target.vocab)
         slope = draw.p.slope

@@ -141,7 +141,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,
         walk_warps=8 if sequential else 1,
-        draw=_splits(vocab_size, 1024, warps=1),
+        draw=_splits(vocab_size, 512, warps=1),
     )
 
 

@@ -116,6 +116,19 @@ def load_law(words):
 
 
 @triton.jit
+def law_if(known, law):
+    """A law that may not be known, and then is none."""
+    none = logprobs_law()
+    return Law(
+        tl.where(known, law.top, none.top),
+        tl.where(known, law.slope, none.slope),
+        tl.where(known, law.cut, none.cut),
+        tl.where(known, law.mass, none.mass),
+        tl.where(known, law.point, none.point),
+    )
+
+
+@triton.jit
 def logprobs_law():
     """Of a row that is the law's logarithm itself."""
     return Law(

@@ -88,13 +88,15 @@ def pair_of(node, state):
 @triton.jit
 def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    x = read_row(Row(row_data(target, pair.row), target.vocab, bitmask_of(target, pair.row)), token)
+    scores = Row(row_data(target, pair.row), target.vocab, bitmask_of(target, pair.row))
     if draft.data is None:
+        x = read_row(scores, token)
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         return left, left
     else:
-        row = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None)
-        y = read_tokens(row, token, draft.columns, target.vocab, pair.ratio > 0)
+        drafted = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None)
+        x = read_row(scores, token)
+        y = read_tokens(drafted, token, draft.columns, target.vocab, pair.ratio > 0)
         of_p = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         of_q = weights(pair.rest_top, pair.q, y, token)
         left = of_p

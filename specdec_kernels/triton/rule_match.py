@@ -70,12 +70,12 @@ def match(ctx, out):
         token = tl.where(law.point >= 0, law.point, settled.token)
         token = tl.minimum(tl.maximum(token, 0), ctx.target.vocab - 1).to(tl.int64)
         store_logprob(out.logprobs, depth, ctx.target, ctx.first + node, law, token)
+        tl.store(out.tokens + depth, token)
         child = tl.full([], -1, tl.int32)
         if depth + 1 < ctx.width:
             child = child_holding(ctx.tree, node, token)
         if child >= 0:
             depth += 1
-        else:
-            tl.store(out.tokens + depth, token)
+            tl.store(out.path + depth, child)
     tl.store(out.status, status)
-    return node, depth
+    return depth

@@ -20,7 +20,7 @@ from .rule_lossy import lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, Tree, nodes_of, owned_rows, parent_of, ranks_of, token_of
+from .tree import NODES, Tree, nodes_of, owned_rows, ranks_of
 
 
 class Out(NamedTuple):
@@ -72,17 +72,17 @@ def verify_walk_kernel(
     depth = tl.full([], -1, tl.int32)
     if ctx.tree.count > 0:
         if RULE == "match":
-            node, depth = match(ctx, out)
+            depth = match(ctx, out)
         elif (RULE == "token") | (RULE == "traversal"):
             if ctx.greedy:
-                node, depth = match(ctx, out)
+                depth = match(ctx, out)
             elif RULE == "token":
-                node, depth = token(ctx, out, LOGPROBS, SUMS, TILE)
+                depth = token(ctx, out, LOGPROBS, SUMS, TILE)
             else:
-                node, depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
+                depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
         else:
-            node, depth = lossy(ctx, out, value0, value1, RULE, RATES, LOGPROBS, SUMS, TILE)
-        _write_path(ctx.tree, node, depth, out)
+            depth = lossy(ctx, out, value0, value1, RULE, RATES, LOGPROBS, SUMS, TILE)
+        tl.store(out.path, 0)
     tl.store(out.num_tokens, depth + 1)
     tl.store(out.num_accepted, tl.maximum(depth, 0))
     if depth < 0:
@@ -100,17 +100,9 @@ def _part(values, begin):
 
 
 @triton.jit
-def _write_path(tree, node, depth, out):
-    while depth > 0:
-        tl.store(out.path + depth, node)
-        tl.store(out.tokens + depth - 1, token_of(tl.load(tree.nodes + node)))
-        node = parent_of(tree, node)
-        depth -= 1
-    tl.store(out.path, 0)
-
-
-@triton.jit
 def _write_beyond(out, depth, width):
+    """Nothing, where the path ends; a walk may have been deeper."""
+    tl.debug_barrier()
     for begin in range(0, width, NODES):
         place = begin + tl.arange(0, NODES)
         beyond = (place > depth) & (place < width)

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 from .arguments import Params, drawn_from, has_cuts, params_of
-from .tree import NODES, POINT, WITHOUT_REPLACEMENT, request_rows
+from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
 _REQUESTS = tl.constexpr(32)  # looked through together
-_NOBODY = tl.constexpr(2**62)
+_MANY = tl.constexpr(2**31 - 1)
 
 
 class Batch(NamedTuple):
@@ -43,22 +43,21 @@ class Place(NamedTuple):
 @triton.jit
 def place_of(batch, row, rows, requests):
     """Of a row: in the shortest request that has it, of which there is one unless offsets are wrong."""
-    best = tl.full([], _NOBODY, tl.int64)
+    owner, first = tl.full([], -1, tl.int32), tl.full([], 0, tl.int32)
+    count = tl.full([], _MANY, tl.int32)
     for start in range(0, requests, _REQUESTS):
         request = start + tl.arange(0, _REQUESTS)
         inside = request < requests
         begin = tl.load(batch.cu_nodes + request, mask=inside, other=0)
         begin = tl.minimum(tl.maximum(begin, 0), rows)
         end = tl.minimum(tl.load(batch.cu_nodes + request + 1, mask=inside, other=0), rows)
-        length = (end - begin).to(tl.int64)
-        has = inside & (begin <= row) & (row < end)
-        best = tl.minimum(best, tl.min(tl.where(has, (length << 32) | request, _NOBODY)))
-    request, count = (best & 0x7FFFFFFF).to(tl.int32), (best >> 32).to(tl.int32)
-    first, node = tl.full([], 0, tl.int32), tl.full([], -1, tl.int32)
-    if best < _NOBODY:
-        first, _ = request_rows(batch.cu_nodes, request, rows)
-        node = row - first
-    return Place(request, first, tl.where(best < _NOBODY, count, 0), node)
+        length = tl.where((begin <= row) & (row < end), end - begin, _MANY)
+        shortest = tl.min(length)
+        if shortest < count:
+            count = shortest
+            owner = tl.min(tl.where(length == shortest, request, _MANY))
+            first = tl.max(tl.where(request == owner, begin, 0))
+    return Place(owner, first, tl.where(owner >= 0, count, 0), tl.where(owner >= 0, row - first, -1))
 
 
 @triton.jit
