@@ -13,6 +13,13 @@ Tree tree_of(const VerifyInputs& inputs, int64_t begin, int64_t end) {
           end - begin};
 }
 
+int64_t bonus_of(const VerifyInputs& inputs, int64_t b) {
+  if (!inputs.bonus_tokens) return -1;
+  const int64_t token = inputs.bonus_is_int32 ? static_cast<const int32_t*>(inputs.bonus_tokens)[b]
+                                              : static_cast<const int64_t*>(inputs.bonus_tokens)[b];
+  return token >= 0 && token < inputs.target.size ? token : -1;
+}
+
 }  // namespace
 
 Request::Request(const VerifyInputs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
@@ -23,10 +30,26 @@ Request::Request(const VerifyInputs& in, Worker& w, int64_t b, int64_t begin, in
       tree(tree_of(in, begin, end)),
       children(tree),
       sampling(in.sampling[b]),
-      draft_sampling(in.draft_sampling[b]) {}
+      draft_sampling(in.draft_sampling[b]),
+      bonus_token(bonus_of(in, b)) {}
+
+int64_t Request::target_row_of(int64_t node) const {
+  int64_t r = first_row + node;
+  if (inputs.target_rows)
+    r = inputs.target_rows[r];
+  else if (inputs.rows_end_early)
+    r = node + 1 < tree.nodes ? r - index : -1;
+  return r < inputs.target.count ? r : -1;
+}
+
+int64_t Request::bonus(int64_t node) const {
+  if (bonus_token < 0) return -1;
+  const bool ends = node + 1 == tree.nodes || (!has_row(node) && tree.tokens[node + 1] < 0);
+  return ends ? bonus_token : -1;
+}
 
 Row Request::target_row(int64_t node) const {
-  Row row = inputs.target.row(first_row + node);
+  Row row = inputs.target.row(target_row_of(node));
   if (inputs.bitmask.words) row.bitmask = inputs.bitmask.words + (first_row + node) * inputs.bitmask.stride;
   return row;
 }

@@ -16,8 +16,9 @@ struct VerifyArgs : VerifyInputs {
   Rule rule = Rule::kMatch;
   std::vector<double> rule_values;
 
-  int64_t width = 0;              // max_depth + 1
-  int64_t* out_tokens = nullptr;  // [B, width]
+  int64_t width = 0;                  // max_depth + 1
+  void* out_tokens = nullptr;         // [B, width]
+  bool out_tokens_are_int32 = false;  // else int64
   int32_t* out_num_tokens = nullptr;
   int32_t* out_num_accepted = nullptr;
   int32_t* out_path = nullptr;    // [B, width]
