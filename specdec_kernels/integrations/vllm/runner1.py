@@ -71,10 +71,10 @@ def _forward(original: Method) -> Method:
         verified = verify(
             rows,
             _chains(metadata, sampled=laws is not None),
-            None if laws is None else laws.log(),
+            laws,
             draft_rows=None if laws is None else _draft_rows(metadata),
             sampling=_law(sampling_metadata),
-            draft_sampling="logprobs",
+            draft_sampling="probs",
             rule=rule,
             seeds=seeds_of(sampling_metadata.generators, len(metadata.num_draft_tokens), rows.device)
             if seeded
