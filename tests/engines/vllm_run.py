@@ -38,6 +38,7 @@ SETTINGS = {
 }
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
 Result = dict[str, Any]
+Check = tuple[str, bool, str]
 
 
 class Engines:
@@ -80,55 +81,52 @@ class Engines:
             return written
 
 
-def checks(engines: Engines) -> Iterator[tuple[str, bool, str]]:
+def checks(engines: Engines) -> Iterator[Check]:
     """What is checked, whether it holds, and what was seen."""
     names = [name for name in engines.prompts if name != "short"]
     greedy, repeated, law = vllm_cases.greedy(names), vllm_cases.repeated(), vllm_cases.law()
-    plain = engines.run("plain", greedy | {"law": law["law"]}, ours=False)["batches"]
+    plain = engines.run("plain", greedy | law, ours=False)["batches"]
     ngram = engines.run("ngram", greedy | repeated)
+    yield from _texts("ngram", ngram, plain, list(greedy))
     draft = engines.run("draft", greedy | repeated | law)
-    texts = {"ngram": ngram["batches"], "draft model": draft["batches"]}
-    for drafter, batches in texts.items():
-        for name in greedy:
-            same = [a == b for a, b in zip(batches[name]["tokens"], plain[name]["tokens"], strict=True)]
-            if name == "mixed":
-                same = same[:-2]  # the last two are sampled
-            seen = f"{sum(same)} of {len(same)} texts; {_accepted(batches[name])}"
-            yield f"{drafter}, {name}: the plain engine's text", all(same), seen
-        off = _furthest(batches["logprobs"]["logprobs"], plain["logprobs"]["logprobs"])
-        yield f"{drafter}, logprobs: the plain engine's", off < 1e-3, f"off by {off:.1e} at most"
-        dates = [re.fullmatch(vllm_cases.DATE["regex"], text) for text in batches["grammar"]["text"]]
-        yield f"{drafter}, grammar: the regular expression holds", all(dates), batches["grammar"]["text"][0]
-        seeded = batches["seeded"]["tokens"]
-        again, among = batches["seeded again"]["tokens"], batches["seeded among others"]["tokens"][:2:-1]
-        alone = [batches[f"seeded alone {place}"]["tokens"][0] for place in range(len(seeded))]
-        mixed = batches["mixed"]["tokens"][-1]
-        yield f"{drafter}, seeds: the same text again", seeded == again, _accepted(batches["seeded"])
-        yield f"{drafter}, seeds: the same text alone", seeded == alone, ""
-        yield f"{drafter}, seeds: the same text among others", seeded == among, ""
-        yield f"{drafter}, seeds: another seed, another text", len({*map(str, seeded), str(mixed)}) == 5, ""
+    yield from _texts("draft model", draft, plain, list(greedy))
     same = ngram["batches"]["seeded"]["tokens"] == draft["batches"]["seeded"]["tokens"]
     yield "seeds: the same text with either drafter", same, ""
-    for name, result in (("ngram", ngram), ("draft model", draft)):
-        yield f"{name}: every step is ours", set(result["steps"]) == {"served"}, str(result["steps"])
-    yield from _laws(engines, plain["law"], draft["batches"], law)
+    mutant = engines.run("draft", law, mutant=True)["batches"]
+    for name, batches in (("draft model", draft["batches"]), ("a mutant with laws of other drafts", mutant)):
+        chance = _same_law(batches["law"]["tokens"], plain["law"]["tokens"])
+        verdict = "is noticed" if batches is mutant else "the law is the plain engine's"
+        seen = f"p = {chance:.2g}, {len(plain['law']['tokens'])} texts; {_accepted(batches['law'])}"
+        yield f"{name}, sampled: {verdict}", (chance > 1e-3) == (batches is not mutant), seen
     few = {"greedy": greedy["greedy"], "seeded": repeated["seeded"]}
     apart = engines.run("ngram", few, apart=True)["batches"]
-    for name in ("greedy", "seeded"):
+    for name in few:
         same = apart[name]["tokens"] == ngram["batches"][name]["tokens"]
         yield f"engine core in a process of its own, {name}: the same texts", same, ""
 
 
-def _laws(engines: Engines, plain: Result, ours: Result, law: Batches) -> Iterator[tuple[str, bool, str]]:
-    """The second and third token of many texts, beside those of vLLM without drafts."""
-    mutant = engines.run("draft", {"law": law["law"]}, mutant=True)["batches"]["law"]
-    ways = (("traversal", ours["law"]), ("match, seeded", ours["law seeded"]), ("mutant", mutant))
-    for name, batch in ways:
-        right = name != "mutant"
-        chance = _same_law(batch["tokens"], plain["tokens"])
-        verdict = "the law is the plain engine's" if right else "is noticed"
-        seen = f"p = {chance:.2g}, {len(batch['tokens'])} texts; {_accepted(batch)}"
-        yield f"{name}: {verdict}", (chance > 1e-4) == right, seen
+def _texts(drafter: str, written: Result, plain: Result, greedy: list[str]) -> Iterator[Check]:
+    batches = written["batches"]
+    for name in greedy:
+        same = [a == b for a, b in zip(batches[name]["tokens"], plain[name]["tokens"], strict=True)]
+        if name == "mixed":
+            same = same[:-2]  # the last two are sampled
+        seen = f"{sum(same)} of {len(same)} texts; {_accepted(batches[name])}"
+        yield f"{drafter}, {name}: the plain engine's text", all(same), seen
+    off = _furthest(batches["logprobs"]["logprobs"], plain["logprobs"]["logprobs"])
+    yield f"{drafter}, logprobs: the plain engine's", off < 1e-3, f"off by {off:.1e} at most"
+    dates = [re.fullmatch(vllm_cases.DATE["regex"], text) for text in batches["grammar"]["text"]]
+    yield f"{drafter}, grammar: the regular expression holds", all(dates), batches["grammar"]["text"][0]
+    seeded = batches["seeded"]["tokens"]
+    again, among = batches["seeded again"]["tokens"], batches["seeded among others"]["tokens"][:2:-1]
+    alone = [batches[f"seeded alone {place}"]["tokens"][0] for place in range(len(seeded))]
+    yield f"{drafter}, seeds: the same text again", seeded == again, _accepted(batches["seeded"])
+    yield f"{drafter}, seeds: the same text alone", seeded == alone, ""
+    yield f"{drafter}, seeds: the same text among others", seeded == among, ""
+    other = batches["mixed"]["tokens"][-1]  # the first prompt with another seed
+    yield f"{drafter}, seeds: another text with another seed", seeded[0] != other, ""
+    steps = written["steps"]
+    yield f"{drafter}: every step is ours", set(steps) == {"served"}, f"{steps['served']} steps"
 
 
 def _same_law(texts: list[list[int]], others: list[list[int]]) -> float:
@@ -178,12 +176,12 @@ def own_sampler(engines: Engines) -> Iterator[str]:
         yield f"{drafter}, with top-k and top-p: {written['cut'].get('error', 'no error')}"
 
 
-def facts() -> tuple[str, bool, str]:
+def facts() -> Check:
     found = vllm_stand_ins.differences()
     return "classes, fields and parameters: those of the stand-ins", not found, "; ".join(found)
 
 
-def example(engines: Engines) -> tuple[str, bool, str]:
+def example(engines: Engines) -> Check:
     """The example of the page."""
     code = re.findall(r"^```python example\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)[0]
     with tempfile.TemporaryDirectory() as folder:

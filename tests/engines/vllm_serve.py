@@ -26,7 +26,7 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
         max_model_len=1024,
         enforce_eager=True,
         kv_cache_memory_bytes=2**28,
-        max_num_seqs=16,
+        max_num_seqs=64,
         disable_log_stats=False,
         seed=0,
         **job["engine"],
