@@ -247,6 +247,19 @@ def test_positions_are_those_of_the_runner(vllm, sampler):
     metadata.logits_indices = torch.tensor([0, 1, 2, 3, 4, 2], dtype=torch.int32)
     assert runner._sample(None, metadata).tolist() == [6, 21, 8]
     assert sampler.specdec_positions is None  # not those of another step
+    runner.positions = SimpleNamespace(gpu=runner.positions)  # where another version keeps them
+    assert runner._sample(None, metadata) is None
+
+
+def test_warming_up(sampler):
+    """vLLM then calls the sampler with indices that are all 0."""
+    metadata = stand_ins.spec_decode_metadata([[0], [0], [0]])
+    for name in ("target_logits_indices", "bonus_logits_indices", "logits_indices"):
+        getattr(metadata, name).zero_()
+    laws = torch.full((3, 4), 0.25)
+    for sampling in (GREEDY, random(3, top_k=torch.tensor([3] * 3), top_p=torch.tensor([0.99] * 3))):
+        output = sampler.forward(metadata, laws, torch.randn(6, 4), sampling)
+        assert output.sampled_token_ids.shape == (3, 2)
 
 
 def test_seeds_without_positions_are_left_to_vllm(sampler, caplog):

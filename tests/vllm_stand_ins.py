@@ -97,6 +97,7 @@ def classes() -> dict[str, dict[str, type]]:
             self.sampler = sampler
             self.is_processed_logprobs_mode = False
             self.synthetic_conditional_rates: Tensor | None = None
+            self.specdec_positions: Tensor | None = None
 
         def forward(self, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
             return OWN

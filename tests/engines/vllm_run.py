@@ -50,8 +50,12 @@ class Engines:
         self.drafters = {
             "plain": None,
             "ngram": NGRAM,
+            "synthetic": {
+                **NGRAM,
+                "rejection_sample_method": "synthetic",
+                "synthetic_acceptance_length": 5.0,
+            },
             "draft": {**draft, "draft_sample_method": "probabilistic"},
-            "draft greedy": {**draft, "draft_sample_method": "greedy"},
         }
 
     def run(
@@ -98,6 +102,9 @@ def checks(engines: Engines) -> Iterator[Check]:
         verdict = "is noticed" if batches is mutant else "the law is the plain engine's"
         seen = f"p = {chance:.2g}, {len(plain['law']['tokens'])} texts; {_accepted(batches['law'])}"
         yield f"{name}, sampled: {verdict}", (chance > 1e-3) == (batches is not mutant), seen
+    synthetic = engines.run("synthetic", {"greedy": greedy["greedy"]})["batches"]["greedy"]
+    share = synthetic["accepted"] / synthetic["drafted"]
+    yield "ngram, synthetic acceptance of everything", share > 0.9, _accepted(synthetic)
     few = {"greedy": greedy["greedy"], "seeded": repeated["seeded"]}
     apart = engines.run("ngram", few, apart=True)["batches"]
     for name in few:
@@ -174,6 +181,9 @@ def own_sampler(engines: Engines) -> Iterator[str]:
         yield f"{drafter}, temperature 0.8: a text begins {written['seeded']['text'][0][:60]!r}"
         yield f"{drafter}, temperature 0.8: {_accepted(written['seeded'])}"
         yield f"{drafter}, with top-k and top-p: {written['cut'].get('error', 'no error')}"
+    synthetic = {"greedy": [(names[0], {"temperature": 0.0, "max_tokens": 8})]}
+    written = engines.run("synthetic", synthetic, ours=False)["batches"]["greedy"]
+    yield f"synthetic acceptance: {written.get('error', 'no error')}"
 
 
 def facts() -> Check:

@@ -42,7 +42,7 @@ def _sample(original: Method) -> Method:
     """Tell the rejection sampler where in their sequences the first new tokens go: [B] int64."""
 
     def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
-        if spec_decode_metadata is None:
+        if spec_decode_metadata is None or not isinstance(self.positions, Tensor):
             return original(self, logits, spec_decode_metadata)
         ends = spec_decode_metadata.cu_num_sampled_tokens
         roots = spec_decode_metadata.logits_indices[F.pad(ends[:-1], (1, 0))]
