@@ -48,8 +48,8 @@ class Child(NamedTuple):
 
 @triton.jit
 def look_up(ctx, node, after):
-    """A node, and its first child whose key is above `after`. All that is known of it is under way at once. Where
-    there is no node (-1) it is the root, which nobody asks for."""
+    """A node, and its first child whose key is above `after`. All that is known of it is under way at once.
+    Where there is no node (-1) it is the root, which nobody asks for."""
     node = tl.minimum(tl.maximum(node, 0), ctx.tree.count - 1)
     row = ctx.first + node
     word = tl.load(ctx.tree.nodes + node)

@@ -120,10 +120,11 @@ def _lowest_at(row, begin, max, SPLIT: tl.constexpr):
 
 @triton.jit
 def _largest(x):
-    """The largest of a tile of scores; NaN are not seen. The eight that a lane has read are compared first, and
-    then integers, which a warp compares in one step."""
-    bits = tl.max(tl.reshape(x, [x.shape[0] // 8, 8]), 1).to(tl.int32, bitcast=True)
-    return _in_order(tl.max(_in_order(bits))).to(tl.float32, bitcast=True)
+    """The largest of a tile of scores; NaN are not seen. The eight that a lane has read are compared first,
+    and then integers, which a warp compares in one step."""
+    of_lanes = tl.maximum(tl.max(tl.reshape(x, [x.shape[0] // 8, 8]), 1), float("-inf"))
+    bits = _in_order(of_lanes.to(tl.int32, bitcast=True))
+    return _in_order(tl.max(bits)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

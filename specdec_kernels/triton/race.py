@@ -40,7 +40,8 @@ def race(weights, words, tokens, score, token):
 
 @triton.jit
 def _most(x):
-    """The largest of numbers >= 0. Their bits compare as they do, and a warp compares integers in one step."""
+    """The largest of numbers >= 0. Their bits compare as they do, and a warp compares integers in one
+    step."""
     return tl.max(x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 

@@ -41,7 +41,6 @@ def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constex
                 tl.store(out.tokens + depth, child.token)
                 depth += 1
                 tl.store(out.path + depth, child.node)
-                here = child
                 walking = tl.full([], 1, tl.int32)
                 key = tl.full([], -1, tl.int64)
             else:
@@ -52,8 +51,8 @@ def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constex
                 state, mass = reject(ctx, node, state, child, left, one, wanted, SUMS, TILE)
                 if out.masses is not None:
                     tl.store(out.masses + child.node, mass)
-                if key >= 0:
-                    child = child_with(ctx, key)
+                child = child_with(ctx, key)
+        here = child
         if walking == 0:
             leave_draw(ctx, node, state, depth, loaded, status)
     return depth

@@ -198,8 +198,8 @@ def _bitwise_or(a, b):
 
 @triton.jit
 def family_of(tree, parent, after):
-    """Key of the first drafted child of `parent` whose key is above `after`, -1 = none; and the proposals that
-    all its drafted children are declared with: a set."""
+    """Key of the first drafted child of `parent` whose key is above `after`, -1 = none; and the proposals
+    that all its drafted children are declared with: a set."""
     best = tl.full([], NO_KEY, tl.int64)
     kinds = tl.full([], 0, tl.int32)
     for begin in range(parent + 1, tree.count, NODES):

@@ -201,14 +201,17 @@ def verify(
         return
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
     target, (draft, count) = target_of(call.target_logits, call.token_bitmask), _draft(call)
-    drawn_by = sampling_of(call.sampling, call.sampling_rows)
-    drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+    drawn_by = drafted_by = sampling_of(call.sampling, call.sampling_rows)
+    drawn_form = drafted_form = sampling_form(drawn_by)
+    if call.draft_sampling is not call.sampling or call.draft_sampling_rows is not call.sampling_rows:
+        drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+        drafted_form = sampling_form(drafted_by)
     measured = draft.data is not None and not call.draft_is_logprobs
     form = _Form(
         device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
         rows_form(target), target.vocab,
         draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
-        sampling_form(drawn_by), sampling_form(drafted_by),
+        drawn_form, drafted_form,
         may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
         (call.out_logprobs is not None, trace_thresholds is not None), trace_masses is not None,
     )  # fmt: skip
