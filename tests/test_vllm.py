@@ -18,7 +18,7 @@ from gtest import LEAST_P, MUTANT_P, Model, draft_tree, g_test, rows_of
 
 import specdec_kernels as sdk
 from specdec_kernels.integrations import vllm as plugin
-from specdec_kernels.integrations.vllm import runner1, serving
+from specdec_kernels.integrations.vllm import serving
 
 PAGE = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text(encoding="utf-8")
 PROJECT = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
@@ -175,14 +175,22 @@ def test_synthetic_accepts_no_placeholder(sampler):
 DRAWS = 8000
 
 
-def two_tokens(sampler, laws: bool, sampling=None) -> tuple[np.ndarray, float]:
-    """The joint law of the first two tokens over two rounds of steps, and accepted tokens in a step."""
+def two_tokens(sampler, laws: bool, ragged: bool = True, shift: int = 0) -> tuple[np.ndarray, float]:
+    """The joint law of the first two tokens over two rounds of steps, and accepted tokens in a step.
+
+    `shift`: every drafted token is given the law of another one.
+    """
     model = Model(6, seed=1)
     tokens = draft_tree(model.q(sdk.SamplingParams()), [-1, 0, 1], [I] * 3, {}, DRAWS, generator(0))
-    metadata = stand_ins.spec_decode_metadata(tokens[:, 1:].tolist())
-    q = torch.softmax(rows_of(model.draft, tokens)[:, :2].flatten(0, 1), -1)
-    rows = rows_of(model.target, tokens).flatten(0, 1)
-    found = sampler.forward(metadata, q if laws else None, rows, sampling or random(DRAWS)).sampled_token_ids
+    kept = torch.full((DRAWS, 1), 3)
+    if ragged:
+        kept[::4], kept[1::4] = 1, 2  # nodes: no draft, a draft of one token
+    inside = torch.arange(3) < kept
+    drafts = [row[1:count].tolist() for row, count in zip(tokens, kept[:, 0].tolist(), strict=True)]
+    q = torch.softmax(rows_of(model.draft, tokens), -1)[inside & (torch.arange(3) < kept - 1)].roll(shift, 0)
+    rows = rows_of(model.target, tokens)[inside]
+    metadata = stand_ins.spec_decode_metadata(drafts)
+    found = sampler.forward(metadata, q if laws else None, rows, random(DRAWS)).sampled_token_ids
     lengths = (found >= 0).sum(1)
     # The second round: a step without drafts for all requests, whose token counts where the first gave one.
     after = stand_ins.spec_decode_metadata([[]] * DRAWS)
@@ -197,20 +205,21 @@ def joint() -> np.ndarray:
     return p[6][:, None] * p[:6]
 
 
-def test_the_law_with_laws_of_drafts(sampler):
-    counts, accepted = two_tokens(sampler, laws=True)
-    assert g_test(counts, joint()) > LEAST_P and accepted > 1.2
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_law_with_laws_of_drafts(sampler, ragged):
+    counts, accepted = two_tokens(sampler, laws=True, ragged=ragged)
+    assert g_test(counts, joint()) > LEAST_P and accepted > (0.7 if ragged else 1.2)
 
 
-def test_the_law_without_laws_of_drafts(sampler):
-    counts, accepted = two_tokens(sampler, laws=False)
-    assert g_test(counts, joint()) > LEAST_P and accepted < 1.0
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_law_without_laws_of_drafts(sampler, ragged):
+    counts, accepted = two_tokens(sampler, laws=False, ragged=ragged)
+    assert g_test(counts, joint()) > LEAST_P and 0.2 < accepted < 1.0
 
 
-def test_the_law_notices_laws_of_other_drafts(sampler, monkeypatch):
-    rows = runner1._draft_rows
-    monkeypatch.setattr(runner1, "_draft_rows", lambda metadata: rows(metadata).roll(1))
-    assert g_test(two_tokens(sampler, laws=True)[0], joint()) < MUTANT_P
+@pytest.mark.parametrize("ragged", [False, True])
+def test_laws_of_other_drafts_are_noticed(sampler, ragged):
+    assert g_test(two_tokens(sampler, laws=True, ragged=ragged, shift=1)[0], joint()) < MUTANT_P
 
 
 def seeded(sampler, laws, order, seeds, drafts, position=10):

@@ -7,8 +7,8 @@ from typing import Any
 
 Batches = dict[str, list[tuple[str, dict[str, Any]]]]
 
-GREEDY = {"temperature": 0.0, "max_tokens": 64}
-SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "max_tokens": 48}
+GREEDY = {"temperature": 0.0, "max_tokens": 48}
+SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "max_tokens": 32}
 NAMES = ("chat_weekend", "code_rename", "json_currency", "quote_summary")
 DATE = {"regex": r"(Mon|Tues|Fri)day, [1-9]/(10|11|12) 2[0-9]{3}", "max_tokens": 24}
 DIGITS = list(range(32, 36))  # single characters of the vocabulary
@@ -17,7 +17,7 @@ LAW_DRAWS = 500
 # Options that change the rows of a request. The greedy text under them is the plain engine's.
 CHANGED: dict[str, dict[str, Any]] = {
     "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.3},
-    "min_tokens": {"min_tokens": 40},  # the text of noise_words ends before
+    "min_tokens": {"min_tokens": 30},  # the text of noise_words ends before
     "bad_words": {"bad_words": ["the", " the", "I", "def"]},
     "allowed_token_ids": {"allowed_token_ids": DIGITS, "max_tokens": 24},
     "grammar": DATE,
@@ -34,7 +34,7 @@ def greedy(prompts: list[str]) -> Batches:
     for name in ("code_method", "noise_words"):
         batches[f"greedy alone {name}"] = [(name, GREEDY)]
     for option, values in CHANGED.items():
-        names = ("noise_words", "code_rename", "chat_soup")
+        names = ("noise_words", "code_rename")
         batches[option] = [(name, {**GREEDY, **values}) for name in names]
     mixed = [("code_rename", {**GREEDY, **values}) for values in CHANGED.values()]
     batches["mixed"] = [*mixed, ("code_method", GREEDY), ("chat_soup", SAMPLED), ("chat_weekend", seeded(1))]

@@ -80,8 +80,8 @@ def _mutate() -> None:
     """Give every drafted token the law of another one."""
     from specdec_kernels.integrations.vllm import runner1
 
-    rows = runner1._draft_rows
-    runner1._draft_rows = lambda metadata: rows(metadata).roll(1)
+    drafts = runner1._drafts
+    runner1._drafts = lambda metadata, laws: drafts(metadata, None if laws is None else laws.roll(1, 0))
 
 
 if __name__ == "__main__":

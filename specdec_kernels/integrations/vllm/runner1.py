@@ -68,18 +68,18 @@ def _forward(original: Method) -> Method:
         rows = _processed(self, metadata, logits, sampling_metadata)
         rule = rule_of(self, seeded, draft_probs is not None)
         laws = draft_probs if rule == "traversal" else None
+        law, seeds = _of_requests(sampling_metadata, len(metadata.num_draft_tokens), rows.device)
+        tree, laws, draft_rows = _drafts(metadata, laws)
         verified = verify(
             rows,
-            _chains(metadata, sampled=laws is not None),
+            tree,
             laws,
-            draft_rows=None if laws is None else _draft_rows(metadata),
-            sampling=_law(sampling_metadata),
+            draft_rows=draft_rows,
+            sampling=law,
             draft_sampling="probs",
             rule=rule,
-            seeds=seeds_of(sampling_metadata.generators, len(metadata.num_draft_tokens), rows.device)
-            if seeded
-            else None,
-            positions=positions if seeded else None,
+            seeds=seeds,
+            positions=None if seeds is None else positions,
         )
         tokens = verified.tokens.int()
         logprobs = _logprobs(self, metadata, logits, rows, tokens, sampling_metadata)
@@ -119,16 +119,18 @@ def _processed(self: Any, metadata: Any, logits: Tensor, sampling_metadata: Any)
     return rows
 
 
-def _chains(metadata: Any, sampled: bool) -> DraftTree:
-    tokens = metadata.logits_indices.new_full(metadata.logits_indices.shape, -1, dtype=torch.int64)
-    tokens[metadata.target_logits_indices + 1] = metadata.draft_token_ids.long()
-    return DraftTree.chain(
-        tokens,
-        cu_nodes=F.pad(metadata.cu_num_sampled_tokens, (1, 0)),
-        proposal=Proposal.INDEPENDENT if sampled else Proposal.POINT,
-        max_nodes=metadata.max_spec_len + 1,
-        check=False,
-    )
+def _drafts(metadata: Any, laws: Tensor | None) -> tuple[DraftTree, Tensor | None, Tensor | None]:
+    """The chains, the laws of their tokens, and which node's children have which law."""
+    batch, depth, drafts = len(metadata.num_draft_tokens), metadata.max_spec_len, metadata.draft_token_ids
+    proposal = Proposal.POINT if laws is None else Proposal.INDEPENDENT
+    if depth and len(drafts) == batch * depth:  # chains of one length
+        tree = DraftTree.chain(drafts.view(batch, depth), proposal=proposal, check=False)
+        return tree, None if laws is None else laws.view(batch, depth, -1), None
+    tokens = drafts.new_full((len(drafts) + batch,), -1)
+    tokens[metadata.target_logits_indices + 1] = drafts
+    ends = F.pad(metadata.cu_num_sampled_tokens, (1, 0))
+    tree = DraftTree.chain(tokens, cu_nodes=ends, proposal=proposal, max_nodes=depth + 1, check=False)
+    return tree, laws, None if laws is None else _draft_rows(metadata)
 
 
 def _draft_rows(metadata: Any) -> Tensor:
@@ -137,6 +139,18 @@ def _draft_rows(metadata: Any) -> Tensor:
     rows = torch.full_like(metadata.logits_indices, -1, dtype=torch.int32)
     rows[drafted] = torch.arange(len(drafted), dtype=torch.int32, device=rows.device)
     return rows
+
+
+def _of_requests(
+    sampling_metadata: Any, batch: int, device: torch.device
+) -> tuple[SamplingParams, Tensor | None]:
+    """Their law, and their seeds if one has any; kept with the metadata, which vLLM makes for a new batch."""
+    if not hasattr(sampling_metadata, "specdec"):
+        generators = sampling_metadata.generators
+        seeds = seeds_of(generators, batch, device) if generators else None
+        sampling_metadata.specdec = _law(sampling_metadata), seeds
+    kept: tuple[SamplingParams, Tensor | None] = sampling_metadata.specdec
+    return kept
 
 
 def _law(sampling_metadata: Any) -> SamplingParams:
