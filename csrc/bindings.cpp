@@ -37,7 +37,10 @@ void bind_enums(py::module_& m) {
       .value("typical", Rule::kTypical)
       .value("relaxed", Rule::kRelaxed)
       .value("lenient", Rule::kLenient)
-      .value("synthetic", Rule::kSynthetic);
+      .value("synthetic", Rule::kSynthetic)
+      .value("deferred", Rule::kDeferred)
+      .value("threshold", Rule::kThreshold)
+      .value("ensemble", Rule::kEnsemble);
   py::enum_<Method>(m, "Method")
       .value("independent", Method::kIndependent)
       .value("without_replacement", Method::kWithoutReplacement)

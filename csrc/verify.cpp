@@ -68,14 +68,14 @@ class Walk {
 
   void run() {
     out_.enter(0, -1, nullptr);
-    if (args_.rule >= Rule::kTypical)
+    if (args_.rule >= Rule::kTypical && args_.rule <= Rule::kDeferred)
       lossy();
     else if (args_.rule == Rule::kMatch || r_.sampling.greedy())
       match();
-    else if (args_.rule == Rule::kToken)
-      token();
-    else
+    else if (args_.rule == Rule::kTraversal)
       traversal();
+    else
+      token();
   }
 
  private:
@@ -104,16 +104,17 @@ class Walk {
     finish_with_bonus(node);
   }
 
-  // Leviathan et al. 2023 on a chain, recursive rejection on a tree.
+  // Leviathan et al. 2023 on a chain, recursive rejection on a tree; Ensemble and Threshold with other tests.
   void token() {
     for (Node node(r_, 0, 0);;) {
+      double summed = 0;
       int64_t child = first_child(node.index(), node.depth());
       if (child >= 0) node.load();
       for (int64_t next; child >= 0; child = next) {
         next = r_.children.next(child);
         const double p = node.residual_p(r_.tree.tokens[child]), q = node.proposal_q(child);
-        trace(args_.trace_thresholds, child, p < q ? p / q : p > 0);
-        if (r_.coin_of(child) * q < p) break;
+        if (args_.rule == Rule::kToken) trace(args_.trace_thresholds, child, p < q ? p / q : p > 0);
+        if (passes(node, child, p, q, summed)) break;
         trace(args_.trace_masses, child, node.reject(child, 1.0, next < 0));
       }
       if (child < 0) return finish(node);
@@ -122,6 +123,21 @@ class Walk {
       out_.enter(child, token, &node.p());
       node = Node(r_, child, node.depth() + 1);
     }
+  }
+
+  // Whether a child with P(x) = p and Q(x) = q is accepted; `summed`: p of its earlier siblings.
+  bool passes(const Node& node, int64_t child, double p, double q, double& summed) const {
+    const std::vector<double>& values = args_.rule_values;
+    if (args_.rule == Rule::kThreshold) {
+      const double own = node.p().p(r_.tree.tokens[child]);
+      summed += own;
+      return r_.coin_of(node.index()) * values[1] < summed || (own > 0 && own >= values[0]);
+    }
+    if (args_.rule == Rule::kEnsemble) {
+      if (r_.tree.tokens[child] >= args_.target.size) return false;
+      p = values[0] * p + (1 - values[0]) * q;
+    }
+    return r_.coin_of(child) * q < p;
   }
 
   // Traversal verification (Weng et al. 2025): block verification's tree form, the deepest nodes first.
@@ -189,23 +205,28 @@ class Walk {
   // kept.
   void lossy() {
     Sampling test_sampling = r_.sampling;
-    if (test_sampling.greedy() && (args_.rule == Rule::kTypical || args_.rule == Rule::kRelaxed))
-      test_sampling.temperature = 1;
+    if (test_sampling.greedy() && reads_p(args_.rule)) test_sampling.temperature = 1;
     struct Passed {
       int64_t node, depth;
+      int64_t outstanding;  // of kDeferred: how many tokens have to match after it
     };
-    std::vector<Passed> open{{0, 0}};
-    Passed best{0, 0};
+    std::vector<Passed> open{{0, 0, 0}};
+    Passed best{0, 0, 0};
     while (!open.empty()) {
       const Passed v = open.back();
       open.pop_back();
-      if (v.depth > best.depth || (v.depth == best.depth && v.node < best.node)) best = v;
+      if (!v.outstanding && (v.depth > best.depth || (v.depth == best.depth && v.node < best.node))) best = v;
       int64_t child = first_child(v.node, v.depth);
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
-      for (; child >= 0; child = r_.children.next(child))
-        if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target.size)
-          open.push_back({child, v.depth + 1});
+      for (; child >= 0; child = r_.children.next(child)) {
+        if (args_.rule == Rule::kDeferred) {
+          const int64_t outstanding = test.outstanding(child, v.outstanding);
+          if (outstanding >= 0 && r_.can_keep(child)) open.push_back({child, v.depth + 1, outstanding});
+        } else if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target.size) {
+          open.push_back({child, v.depth + 1, 0});
+        }
+      }
     }
     std::vector<int64_t> path(best.depth + 1, 0);
     for (int64_t node = best.node, depth = best.depth; depth > 0; --depth, node = r_.tree.parents[node])
@@ -219,6 +240,11 @@ class Walk {
     finish(node);
   }
 
+  // Lossy rules that test p itself.
+  static bool reads_p(Rule rule) {
+    return rule == Rule::kTypical || rule == Rule::kRelaxed || rule == Rule::kDeferred;
+  }
+
   class LossyTest {
    public:
     LossyTest(Walk& walk, int64_t node, int64_t depth, const Sampling& sampling)
@@ -226,15 +252,27 @@ class Walk {
       Request& r = walk.r_;
       const std::vector<double>& values = walk.args_.rule_values;
       if (walk.args_.rule == Rule::kLenient) node_.load();
-      if (walk.args_.rule != Rule::kTypical && walk.args_.rule != Rule::kRelaxed) return;
+      if (!reads_p(walk.args_.rule)) return;
       p_ = law_of(r.worker, r.target_row(node), sampling);
       r.status |= p_.status;
       if (walk.args_.rule == Rule::kTypical) {
         bar_ = std::min(values[0], values[1] * std::exp(-entropy(r.worker, p_)));
+      } else if (walk.args_.rule == Rule::kDeferred) {
+        unsure_ = entropy(r.worker, p_) >= values[0];
       } else if (p_.point < 0) {
         bar_ = std::exp2(-p_.log2_mass) - values[1];
         score_bar_ = kth_largest(r.worker, p_.reader, static_cast<int64_t>(values[0]), p_.weight.cut);
       }
+    }
+
+    // Of kDeferred: how many tokens have to match after the child, where `before` had to after its parent; -1
+    // = it does not pass.
+    int64_t outstanding(int64_t child, int64_t before) const {
+      const int64_t token = walk_.r_.tree.tokens[child];
+      const double p = p_.p(token);
+      if (!(p > 0)) return -1;
+      if (p_.point >= 0 || p_.reader.score(token) >= p_.weight.max) return std::max<int64_t>(before - 1, 0);
+      return before == 0 && unsure_ ? static_cast<int64_t>(walk_.args_.rule_values[1]) : -1;
     }
 
     bool passes(int64_t child) {
@@ -261,6 +299,7 @@ class Walk {
     Law p_;
     double bar_ = 0;
     float score_bar_ = -kInf;
+    bool unsure_ = false;
   };
 
   // The walk ends at a node that is kept.
@@ -284,7 +323,9 @@ class Walk {
 
 }  // namespace
 
-void verify(const VerifyArgs& args, int threads) {
+void verify(const VerifyArgs& given, int threads) {
+  VerifyArgs args = given;
+  if (args.rule == Rule::kThreshold) args.draft = {};  // all children count as POINT
   const int64_t rows = args.rows;
   Team team(threads_for(rows * args.target.size, threads));
   team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {

@@ -10,7 +10,18 @@
 
 namespace specdec {
 
-enum class Rule : int { kMatch, kToken, kTraversal, kTypical, kRelaxed, kLenient, kSynthetic };
+enum class Rule : int {
+  kMatch,
+  kToken,
+  kTraversal,
+  kTypical,
+  kRelaxed,
+  kLenient,
+  kSynthetic,
+  kDeferred,
+  kThreshold,
+  kEnsemble
+};
 
 struct VerifyArgs : VerifyInputs {
   Rule rule = Rule::kMatch;

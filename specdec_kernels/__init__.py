@@ -29,6 +29,7 @@ from .drafting import (
     ngram_tree,
     sample_children,
 )
+from .integrations.layouts import fill_sglang, fill_tensorrt_llm
 from .integrations.transformers import (
     AssistantDrafter,
     Drafts,
@@ -39,8 +40,9 @@ from .integrations.transformers import (
     generate,
 )
 from .module import SpeculativeVerifier
-from .rules import Lenient, Relaxed, Synthetic, Typical
+from .rules import Deferred, Ensemble, Lenient, Relaxed, Synthetic, Threshold, Typical
 from .sampling import DraftVocab, SamplingParams, sample
+from .seeds import seeds_from_generators
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
 from .tree import DraftTree, Proposal
 from .verification import Status, Verified, verify
@@ -56,9 +58,11 @@ __all__ = [
     "Calibration",
     "Children",
     "Committed",
+    "Deferred",
     "DraftTree",
     "Drafts",
     "DraftVocab",
+    "Ensemble",
     "Frontier",
     "Generated",
     "GrownTree",
@@ -71,6 +75,7 @@ __all__ = [
     "SpeculativeVerifier",
     "Status",
     "Synthetic",
+    "Threshold",
     "Typical",
     "Verdict",
     "Verified",
@@ -81,6 +86,8 @@ __all__ = [
     "draft_token",
     "explain",
     "explain_model",
+    "fill_sglang",
+    "fill_tensorrt_llm",
     "generate",
     "grow_tree",
     "ngram_draft",
@@ -90,6 +97,7 @@ __all__ = [
     "replay_mamba2",
     "sample",
     "sample_children",
+    "seeds_from_generators",
     "tree_attention",
     "verify",
     "warmup",

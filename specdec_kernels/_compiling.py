@@ -22,7 +22,7 @@ from .attention import tree_attention
 from .commit import CachePlan, commit_kv
 from .drafting.children import sample_children
 from .module import SpeculativeVerifier
-from .rules import Rule
+from .rules import Rule, Synthetic
 from .sampling import DraftVocab, SamplingParams, sample
 from .tree import DraftTree
 from .verification import Verified, verify
@@ -58,6 +58,13 @@ def _law(sampling: SamplingParams) -> SamplingParams:
     return SamplingParams(*ones)
 
 
+def _rule(rule: Rule) -> Rule:
+    """The same with rates on the device."""
+    if isinstance(rule, Synthetic) and isinstance(rule.rate, Tensor):
+        return Synthetic(torch.zeros(rule.rate.shape, dtype=rule.rate.dtype))
+    return rule
+
+
 def _number() -> Tensor:
     """A seed, a position or a node."""
     return torch.zeros(1, dtype=torch.int64)
@@ -85,7 +92,7 @@ def _verify(
         _rows(2, drafted, dtype, aligned) if drafted else None,
         draft_vocab=DraftVocab(torch.arange(drafted), vocab) if mapped else None,
         sampling=_law(law),
-        rule=rule,
+        rule=_rule(rule),
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(2, vocab, bitmask),

@@ -38,6 +38,15 @@ def check_range(operation: str, argument: str, values: Tensor, low: float, high:
         bad_value(operation, argument, rule, f"{values[request].item()} at request {request}")
 
 
+def check_rates(operation: str, rates: Tensor) -> None:
+    """Raise unless the rates [D] of depths are in [0, 1]."""
+    bad = ~((rates >= 0) & (rates <= 1))
+    if bool(bad.any()):
+        depth = int(bad.nonzero()[0]) + 1
+        rule = "must be in [0.0, 1.0]"
+        bad_value(operation, "rule.rate", rule, f"{rates[depth - 1].item()} at depth {depth}")
+
+
 def check_verify(tree: DraftTree, call: VerifyCall) -> None:
     """Raise for a NaN in a row that belongs to a node, a drafted token outside [0, V), a row that is neither
     -1 nor there, a bonus token that is neither -1 nor in [0, V), and draft probabilities that do not sum

@@ -10,12 +10,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._kept import kept
+
 
 def owners(cu_nodes: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Request and node of every row, both [R] int64; rows from `cu_nodes[B]` on get request B."""
     row = torch.arange(rows, device=cu_nodes.device)
     request = torch.searchsorted(cu_nodes[1:].contiguous(), row.to(cu_nodes.dtype), right=True)
     return request, row - cu_nodes.long()[request]
+
+
+def with_roots(tokens: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Chains from drafted tokens [S] without roots and the inclusive sums [B] of their numbers: tokens [R]
+    with roots of -1, row offsets [B + 1] int32, and the node of every row [R] int64."""
+    batch, rows = cu_drafts.shape[0], tokens.shape[0] + cu_drafts.shape[0]
+    cu_nodes = torch.nn.functional.pad(cu_drafts, (1, 0)) + torch.arange(batch + 1, device=tokens.device)
+    cu_nodes = cu_nodes.int()
+    request, node = owners(cu_nodes, rows)
+    # Where offsets are not sums, rows may count as anything, and are still read inside of `tokens`.
+    place = (torch.arange(rows, device=tokens.device) - request).clamp(0, tokens.shape[0])
+    drafted = torch.nn.functional.pad(tokens, (1, 0), value=-1)
+    return torch.where(node == 0, -1, drafted[place]), cu_nodes, node
 
 
 def parent_rows(parents: Tensor, node: Tensor) -> Tensor:
@@ -69,22 +84,30 @@ def parents_from_mask(mask: Tensor) -> Tensor:
     return torch.where(mask.tril(-1), node, -1).amax(-1)
 
 
-def parents_from_links(tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> Tensor:
-    """Parents [B, N] int32 from first-child / next-sibling links [B, N] int64.
+def parents_from_links(next_token: Tensor, next_sibling: Tensor) -> Tensor:
+    """Parents [B, N] int64 from first-child / next-sibling links [B, N] of integers.
 
-    A node that no link reaches gets -1, or 0 if its token is negative, which marks an unused slot.
+    A node that no link reaches, an unused slot, gets parent 0; the root and nodes of a ring get -1.
     """
-    batch, nodes = tokens.shape
-    node = torch.arange(nodes, device=tokens.device).expand(batch, nodes)
-
-    def inverse(link: Tensor) -> Tensor:
-        target = torch.where((link >= 0) & (link < nodes), link, nodes)
-        return torch.full((batch, nodes + 1), -1, device=link.device).scatter_(1, target, node)[:, :nodes]
-
-    parent, elder = inverse(next_token), inverse(next_sibling)
-    head = torch.where(elder >= 0, elder, node)
+    batch, nodes = next_token.shape
+    table, source, child_of_root = _unlinked(batch, nodes, next_token.device)
+    target = (torch.cat((next_token, next_sibling), 1).clamp_(-1, nodes) + 1).long()
+    table = table.scatter(1, target, source)
     for _ in range(nodes.bit_length()):
-        head = head.gather(1, head)
-    parent = parent.gather(1, head)
-    unused = (parent < 0) & (tokens < 0) & (node > 0)
-    return torch.where(unused, 0, parent).int()
+        table = table.gather(1, table)
+    return (table[:, 1 : nodes + 1] - child_of_root).clamp_(min=-1)
+
+
+@kept
+def _unlinked(batch: int, nodes: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """A table of places before links are entered, and what the links of all nodes enter.
+
+    Places 0 and N + 1 are for links that are none. Place 1 + x has an elder sibling's place, or that of "a
+    child of p", which is N + 2 + p.
+    """
+    child_of_root = nodes + 2
+    place = torch.arange(2 * nodes + 2, device=device)
+    node, child_of = place[1 : nodes + 1], place[child_of_root:]
+    table = torch.cat((node[:1], torch.full_like(node[1:], child_of_root), place[nodes + 1 :]))
+    table = torch.nn.functional.pad(table, (1, 0))
+    return table.repeat(batch, 1), torch.cat((child_of, node)).repeat(batch, 1), child_of_root

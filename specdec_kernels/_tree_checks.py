@@ -7,56 +7,25 @@ The `check_` functions that take tensors of values read them, which synchronises
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ._checks import (
     INTEGERS,
     bad_value,
     check_bool,
     check_device,
+    check_dim,
     check_dtype,
     check_int,
     check_ints,
     check_list,
     check_tensor,
 )
+from ._kept import kept, traced
 
-T = TypeVar("T")
-MOST_KEPT = 1024  # tensors of one kind
 MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
-
-
-def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """`make`, whose tensors are made once: the caller must not write to them.
-
-    A captured CUDA graph may read them at every replay, so they are kept for ever; beyond MOST_KEPT no more
-    are. What is made during a capture is there only after a replay, and is not kept; nor is a tracer's.
-    """
-    kept: dict[tuple[Any, ...], T] = {}
-
-    def value(*args: Any) -> T:
-        if traced():
-            return make(*args)
-        found = kept.get(args)
-        if found is None:
-            found = make(*args)
-            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-            if len(kept) < MOST_KEPT and not capturing:
-                kept[args] = found
-        return found
-
-    return value
-
-
-def traced() -> bool:
-    """Whether tensors made now belong to a tracer or to a mode."""
-    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 def check_flag(operation: str, check: bool | None) -> None:
@@ -81,7 +50,7 @@ def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
 
 
-@_kept
+@kept
 def chain_roots(batch: int, device: torch.device) -> Tensor:
     """[B, 1], the tokens of roots."""
     return torch.full((batch, 1), -1, dtype=torch.int64, device=device)
@@ -103,7 +72,7 @@ def _chain_rows(batch: int, depth: int, kind: int, device: torch.device) -> list
     return [parents, uniform_offsets(batch, depth + 1, device), kinds]
 
 
-@_kept
+@kept
 def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
     return torch.cat([part.view(torch.uint8) for part in _chain_rows(batch, depth, kind, device)])
 
@@ -117,6 +86,15 @@ def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | N
     if reads_values(check, tokens):
         check_cu_nodes(operation, cu_nodes, tokens.numel())
     return cu_nodes
+
+
+def check_cu_drafts(operation: str, cu_drafts: Tensor, tokens: Tensor, check: bool | None) -> None:
+    """Raise unless `cu_drafts` [B] are sums of numbers of drafted tokens, of which there are as many."""
+    check_dtype(operation, "cu_drafts", cu_drafts, INTEGERS)
+    check_dim(operation, "cu_drafts", cu_drafts, 1, "[B]")
+    check_device(operation, "cu_drafts", cu_drafts, tokens.device)
+    if reads_values(check, tokens):
+        _check_ascending(operation, "cu_drafts", cu_drafts.tolist(), "S", tokens.numel())
 
 
 def largest(operation: str, cu_nodes: Tensor, max_nodes: int | None, check: bool | None) -> int:
@@ -183,7 +161,7 @@ def as_paths(operation: str, paths: object) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(check_ints(operation, f"paths[{i}]", path)) for i, path in enumerate(listed))
 
 
-@_kept
+@kept
 def parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """[N] int32, the parent of every node of a topology of paths. As it is copied to the device only once,
     later calls can be captured in a CUDA graph."""
@@ -209,12 +187,18 @@ def _parents_of_paths(operation: str, paths: tuple[tuple[int, ...], ...]) -> lis
 
 def check_cu_nodes(operation: str, cu_nodes: Tensor, rows: int) -> None:
     """Raise unless requests are consecutive: 0 <= cu_nodes[0] <= cu_nodes[1] <= ... <= R."""
-    ends = cu_nodes.tolist()
-    start = 0
+    first, *ends = cu_nodes.tolist()
+    _check_ascending(operation, "cu_nodes", [first], "R", rows)
+    _check_ascending(operation, "cu_nodes", ends, "R", rows, first)
+
+
+def _check_ascending(
+    operation: str, argument: str, ends: list[int], symbol: str, most: int, start: int = 0
+) -> None:
     for request, end in enumerate(ends):
-        if not start <= end <= rows:
-            rule = f"must not decrease and stay within [0, R] = [0, {rows}]"
-            bad_value(operation, "cu_nodes", rule, f"{end} after {start} at request {max(request - 1, 0)}")
+        if not start <= end <= most:
+            rule = f"must not decrease and stay within [0, {symbol}] = [0, {most}]"
+            bad_value(operation, argument, rule, f"{end} after {start} at request {request}")
         start = end
 
 
@@ -267,7 +251,7 @@ def check_links(operation: str, tokens: Tensor, next_token: Tensor, next_sibling
             bad_value(operation, argument, rule, got)
     reached = torch.zeros((batch, nodes + 1), dtype=torch.int64)
     for link in (next_token, next_sibling):
-        target = torch.where(link < 0, nodes, link).cpu()
+        target = torch.where(link < 0, nodes, link).cpu().long()
         reached.scatter_add_(1, target, torch.ones_like(target))
     wanted = torch.ones(nodes, dtype=torch.int64)
     wanted[:1] = 0

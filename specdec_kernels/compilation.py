@@ -15,11 +15,10 @@ from ._cache_table import SLOT_DIM
 from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_list, check_name, check_type
 from ._compiling import Task, compile_all
 from ._ops import backends
-from .rules import Rule, resolve
+from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
 
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
-_READS_DRAFT = ("token", "traversal", "lenient")
 
 
 class Heads(NamedTuple):
@@ -155,7 +154,7 @@ def warmup(
     tasks: list[Task] = []
     per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
     for rule, given, linked in product(rules, per_call, links):
-        reads = draft_logits and resolve(call, rule, draft_logits)[0] in _READS_DRAFT
+        reads = draft_logits and resolve(call, rule, draft_logits)[0] in READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
         tasks.append(Task("verify", (rule, vocab_size, *given, linked, drafted, mapped)))
     tasks += [Task("sample", (vocab_size, *given)) for given in per_call]

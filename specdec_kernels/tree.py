@@ -26,6 +26,8 @@ from ._checks import (
     check_tensor,
     what,
 )
+from ._kept import traced
+from ._tree_refresh import Refresh
 
 Paths = Sequence[Sequence[int]]
 T = TypeVar("T")
@@ -50,14 +52,18 @@ class Proposal(enum.IntEnum):
 
 def _derived(compute: Callable[[Any], T]) -> T:
     """A property that is computed once. `torch.compile` cannot trace the cache, so there it is computed on
-    every access."""
+    every access. So is what a tree did not keep before `refresh_`: a captured `refresh_` does not know of
+    it."""
 
     def value(tree: DraftTree) -> T:
         if torch.compiler.is_compiling():
             return compute(tree)
-        if compute.__name__ not in tree._cache:
-            tree._cache[compute.__name__] = compute(tree)
-        computed: T = tree._cache[compute.__name__]
+        if compute.__name__ in tree._cache:
+            computed: T = tree._cache[compute.__name__]
+            return computed
+        computed = compute(tree)
+        if not tree._refreshed:
+            tree._cache[compute.__name__] = computed
         return computed
 
     return cast(T, property(value, doc=compute.__doc__))
@@ -92,7 +98,7 @@ class DraftTree:
         shapes, they are read from the device once, which synchronises. With `check=None` values are checked
         if that needs no synchronisation (CPU tensors outside `torch.compile`); `True` always checks, `False`
         never. For a malformed tree the check raises a `ValueError` that names request and node. Integer
-        tensors of other widths are converted. Trees are pytrees.
+        tensors of other widths are converted. Trees are pytrees. A tree is frozen but for `refresh_`.
     """
 
     tokens: Tensor
@@ -105,6 +111,7 @@ class DraftTree:
     """First child and next sibling, [R] int32 each, where the sibling order may differ from index order."""
 
     _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _refreshed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_dtype("DraftTree", "tokens", self.tokens, (torch.int64,))
@@ -127,7 +134,7 @@ class DraftTree:
     @classmethod
     def _made(cls, *values: Any) -> DraftTree:
         """A tree of tensors that a constructor made, which it need not check again."""
-        return cls(*values) if checks.traced() else _unchecked(*values, None)
+        return cls(*values) if traced() else _unchecked(*values, None)
 
     @classmethod
     def chain(
@@ -136,6 +143,7 @@ class DraftTree:
         lengths: Tensor | None = None,
         *,
         cu_nodes: Tensor | None = None,
+        cu_drafts: Tensor | None = None,
         proposal: Proposal = Proposal.INDEPENDENT,
         max_nodes: int | None = None,
         max_depth: int | None = None,
@@ -145,12 +153,17 @@ class DraftTree:
 
         Args:
             tokens: [B, K] int64 drafted tokens without the root, which makes B * (K + 1) rows; or flat [R]
-                with `cu_nodes`, where the first entry of each request is its root.
+                with `cu_nodes`, where the first entry of each request is its root; or flat [S] with
+                `cu_drafts`, drafted tokens without roots, which makes R = S + B rows.
             lengths: [B] integers in [0, K]; tokens of a request from its length on count as -1. Only with
                 tokens [B, K].
             cu_nodes: [B + 1] int32, only with flat tokens.
+            cu_drafts: [B] integers, how many tokens were drafted for requests 0 to b together: inclusive sums
+                without a leading 0, as vLLM's `cu_num_draft_tokens` are. Tokens beyond the last sum are
+                ignored. Only with flat tokens, and not with `cu_nodes`.
             proposal: how all the tokens were obtained.
-            max_nodes: host bound on nodes of a request, default K + 1; for flat tokens read from `cu_nodes`.
+            max_nodes: host bound on nodes of a request, default K + 1; for flat tokens `max_depth + 1` where
+                that is given and values are not read, otherwise read from the offsets.
             max_depth: host bound on depth, default `max_nodes - 1`.
             check: whether values are read and checked.
 
@@ -166,12 +179,28 @@ class DraftTree:
             >>> tree = DraftTree.chain(torch.tensor([[7, 8], [9, -1]]))
             >>> tree.tokens.tolist(), tree.parents.tolist(), tree.max_depth
             ([-1, 7, 8, -1, 9, -1], [-1, 0, 1, -1, 0, 1], 2)
+            >>> tree = DraftTree.chain(torch.tensor([7, 8, 9]), cu_drafts=torch.tensor([2, 2, 3]))
+            >>> tree.tokens.tolist(), tree.cu_nodes.tolist()
+            ([-1, 7, 8, -1, -1, 9], [0, 3, 4, 6])
         """
         call = "DraftTree.chain"
         tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
         checks.check_flag(call, check)
-        if cu_nodes is None:
-            check_dim(call, "tokens", tokens, 2, "[B, K], or [R] with cu_nodes")
+        for argument, given in (("lengths", lengths), ("cu_nodes", cu_nodes)):
+            if cu_drafts is not None and given is not None:
+                bad_value(call, argument, "must be None with cu_drafts", what(given))
+        if cu_drafts is not None:
+            check_dim(call, "tokens", tokens, 1, "[S] with cu_drafts")
+            checks.check_cu_drafts(call, cu_drafts, tokens, check)
+            tokens, cu_nodes, node = topology.with_roots(tokens, cu_drafts)
+        elif cu_nodes is not None:
+            if lengths is not None:
+                bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
+            check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
+            cu_nodes = checks.as_offsets(call, cu_nodes, tokens, check)
+            _, node = topology.owners(cu_nodes, tokens.numel())
+        else:
+            check_dim(call, "tokens", tokens, 2, "[B, K], [R] with cu_nodes, or [S] with cu_drafts")
             batch, depth = tokens.shape
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
@@ -183,12 +212,9 @@ class DraftTree:
                 checks.bound(call, "max_depth", max_depth, depth),
             )
             return cls._made(rows, parents, cu_nodes, kinds, *bounds)._as_chain()
-        if lengths is not None:
-            bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
-        check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
-        cu_nodes = checks.as_offsets(call, cu_nodes, tokens, check)
-        _, node = topology.owners(cu_nodes, tokens.numel())
         parents = (node - 1).int()
+        if max_nodes is None and max_depth is not None and not checks.reads_values(check, tokens):
+            max_nodes = check_int(call, "max_depth", max_depth, 0) + 1
         nodes = checks.largest(call, cu_nodes, max_nodes, check)
         deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
         depth = checks.depth_bound(call, max_depth, nodes, deepest)
@@ -389,13 +415,13 @@ class DraftTree:
             check_tensor(
                 "DraftTree.from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device
             )
-            links.append(link.long())
+            links.append(link)
         if checks.reads_values(check, tokens):
             checks.check_links("DraftTree.from_links", tokens, *links)
-        parents = topology.parents_from_links(tokens, *links)
+        parents = topology.parents_from_links(*links)
         return cls._build(
             "DraftTree.from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
-            links=(links[0].int().flatten(), links[1].int().flatten()),
+            links=(_copied(links[0]), _copied(links[1])),
         )  # fmt: skip
 
     @classmethod
@@ -439,6 +465,78 @@ class DraftTree:
             object.__setattr__(tree, "max_depth", checks.bound(operation, "max_depth", max_depth, deepest))
         return tree
 
+    def refresh_(
+        self,
+        tokens: Tensor,
+        *,
+        parents: Tensor | None = None,
+        next_token: Tensor | None = None,
+        next_sibling: Tensor | None = None,
+        proposals: Tensor | None = None,
+        check: bool | None = None,
+    ) -> DraftTree:
+        """Put the drafts of another step into the tensors of this tree, which a captured graph may read.
+
+        This is the one change that a tree allows. The sizes of requests, the bounds and the addresses of all
+        tensors stay as they are. What was derived from the tree before (`depths`, `first_child`,
+        `next_sibling`, `ancestor_bits`) is computed again and written into the same tensors. What was not is
+        from now on computed at every access. A node that is not used has token -1.
+
+        Args:
+            tokens: [R] or [B, N] integers, or [B, N - 1] without roots, which then stay.
+            parents: shaped [R] or [B, N], integers; default: the topology stays. Not for a tree of links.
+            next_token, next_sibling: [B, N] integers as in `from_links`, given together. Only for a tree that
+                `from_links` made.
+            proposals: [R] or [B, N], integers, values of `Proposal`; default: they stay.
+            check: whether values are read and checked, before anything is written.
+
+        Returns:
+            The tree itself.
+
+        Raises:
+            ValueError: wrong shapes; parents for a tree of links, or links for another one; where values are
+                read, a malformed tree or one that is deeper than `max_depth`.
+            TypeError: wrong types, dtypes or devices.
+
+        Notes:
+            It writes into the tensors that the tree holds. These may be those that it was built from.
+            Without checks it never synchronises, and it can be captured in a CUDA graph.
+
+        Example:
+            >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])
+            >>> tree = DraftTree.from_links(torch.tensor([[-1, 5, 6]]), first, after, max_depth=2)
+            >>> depths = tree.depths
+            >>> first, after = torch.tensor([[1, 2, -1]]), torch.tensor([[-1, -1, -1]])
+            >>> tree.refresh_(torch.tensor([[-1, 7, 8]]), next_token=first, next_sibling=after) is tree
+            True
+            >>> tree.tokens.tolist(), tree.parents.tolist(), depths.tolist()
+            ([-1, 7, 8], [-1, 0, 1], [0, 1, 2])
+        """
+        checks.check_flag("DraftTree.refresh_", check)
+        given = Refresh(self, tokens, parents, (next_token, next_sibling), proposals)
+        if checks.reads_values(check, self.tokens):
+            given.check_values()
+        given.write()
+        if given.parents is not None:
+            self._derive_again()
+        if not torch.compiler.is_compiling():
+            object.__setattr__(self, "_refreshed", True)
+        return self
+
+    def _derive_again(self) -> None:
+        """Compute what is kept of the topology, into the tensors that hold it."""
+        kept = dict(self._cache)
+        object.__setattr__(self, "_refreshed", False)  # what depends on each other is computed once
+        for name in kept.keys() - {"_owners"}:
+            del self._cache[name]
+        for name, old in kept.items():
+            new = pytree.tree_leaves(getattr(self, name))
+            for place, value in zip(pytree.tree_leaves(old), new, strict=True):
+                if place is not value:
+                    place.copy_(value)
+        self._cache.clear()
+        self._cache.update(kept)
+
     @property
     def batch_size(self) -> int:
         """B, the number of requests."""
@@ -449,12 +547,12 @@ class DraftTree:
         """[R] int32: steps from the root; 0 for rows that belong to no request."""
         return topology.depths(self._up, self.max_depth).int()
 
-    @_derived
+    @property
     def first_child(self) -> Tensor:
         """[R] int32: the child verified first, -1 = none."""
         return self._child_links[0]
 
-    @_derived
+    @property
     def next_sibling(self) -> Tensor:
         """[R] int32: the sibling verified next, -1 = none."""
         return self._child_links[1]
@@ -497,6 +595,11 @@ class DraftTree:
         return topology.depths(self._up, max(self.max_nodes - 1, 0))
 
 
+def _copied(link: Tensor) -> Tensor:
+    """[R] int32, never the caller's own memory."""
+    return link.to(torch.int32, copy=True).flatten()
+
+
 def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:
     tensors = [tree.tokens, tree.parents, tree.cu_nodes, tree.proposals, *(tree.links or ())]
     return tensors, (tree.max_nodes, tree.max_depth)
@@ -512,7 +615,7 @@ def _unflatten(tensors: Iterable[Any], bounds: tuple[int, int]) -> DraftTree:
 
 def _unchecked(*values: Any) -> DraftTree:
     tree = object.__new__(DraftTree)
-    vars(tree).update(zip(_FIELDS, (*values, {}), strict=True))
+    vars(tree).update(zip(_FIELDS, (*values, {}, False), strict=True))
     return tree
 
 

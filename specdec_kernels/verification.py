@@ -105,7 +105,8 @@ def verify(
             rows are the probabilities of the law itself; `"logprobs"`: their logarithms. Both are taken on
             trust.
         rule: `"auto"` (traversal if `draft_logits` is given, otherwise match), `"match"`, `"token"`,
-            `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
+            `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Deferred`, `Threshold`,
+            `Ensemble`, `Synthetic`.
         seeds: [B] int64; default: fresh seeds from the default generator of the device.
         positions: [B] int64, the index in its sequence of the first new token; only with `seeds`.
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
@@ -130,9 +131,9 @@ def verify(
         temperature and cuts, with noise that is new in every step and that `verify` does not use.
         `draft_token` and `sample_children` with this call's `seeds` and `positions` draw in this way;
         `sample` with the positions of the drafted tokens does not. NaN and empty rows raise no error but set
-        `Verified.status`. So does a child that was tested under `"token"`, `"traversal"` or `Lenient` and has
-        Q(x) = 0 (`Status.IMPOSSIBLE`). `SPECDEC_DEBUG=1` in the environment adds checks of values that raise
-        errors, and synchronise. Float64 rows are served by the reference.
+        `Verified.status`. So does a child that was tested under `"token"`, `"traversal"`, `Lenient` or
+        `Ensemble` and has Q(x) = 0 (`Status.IMPOSSIBLE`). `SPECDEC_DEBUG=1` in the environment adds checks of
+        values that raise errors, and synchronise. Float64 rows are served by the reference.
 
     Source: token: Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, algorithm
         1, and Miao et al. 2024, SpecInfer, algorithm 2, on trees. Traversal: Weng et al. 2025, Traversal
@@ -199,6 +200,7 @@ def verify(
         rows_end_early=rows_end_early,
         bonus_tokens=bonus_tokens.contiguous() if bonus_tokens is not None else None,
         draft_is_probs=draft_sampling == "probs",
+        rule_rates=rules.rates_on("verify", rule, device),
     )
     if _debug.enabled():
         _debug.check_verify(tree, call)

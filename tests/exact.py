@@ -31,6 +31,13 @@ class Decisions:
         rate = ratio(p, q)
         return self._decide(("coin", node), [1.0 - rate, rate]) == 1
 
+    def first(self, node, bars, scale):
+        rates, chances = [0.0], []
+        for bar in bars:
+            rates.append(max(rates[-1], ratio(bar, scale)))
+            chances.append(rates[-1] - rates[-2])
+        return self._decide(("coin", node), [*chances, 1.0 - rates[-1]])
+
     def draw(self, weights, purpose, depth):
         return self._decide((purpose, depth), (weights / weights.sum()).tolist())
 

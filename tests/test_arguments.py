@@ -56,6 +56,13 @@ def chain() -> sdk.DraftTree:
     return sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64))
 
 
+def kept_tree(links: bool = False) -> sdk.DraftTree:
+    if links:
+        first = torch.tensor([[1, 2, 3, -1]] * B)
+        return sdk.DraftTree.from_links(long(B, N), first, long(B, N) - 1, max_depth=N)
+    return sdk.DraftTree.from_parents(long(B, N), PARENTS.clone(), max_depth=N)
+
+
 def keys(rows: int = B) -> dict:
     return dict(seeds=long(rows), positions=long(rows), backend="reference")
 
@@ -213,6 +220,17 @@ CASES = [
         tokens=long(R), cu_nodes=torch.tensor([0, N, R]), proposal=sdk.Proposal.INDEPENDENT, max_nodes=N,
         max_depth=K, check=None,
     ), ("tokens",)),
+    Case("DraftTree.chain", sdk.DraftTree.chain, lambda: dict(
+        tokens=long(R), cu_drafts=torch.tensor([N, R]), proposal=sdk.Proposal.INDEPENDENT, max_nodes=N + 1,
+        max_depth=N, check=None,
+    ), ("tokens",)),
+    Case("DraftTree.refresh_", kept_tree().refresh_, lambda: dict(
+        tokens=long(B, N), parents=PARENTS, proposals=long(B, N), check=True
+    ), ("tokens",)),
+    Case("DraftTree.refresh_", kept_tree(links=True).refresh_, lambda: dict(
+        tokens=long(R), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1,
+        proposals=long(R), check=None,
+    ), ("tokens",)),
     Case("DraftTree.from_parents", sdk.DraftTree.from_parents, lambda: TREE | dict(
         tokens=long(B, N), parents=PARENTS
     ), ("tokens",)),
@@ -229,6 +247,17 @@ CASES = [
     Case("DraftTree.from_links", sdk.DraftTree.from_links, lambda: TREE | dict(
         tokens=long(B, N), next_token=torch.tensor([[1, 2, 3, -1]] * B), next_sibling=long(B, N) - 1
     ), ("tokens",)),
+    Case("fill_sglang", sdk.fill_sglang, lambda: dict(
+        verified=verifying()["out"], tree=chain(), predicts=short(R), accept_index=short(B, N),
+        accept_token_num=short(B),
+    ), ("verified", "tree", "predicts", "accept_index", "accept_token_num")),
+    Case("fill_tensorrt_llm", sdk.fill_tensorrt_llm, lambda: dict(
+        verified=verifying()["out"], accepted_lengths=short(B), accepted_lengths_cumsum=short(B + 1),
+        paths_offsets=short(B * K), accepted_tokens=short(B * K),
+    ), ("verified", "paths_offsets", "accepted_tokens", "accepted_lengths", "accepted_lengths_cumsum")),
+    Case("seeds_from_generators", sdk.seeds_from_generators, lambda: dict(
+        generators=[torch.Generator(), None], device="cpu"
+    )),
     Case("DraftVocab", sdk.DraftVocab, lambda: dict(ids=torch.arange(3), vocab_size=V)),
     Case("DraftVocab.from_offsets", sdk.DraftVocab.from_offsets, lambda: dict(d2t=long(3), vocab_size=V)),
     Case("SamplingParams", sdk.SamplingParams, lambda: dict(
@@ -238,8 +267,12 @@ CASES = [
     Case("Typical", sdk.Typical, lambda: dict(epsilon=0.5, delta=0.5)),
     Case("Relaxed", sdk.Relaxed, lambda: dict(top_k=2, delta=0.5)),
     Case("Lenient", sdk.Lenient, lambda: dict(factor=2.0)),
+    Case("Deferred", sdk.Deferred, lambda: dict(entropy=0.5, window=2)),
+    Case("Threshold", sdk.Threshold, lambda: dict(single=0.5, acc=0.5)),
+    Case("Ensemble", sdk.Ensemble, lambda: dict(weight=0.5)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=0.5)),
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=[0.5, 0.25])),
+    Case("Synthetic", sdk.Synthetic, lambda: dict(rate=torch.tensor([0.5, 0.25]))),
     Case("SpeculativeVerifier", sdk.SpeculativeVerifier, lambda: dict(
         rule="token", sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(),
         draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True,
@@ -279,6 +312,11 @@ CASES = [
 
 # What is taken all the same: a number of the range, a size that nothing else fixes, values that only the
 # operation that is handed the object can judge.
+UNREAD = ", ".join(
+    f"{field} {what}"
+    for field, dims in (("logprobs", ("size 0", "size 1")), ("status", ("size 0",)))
+    for what in sorted(("device", "dtype", "less", "list", "more", "none", "number", "string", *dims))
+)
 ACCEPTED: dict[str, dict[str, str]] = {
     "AcceptanceStats": dict(
         steps="zero",
@@ -305,11 +343,14 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "Calibration.believe": dict(chances="item zero", parents="item negative"),
     "DraftTree": dict(cu_nodes="size 0", max_nodes="zero", max_depth="zero"),
-    "DraftTree.chain": dict(proposal="zero", tokens="size 0", cu_nodes="size 0"),
+    "DraftTree.chain": dict(proposal="zero", tokens="size 0", cu_nodes="size 0", cu_drafts="size 0"),
     "DraftTree.from_parents": dict(cu_nodes="size 0", proposals="zero"),
     "DraftTree.from_paths": dict(paths="item item zero"),
     "DraftVocab": dict(ids="device"),
     "DraftVocab.from_offsets": dict(d2t="device, size 0"),
+    "Deferred": dict(entropy="zero", window="zero"),
+    "Ensemble": dict(weight="zero"),
+    "Threshold": dict(single="zero", acc="zero"),
     "Relaxed": dict(delta="zero"),
     "SamplingParams": dict(
         temperature="scalar, tensor, zero",
@@ -328,17 +369,20 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "SpeculativeVerifier.forward": dict(
         target_logits="size 0, size 1", draft_logits="size 0, size 1", out="logprobs none"
     ),
-    "Synthetic": dict(rate="item zero, longer, zero"),
+    "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
     "commit_kv": dict(block_table="size 1", caches="item size 0"),
     "commit_state": dict(states="item size 0"),
     "draft_token": dict(node="zero"),
     "grow_tree": dict(roots="size 0"),
+    "fill_sglang": dict(verified=UNREAD),
+    "fill_tensorrt_llm": dict(verified=UNREAD),
     "ngram_draft": dict(tokens="size 1"),
     "ngram_tree": dict(tokens="size 1", max_depth="zero", trust="longer"),
     "replay_conv": dict(windows="item size 0, item size 2"),
     "replay_gated_delta": dict(states="item size 0"),
     "replay_mamba2": dict(states="item size 0"),
+    "seeds_from_generators": dict(generators="empty, item none, longer"),
     "sample": dict(logits="size 1"),
     "sample_children": dict(logits="size 1"),
     "tree_attention": dict(

@@ -11,26 +11,10 @@ import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
 from synchronisation import Synchronises, no_synchronisation
+from trees import DERIVED, assert_same, batches, random_parents, tokens_for
 
-from specdec_kernels import DraftTree, Proposal
+from specdec_kernels import DraftTree, Proposal, _kept
 from specdec_kernels import _tree_checks as checks
-
-FIELDS = ("tokens", "parents", "cu_nodes", "proposals")
-DERIVED = ("depths", "first_child", "next_sibling", "ancestor_bits")
-
-
-def random_parents(count):
-    return st.tuples(st.just(-1), *(st.integers(0, node - 1) for node in range(1, count)))
-
-
-@st.composite
-def batches(draw, most=12):
-    nodes = draw(st.integers(1, most))
-    return draw(st.lists(random_parents(nodes), min_size=1, max_size=4))
-
-
-def tokens_for(parents):
-    return torch.arange(len(parents) * len(parents[0])).reshape(len(parents), -1)
 
 
 def naive(parents):
@@ -54,13 +38,6 @@ def sets_of(bits):
     ]
 
 
-def assert_same(tree, other, fields=(*FIELDS, *DERIVED)):
-    for field in fields:
-        assert torch.equal(getattr(tree, field), getattr(other, field)), field
-        assert getattr(tree, field).dtype == getattr(other, field).dtype
-    assert (tree.max_nodes, tree.max_depth) == (other.max_nodes, other.max_depth)
-
-
 def test_a_topology_of_paths_is_copied_to_a_device_once():
     """So that its later calls can be captured in a CUDA graph."""
     tokens, paths = torch.tensor([[-1, 5, 6, 7]] * 2), [(0,), (1,), (0, 0)]
@@ -82,7 +59,7 @@ def test_what_a_capture_makes_is_not_kept(monkeypatch):
     assert checks.chain_roots(97, torch.device("cpu")) is not made
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     made = checks.chain_roots(97, torch.device("cpu"))
-    monkeypatch.setattr(checks, "MOST_KEPT", 1)
+    monkeypatch.setattr(_kept, "MOST_KEPT", 1)
     assert checks.chain_roots(98, torch.device("cpu")) is not checks.chain_roots(98, torch.device("cpu"))
     assert checks.chain_roots(97, torch.device("cpu")) is made
 
@@ -348,7 +325,8 @@ def test_wrong_shapes_and_dtypes_are_refused():
         DraftTree.chain(tokens, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(
         ValueError,
-        match=r"DraftTree.chain: tokens must have shape \[B, K\], or \[R\] with cu_nodes, got \[3\]",
+        match=r"DraftTree.chain: tokens must have shape \[B, K\], \[R\] with cu_nodes, or \[S\] with "
+        r"cu_drafts, got \[3\]",
     ):
         DraftTree.chain(tokens[0])
     with pytest.raises(ValueError, match=r"DraftTree.chain: lengths must be None with cu_nodes"):

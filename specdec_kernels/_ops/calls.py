@@ -18,7 +18,8 @@ Conventions of the fields:
 - `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first). `sampling_rows`
   has the first four as [B] tensors, for those given per request; the list is empty if none is. The same
   holds for the draft.
-- `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`.
+- `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`. Those
+  of "synthetic" may be `rule_rates` [D] float32 in their place.
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 if
   there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
@@ -75,6 +76,7 @@ class VerifyCall(NamedTuple):
     rows_end_early: bool = False
     bonus_tokens: Tensor | None = None
     draft_is_probs: bool = False
+    rule_rates: Tensor | None = None
 
 
 class SampleCall(NamedTuple):

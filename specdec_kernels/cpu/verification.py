@@ -46,7 +46,7 @@ def verify(
         sampling=sampling,
         draft_sampling=draft_sampling,
         rule=_RULES[call.rule],
-        rule_values=call.rule_values,
+        rule_values=call.rule_values if call.rule_rates is None else call.rule_rates.tolist(),
         seeds=call.seeds.data_ptr(),
         positions=call.positions.data_ptr(),
         bitmask=bitmask_of(call.token_bitmask),

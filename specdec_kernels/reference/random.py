@@ -24,6 +24,12 @@ class Noise:
         """True with probability `min(1, p / q)`: whether `u * q < p` for the node's coin u in (0, 1)."""
         return coin(self.seed, self.position, node) * q < p
 
+    def first(self, node: int, bars: list[float], scale: float) -> int:
+        """The first of these ascending bars that `u * scale` is below, for the node's coin u; their number if
+        it is below none."""
+        u = coin(self.seed, self.position, node)
+        return next((i for i, bar in enumerate(bars) if u * scale < bar), len(bars))
+
     def draw(self, weights: Tensor, purpose: Purpose, depth: int) -> int:
         """A token drawn from `weights` for the absolute position `depth` after the first new token's.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._ops.calls import VerifyCall
 from .._random import Purpose
-from ..rules import LOSSLESS
+from ..rules import GREEDILY
 from .law import Params, allowed_tokens, draft_law, params_of, target_law
 from .random import Noise
 from .request import Answer, Request, Trace, Tree, ratio
@@ -35,15 +35,17 @@ def match(request: Request) -> Answer:
     return request.end(node)
 
 
-def token(request: Request) -> Answer:
-    """Token-level rejection; on a tree recursive, with the residual updated after every rejected sibling."""
+def token(request: Request, weight: float = 1.0) -> Answer:
+    """Token-level rejection; on a tree recursive, with the residual updated after every rejected sibling.
+    With weight < 1 it is `Ensemble`."""
     node = 0
     while True:
         P = None  # the row of a node without children is read only if its next token is drawn
         for child in request.children(node):
             P = request.target(node) if P is None else P
             Q = request.proposal_law(child)
-            if request.accepts(child, request.at(P, child), request.at(Q, child)):
+            P_x, Q_x = request.at(P, child), request.at(Q, child)
+            if request.accepts(child, weight * P_x + (1.0 - weight) * Q_x, Q_x):
                 node = child
                 break
             R = (P - Q).clamp_min(0.0)
@@ -81,6 +83,25 @@ def traversal(request: Request) -> Answer:
     return cast(Answer, visit(0, 1.0))  # the root is left with w = 1, and its coin is below 1
 
 
+def threshold(request: Request, single: float, acc: float) -> Answer:
+    """One coin u per node: u * acc < the sum of p over the node's children so far, or p(x) >= single."""
+    node = 0
+    while True:
+        p = request.target(node)
+        children = request.children(node)
+        total, bars = 0.0, []
+        for child in children:
+            x = request.at(p, child)
+            total += x
+            bars.append(math.inf if x > 0 and x >= single else total)
+        passing = request.noise.first(node, bars, acc)
+        if passing == len(children):
+            rest = p.clone()
+            rest[[request.token(child) for child in children if request.at(p, child) > 0]] = 0.0
+            return node, request.draw(rest if rest.sum() > 0 else p, Purpose.RESIDUAL, node)
+        node = children[passing]
+
+
 def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
     """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
     passing = [0]
@@ -110,6 +131,32 @@ def relaxed(request: Request, top_k: float, delta: float) -> Answer:
         return x > 0 and x >= last and float(p.max()) - x <= delta
 
     return lossy(request, passes)
+
+
+def deferred(request: Request, entropy: float, window: float) -> Answer:
+    """x is likeliest; or H(p) >= entropy, x is possible, and the next `window` tokens of the path are the
+    likeliest. The deepest node with nothing outstanding is kept."""
+
+    def outstanding(child: int, before: float) -> float | None:
+        """How many tokens have to match after the child; None if it does not pass."""
+        p = request.test_law(request.tree.parents[child])
+        x = request.at(p, child)
+        if x > 0 and x >= float(p.max()):
+            return max(before - 1, 0)
+        unsure = before == 0 and float(torch.special.entr(p).sum()) >= entropy
+        return window if unsure and x > 0 else None
+
+    left = {0: 0.0}
+    order = [0]
+    for node in order:  # the list grows during the loop
+        for child in request.children(node):
+            still = outstanding(child, left[node])
+            if still is not None:
+                left[child] = still
+                order.append(child)
+    kept = [node for node in order if left[node] == 0]
+    best = min(kept, key=lambda node: (-request.depth(node), node))
+    return best, request.draw(request.target(best), Purpose.RESIDUAL, best)
 
 
 def lenient(request: Request, factor: float) -> Answer:
@@ -150,6 +197,7 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
     if call.out_logprobs is not None:
         call.out_logprobs.fill_(torch.nan)
 
+    values = call.rule_values if call.rule_rates is None else call.rule_rates.tolist()
     for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if end <= start:
             continue
@@ -176,8 +224,8 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         if not request.can_keep(0):
             continue
 
-        rule = RULES["match" if greedy and call.rule in LOSSLESS else call.rule]
-        last, token_after = rule(request, *call.rule_values)
+        rule = RULES["match" if greedy and call.rule in GREEDILY else call.rule]
+        last, token_after = rule(request, *(() if rule is match else values))
         path = request.path(last)
         emitted = [request.token(node) for node in path[1:]] + [token_after]
         call.out_path[b, : len(path)] = torch.tensor(path)
@@ -244,4 +292,7 @@ RULES: dict[str, Callable[..., Answer]] = {
     "relaxed": relaxed,
     "lenient": lenient,
     "synthetic": synthetic,
+    "deferred": deferred,
+    "threshold": threshold,
+    "ensemble": token,
 }

@@ -134,7 +134,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     """
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
     splits = _splits(longest, split, warps)
-    sequential = rule in ("token", "traversal")
+    sequential = rule in ("token", "traversal", "ensemble")
     return VerifyLaunch(
         rows=RowPasses(splits, _lanes(splits), _collected(longest)),
         sums=_splits(longest, 8192, warps=4),

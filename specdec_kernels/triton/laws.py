@@ -70,7 +70,7 @@ def verify_settle_kernel(
                     params,
                     SPLIT,
                     LANES,
-                    (RULE != "typical") & (RULE != "relaxed"),
+                    (RULE != "typical") & (RULE != "relaxed") & (RULE != "deferred"),
                 )
                 if RULE == "match":
                     if law.point < 0:
@@ -115,8 +115,8 @@ def _asked_sum(batch, place, RULE: tl.constexpr, ALL: tl.constexpr):
     """Which sum of `sum_rows.py` may be needed at a node. Under `token` one child that was sampled needs
     none: when it is rejected, the next token is drawn without knowing what is left."""
     count, sampled, without_replacement = children_of(batch, place)
-    least: tl.constexpr = 2 if RULE == "token" and not ALL else 1
-    if RULE == "typical":
+    least: tl.constexpr = 2 if (RULE == "token" or RULE == "ensemble") and not ALL else 1
+    if (RULE == "typical") | (RULE == "deferred"):
         asked = tl.where(count >= least, ENTROPY, NOTHING)
     elif RULE == "lenient":
         asked = tl.where(without_replacement, REST_MASS, NOTHING)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree."""
+"""`token`: Leviathan et al. 2023 on a chain, recursive rejection on a tree. `ensemble` and `threshold` walk
+in the same way, with other tests."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from .tree import next_child
 
 
 @triton.jit
-def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
+def token(
+    ctx, out, value0, value1,
+    RULE: tl.constexpr, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     here = root_of(ctx)
     depth = tl.full([], 0, tl.int32)
     status = tl.full([], 0, tl.int32)
@@ -31,12 +35,22 @@ def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constex
         node, found = load_node(ctx, here, laws, loaded, LOGPROBS, SUMS, TILE)
         status |= found
         walking = tl.full([], 0, tl.int32)
+        summed = tl.full([], 0.0, tl.float64)  # p of the children so far
         while key >= 0:
             left, q, state, found = test_child(ctx, node, state, child)
             status |= found
             if out.thresholds is not None:
                 tl.store(out.thresholds + child.node, acceptance(left, q))
-            if child.coin * q < left:
+            if RULE == "threshold":
+                summed += child.p
+                passes = (here.coin * value1 < summed) | ((child.p > 0) & (child.p >= value0))
+            elif RULE == "ensemble":
+                weight = value0.to(tl.float64)
+                passes = child.coin * q < weight * left + (1.0 - weight) * q
+                passes = passes & (child.token < ctx.target.vocab)
+            else:
+                passes = child.coin * q < left
+            if passes:
                 store_logprob(out.logprobs, depth, ctx.target, node.row, node.p, child.token)
                 tl.store(out.tokens + depth, child.token)
                 depth += 1

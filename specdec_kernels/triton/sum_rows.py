@@ -7,7 +7,7 @@ Under `traversal` a launch of one program per request comes before, which weighs
 - The mass of the residual that is left when the first child of another node is rejected. It follows from
   scalars: under `token` nothing else enters, and under `traversal` the weight w that reaches the node, if
   only first children lead there, as on a chain.
-- The entropy of rows that `Typical` tests.
+- The entropy of rows that `Typical` and `Deferred` test.
 
 Residuals between later siblings are not summed here: they depend on what was rejected before.
 """
@@ -83,7 +83,7 @@ def verify_sum_kernel(
         )  # fmt: skip
         kind = tl.full([], NOTHING, tl.int32)
         begin = split * SPLIT
-        if RULE == "typical":
+        if (RULE == "typical") | (RULE == "deferred"):
             kind = tl.full([], ENTROPY, tl.int32)
             save_sum(scratch, row, split, _entropy(ctx, row, begin, SPLIT, TILE), SPLITS)
         elif (not ctx.greedy) | (RULE == "lenient"):

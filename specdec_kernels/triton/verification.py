@@ -8,7 +8,7 @@ collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more
 select    (R, 1 or 2)           with cuts: settles these
 race      (R, splits)           under `match` with cuts: draws the target's own tokens
 weigh     (B,)                  under `traversal` with draft logits: weights that reach nodes
-sum       (R, splits)           with draft logits, or under `Typical`: sums over rows that the rule asks for
+sum       (R, splits)           with draft logits, or for entropies: sums over rows that the rule asks for
 walk      (B,)                  follows the rule, and leaves the law of the next token, as scalars
 draw      (B, splits)           but for `match`: races for the next token; the last program merges
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
+from ..rules import READS_DRAFT
 from .arguments import (
     NO_DRAFT,
     Draft,
@@ -55,15 +56,13 @@ from .sums import SUM
 from .walk import Out, verify_walk_kernel
 from .wanted import Batch
 
-_READS_DRAFT = ("token", "traversal", "lenient")
-
 
 class _Form(NamedTuple):
     """What the kernels depend on."""
 
     device: Any
     rule: str
-    rates: tuple[float, ...]  # of `Synthetic`
+    rates: tuple[float, ...]  # of `Synthetic`; () where they are a tensor
     target: RowsForm
     vocab: int
     draft: tuple[torch.dtype | None, ...]  # its rows, their indices, and the ids and columns of its tokens
@@ -75,7 +74,7 @@ class _Form(NamedTuple):
     cuts: bool
     draft_cuts: bool
     links: bool
-    others: tuple[bool, ...]  # outputs that may be left out: whether they are there
+    others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
     traced: bool
 
     @property
@@ -89,7 +88,7 @@ class _Form(NamedTuple):
 
     @property
     def summing(self) -> bool:
-        return self.drafted or self.rule == "typical"
+        return self.drafted or self.rule in ("typical", "deferred")
 
     @property
     def measured_sides(self) -> int:
@@ -176,7 +175,7 @@ def _layout(form: _Form, launch: VerifyLaunch, rows: int, requests: int) -> tupl
 def _draft(call: VerifyCall) -> tuple[Draft, int]:
     """The draft's rows, and how many there are."""
     logits = call.draft_logits
-    if logits is None or call.rule not in _READS_DRAFT:
+    if logits is None or call.rule not in READS_DRAFT:
         return NO_DRAFT, 0
     chain = logits.shape[1] if logits.dim() == 3 else 0
     draft = Draft(
@@ -213,7 +212,8 @@ def verify(
         draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
         drawn_form, drafted_form,
         may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
-        (call.out_logprobs is not None, trace_thresholds is not None), trace_masses is not None,
+        (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
+        trace_masses is not None,
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
@@ -247,6 +247,7 @@ def verify(
         (requests, 1, 1),
         target, draft, drawn_by, batch, scratch, out,
         rows, count, width, value0, values[1] if len(values) > 1 else 0.0,
+        call.rule_rates, 0 if call.rule_rates is None else call.rule_rates.shape[0],
     )  # fmt: skip
     if rule != "match":
         kernels.draw(

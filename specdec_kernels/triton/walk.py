@@ -16,7 +16,7 @@ import triton.language as tl
 from .arguments import has_cuts, params_of
 from .context import Context
 from .draw import SETTLED, draw_words, save_kind
-from .rule_lossy import lossy
+from .rule_lossy import Rates, lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
@@ -36,7 +36,7 @@ class Out(NamedTuple):
     masses: tl.tensor  # [R] or None: of the residual that a rejection left
 
 
-@triton.jit(do_not_specialize=["rows", "draft_count", "width"])
+@triton.jit(do_not_specialize=["rows", "draft_count", "width", "rate_count"])
 def verify_walk_kernel(
     target,
     draft,
@@ -49,6 +49,8 @@ def verify_walk_kernel(
     width,
     value0,
     value1,
+    rates_ptr,  # [D] of `Synthetic`, or None
+    rate_count,
     RULE: tl.constexpr,
     RATES: tl.constexpr,
     LOGPROBS: tl.constexpr,
@@ -73,15 +75,17 @@ def verify_walk_kernel(
     if ctx.tree.count > 0:
         if RULE == "match":
             depth = match(ctx, out)
-        elif (RULE == "token") | (RULE == "traversal"):
-            if ctx.greedy:
-                depth = match(ctx, out)
-            elif RULE == "token":
-                depth = token(ctx, out, LOGPROBS, SUMS, TILE)
-            else:
-                depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
+        elif (RULE == "typical") | (RULE == "relaxed") | (RULE == "lenient") | (RULE == "deferred"):
+            depth = lossy(ctx, out, value0, value1, None, RULE, RATES, LOGPROBS, SUMS, TILE)
+        elif RULE == "synthetic":
+            rates = Rates(rates_ptr, rate_count)
+            depth = lossy(ctx, out, value0, value1, rates, RULE, RATES, LOGPROBS, SUMS, TILE)
+        elif ctx.greedy:
+            depth = match(ctx, out)
+        elif RULE == "traversal":
+            depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
         else:
-            depth = lossy(ctx, out, value0, value1, RULE, RATES, LOGPROBS, SUMS, TILE)
+            depth = token(ctx, out, value0, value1, RULE, LOGPROBS, SUMS, TILE)
         tl.store(out.path, 0)
     tl.store(out.num_tokens, depth + 1)
     tl.store(out.num_accepted, tl.maximum(depth, 0))

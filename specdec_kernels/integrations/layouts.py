@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `verify` found, written into the arrays that engines keep for it: a few torch operators, in place.
+
+Neither function reads a value on the host, so both can be captured in a CUDA graph behind `verify`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import bad_value, check_dim, check_dtype, check_tensor, check_type
+from ..tree import DraftTree
+from ..verification import Verified
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def fill_sglang(
+    verified: Verified,
+    tree: DraftTree,
+    *,
+    predicts: Tensor,
+    accept_index: Tensor,
+    accept_token_num: Tensor,
+) -> None:
+    """Fill the arrays that SGLang's `verify_tree_greedy` and its target-only sampling fill.
+
+    Args:
+        verified: what `verify` returned for `tree`.
+        tree: of R nodes.
+        predicts: [R] int32 | int64. The row of each kept node receives the token after that node. Other
+            rows keep what they hold.
+        accept_index: [B, max_depth + 1] int32 | int64: rows of the kept nodes, the root's first, then -1.
+        accept_token_num: [B] int32 | int64: accepted tokens, the next token not counted.
+
+    Raises:
+        ValueError: wrong shapes.
+        TypeError: wrong types, dtypes or devices.
+
+    Notes:
+        An empty request has -1 in all of `accept_index`, and 0.
+
+    Source: SGLang's `tree_speculative_sampling_target_only`, as of November 2026.
+
+    Example:
+        >>> import specdec_kernels as sdk
+        >>> tree = sdk.DraftTree.from_parents(torch.tensor([[-1, 5, 6, 7]]), torch.tensor([[-1, 0, 0, 2]]))
+        >>> target = torch.eye(9)[[6, 0, 8, 0]]
+        >>> verified = sdk.verify(target, tree, sampling=sdk.SamplingParams(temperature=0.0))
+        >>> predicts, count = torch.zeros(4).int(), torch.zeros(1).int()
+        >>> index = torch.zeros(1, 3).int()
+        >>> fill_sglang(verified, tree, predicts=predicts, accept_index=index, accept_token_num=count)
+        >>> predicts.tolist(), index.tolist(), count.tolist()
+        ([6, 0, 8, 0], [[0, 2, -1]], [1])
+    """
+    call = "fill_sglang"
+    path = _path_of(call, verified)
+    check_type(call, "tree", tree, DraftTree, "a DraftTree")
+    check_tensor(call, "tree.cu_nodes", tree.cu_nodes, "[B + 1]", (len(path) + 1,), _INTEGERS, path.device)
+    rows = tree.tokens.shape[0]
+    for argument, value, symbols, shape in (
+        ("predicts", predicts, "[R]", (rows,)),
+        ("accept_index", accept_index, "[B, max_depth + 1]", path.shape),
+        ("accept_token_num", accept_token_num, "[B]", (len(path),)),
+    ):
+        check_tensor(call, argument, value, symbols, shape, _INTEGERS, path.device)
+    index = torch.where(path < 0, -1, path + tree.cu_nodes[:-1, None])
+    accept_index.copy_(index)
+    accept_token_num.copy_(verified.num_accepted)
+    _put(predicts, index, verified.tokens)
+
+
+def fill_tensorrt_llm(
+    verified: Verified,
+    *,
+    accepted_lengths: Tensor,
+    accepted_lengths_cumsum: Tensor,
+    paths_offsets: Tensor,
+    accepted_tokens: Tensor | None = None,
+) -> None:
+    """Fill the packed arrays from which TensorRT-LLM moves the rows of its caches.
+
+    Args:
+        verified: what `verify` returned.
+        accepted_lengths: [B] int32 | int64: emitted tokens, the next token counted.
+        accepted_lengths_cumsum: [B + 1] int32 | int64: accepted tokens of the requests before, the next
+            tokens not counted; the last entry is their number.
+        paths_offsets: [P] int32 | int64, P >= B * max_depth: the accepted nodes of all requests one after the
+            other, counted from the first drafted node, so 1 less than in `verified.path`. Entries beyond
+            their number keep what they hold.
+        accepted_tokens: shaped and packed as `paths_offsets`: the tokens of these nodes.
+
+    Raises:
+        ValueError: wrong shapes.
+        TypeError: wrong types, dtypes or devices.
+
+    Source: TensorRT-LLM's `packAcceptedPaths`, as of November 2026.
+
+    Example:
+        >>> import specdec_kernels as sdk
+        >>> tokens, path = torch.tensor([[6, 8, -1], [4, -1, -1]]), torch.tensor([[0, 2, -1], [0, -1, -1]])
+        >>> two, one = torch.tensor([2, 1]).int(), torch.tensor([1, 0]).int()
+        >>> verified = sdk.Verified(tokens, two, one, path.int(), None, two * 0)
+        >>> lengths, sums, paths = torch.zeros(2).int(), torch.zeros(3).int(), torch.zeros(4).int()
+        >>> fill_tensorrt_llm(
+        ...     verified, accepted_lengths=lengths, accepted_lengths_cumsum=sums, paths_offsets=paths
+        ... )
+        >>> lengths.tolist(), sums.tolist(), paths.tolist()
+        ([2, 1], [0, 1, 1], [1, 0, 0, 0])
+    """
+    call = "fill_tensorrt_llm"
+    path = _path_of(call, verified)
+    batch, depth = path.shape[0], path.shape[1] - 1
+    check_dtype(call, "paths_offsets", paths_offsets, _INTEGERS)
+    check_dim(call, "paths_offsets", paths_offsets, 1, "[P]")
+    for argument, value, symbols, shape in (
+        ("accepted_lengths", accepted_lengths, "[B]", (batch,)),
+        ("accepted_lengths_cumsum", accepted_lengths_cumsum, "[B + 1]", (batch + 1,)),
+        ("paths_offsets", paths_offsets, "[P]", paths_offsets.shape),
+        ("accepted_tokens", accepted_tokens, "paths_offsets.shape", paths_offsets.shape),
+    ):
+        if value is not None or argument != "accepted_tokens":
+            check_tensor(call, argument, value, symbols, shape, _INTEGERS, path.device)
+    if paths_offsets.shape[0] < batch * depth:
+        rule = f"must have at least B * max_depth = {batch * depth} entries"
+        bad_value(call, "paths_offsets", rule, paths_offsets.shape[0])
+    accepted_lengths.copy_(verified.num_tokens)
+    sums = torch.nn.functional.pad(verified.num_accepted.cumsum(0), (1, 0))
+    accepted_lengths_cumsum.copy_(sums)
+    place = torch.arange(depth, device=path.device)
+    index = torch.where(place < verified.num_accepted[:, None], place + sums[:-1, None], -1)
+    _put(paths_offsets, index, path[:, 1:] - 1)
+    if accepted_tokens is not None:
+        _put(accepted_tokens, index, verified.tokens[:, :-1])
+
+
+def _path_of(call: str, verified: Verified) -> Tensor:
+    check_type(call, "verified", verified, Verified, "a Verified")
+    path = verified.path
+    check_dtype(call, "verified.path", path, (torch.int32,))
+    check_dim(call, "verified.path", path, 2, "[B, max_depth + 1]")
+    check_tensor(
+        call, "verified.tokens", verified.tokens, "[B, max_depth + 1]", path.shape, _INTEGERS, path.device
+    )
+    for field in ("num_tokens", "num_accepted"):
+        value = getattr(verified, field)
+        check_tensor(call, f"verified.{field}", value, "[B]", path.shape[:1], (torch.int32,), path.device)
+    return path
+
+
+def _put(out: Tensor, index: Tensor, values: Tensor) -> None:
+    """`out[index] = values` where an index is inside of `out`."""
+    count = out.shape[0]
+    place = torch.where((index >= 0) & (index < count), index, count).flatten().long()
+    padded = torch.nn.functional.pad(out, (0, 1))
+    out.copy_(padded.scatter_(0, place, values.flatten().to(out.dtype))[:count])
