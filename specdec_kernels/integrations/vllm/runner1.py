@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...sampling import SamplingParams
+from ...seeds import seeds_from_generators
 from ...tree import DraftTree, Proposal
 from ...verification import verify
-from .serving import Method, count, replace, rule_of, seeds_of
+from .serving import Method, count, replace, rule_of
 
 
 def install() -> None:
@@ -126,10 +127,8 @@ def _drafts(metadata: Any, laws: Tensor | None) -> tuple[DraftTree, Tensor | Non
     if depth and len(drafts) == batch * depth:  # chains of one length
         tree = DraftTree.chain(drafts.view(batch, depth), proposal=proposal, check=False)
         return tree, None if laws is None else laws.view(batch, depth, -1), None
-    tokens = drafts.new_full((len(drafts) + batch,), -1)
-    tokens[metadata.target_logits_indices + 1] = drafts
-    ends = F.pad(metadata.cu_num_sampled_tokens, (1, 0))
-    tree = DraftTree.chain(tokens, cu_nodes=ends, proposal=proposal, max_nodes=depth + 1, check=False)
+    ends = metadata.cu_num_draft_tokens
+    tree = DraftTree.chain(drafts, cu_drafts=ends, proposal=proposal, max_depth=depth, check=False)
     return tree, laws, None if laws is None else _draft_rows(metadata)
 
 
@@ -147,7 +146,8 @@ def _of_requests(
     """Their law, and their seeds if one has any; kept with the metadata, which vLLM makes for a new batch."""
     if not hasattr(sampling_metadata, "specdec"):
         generators = sampling_metadata.generators
-        seeds = seeds_of(generators, batch, device) if generators else None
+        given = [generators.get(request) for request in range(batch)]
+        seeds = seeds_from_generators(given, device=device) if generators else None
         sampling_metadata.specdec = _law(sampling_metadata), seeds
     kept: tuple[SamplingParams, Tensor | None] = sampling_metadata.specdec
     return kept

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both of vLLM's model runners need: methods replaced, steps counted, seeds of requests."""
+"""What both of vLLM's model runners need: methods replaced, steps counted, the rule of a step."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ...rules import Rule, Synthetic
 
@@ -52,26 +49,11 @@ def count(reason: str = "served") -> None:
     steps[reason] += 1
 
 
-def seeds_of(generators: Mapping[int, torch.Generator], batch: int, device: torch.device) -> Tensor:
-    """[B] int64: the seed with which the generator of a request was made, or a fresh one without generator.
-
-    Generators are not advanced.
-    """
-    seeds = torch.randint(-(2**63), 2**63 - 1, (batch,), dtype=torch.int64)
-    for request, generator in generators.items():
-        seed = generator.initial_seed()
-        seeds[request] = seed - 2**64 if seed >= 2**63 else seed
-    return seeds.to(device, non_blocking=True)
-
-
 def rule_of(sampler: Any, seeded: bool, has_laws: bool) -> Rule:
     """The rule of a step, for a rejection sampler of either runner.
 
     Seeded text must not depend on drafts, so a step with a seeded request is verified by rule match.
     """
     if sampler.synthetic_conditional_rates is not None:
-        if not hasattr(sampler, "specdec_rule"):
-            sampler.specdec_rule = Synthetic(sampler.synthetic_conditional_rates.tolist())
-        rule: Rule = sampler.specdec_rule
-        return rule
+        return Synthetic(sampler.synthetic_conditional_rates)
     return "traversal" if has_laws and not seeded else "match"
