@@ -12,7 +12,7 @@ SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "max_tokens": 32}
 NAMES = ("chat_weekend", "code_rename", "json_currency", "quote_summary")
 DATE = {"regex": r"(Mon|Tues|Fri)day, [1-9]/(10|11|12) 2[0-9]{3}", "max_tokens": 24}
 DIGITS = list(range(32, 36))  # single characters of the vocabulary
-LAW_DRAWS = 500
+LAW_DRAWS = 800
 
 # Options that change the rows of a request. The greedy text under them is the plain engine's.
 CHANGED: dict[str, dict[str, Any]] = {
@@ -54,6 +54,5 @@ def repeated() -> Batches:
 
 
 def law() -> Batches:
-    """Many short texts over a few tokens, with fresh noise."""
-    options = {"temperature": 1.0, "allowed_token_ids": DIGITS, "max_tokens": 3}
-    return {"law": [("short", options)] * LAW_DRAWS}
+    """Many short texts, with fresh noise."""
+    return {"law": [("short", {"temperature": 0.7, "max_tokens": 3})] * LAW_DRAWS}

@@ -97,7 +97,7 @@ def checks(engines: Engines) -> Iterator[Check]:
     same = ngram["batches"]["seeded"]["tokens"] == draft["batches"]["seeded"]["tokens"]
     yield "seeds: the same text with either drafter", same, ""
     mutant = engines.run("draft", law, mutant=True)["batches"]
-    for name, batches in (("draft model", draft["batches"]), ("a mutant with laws of other drafts", mutant)):
+    for name, batches in (("draft model", draft["batches"]), ("a mutant with other laws of drafts", mutant)):
         chance = _same_law(batches["law"]["tokens"], plain["law"]["tokens"])
         verdict = "is noticed" if batches is mutant else "the law is the plain engine's"
         seen = f"p = {chance:.2g}, {len(plain['law']['tokens'])} texts; {_accepted(batches['law'])}"
