@@ -326,22 +326,25 @@ def test_processors_act_on_drafted_and_bonus_rows(sampler, values):
     assert sampler.forward(metadata, None, rows, sampling).sampled_token_ids.tolist() == [[2, -1, -1]]
 
 
-def test_logprobs_are_made_by_vllm(sampler, monkeypatch):
+def test_logprobs_are_made_by_vllm(sampler):
     metadata = stand_ins.spec_decode_metadata([[2, 1], []])
     rows = torch.randn(4, 4)
-    sampling = random(2, max_num_logprobs=3, no_penalties=False)
+    top_k, temperature = torch.tensor([4, 1]), torch.tensor([0.5, 0.0])
+    sampling = stand_ins.SamplingMetadata(temperature, False, False, top_k=top_k, no_penalties=False)
+    assert sampler.forward(metadata, None, rows, sampling).logprobs_tensors is None
+    sampling.max_num_logprobs = 3
     output = sampler.forward(metadata, None, rows, sampling)
     top, given, logits, drafted, bonus, tokens = output.logprobs_tensors
     assert (top, given) == (3, metadata) and torch.equal(logits, rows) and tokens.dtype == torch.int32
     assert torch.equal(drafted, rows[:2]) and torch.equal(bonus, rows[2:])
     sampler.is_processed_logprobs_mode = True
-    module = sys.modules["vllm.v1.sample.rejection_sampler"]
-    halved = lambda rows, ends, sampling: rows.mul_(0.5)  # noqa: E731
-    monkeypatch.setattr(module, "apply_sampling_constraints", halved, raising=False)
     *_, logits, drafted, bonus, tokens = sampler.forward(metadata, None, rows, sampling).logprobs_tensors
     favoured = torch.tensor([0.0, 100.0, 0.0, 0.0])
-    assert torch.equal(logits, rows) and torch.allclose(drafted, (rows[:2] + favoured) / 2)
-    assert torch.allclose(bonus, (rows[2:] + 9) / 2)
+    assert torch.equal(logits, rows) and torch.allclose(drafted, (rows[:2] + favoured) * 2)
+    assert torch.allclose(bonus[0], (rows[2] + 9) * 2) and bonus[1].tolist() == [-9.0] * 4
+    sampling = stand_ins.SamplingMetadata(None, True, False, max_num_logprobs=0)
+    *_, bonus, tokens = sampler.forward(metadata, None, rows, sampling).logprobs_tensors
+    assert torch.equal(bonus, rows[2:])
 
 
 # Runner 2

@@ -83,8 +83,14 @@ def spec_decode_metadata(drafts: list[list[int]]) -> SpecDecodeMetadata:
     )
 
 
-def classes() -> dict[str, dict[str, type]]:
-    """New classes by the names of their modules."""
+def apply_top_k_top_p(logits: Any, k: Any, p: Any) -> Any:
+    """Stands for the cuts, of which a test only asks where they act."""
+    assert k.shape == logits.shape[:1] and p is None
+    return logits.masked_fill_(k[:, None] == 1, -9.0)
+
+
+def classes() -> dict[str, dict[str, Any]]:
+    """New classes, and a function, by the names of their modules."""
 
     class Sampler1:
         def apply_logits_processors(
@@ -163,6 +169,7 @@ def classes() -> dict[str, dict[str, type]]:
         "vllm.v1.sample.metadata": {"SamplingMetadata": SamplingMetadata},
         "vllm.v1.spec_decode.metadata": {"SpecDecodeMetadata": SpecDecodeMetadata},
         "vllm.v1.sample.rejection_sampler": {"RejectionSampler": RejectionSampler1},
+        "vllm.v1.sample.ops.topk_topp_sampler": {"apply_top_k_top_p": apply_top_k_top_p},
         "vllm.v1.worker.gpu_model_runner": {"GPUModelRunner": GPUModelRunner},
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler": {"RejectionSampler": RejectionSampler2},
         "vllm.v1.worker.gpu.sample.sampler": {"Sampler": Sampler2},
@@ -199,9 +206,12 @@ def differences() -> list[str]:
                 fields = [[field.name for field in dataclasses.fields(cls)] for cls in (theirs, ours)]
                 found += [f"{name}.{member}: {fields[0]}"] if fields[0] != fields[1] else []
                 continue
-            for method, function in vars(ours).items():
+            pairs = {member: (theirs, ours)}
+            if inspect.isclass(ours):
+                pairs = {key: (getattr(theirs, key, None), value) for key, value in vars(ours).items()}
+            for key, (real, function) in pairs.items():
                 if inspect.isfunction(function):
-                    parameters = list(inspect.signature(getattr(theirs, method, lambda: None)).parameters)
+                    parameters = list(inspect.signature(real or (lambda: None)).parameters)
                     if parameters != list(inspect.signature(function).parameters):
-                        found.append(f"{name}.{member}.{method}: {parameters}")
+                        found.append(f"{name}.{member}: {key} has {parameters}")
     return found

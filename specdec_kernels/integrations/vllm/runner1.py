@@ -184,7 +184,17 @@ def _logprobs(
 
 
 def _constrained(rows: Tensor, metadata: Any, sampling_metadata: Any) -> Tensor:
-    from vllm.v1.sample.rejection_sampler import apply_sampling_constraints
+    """Rows as vLLM shows them in its processed modes: divided by temperature, and cut."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-    constrained: Tensor = apply_sampling_constraints(rows, metadata.cu_num_sampled_tokens, sampling_metadata)
+    if sampling_metadata.all_greedy:
+        return rows
+    counts = torch.tensor(metadata.num_draft_tokens) + 1
+    owner = torch.arange(len(counts)).repeat_interleave(counts).to(rows.device)
+    temperature = sampling_metadata.temperature[owner]
+    top_k, top_p = sampling_metadata.top_k, sampling_metadata.top_p
+    rows /= torch.where(temperature == 0, 1.0, temperature)[:, None]
+    constrained: Tensor = apply_top_k_top_p(
+        rows, None if top_k is None else top_k[owner], None if top_p is None else top_p[owner]
+    )
     return constrained
