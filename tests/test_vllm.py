@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import torch
 import vllm_stand_ins as stand_ins
 from gtest import LEAST_P, MUTANT_P, Model, draft_tree, g_test, rows_of
+from synchronisation import no_synchronisation
 
 import specdec_kernels as sdk
 from specdec_kernels.integrations import vllm as plugin
@@ -345,6 +347,22 @@ def test_logprobs_are_made_by_vllm(sampler):
     sampling = stand_ins.SamplingMetadata(None, True, False, max_num_logprobs=0)
     *_, bonus, tokens = sampler.forward(metadata, None, rows, sampling).logprobs_tensors
     assert torch.equal(bonus, rows[2:])
+
+
+@pytest.mark.parametrize("drafts", [[[1, 2], [3, 0]], [[1], [], [2, 3]]])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_step_does_not_wait_for_the_device(sampler, drafts, given):
+    """Once the law and the seeds of a batch are there, which are made of numbers of the host."""
+    metadata = stand_ins.spec_decode_metadata(drafts)
+    count, batch = len(metadata.draft_token_ids), len(drafts)
+    sampler.specdec_positions = torch.arange(batch)
+    sampled, seeds = random(batch), random(batch, generators={0: generator(1)})
+    for sampling in (stand_ins.SamplingMetadata(None, True, False), sampled, seeds):
+        step = partial(sampler.forward, metadata, torch.full((count, 4), 0.25) if given else None)
+        rows = torch.randn(count + batch, 4)
+        step(rows, sampling)
+        with no_synchronisation():
+            step(rows, sampling)
 
 
 # Runner 2
