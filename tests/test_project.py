@@ -90,7 +90,9 @@ def test_the_page_of_the_structure_names_every_file():
     named = set(named_in_structure())
     there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
     listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
-    listed += tuple(f"specdec_kernels/integrations{part}" for part in ("", "/sglang", "/transformers", "/vllm"))
+    listed += tuple(
+        f"specdec_kernels/integrations{part}" for part in ("", "/sglang", "/transformers", "/vllm")
+    )
     listed += ("examples", "ptx_emulator")
     listed += ("demo", "demo/drafters", "demo/distil", "demo/report")
     modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}
