@@ -4,7 +4,7 @@
 namespace specdec {
 namespace {
 
-Tree tree_of(const VerifyInputs& inputs, int64_t begin, int64_t end) {
+Tree tree_of(const VerifyArgs& inputs, int64_t begin, int64_t end) {
   return {inputs.tokens + begin,
           inputs.parents + begin,
           inputs.proposals + begin,
@@ -15,30 +15,30 @@ Tree tree_of(const VerifyInputs& inputs, int64_t begin, int64_t end) {
 
 }  // namespace
 
-Request::Request(const VerifyInputs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
+Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
     : inputs(in),
       worker(w),
       index(b),
       first_row(begin),
       tree(tree_of(in, begin, end)),
       children(tree),
-      sampling(in.sampling[b]),
-      draft_sampling(in.draft_sampling[b]) {}
+      sampling(sampling_of(in.sampling, b)),
+      draft_sampling(sampling_of(in.draft_sampling, b)) {}
 
 Row Request::target_row(int64_t node) const {
-  Row row = inputs.target.row(first_row + node);
-  if (inputs.bitmask.words) row.bitmask = inputs.bitmask.words + (first_row + node) * inputs.bitmask.stride;
+  Row row = row_of(*inputs.target, first_row + node);
+  if (inputs.bitmask) row.bitmask = inputs.bitmask + (first_row + node) * inputs.bitmask_stride;
   return row;
 }
 
 Row Request::draft_row(int64_t node) const {
-  if (!inputs.draft.data) return {};
+  if (!inputs.draft) return {};
   int64_t r = first_row + node;
   if (inputs.draft_rows)
     r = inputs.draft_rows[r];
   else if (inputs.draft_chain > 0)
     r = node < inputs.draft_chain ? index * inputs.draft_chain + node : -1;
-  return r >= 0 && r < inputs.draft.count ? inputs.draft.row(r) : Row{};
+  return r >= 0 && r < inputs.draft->count ? row_of(*inputs.draft, r) : Row{};
 }
 
 double Request::coin_of(int64_t node) const {

@@ -10,37 +10,11 @@
 
 namespace specdec {
 
-struct Bitmask {
-  const uint32_t* words = nullptr;
-  int64_t stride = 0;
-};
-
-// What every node of a batch is verified with, whatever the rule.
-struct VerifyInputs {
-  Rows target;
-  const int64_t* tokens = nullptr;
-  const int32_t* parents = nullptr;
-  const int32_t* cu_nodes = nullptr;
-  const uint8_t* proposals = nullptr;
-  const int32_t* first_child = nullptr;
-  const int32_t* next_sibling = nullptr;
-  int64_t requests = 0;
-
-  Rows draft;                           // data null: none
-  const int32_t* draft_rows = nullptr;  // row of each node, -1 = none
-  int64_t draft_chain = 0;              // K > 0: draft is [B, K, Vd], node i of request b has row b * K + i
-  const int64_t* draft_ids = nullptr;   // [Vd] token of each column
-  const int32_t* draft_columns = nullptr;  // [V] column of each token, -1 = none
-  bool draft_is_logprobs = false;
-
-  SamplingArgs sampling, draft_sampling;
-  const int64_t* seeds = nullptr;
-  const int64_t* positions = nullptr;
-  Bitmask bitmask;
-};
+// What a batch is verified with.
+using VerifyArgs = specdec_verify_args;
 
 struct Request {
-  const VerifyInputs& inputs;
+  const VerifyArgs& inputs;
   Worker& worker;
   int64_t index;      // b
   int64_t first_row;  // of its nodes
@@ -50,7 +24,7 @@ struct Request {
   int32_t status = 0;
 
   // Of nodes in rows [begin, end).
-  Request(const VerifyInputs& inputs, Worker& worker, int64_t index, int64_t begin, int64_t end);
+  Request(const VerifyArgs& inputs, Worker& worker, int64_t index, int64_t begin, int64_t end);
 
   Row target_row(int64_t node) const;
   // The draft's row at a node; not present() where there is none.

@@ -19,7 +19,7 @@ void for_each_state(const Commits& commits, const std::vector<Layer>& layers, in
   Team team(threads);
   team.items(static_cast<int64_t>(layers.size()) * requests, 1, [&](Worker& worker, int64_t item) {
     const int64_t layer = item / requests, b = item % requests;
-    const int64_t kept = commits.paths.kept(b), slot = commits.slots[b];
+    const int64_t kept = kept_of(commits.paths, b), slot = commits.slots[b];
     if (kept > 0 && slot >= 0 && slot < layers[layer].slots) body(worker, layer, slot, b, kept);
   });
 }
@@ -40,11 +40,11 @@ void shift_window(const Windows& w, const WindowInputs& inputs, int64_t slot, co
 }
 
 void to_floats(int64_t address, DType dtype, int64_t first, int64_t n, float* out) {
-  if (dtype == DType::kFloat32) {
+  if (dtype == SPECDEC_FLOAT32) {
     std::copy_n(reinterpret_cast<const float*>(address) + first, n, out);
   } else {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(address) + first;
-    (dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
+    (dtype == SPECDEC_BFLOAT16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
   }
 }
 
@@ -99,15 +99,15 @@ void add_scaled(float* sum, float x, const float* y, int64_t n) {
 template <class Step>
 void replay(const Commits& commits, const std::vector<Matrices>& states,
             const std::vector<std::vector<NodeInputs>>& inputs, int threads, Step&& step) {
-  for_each_state(commits, states, threads,
-                 [&](Worker& worker, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
-                   worker.blocks(states[layer].heads, [&](int64_t head, int) {
-                     Head state(states[layer], slot, head);
-                     for (int64_t j = 0; j < kept; ++j)
-                       step(state, inputs[layer], commits.paths.start(b) + commits.paths.of(b)[j], head);
-                     state.store();
-                   });
-                 });
+  for_each_state(
+      commits, states, threads, [&](Worker& worker, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
+        worker.blocks(states[layer].heads, [&](int64_t head, int) {
+          Head state(states[layer], slot, head);
+          for (int64_t j = 0; j < kept; ++j)
+            step(state, inputs[layer], start_of(commits.paths, b) + path_of(commits.paths, b)[j], head);
+          state.store();
+        });
+      });
 }
 
 }  // namespace
@@ -118,7 +118,7 @@ void commit_state(const Commits& commits, const std::vector<StateRows>& states,
       commits, states, threads, [&](Worker&, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
         const StateRows& state = states[layer];
         if (state.row_bytes == 0) return;
-        const int64_t row = commits.paths.start(b) + commits.paths.of(b)[kept - 1];
+        const int64_t row = start_of(commits.paths, b) + path_of(commits.paths, b)[kept - 1];
         std::memmove(at(state.address, slot * state.slot_stride),
                      at(snapshots[layer].address, row * snapshots[layer].row_stride), state.row_bytes);
       });
@@ -133,7 +133,7 @@ void replay_conv(const Commits& commits, const std::vector<Windows>& windows,
                                       : w.item_bytes == 2 ? shift_window<uint16_t>
                                       : w.item_bytes == 4 ? shift_window<uint32_t>
                                                           : shift_window<uint64_t>;
-                   shift(w, inputs[layer], slot, commits.paths.of(b), commits.paths.start(b), kept);
+                   shift(w, inputs[layer], slot, path_of(commits.paths, b), start_of(commits.paths, b), kept);
                  });
 }
 

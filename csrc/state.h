@@ -13,7 +13,7 @@ namespace specdec {
 
 // Whose state is to become the one after its kept path.
 struct Commits {
-  Paths paths;
+  specdec_paths paths;
   const int64_t* slots = nullptr;  // [B], outside a layer's range = none
 };
 

@@ -63,11 +63,11 @@ class Walk {
 
   void run() {
     out_.enter(0, -1, nullptr);
-    if (args_.rule >= Rule::kTypical)
+    if (args_.rule >= SPECDEC_TYPICAL)
       lossy();
-    else if (args_.rule == Rule::kMatch || r_.sampling.greedy())
+    else if (args_.rule == SPECDEC_MATCH || r_.sampling.greedy())
       match();
-    else if (args_.rule == Rule::kToken)
+    else if (args_.rule == SPECDEC_TOKEN)
       token();
     else
       traversal();
@@ -176,7 +176,7 @@ class Walk {
   // kept.
   void lossy() {
     Sampling test_sampling = r_.sampling;
-    if (test_sampling.greedy() && (args_.rule == Rule::kTypical || args_.rule == Rule::kRelaxed))
+    if (test_sampling.greedy() && (args_.rule == SPECDEC_TYPICAL || args_.rule == SPECDEC_RELAXED))
       test_sampling.temperature = 1;
     struct Passed {
       int64_t node, depth;
@@ -191,7 +191,7 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child))
-        if (test.passes(child) && r_.tree.tokens[child] < args_.target.size)
+        if (test.passes(child) && r_.tree.tokens[child] < args_.target->size)
           open.push_back({child, v.depth + 1});
     }
     std::vector<int64_t> path(best.depth + 1, 0);
@@ -211,37 +211,41 @@ class Walk {
     LossyTest(Walk& walk, int64_t node, int64_t depth, const Sampling& sampling)
         : walk_(walk), node_(walk.r_, node, depth), depth_(depth) {
       Request& r = walk.r_;
-      const std::vector<double>& values = walk.args_.rule_values;
-      if (walk.args_.rule == Rule::kLenient) node_.load();
-      if (walk.args_.rule != Rule::kTypical && walk.args_.rule != Rule::kRelaxed) return;
+      const double* values = walk.args_.rule_values;
+      if (walk.args_.rule == SPECDEC_LENIENT) node_.load();
+      if (walk.args_.rule != SPECDEC_TYPICAL && walk.args_.rule != SPECDEC_RELAXED) return;
       p_ = law_of(r.worker, r.target_row(node), sampling);
       r.status |= p_.status;
-      if (walk.args_.rule == Rule::kTypical) {
+      if (walk.args_.rule == SPECDEC_TYPICAL) {
         bar_ = std::min(values[0], values[1] * std::exp(-entropy(r.worker, p_)));
       } else if (p_.point < 0) {
         bar_ = std::exp2(-p_.log2_mass) - values[1];
-        score_bar_ = kth_largest(r.worker, p_.reader, static_cast<int64_t>(values[0]), p_.weight.cut);
+        score_bar_ = kth_largest(r.worker, p_.reader, most_of(values[0]), p_.weight.cut);
       }
     }
 
     bool passes(int64_t child) {
       const Request& r = walk_.r_;
       const int64_t token = r.tree.tokens[child];
-      const std::vector<double>& values = walk_.args_.rule_values;
+      const double* values = walk_.args_.rule_values;
       switch (walk_.args_.rule) {
-        case Rule::kTypical:
+        case SPECDEC_TYPICAL:
           return p_.p(token) > bar_;
-        case Rule::kRelaxed:
+        case SPECDEC_RELAXED:
           return p_.p(token) > 0 && p_.p(token) >= bar_ &&
                  (p_.point >= 0 || p_.reader.score(token) >= score_bar_);
-        case Rule::kLenient:
+        case SPECDEC_LENIENT:
           return r.coin_of(child) * node_.proposal_q(child) / values[0] < node_.p().p(token);
         default:
-          return r.coin_of(child) < values[std::min<size_t>(depth_, values.size() - 1)];
+          return r.coin_of(child) < values[std::min(depth_, walk_.args_.rule_value_count - 1)];
       }
     }
 
    private:
+    int64_t most_of(double top_k) const {
+      return static_cast<int64_t>(std::min<double>(top_k, walk_.args_.target->size));
+    }
+
     Walk& walk_;
     Node node_;
     int64_t depth_;
@@ -263,9 +267,9 @@ class Walk {
 }  // namespace
 
 void verify(const VerifyArgs& args, int threads) {
-  const int64_t rows = args.target.count;
-  Team team(threads_for(rows * args.target.size, threads));
-  team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {
+  const int64_t rows = args.nodes;
+  Team team(threads_for(rows * args.target->size, threads));
+  team.items(args.requests, grain_of(args.target->size), [&](Worker& worker, int64_t b) {
     const int64_t begin = first_row_of(args.cu_nodes, b, rows);
     const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
     Output output(args, b);
@@ -275,13 +279,13 @@ void verify(const VerifyArgs& args, int threads) {
   });
 }
 
-void sample(const SampleArgs& args, int threads) {
-  Team team(threads_for(args.logits.count * args.logits.size, threads));
-  team.items(args.logits.count, grain_of(args.logits.size), [&](Worker& worker, int64_t b) {
-    Row row = args.logits.row(b);
-    if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
+void sample(const specdec_sample_args& args, int threads) {
+  Team team(threads_for(args.logits->count * args.logits->size, threads));
+  team.items(args.logits->count, grain_of(args.logits->size), [&](Worker& worker, int64_t b) {
+    Row row = row_of(*args.logits, b);
+    if (args.bitmask) row.bitmask = args.bitmask + b * args.bitmask_stride;
     Law p;
-    args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b],
+    args.out_tokens[b] = draw_with_law(worker, row, sampling_of(args.sampling, b),
                                        Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
     if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.logprob(args.out_tokens[b]));
   });
