@@ -51,7 +51,8 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
 
         def copy_extensions_to_source(self):
             super().copy_extensions_to_source()
-            shutil.copytree(f"{self.build_lib}/specdec_kernels/lib", "specdec_kernels/lib", dirs_exist_ok=True)
+            library = Path("specdec_kernels", "lib")
+            shutil.copytree(self.build_lib / library, library, dirs_exist_ok=True)
 
     ext_modules = [
         Pybind11Extension(

@@ -12,13 +12,12 @@ namespace specdec {
 using AttentionArgs = specdec_attention_args;
 
 inline const void* row_of(const specdec_head_rows& rows, int64_t r, int64_t head) {
-  return static_cast<const char*>(rows.data) +
-         (r * rows.row_stride + head * rows.head_stride) * bytes_of(rows.dtype);
+  return offset(rows.data, (r * rows.row_stride + head * rows.head_stride) * bytes_of(rows.dtype));
 }
 
 inline const void* row_of(const specdec_head_cache& cache, int64_t page, int64_t slot, int64_t head) {
   const int64_t at = page * cache.page_stride + slot * cache.slot_stride + head * cache.head_stride;
-  return static_cast<const char*>(cache.data) + at * bytes_of(cache.dtype);
+  return offset(cache.data, at * bytes_of(cache.dtype));
 }
 
 inline float scale_of(const specdec_head_cache& cache, int64_t head) {

@@ -37,8 +37,9 @@ void bind_enums(py::module_& m) {
                                      {"relaxed", SPECDEC_RELAXED},
                                      {"lenient", SPECDEC_LENIENT},
                                      {"synthetic", SPECDEC_SYNTHETIC}});
-  m.attr("DraftForm") =
-      int_enum("DraftForm", {{"logits", SPECDEC_DRAFT_LOGITS}, {"logprobs", SPECDEC_DRAFT_LOGPROBS}});
+  m.attr("DraftForm") = int_enum("DraftForm", {{"logits", SPECDEC_DRAFT_LOGITS},
+                                               {"logprobs", SPECDEC_DRAFT_LOGPROBS},
+                                               {"probs", SPECDEC_DRAFT_PROBS}});
   m.attr("Method") = int_enum("Method", {{"independent", SPECDEC_CHILDREN_INDEPENDENT},
                                          {"without_replacement", SPECDEC_CHILDREN_WITHOUT_REPLACEMENT},
                                          {"top_k", SPECDEC_CHILDREN_TOP_K},
@@ -67,6 +68,8 @@ void bind_verify(py::module_& m) {
   using V = specdec_verify_args;
   bind_function<specdec_verify, V>(m, "verify",
                                    {field<V, &V::target>("target"),
+                                    field<V, &V::target_rows>("target_rows"),
+                                    field<V, &V::rows_end_early>("rows_end_early"),
                                     field<V, &V::requests>("requests"),
                                     field<V, &V::nodes>("nodes"),
                                     field<V, &V::tokens>("tokens"),
@@ -89,8 +92,11 @@ void bind_verify(py::module_& m) {
                                     field<V, &V::positions>("positions"),
                                     field<V, &V::bitmask>("bitmask"),
                                     field<V, &V::bitmask_stride>("bitmask_stride"),
+                                    field<V, &V::bonus_tokens>("bonus_tokens"),
+                                    field<V, &V::bonus_tokens_are_int32>("bonus_tokens_are_int32"),
                                     field<V, &V::width>("width"),
                                     field<V, &V::out_tokens>("out_tokens"),
+                                    field<V, &V::out_tokens_are_int32>("out_tokens_are_int32"),
                                     field<V, &V::out_num_tokens>("out_num_tokens"),
                                     field<V, &V::out_num_accepted>("out_num_accepted"),
                                     field<V, &V::out_path>("out_path"),

@@ -60,6 +60,9 @@ void Check::copy_struct(const char* name, const void* given, void* out, uint32_t
 
 void Check::value(const char* name, int64_t value, int64_t least, int64_t most) const {
   if (value >= least && value <= most) return;
+  if (least == most)
+    refuse(SPECDEC_ERROR_VALUE, name, "must be %lld, got %lld", static_cast<long long>(least),
+           static_cast<long long>(value));
   if (most == INT64_MAX)
     refuse(SPECDEC_ERROR_VALUE, name, "must be at least %lld, got %lld", static_cast<long long>(least),
            static_cast<long long>(value));
@@ -95,12 +98,12 @@ void Check::memory(const char* name, const void* data, int64_t unit, int64_t ite
     empty |= axis.count == 0;
     bytes += static_cast<double>(axis.count) * static_cast<double>(axis.stride) * static_cast<double>(unit);
   }
-  if (empty) return;
-  if (bytes > kMostBytes) refuse(SPECDEC_ERROR_VALUE, name, "must span at most 2^62 bytes, got %g", bytes);
-  if (!data) refuse(SPECDEC_ERROR_NULL, name, "must not be null");
   if (reinterpret_cast<uintptr_t>(data) % unit)
     refuse(SPECDEC_ERROR_VALUE, name, "must be aligned to %lld bytes, got %p", static_cast<long long>(unit),
            data);
+  if (empty) return;
+  if (bytes > kMostBytes) refuse(SPECDEC_ERROR_VALUE, name, "must span at most 2^62 bytes, got %g", bytes);
+  required(name, data);
 }
 
 }  // namespace specdec

@@ -55,6 +55,16 @@ void check_bitmask(const Check& check, const uint32_t* bitmask, int64_t stride, 
   check.memory("bitmask", bitmask, 4, 4, {{rows, stride}, {(size + 31) / 32, 1}});
 }
 
+void check_tokens(const Check& check, const char* name, const void* tokens, int32_t are_int32, int64_t count,
+                  int64_t width) {
+  if (are_int32 != 0 && are_int32 != 1)
+    check.refuse(SPECDEC_ERROR_VALUE, name, "must be int32_t (1) or int64_t (0), got %d", are_int32);
+  if (are_int32)
+    check.array(name, static_cast<const int32_t*>(tokens), count, width);
+  else
+    check.array(name, static_cast<const int64_t*>(tokens), count, width);
+}
+
 void check_rule(const Check& check, const specdec_verify_args& args) {
   check.value("rule", args.rule, SPECDEC_MATCH, SPECDEC_SYNTHETIC);
   const int64_t counts[] = {0, 0, 0, 2, 2, 1};
@@ -70,7 +80,7 @@ void check_rule(const Check& check, const specdec_verify_args& args) {
 void check_draft(const Check& check, const specdec_verify_args& args, int64_t vocab) {
   check_rows(check.in("draft"), *args.draft, 0);
   check.value("draft_chain", args.draft_chain, 0, kMostItems);
-  check.value("draft_form", args.draft_form, SPECDEC_DRAFT_LOGITS, SPECDEC_DRAFT_LOGPROBS);
+  check.value("draft_form", args.draft_form, SPECDEC_DRAFT_LOGITS, SPECDEC_DRAFT_PROBS);
   check.optional_array("draft_rows", args.draft_rows, args.nodes);
   check.optional_array("draft_ids", args.draft_ids, args.draft->size);
   check.optional_array("draft_columns", args.draft_columns, vocab);
@@ -83,7 +93,10 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   const int64_t vocab = args.target->size, nodes = args.nodes, requests = args.requests;
   check_rows(check.in("target"), *args.target);
   check.value("requests", requests, 0, kMostItems);
-  check.value("nodes", nodes, 0, args.target->count);
+  check.flag("rows_end_early", args.rows_end_early);
+  const bool row_of_each = !args.target_rows && !args.rows_end_early;
+  check.value("nodes", nodes, 0, row_of_each ? args.target->count : kMostItems);
+  check.optional_array("target_rows", args.target_rows, nodes);
   check.value("width", args.width, 1, kMostItems);
   check.array("tokens", args.tokens, nodes);
   check.array("parents", args.parents, nodes);
@@ -100,7 +113,9 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   check.array("seeds", args.seeds, requests);
   check.array("positions", args.positions, requests);
   check_bitmask(check, args.bitmask, args.bitmask_stride, nodes, vocab);
-  check.array("out_tokens", args.out_tokens, requests, args.width);
+  check_tokens(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
+  if (args.bonus_tokens)
+    check_tokens(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
   check.array("out_num_tokens", args.out_num_tokens, requests);
   check.array("out_num_accepted", args.out_num_accepted, requests);
   check.array("out_path", args.out_path, requests, args.width);

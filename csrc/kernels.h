@@ -14,11 +14,13 @@ inline constexpr int64_t kGroup = 128;   // tokens a kernel step handles on the 
 inline constexpr int64_t kChunk = 1024;  // tokens in L1 at a time
 inline constexpr int64_t kBlock = 8192;  // tokens of one unit of parallel work; fixes the order of reductions
 
-// The weight of a score x is 2^((x - max) * slope), and 0 below the cut and for NaN.
+// The weight of a score x is 2^((x - max) * slope), and 0 below the cut and for NaN; or, `linear`, x itself,
+// and 0 below 0.
 struct Weight {
   float max = 0;
   float slope = 1.44269504f;  // log2(e) / temperature
   float cut = -__builtin_inff();
+  bool linear = false;
 };
 
 struct Kernels {
@@ -34,7 +36,7 @@ struct Kernels {
   float (*max)(const float* x, int64_t n, bool* has_nan);
   // Lowest index of a score equal to `value`, or -1.
   int64_t (*find)(const float* x, int64_t n, float value);
-  // Sum of the weights.
+  // Sum of the weights, which may be linear.
   double (*sum)(const float* x, int64_t n, const Weight& w);
   // Sum of weight * log2(weight), for entropies.
   double (*sum_weighted_log2)(const float* x, int64_t n, const Weight& w);
@@ -44,7 +46,8 @@ struct Kernels {
   // The race for more places than the first.
   void (*race_many)(const float* x, int64_t n, const Weight& w, const Stream& stream, int64_t first,
                     Leaders& leaders);
-  // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it.
+  // The residual [weight_p(x) - ratio * weight_q(y)]+: its sum, with or without the race over it. The weights
+  // of q may be linear.
   double (*residual)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,
                      float ratio);
   double (*residual_race)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,

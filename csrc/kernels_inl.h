@@ -49,6 +49,12 @@ struct Weigh {
   }
 };
 
+// Probabilities, which are their own weights.
+struct Linear {
+  F operator()(F x) const { return max(x, set(0.0f)); }
+  bool none(const float*) const { return false; }
+};
+
 // The random words of a stream, kStep tokens at a time and in their order.
 class Noise {
  public:
@@ -242,8 +248,8 @@ inline void prefetch_step(const float* x) {
 
 inline double total(const F sums[4]) { return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))); }
 
-double sum(const float* x, int64_t n, const Weight& w) {
-  const Weigh weigh(w);
+template <class Weights>
+inline double sum_with(const float* x, int64_t n, const Weights& weigh) {
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
     prefetch_step(x + i);
@@ -251,6 +257,10 @@ double sum(const float* x, int64_t n, const Weight& w) {
     for (int j = 0; j < kVectors; ++j) sums[j % 4] = add(sums[j % 4], weigh(load(x + i + j * kLanes)));
   }
   return total(sums);
+}
+
+double sum(const float* x, int64_t n, const Weight& w) {
+  return w.linear ? sum_with(x, n, Linear()) : sum_with(x, n, Weigh(w));
 }
 
 double sum_weighted_log2(const float* x, int64_t n, const Weight& w) {
@@ -295,10 +305,9 @@ void race_many(const float* x, int64_t n, const Weight& w, const Stream& stream,
 }
 
 // The sum of the residual; `race` is shown its weights.
-template <class Race>
-inline double residual_with(const float* x, const float* y, int64_t n, const Weight& wp, const Weight& wq,
+template <class Weights, class Race>
+inline double residual_with(const float* x, const float* y, int64_t n, const Weigh& p, const Weights& q,
                             float ratio, const Race& race) {
-  const Weigh p(wp), q(wq);
   const F minus_ratio = set(-ratio);
   F sums[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
   for (int64_t i = 0; i < n; i += kStep) {
@@ -316,14 +325,17 @@ inline double residual_with(const float* x, const float* y, int64_t n, const Wei
 }
 
 double residual(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio) {
-  return residual_with(x, y, n, p, q, ratio, [](const F*, int64_t) {});
+  const auto no_race = [](const F*, int64_t) {};
+  return q.linear ? residual_with(x, y, n, Weigh(p), Linear(), ratio, no_race)
+                  : residual_with(x, y, n, Weigh(p), Weigh(q), ratio, no_race);
 }
 
 double residual_race(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q, float ratio,
                      const Stream& stream, int64_t first, Leader& leader) {
   const Noise noise(stream);
   const auto race = [&](const F* weights, int64_t i) { race_step(weights, noise, first + i, leader); };
-  return residual_with(x, y, n, p, q, ratio, race);
+  return q.linear ? residual_with(x, y, n, Weigh(p), Linear(), ratio, race)
+                  : residual_with(x, y, n, Weigh(p), Weigh(q), ratio, race);
 }
 
 int64_t keep(const float* x, int64_t n, float bar, float* out) {

@@ -77,6 +77,7 @@ double Law::log2_p(int64_t token) const {
 }
 
 double Law::log2_p_of(float score) const {
+  if (weight.linear) return std::log2(std::max(score, 0.0f));
   if (!(score >= weight.cut) || score == -kInf) return -static_cast<double>(kInf);
   return (static_cast<double>(score) - weight.max) * weight.slope - log2_mass;
 }
@@ -115,6 +116,21 @@ Law law_of_logprobs(const Row& row) {
   law.reader.row = row;
   law.weight = Weight{};
   return law;
+}
+
+Law law_of_probs(const Row& row) {
+  Law law;
+  law.reader.row = row;
+  law.weight.linear = true;
+  return law;
+}
+
+int32_t status_of_probs(Worker& worker, const Row& row) {
+  Reader reader;
+  reader.row = row;
+  bool has_nan = false;
+  const float max = max_of(worker, reader, has_nan);
+  return (has_nan ? kNaN : 0) | (max > 0 ? 0 : kEmpty);
 }
 
 int64_t draw(Worker& worker, const Law& law, const Stream& stream) {

@@ -34,8 +34,11 @@ struct Law {
 
 // The law of a row under `sampling`: one pass, and what its cuts need.
 Law law_of(Worker& worker, const Row& row, const Sampling& sampling);
-// A row that is the normalised log-law itself: no pass.
+// A row that is the law itself, its probabilities or their logarithms: no pass.
 Law law_of_logprobs(const Row& row);
+Law law_of_probs(const Row& row);
+// Status of a row of probabilities that may be no law.
+int32_t status_of_probs(Worker& worker, const Row& row);
 
 // A draw ~ p by an exponential race.
 int64_t draw(Worker& worker, const Law& law, const Stream& stream);

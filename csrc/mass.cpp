@@ -2,6 +2,7 @@
 #include "mass.h"
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 namespace specdec {
@@ -25,6 +26,14 @@ void merge(Mass& into, Mass part, double slope, Leader* into_leader, Leader lead
   raise(part, into.max, slope, &leader);
   into.sum += part.sum;
   if (into_leader) into_leader->offer(leader.score, leader.token);
+}
+
+double sum_of(Worker& worker, const Reader& reader, const Weight& weight) {
+  std::vector<double> parts(blocks_of(reader.row.vocab));
+  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
+    parts[block] += kernels().sum(x, n, weight);
+  });
+  return std::accumulate(parts.begin(), parts.end(), 0.0);
 }
 
 Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut) {

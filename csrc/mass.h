@@ -52,4 +52,7 @@ void merge(Mass& into, Mass part, double slope, Leader* into_leader = nullptr, L
 // The mass of a row at or above the cut. `sum` is not set where the maximum is infinite.
 Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut);
 
+// The sum of a row's weights.
+double sum_of(Worker& worker, const Reader& reader, const Weight& weight);
+
 }  // namespace specdec

@@ -26,8 +26,12 @@ void Node::load() {
     sampled |= r.tree.proposal(c) != Proposal::kPoint;
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
     const bool logprobs = r.inputs.draft_form == SPECDEC_DRAFT_LOGPROBS;
-    q_ = logprobs ? law_of_logprobs(row) : law_of(r.worker, row, r.draft_sampling);
-    if (logprobs && drafted_the_impossible()) q_.status = law_of(r.worker, row, Sampling{}).status;
+    const bool probs = r.inputs.draft_form == SPECDEC_DRAFT_PROBS;
+    q_ = logprobs ? law_of_logprobs(row)
+         : probs  ? law_of_probs(row)
+                  : law_of(r.worker, row, r.draft_sampling);
+    if ((logprobs || probs) && drafted_the_impossible())
+      q_.status = probs ? status_of_probs(r.worker, row) : law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp2(-q_.log2_mass);
     if (q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
@@ -39,7 +43,7 @@ void Node::load() {
   list_tracked();
 }
 
-// Log-probabilities are taken on trust, and not read through, until a child turns out to be sampled from
+// A law itself is taken on trust, and not read through, until a child turns out to be sampled from
 // nothing.
 bool Node::drafted_the_impossible() const {
   const Request& r = *request_;
@@ -93,6 +97,10 @@ void Node::weigh_rest() {
     reader.row.vocab = reader.row.size;
   }
   reader.excluded = {excluded.data(), static_cast<int64_t>(excluded.size())};
+  if (q_.weight.linear) {
+    q_rest_ = sum_of(request_->worker, reader, q_.weight);
+    return;
+  }
   const Mass rest = mass_of(request_->worker, reader, q_.weight.slope, q_.weight.cut);
   if (rest.max == -kInf) return;  // nothing: q_rest_ stays 0
   const double log2_scale = (static_cast<double>(rest.max) - q_.weight.max) * q_.weight.slope - q_.log2_mass;

@@ -13,6 +13,13 @@ Tree tree_of(const VerifyArgs& inputs, int64_t begin, int64_t end) {
           end - begin};
 }
 
+int64_t bonus_of(const VerifyArgs& inputs, int64_t b) {
+  if (!inputs.bonus_tokens) return -1;
+  const int64_t token = inputs.bonus_tokens_are_int32 ? static_cast<const int32_t*>(inputs.bonus_tokens)[b]
+                                                      : static_cast<const int64_t*>(inputs.bonus_tokens)[b];
+  return token >= 0 && token < inputs.target->size ? token : -1;
+}
+
 }  // namespace
 
 Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
@@ -23,10 +30,26 @@ Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int6
       tree(tree_of(in, begin, end)),
       children(tree),
       sampling(sampling_of(in.sampling, b)),
-      draft_sampling(sampling_of(in.draft_sampling, b)) {}
+      draft_sampling(sampling_of(in.draft_sampling, b)),
+      bonus_token(bonus_of(in, b)) {}
+
+int64_t Request::target_row_of(int64_t node) const {
+  int64_t r = first_row + node;
+  if (inputs.target_rows)
+    r = inputs.target_rows[r];
+  else if (inputs.rows_end_early)
+    r = node + 1 < tree.nodes ? r - index : -1;
+  return r < inputs.target->count ? r : -1;
+}
+
+int64_t Request::bonus(int64_t node) const {
+  if (bonus_token < 0) return -1;
+  const bool ends = node + 1 == tree.nodes || (!has_row(node) && tree.tokens[node + 1] < 0);
+  return ends ? bonus_token : -1;
+}
 
 Row Request::target_row(int64_t node) const {
-  Row row = row_of(*inputs.target, first_row + node);
+  Row row = row_of(*inputs.target, target_row_of(node));
   if (inputs.bitmask) row.bitmask = inputs.bitmask + (first_row + node) * inputs.bitmask_stride;
   return row;
 }

@@ -22,15 +22,25 @@ struct Request {
   Children children;
   Sampling sampling, draft_sampling;
   int32_t status = 0;
+  int64_t bonus_token;  // -1 = none
 
   // Of nodes in rows [begin, end).
   Request(const VerifyArgs& inputs, Worker& worker, int64_t index, int64_t begin, int64_t end);
 
+  bool has_row(int64_t node) const { return target_row_of(node) >= 0; }
+  // Of a node that has one.
   Row target_row(int64_t node) const;
+  // The token after a node if the caller has drawn it, else -1.
+  int64_t bonus(int64_t node) const;
+  // Whether the token after a node can be told.
+  bool can_keep(int64_t node) const { return has_row(node) || bonus(node) >= 0; }
   // The draft's row at a node; not present() where there is none.
   Row draft_row(int64_t node) const;
   double coin_of(int64_t node) const;
   Stream next_stream(int64_t depth, Purpose purpose) const;
+
+ private:
+  int64_t target_row_of(int64_t node) const;
 };
 
 }  // namespace specdec

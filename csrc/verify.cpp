@@ -17,11 +17,10 @@ class Output {
  public:
   Output(const VerifyArgs& args, int64_t b)
       : args_(args),
-        tokens_(args.out_tokens + b * args.width),
         path_(args.out_path + b * args.width),
         logprobs_(args.out_logprobs ? args.out_logprobs + b * args.width : nullptr),
         b_(b) {
-    std::fill(tokens_, tokens_ + args.width, -1);
+    for (int64_t i = 0; i < args.width; ++i) write(i, -1);
     std::fill(path_, path_ + args.width, -1);
     if (logprobs_) std::fill(logprobs_, logprobs_ + args.width, std::numeric_limits<float>::quiet_NaN());
   }
@@ -30,11 +29,11 @@ class Output {
 
   // The walk enters `node` by accepting its token, of which the parent's law is `p`; the root has no parent.
   void enter(int64_t node, int64_t token, const Law* p) {
-    if (p) emit(token, *p);
+    if (p) emit(token, p);
     path_[entered_++] = static_cast<int32_t>(node);
   }
-  // The walk ends with the next token.
-  void finish(int64_t token, const Law& p, int32_t status) {
+  // The walk ends with the next token; without a law its log-probability is not known.
+  void finish(int64_t token, const Law* p, int32_t status) {
     emit(token, p);
     close(status);
   }
@@ -45,13 +44,19 @@ class Output {
   }
 
  private:
-  void emit(int64_t token, const Law& p) {
-    if (logprobs_) logprobs_[emitted_] = static_cast<float>(p.logprob(token));
-    tokens_[emitted_++] = token;
+  void emit(int64_t token, const Law* p) {
+    if (logprobs_ && p) logprobs_[emitted_] = static_cast<float>(p->logprob(token));
+    write(emitted_++, token);
+  }
+  void write(int64_t i, int64_t token) {
+    const int64_t place = b_ * args_.width + i;
+    if (args_.out_tokens_are_int32)
+      static_cast<int32_t*>(args_.out_tokens)[place] = static_cast<int32_t>(token);
+    else
+      static_cast<int64_t*>(args_.out_tokens)[place] = token;
   }
 
   const VerifyArgs& args_;
-  int64_t* tokens_;
   int32_t* path_;
   float* logprobs_;
   int64_t b_, emitted_ = 0, entered_ = 0;
@@ -75,7 +80,7 @@ class Walk {
 
  private:
   int64_t first_child(int64_t node, int64_t depth) const {
-    return depth + 1 < args_.width ? r_.children.first(node) : -1;
+    return depth + 1 < args_.width && r_.has_row(node) ? r_.children.first(node) : -1;
   }
 
   void trace(double* array, int64_t node, double value) const {
@@ -84,17 +89,19 @@ class Walk {
 
   // Draws the target's own token at each node and follows the child that holds it.
   void match() {
-    for (int64_t node = 0, depth = 0;; ++depth) {
+    int64_t node = 0, depth = 0;
+    for (; r_.has_row(node) && r_.bonus(node) < 0; ++depth) {
       Law p;
       const int64_t token = draw_with_law(r_.worker, r_.target_row(node), r_.sampling,
                                           r_.next_stream(depth, Purpose::kNext), p);
       r_.status |= p.status;
       int64_t child = first_child(node, depth);
       while (child >= 0 && r_.tree.tokens[child] != token) child = r_.children.next(child);
-      if (child < 0) return out_.finish(token, p, r_.status);
+      if (child < 0 || !r_.can_keep(child)) return out_.finish(token, &p, r_.status);
       out_.enter(child, token, &p);
       node = child;
     }
+    finish_with_bonus(node);
   }
 
   // Leviathan et al. 2023 on a chain, recursive rejection on a tree.
@@ -110,7 +117,9 @@ class Walk {
         trace(args_.trace_masses, child, node.reject(child, 1.0, next < 0));
       }
       if (child < 0) return finish(node);
-      out_.enter(child, r_.tree.tokens[child], &node.p());
+      const int64_t token = r_.tree.tokens[child];
+      if (!r_.can_keep(child)) return out_.finish(token, &node.p(), r_.status);
+      out_.enter(child, token, &node.p());
       node = Node(r_, child, node.depth() + 1);
     }
   }
@@ -167,8 +176,12 @@ class Walk {
       }
       break;
     }
-    for (size_t i = 1; i < path.size(); ++i)
-      out_.enter(path[i].node.index(), r_.tree.tokens[path[i].node.index()], &path[i - 1].node.p());
+    for (size_t i = 1; i < path.size(); ++i) {
+      const int64_t node = path[i].node.index(), token = r_.tree.tokens[node];
+      const Law& p = path[i - 1].node.p();
+      if (!r_.can_keep(node)) return out_.finish(token, &p, r_.status);
+      out_.enter(node, token, &p);
+    }
     finish(path.back().node);
   }
 
@@ -191,7 +204,7 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child))
-        if (test.passes(child) && r_.tree.tokens[child] < args_.target->size)
+        if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target->size)
           open.push_back({child, v.depth + 1});
     }
     std::vector<int64_t> path(best.depth + 1, 0);
@@ -254,9 +267,18 @@ class Walk {
     float score_bar_ = -kInf;
   };
 
+  // The walk ends at a node that is kept.
   void finish(Node& node) {
+    if (r_.bonus(node.index()) >= 0) return finish_with_bonus(node.index());
     const int64_t token = node.draw();
-    out_.finish(token, node.p(), r_.status);
+    out_.finish(token, &node.p(), r_.status);
+  }
+
+  void finish_with_bonus(int64_t node) {
+    Law p;
+    const bool known = out_.wants_logprobs() && r_.has_row(node);
+    if (known) p = law_of(r_.worker, r_.target_row(node), r_.sampling);
+    out_.finish(r_.bonus(node), known ? &p : nullptr, r_.status);
   }
 
   const VerifyArgs& args_;
@@ -275,6 +297,7 @@ void verify(const VerifyArgs& args, int threads) {
     Output output(args, b);
     if (end <= begin) return output.close(0);
     Request request(args, worker, b, begin, end);
+    if (!request.can_keep(0)) return output.close(0);
     Walk(args, request, output).run();
   });
 }

@@ -15,6 +15,11 @@ inline constexpr int64_t bytes_of(DType dtype) {
   return dtype == SPECDEC_FLOAT32 ? 4 : dtype == SPECDEC_BFLOAT16 || dtype == SPECDEC_FLOAT16 ? 2 : 1;
 }
 
+// Bytes from an address, which may be null where nothing lies.
+inline const void* offset(const void* data, int64_t bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes));
+}
+
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // One row of scores over the vocabulary.
@@ -35,7 +40,7 @@ inline Row row_of(const specdec_rows& rows, int64_t r) {
                          ? (r / rows.group) * rows.group_stride + (r % rows.group) * rows.row_stride
                          : r * rows.row_stride;
   Row out;
-  out.data = static_cast<const char*>(rows.data) + at * bytes_of(rows.dtype);
+  out.data = offset(rows.data, at * bytes_of(rows.dtype));
   out.dtype = rows.dtype;
   out.size = out.vocab = rows.size;
   return out;

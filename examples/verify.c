@@ -13,6 +13,11 @@ static void fill(float* rows, int count, int salt) {
   for (int i = 0; i < count * VOCAB; ++i) rows[i] = (float)((i * 37 + i / VOCAB * salt) % 61) / 16;
 }
 
+static specdec_rows rows_of(const float* data, int64_t count) {
+  return (specdec_rows){SPECDEC_STRUCT(specdec_rows), .data = data,       .count = count, .size = VOCAB,
+                        .dtype = SPECDEC_FLOAT32,     .row_stride = VOCAB};
+}
+
 int main(void) {
   static float target[NODES * VOCAB], draft[REQUESTS * DRAFTED * VOCAB];
   fill(target, NODES, 5);
@@ -23,35 +28,19 @@ int main(void) {
   const uint8_t proposals[NODES] = {0, SPECDEC_INDEPENDENT, SPECDEC_INDEPENDENT, SPECDEC_INDEPENDENT,
                                     0, SPECDEC_INDEPENDENT, SPECDEC_INDEPENDENT, SPECDEC_INDEPENDENT};
   const int64_t seeds[REQUESTS] = {7, 8}, positions[REQUESTS] = {100, 20};
-  const specdec_rows target_rows = {
-      SPECDEC_STRUCT(specdec_rows), .data = target, .dtype = SPECDEC_FLOAT32, .count = NODES, .size = VOCAB,
-      .row_stride = VOCAB};
-  const specdec_rows draft_rows = {SPECDEC_STRUCT(specdec_rows), .data = draft, .dtype = SPECDEC_FLOAT32,
-                                   .count = REQUESTS * DRAFTED,  .size = VOCAB, .row_stride = VOCAB};
+  const specdec_rows target_rows = rows_of(target, NODES), draft_rows = rows_of(draft, REQUESTS * DRAFTED);
   const specdec_sampling sampling = {SPECDEC_STRUCT(specdec_sampling), .temperature = 0.8, .top_p = 0.95};
 
   int64_t out_tokens[REQUESTS * WIDTH];
   int32_t num_tokens[REQUESTS], num_accepted[REQUESTS], path[REQUESTS * WIDTH], status[REQUESTS];
-  specdec_verify_args args = {SPECDEC_STRUCT(specdec_verify_args),
-                              .target = &target_rows,
-                              .requests = REQUESTS,
-                              .nodes = NODES,
-                              .tokens = tokens,
-                              .parents = parents,
-                              .cu_nodes = cu_nodes,
-                              .proposals = proposals,
-                              .draft = &draft_rows,
-                              .draft_chain = DRAFTED,
-                              .sampling = &sampling,
-                              .rule = SPECDEC_TRAVERSAL,
-                              .seeds = seeds,
-                              .positions = positions,
-                              .width = WIDTH,
-                              .out_tokens = out_tokens,
-                              .out_num_tokens = num_tokens,
-                              .out_num_accepted = num_accepted,
-                              .out_path = path,
-                              .out_status = status};
+  // clang-format off
+  specdec_verify_args args = {
+      SPECDEC_STRUCT(specdec_verify_args), .target = &target_rows, .requests = REQUESTS, .nodes = NODES,
+      .tokens = tokens, .parents = parents, .cu_nodes = cu_nodes, .proposals = proposals,
+      .draft = &draft_rows, .draft_chain = DRAFTED, .sampling = &sampling, .rule = SPECDEC_TRAVERSAL,
+      .seeds = seeds, .positions = positions, .width = WIDTH, .out_tokens = out_tokens, .out_path = path,
+      .out_num_tokens = num_tokens, .out_num_accepted = num_accepted, .out_status = status};
+  // clang-format on
   if (specdec_verify(&args, 2) != SPECDEC_OK) return fprintf(stderr, "%s\n", specdec_error_message()), 1;
 
   for (int b = 0; b < REQUESTS; ++b) {

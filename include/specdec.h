@@ -44,7 +44,7 @@ SPECDEC_ENUM(specdec_result){
 };
 
 // What was wrong with the last call of this thread that did not return SPECDEC_OK: function, argument, rule
-// and what came. Valid until this thread's next call of the library; "" before any error.
+// and what came. Valid until the next such call of this thread; "" before any.
 SPECDEC_API const char* specdec_error_message(void);
 
 SPECDEC_API const char* specdec_version(void);          // of the package, as "0.1.0"
@@ -108,11 +108,16 @@ SPECDEC_ENUM(specdec_rule){
 SPECDEC_ENUM(specdec_draft_form){
     SPECDEC_DRAFT_LOGITS = 0,    // logits, of which `draft_sampling` makes the law
     SPECDEC_DRAFT_LOGPROBS = 1,  // the logarithms of the law itself
+    SPECDEC_DRAFT_PROBS = 2,     // the law itself
 };
 
 typedef struct specdec_verify_args {
   uint32_t struct_size, version;
-  const specdec_rows* target;  // [R, V], row i for the law after node i
+  // The target's laws: node i has row i; or the row that target_rows says, -1 = none; or, of the nodes of
+  // request b, row i - b, and the last one none. A node without a row is kept at the end of a chain only.
+  const specdec_rows* target;  // [rows, V]
+  const int32_t* target_rows;  // [R] or null
+  int32_t rows_end_early;      // 1: the last
   // The trees: request b has the nodes [cu_nodes[b], cu_nodes[b + 1]), its root first, parents before
   // children.
   int64_t requests, nodes;      // B, R
@@ -138,14 +143,18 @@ typedef struct specdec_verify_args {
   const int64_t* positions;  // [B], in its sequence, of the first new token
   const uint32_t* bitmask;   // [R, bitmask_stride] or null: bit t % 32 of word t / 32 = token t is allowed
   int64_t bitmask_stride;
+  // [B] or null: the token after a chain's last node, drawn by the caller; int64_t, or int32_t.
+  const void* bonus_tokens;
+  int32_t bonus_tokens_are_int32;
   int64_t width;  // 1 + depth of the deepest node that may be accepted
   // Outputs.
-  int64_t* out_tokens;        // [B, width]: accepted tokens, the next token, then -1
-  int32_t* out_num_tokens;    // [B]
-  int32_t* out_num_accepted;  // [B]
-  int32_t* out_path;          // [B, width]: 0, accepted nodes, then -1
-  float* out_logprobs;        // [B, width] or null: of out_tokens under the target's law
-  int32_t* out_status;        // [B]
+  void* out_tokens;              // [B, width], int64_t: accepted tokens, the next token, then -1
+  int32_t out_tokens_are_int32;  // 1: int32_t
+  int32_t* out_num_tokens;       // [B]
+  int32_t* out_num_accepted;     // [B]
+  int32_t* out_path;             // [B, width]: 0, accepted nodes, then -1
+  float* out_logprobs;           // [B, width] or null: of out_tokens under the target's law
+  int32_t* out_status;           // [B]
   // [R] or null, for tests: what each tested node's coin was compared with, the mass that a rejection left.
   double *trace_thresholds, *trace_masses;
 } specdec_verify_args;

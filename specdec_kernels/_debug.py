@@ -38,15 +38,18 @@ def check_range(operation: str, argument: str, values: Tensor, low: float, high:
         bad_value(operation, argument, rule, f"{values[request].item()} at request {request}")
 
 
-def check_verify(
-    target_logits: Tensor, tree: DraftTree, draft_logits: Tensor | None, draft_rows: Tensor | None
-) -> None:
-    """Raise for a NaN in a row that belongs to a node, a drafted token outside [0, V), or a draft row outside
-    [0, Rq) that is not -1."""
+def check_verify(tree: DraftTree, call: VerifyCall) -> None:
+    """Raise for a NaN in a row that belongs to a node, a drafted token outside [0, V), a row that is neither
+    -1 nor there, a bonus token that is neither -1 nor in [0, V), and draft probabilities that do not sum
+    to 1."""
     request, node = tree._owners
-    owned = request < tree.batch_size
-    vocab = target_logits.shape[-1]
-    _check_rows("target_logits", target_logits.isnan().any(-1).flatten() & owned, request, node, "NaN")
+    owned, vocab = request < tree.batch_size, call.target_logits.shape[-1]
+    count = call.target_logits.shape[:-1].numel()
+    rows = _target_rows(call, request)
+    if call.target_rows is not None:
+        _check_row_numbers("target_rows", "Rt", rows, count, owned, request, node)
+    bad = _at(call.target_logits.isnan().any(-1).flatten(), rows)
+    _check_rows("target_logits", bad & owned, request, node, "NaN")
     tokens = tree.tokens
     outside = (node > 0) & owned & ((tokens < -1) | (tokens >= vocab))
     if bool(outside.any()):
@@ -54,23 +57,63 @@ def check_verify(
         rule = f"must be -1 or in [0, V) = [0, {vocab})"
         got = f"{int(tokens[row])} at request {int(request[row])} node {int(node[row])}"
         bad_value("verify", "tree.tokens", rule, got)
-    if draft_logits is None:
-        return
-    bad = draft_logits.isnan().any(-1)
-    if bad.dim() == 2:  # a uniform chain: its last node has no row
-        bad = torch.nn.functional.pad(bad, (0, 1)).flatten()
-    if draft_rows is not None:
-        outside = ((draft_rows < -1) | (draft_rows >= bad.shape[0])) & owned
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            rule = f"must be -1 or in [0, Rq) = [0, {bad.shape[0]})"
-            got = f"{int(draft_rows[row])} at request {int(request[row])} node {int(node[row])}"
-            bad_value("verify", "draft_rows", rule, got)
-        used = (draft_rows >= 0) & (draft_rows < bad.shape[0])
-        bad = (
-            bad[draft_rows.long().clamp(0, max(bad.shape[0] - 1, 0))] & used if bad.shape[0] else used & False
-        )
+    if call.bonus_tokens is not None:
+        bonus, rule = call.bonus_tokens, f"must be -1 or in [0, V) = [0, {vocab})"
+        _check_requests("verify", "bonus_tokens", rule, (bonus < -1) | (bonus >= vocab), bonus)
+        sibling = (tree.parents != node - 1) & owned
+        _check_rows("tree", sibling, request, node, "siblings with bonus_tokens")
+    if call.draft_logits is not None:
+        _check_draft(tree, call, call.draft_logits, owned)
+
+
+def _check_draft(tree: DraftTree, call: VerifyCall, draft: Tensor, owned: Tensor) -> None:
+    request, node = tree._owners
+    rows, count = torch.arange(owned.numel(), device=owned.device), draft.shape[:-1].numel()
+    if call.draft_rows is not None:
+        rows = call.draft_rows.long()
+        _check_row_numbers("draft_rows", "Rq", rows, count, owned, request, node)
+    elif draft.dim() == 3:  # a uniform chain: its last node has no row
+        rows = torch.where(node < draft.shape[1], request * draft.shape[1] + node, -1)
+    bad = _at(draft.isnan().any(-1).flatten(), rows)
     _check_rows("draft_logits", bad & owned, request, node, "NaN")
+    if call.draft_is_probs:
+        sampled = owned & (node > 0) & (tree.proposals > 0) & (tree.tokens >= 0)
+        drawn_from = torch.zeros_like(owned)
+        drawn_from[tree._up[sampled]] = True
+        rounding = torch.finfo(draft.dtype).eps / 2
+        off = ((draft.double().sum(-1) - 1).abs() > 1e-3 + rounding) | (draft < 0).any(-1)
+        wrong = "probabilities below 0 or of a sum other than 1"
+        _check_rows("draft_logits", _at(off.flatten(), rows) & drawn_from, request, node, wrong)
+
+
+def _target_rows(call: VerifyCall, request: Tensor) -> Tensor:
+    """[R] row of every node, -1 = none."""
+    if call.target_rows is not None:
+        return call.target_rows.long()
+    rows = torch.arange(request.numel(), device=request.device)
+    if not call.rows_end_early:
+        return rows
+    last = torch.ones_like(request, dtype=torch.bool)
+    last[:-1] = request[1:] != request[:-1]
+    return torch.where(last, -1, rows - request)
+
+
+def _at(flags: Tensor, rows: Tensor) -> Tensor:
+    """The flags of rows; False where there is no such row."""
+    if flags.shape[0] == 0:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    return flags[rows.clamp(0, flags.shape[0] - 1)] & (rows >= 0) & (rows < flags.shape[0])
+
+
+def _check_row_numbers(
+    argument: str, symbol: str, rows: Tensor, count: int, owned: Tensor, request: Tensor, node: Tensor
+) -> None:
+    outside = ((rows < -1) | (rows >= count)) & owned
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        rule = f"must be -1 or in [0, {symbol}) = [0, {count})"
+        got = f"{int(rows[row])} at request {int(request[row])} node {int(node[row])}"
+        bad_value("verify", argument, rule, got)
 
 
 def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ._checks import bad_value, check_bool, check_device, check_int, check_list, check_name, check_type
 from ._ops import backends
+from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
 from .tree import DraftTree
-from .verification import Verified, check_draft_sampling, verify
+from .verification import Verified, verify
 
 
 class SpeculativeVerifier(torch.nn.Module):
@@ -58,7 +59,7 @@ class SpeculativeVerifier(torch.nn.Module):
         *,
         rule: Rule = "auto",
         sampling: SamplingParams = PLAIN,
-        draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+        draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
         draft_vocab: DraftVocab | None = None,
         return_logprobs: bool = False,
         plan: CachePlan | None = None,
@@ -98,9 +99,11 @@ class SpeculativeVerifier(torch.nn.Module):
         tree: DraftTree,
         draft_logits: Tensor | None = None,
         *,
+        target_rows: Tensor | None = None,
+        bonus_tokens: Tensor | None = None,
         draft_rows: Tensor | None = None,
         sampling: SamplingParams | None = None,
-        draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+        draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
         seeds: Tensor | None = None,
         positions: Tensor | None = None,
         token_bitmask: Tensor | None = None,
@@ -121,6 +124,8 @@ class SpeculativeVerifier(torch.nn.Module):
             target_logits,
             tree,
             draft_logits,
+            target_rows=target_rows,
+            bonus_tokens=bonus_tokens,
             draft_rows=draft_rows,
             draft_vocab=self.draft_vocab,
             sampling=self.sampling if sampling is None else sampling,

@@ -182,7 +182,7 @@ class DraftTree:
                 checks.bound(call, "max_nodes", max_nodes, depth + 1),
                 checks.bound(call, "max_depth", max_depth, depth),
             )
-            return cls._made(rows, parents, cu_nodes, kinds, *bounds)
+            return cls._made(rows, parents, cu_nodes, kinds, *bounds)._as_chain()
         if lengths is not None:
             bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
         check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
@@ -192,9 +192,8 @@ class DraftTree:
         nodes = checks.largest(call, cu_nodes, max_nodes, check)
         deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
         depth = checks.depth_bound(call, max_depth, nodes, deepest)
-        return cls(
-            tokens, parents, cu_nodes, checks.as_kind(call, "proposal", proposal, tokens), nodes, depth
-        )
+        kinds = checks.as_kind(call, "proposal", proposal, tokens)
+        return cls(tokens, parents, cu_nodes, kinds, nodes, depth)._as_chain()
 
     @classmethod
     def from_parents(
@@ -465,6 +464,20 @@ class DraftTree:
         """[R, ceil(max_nodes / 64)] int64: in row i, bit j of word j // 64 is set if node j is i or an
         ancestor of i."""
         return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
+
+    def _as_chain(self) -> DraftTree:
+        if not checks.traced():
+            self._cache["_is_chain"] = True
+        return self
+
+    @_derived
+    def _is_chain(self) -> bool:
+        """Whether this is known to be a chain. Trees that were not made by `chain` are read where that needs
+        no synchronisation, and elsewhere taken at their bounds."""
+        if self.parents.device.type == "cpu" and not checks.traced():
+            request, node = self._owners
+            return bool(((self.parents == node - 1) | (request == self.batch_size)).all())
+        return self.max_nodes <= self.max_depth + 1
 
     @_derived
     def _owners(self) -> tuple[Tensor, Tensor]:

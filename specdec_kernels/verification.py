@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from . import _debug, _ops, rules
-from ._checks import (
-    FLOATS,
-    bad_value,
-    check_bool,
-    check_device,
-    check_dtype,
-    check_shape,
-    check_tensor,
-    check_type,
-    what,
-)
-from ._memory import check_contiguous, check_last_stride
+from . import _verify_checks as checks
+from ._checks import FLOATS, bad_value, check_bool, check_device, check_dtype, check_tensor, check_type
+from ._memory import check_contiguous
 from ._ops.calls import VerifyCall
 from .rules import Rule
 from .sampling import PLAIN, DraftVocab, SamplingParams, check_bitmask, noise_keys, unpack
@@ -45,9 +36,9 @@ class Verified(NamedTuple):
     """The result of `verify`, one row per request."""
 
     tokens: Tensor
-    """[B, max_depth + 1] int64: accepted tokens, the next token, then -1."""
+    """[B, max_depth + 1] int64: accepted tokens, the next token, then -1. `out` may have int32."""
     num_tokens: Tensor
-    """[B] int32: `num_accepted + 1`; 0 for an empty request."""
+    """[B] int32: `num_accepted + 1`; 0 for an empty request, and for one whose root has no row."""
     num_accepted: Tensor
     """[B] int32."""
     path: Tensor
@@ -63,10 +54,12 @@ def verify(
     tree: DraftTree,
     draft_logits: Tensor | None = None,
     *,
+    target_rows: Tensor | None = None,
+    bonus_tokens: Tensor | None = None,
     draft_rows: Tensor | None = None,
     draft_vocab: DraftVocab | None = None,
     sampling: SamplingParams = PLAIN,
-    draft_sampling: SamplingParams | Literal["logprobs"] | None = None,
+    draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
     rule: Rule = "auto",
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
@@ -93,16 +86,24 @@ def verify(
 
     Args:
         target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
-            The row of a node is the law of the token after it.
+            The row of a node is the law of the token after it. [Rt, V] with `target_rows`; with
+            `bonus_tokens` also [R - B, V] or [B, N - 1, V], without the rows of last nodes.
         tree: the drafted tokens, R rows of B requests.
         draft_logits: [R, Vd], where the row of node i is the law from which its children were drawn; or
             [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
+        target_rows: [R] int32, row of `target_logits` per node, -1 = none. Nodes may share rows. A node
+            without a row is tested, but never kept: if its coin accepts it, its token is the next token. If a
+            root has no row, the request counts as empty. Numbers out of range count as -1.
+        bonus_tokens: [B] int64 or int32, only for chains: the token after the last node, which the caller has
+            drawn from the target's law there. That node needs no row. The log-probability of the token is nan
+            without the row. Tokens outside [0, V) count as none.
         draft_rows: [R] int32, row of `draft_logits` per node, -1 = none.
         draft_vocab: the tokens of the columns of `draft_logits`; without it column i is token i, and columns
             from V on are padding.
         sampling: turns a target row into a law.
-        draft_sampling: what the drafter applied to `draft_logits`; default: as `sampling`. `"logprobs"`: the
-            rows are the logarithms of the law itself.
+        draft_sampling: what the drafter applied to `draft_logits`; default: as `sampling`. `"probs"`: the
+            rows are the probabilities of the law itself; `"logprobs"`: their logarithms. Both are taken on
+            trust.
         rule: `"auto"` (traversal if `draft_logits` is given, otherwise match), `"match"`, `"token"`,
             `"traversal"`, or a lossy rule: `Typical`, `Relaxed`, `Lenient`, `Synthetic`.
         seeds: [B] int64; default: fresh seeds from the default generator of the device.
@@ -110,7 +111,8 @@ def verify(
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
             applies to the target's law only.
         return_logprobs: fill `Verified.logprobs`.
-        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present.
+        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present. Its
+            tokens may be int64 or int32.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -147,11 +149,12 @@ def verify(
     check_type("verify", "tree", tree, DraftTree, "a DraftTree")
     check_dtype("verify", "target_logits", target_logits, FLOATS)
     rows, batch, device = tree.tokens.shape[0], tree.batch_size, target_logits.device
-    vocab = _check_target(target_logits, tree)
+    rows_end_early = checks.check_target(target_logits, tree, target_rows, bonus_tokens)
+    vocab = target_logits.shape[-1]
     check_device("verify", "tree", tree.tokens, device)
-    _check_draft(draft_logits, draft_rows, draft_vocab, tree, vocab, device)
+    checks.check_draft(draft_logits, draft_rows, draft_vocab, tree, vocab, device)
     numbers, tensors = unpack("verify", "sampling", sampling, batch, device)
-    check_draft_sampling("verify", draft_sampling)
+    checks.check_draft_sampling("verify", draft_sampling)
     if draft_sampling is None:
         draft_numbers, draft_tensors = numbers, tensors
     elif isinstance(draft_sampling, str):
@@ -163,8 +166,6 @@ def verify(
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
     check_bool("verify", "return_logprobs", return_logprobs)
     out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
-    if _debug.enabled():
-        _debug.check_verify(target_logits, tree, draft_logits, draft_rows)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
     call = VerifyCall(
         target_logits=target_logits,
@@ -182,7 +183,7 @@ def verify(
         sampling_rows=tensors,
         draft_sampling=draft_numbers,
         draft_sampling_rows=draft_tensors,
-        draft_is_logprobs=isinstance(draft_sampling, str),
+        draft_is_logprobs=draft_sampling == "logprobs",
         rule=rule_name,
         rule_values=rule_values,
         seeds=seeds,
@@ -194,92 +195,17 @@ def verify(
         out_path=out.path,
         out_logprobs=out.logprobs,
         out_status=out.status,
+        target_rows=target_rows.contiguous() if target_rows is not None else None,
+        rows_end_early=rows_end_early,
+        bonus_tokens=bonus_tokens.contiguous() if bonus_tokens is not None else None,
+        draft_is_probs=draft_sampling == "probs",
     )
+    if _debug.enabled():
+        _debug.check_verify(tree, call)
     _ops.verify(call, backend)
     if _debug.enabled():
         _debug.check_drawn(tree, call, (out.status & Status.IMPOSSIBLE) != 0)
     return out
-
-
-def check_draft_sampling(operation: str, value: object) -> None:
-    """Raise unless `value` is a `SamplingParams`, "logprobs" or None."""
-    wanted = "a SamplingParams or 'logprobs'"
-    if isinstance(value, str):
-        if value != "logprobs":
-            bad_value(operation, "draft_sampling", f"must be {wanted}", repr(value))
-    elif value is not None:
-        check_type(operation, "draft_sampling", value, SamplingParams, wanted)
-
-
-def _check_target(target_logits: Tensor, tree: DraftTree) -> int:
-    """Check the target's rows. Returns the vocabulary size V."""
-    rows = tree.tokens.shape[0]
-    if target_logits.dim() == 3:
-        batch, nodes, vocab = tree.batch_size, target_logits.shape[1], target_logits.shape[2]
-        if target_logits.shape[0] != batch or batch * nodes != rows:
-            rule = f"must have shape [B, N, V] with B = {batch} and B * N = R = {rows}"
-            bad_value("verify", "target_logits", rule, list(target_logits.shape))
-    elif target_logits.dim() == 2:
-        vocab = target_logits.shape[1]
-        check_shape("verify", "target_logits", target_logits, "[R, V]", (rows, vocab))
-    else:
-        bad_value("verify", "target_logits", "must have shape [R, V] or [B, N, V]", list(target_logits.shape))
-    check_last_stride("verify", "target_logits", target_logits)
-    return vocab
-
-
-def _check_draft(
-    draft_logits: Tensor | None,
-    draft_rows: Tensor | None,
-    draft_vocab: DraftVocab | None,
-    tree: DraftTree,
-    vocab: int,
-    device: torch.device,
-) -> None:
-    rows, batch = tree.tokens.shape[0], tree.batch_size
-    if draft_vocab is not None:
-        check_type("verify", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
-    if draft_logits is None:
-        if draft_rows is not None:
-            bad_value("verify", "draft_rows", "must be None without draft_logits", what(draft_rows))
-        return
-    check_dtype("verify", "draft_logits", draft_logits, FLOATS)
-    check_device("verify", "draft_logits", draft_logits, device)
-    if draft_logits.dim() == 3:
-        if draft_rows is not None:
-            bad_value(
-                "verify", "draft_logits", "must have shape [Rq, Vd] with draft_rows", list(draft_logits.shape)
-            )
-        depth = draft_logits.shape[1]
-        if draft_logits.shape[0] != batch or batch * (depth + 1) != rows:
-            rule = f"must have shape [B, K, Vd] with B = {batch} and B * (K + 1) = R = {rows}"
-            bad_value("verify", "draft_logits", rule, list(draft_logits.shape))
-    elif draft_logits.dim() != 2:
-        bad_value(
-            "verify", "draft_logits", "must have shape [Rq, Vd] or [B, K, Vd]", list(draft_logits.shape)
-        )
-    elif draft_rows is None:
-        if draft_logits.shape[0] != rows:
-            rule = f"must have shape {_draft_shapes(rows, batch, draft_logits.shape[1])}"
-            bad_value("verify", "draft_logits", rule, list(draft_logits.shape))
-    else:
-        check_tensor("verify", "draft_rows", draft_rows, "[R]", (rows,), (torch.int32,), device)
-    check_last_stride("verify", "draft_logits", draft_logits)
-    if draft_vocab is not None:
-        check_device("verify", "draft_vocab", draft_vocab.ids, device)
-        if draft_vocab.vocab_size != vocab:
-            bad_value("verify", "draft_vocab", f"must have vocab_size V = {vocab}", draft_vocab.vocab_size)
-        width = draft_vocab.ids.shape[0]
-        shape = (*draft_logits.shape[:-1], width)
-        check_shape("verify", "draft_logits", draft_logits, f"[..., Vd], Vd = {width} of draft_vocab,", shape)
-
-
-def _draft_shapes(rows: int, batch: int, width: int) -> str:
-    """The shapes that draft logits may have, for a message."""
-    chain = "[B, K, Vd] for chains of one length"
-    if batch and rows > batch and rows % batch == 0:
-        chain = f"[B, K, Vd] = {[batch, rows // batch - 1, width]} for chains of one length"
-    return f"[R, Vd] = {[rows, width]}, {chain}, or [Rq, Vd] with draft_rows"
 
 
 def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:
@@ -296,8 +222,8 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
     if logprobs and out.logprobs is None:
         bad_value("verify", "out.logprobs", "must be a tensor with return_logprobs", "None")
     grid, line = ("[B, max_depth + 1]", (batch, width)), ("[B]", (batch,))
-    for field, (symbols, shape), dtype in (
-        ("tokens", grid, torch.int64),
+    for field, (symbols, shape), *dtypes in (
+        ("tokens", grid, torch.int64, torch.int32),
         ("num_tokens", line, torch.int32),
         ("num_accepted", line, torch.int32),
         ("path", grid, torch.int32),
@@ -307,6 +233,6 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
         value = getattr(out, field)
         if field == "logprobs" and value is None:
             continue
-        check_tensor("verify", f"out.{field}", value, symbols, shape, (dtype,), device)
+        check_tensor("verify", f"out.{field}", value, symbols, shape, dtypes, device)
         check_contiguous("verify", f"out.{field}", value)
     return out

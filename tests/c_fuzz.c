@@ -131,7 +131,7 @@ static specdec_result fuzz_verify(int32_t threads) {
                               .cu_nodes = offsets(requests, nodes),
                               .proposals = proposals,
                               .draft_chain = rarely(2) ? below(6) : 0,
-                              .draft_form = (specdec_draft_form)below(2),
+                              .draft_form = (specdec_draft_form)below(3),
                               .rule = (specdec_rule)below(7),
                               .rule_values = reals(2),
                               .seeds = longs(requests, 9),
@@ -144,6 +144,10 @@ static specdec_result fuzz_verify(int32_t threads) {
                               .out_status = memory(requests * 4)};
   const int64_t counts[] = {0, 0, 0, 2, 2, 1, 2};
   args.rule_value_count = rarely(10) ? below(3) : counts[args.rule];
+  if (rarely(3)) args.target_rows = ints(nodes, target.count), args.nodes = nodes;
+  if (rarely(4)) args.rows_end_early = 1;
+  if (rarely(3)) args.bonus_tokens = longs(requests, vocab);
+  if (rarely(9)) args.bonus_tokens_are_int32 = args.out_tokens_are_int32 = 1;  // half of the memory
   if (rarely(2)) args.sampling = &law;
   if (rarely(2)) args.draft = &draft;
   if (rarely(2)) args.draft_sampling = &draft_law;
@@ -158,8 +162,12 @@ static specdec_result fuzz_verify(int32_t threads) {
   if (rarely(4)) spoil(&draft, sizeof draft, 16, 24);
   if (rarely(4)) spoil(&law, sizeof law, 0, 0);
   const specdec_result result = specdec_verify(&args, threads);
-  for (int64_t i = 0; result == SPECDEC_OK && args.width == width && i < args.requests * width; ++i)
-    if (args.out_tokens[i] < -1 || args.out_tokens[i] >= vocab) abort();
+  const int64_t count = result == SPECDEC_OK && args.width == width ? args.requests * width : 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t token =
+        args.out_tokens_are_int32 ? ((int32_t*)args.out_tokens)[i] : ((int64_t*)args.out_tokens)[i];
+    if (token < -1 || token >= vocab) abort();
+  }
   return result;
 }
 

@@ -73,7 +73,8 @@ class Case:
     """A tree shape, how its tokens are proposed, and the laws they come from.
 
     `kinds` has a letter per node after the root. The laws at a node are random functions of the tokens above
-    it; `point_token` is what a POINT child of given rank has, and `skip` nodes get token -1.
+    it; `point_token` is what a POINT child of given rank has, and `skip` nodes get token -1. `rowless` nodes
+    have no row of the target, and with `bonus` the token after a chain is drawn beforehand.
     """
 
     parents: tuple[int, ...]
@@ -85,6 +86,8 @@ class Case:
     no_row: tuple[int, ...] = ()
     reverse: bool = False  # siblings are verified from the last to the first
     duplicates: bool = False  # Proposal.POINT siblings all carry one token
+    rowless: tuple[int, ...] = ()
+    bonus: bool = False
     seed: int = 0
 
     @property
@@ -164,8 +167,25 @@ class Case:
         alone[0] = 1.0  # nothing left to draw: any token, declared all the same
         return alone
 
+    def without_rows(self, tokens: dict[int, int]) -> tuple[int, ...]:
+        """Which nodes have no row of the target, after a look at the draft."""
+        return self.rowless
+
+    def bonuses(self, tokens: dict[int, int]) -> Iterator[tuple[int | None, float]]:
+        """The token drawn after a chain, and its probability."""
+        if not self.bonus:
+            yield None, 1.0
+            return
+        end = min(self.skip, default=len(self.parents) + 1)
+        yield from enumerate(self.p(tuple(tokens[node] for node in range(1, end))).tolist())
+
     def request(
-        self, tokens: dict[int, int], noise: Decisions, trace: Trace | None = None, cls=Request
+        self,
+        tokens: dict[int, int],
+        noise: Decisions,
+        trace: Trace | None = None,
+        cls=Request,
+        bonus: int | None = None,
     ) -> Request:
         nodes = range(1, len(self.parents) + 1)
         links = ()
@@ -187,9 +207,12 @@ class Case:
         def prefix(node: int) -> Prefix:
             return tuple(tokens.get(n, -1) for n in self.above(node))
 
+        rowless = self.without_rows(tokens)
         return cls(
             tree,
             self.vocab,
+            has_row=lambda node: node not in rowless,
+            bonus=bonus,
             target=lambda node: (self.p(prefix(node)), 0),
             draft=lambda node: None if node in self.no_row else self.q(prefix(node)),
             noise=noise,
@@ -217,11 +240,12 @@ def emitted(
     accepted = 0.0
     for tokens, chance in case.drafts(sampled_from):
         tokens = tokens if change is None else change(case, tokens)
-        for output, count, probability in outcomes(
-            rule, lambda noise, t=tokens: case.request(t, noise, cls=cls)
-        ):
-            law[output] += chance * probability
-            accepted += chance * probability * count
+        for bonus, weight in case.bonuses(tokens):
+            for output, count, probability in outcomes(
+                rule, lambda noise, t=tokens, b=bonus: case.request(t, noise, cls=cls, bonus=b)
+            ):
+                law[output] += chance * weight * probability
+                accepted += chance * weight * probability * count
     return law, accepted
 
 

@@ -66,6 +66,8 @@ def verifying() -> dict:
     return keys() | options | dict(
         target_logits=torch.zeros(R, V),
         tree=chain(),
+        target_rows=torch.arange(R).int(),
+        bonus_tokens=long(B),
         draft_logits=torch.zeros(R, V),
         draft_rows=torch.arange(R).int(),
         draft_vocab=sdk.DraftVocab(torch.arange(V), V),
@@ -324,7 +326,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "SpeculativeVerifier.commit": dict(block_table="size 1"),
     "SpeculativeVerifier.forward": dict(
-        target_logits="size 1", draft_logits="size 0, size 1", out="logprobs none"
+        target_logits="size 0, size 1", draft_logits="size 0, size 1", out="logprobs none"
     ),
     "Synthetic": dict(rate="item zero, longer, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
@@ -347,7 +349,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
         max_prefix_len="zero",
         key_cache="size 0, size 1",
     ),
-    "verify": dict(draft_logits="size 0"),
+    "verify": dict(target_logits="size 0", draft_logits="size 0"),
 }
 
 

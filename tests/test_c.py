@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C interface: programs compiled against `specdec.h` and linked with the library that the build leaves."""
+"""The C interface: programs compiled against `specdec.h`, with the library that the build leaves."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -54,8 +55,8 @@ def test_the_example_agrees_with_the_reference(tmp_path):
     assert verified.num_accepted.tolist() == [3, 0]  # one goes through, one is rejected
 
 
-def test_the_example_is_short():
-    assert len((ROOT / "examples" / "verify.c").read_text().splitlines()) <= 62
+def test_the_example_fits_a_page():
+    assert len((ROOT / "examples" / "verify.c").read_text().splitlines()) <= 60
 
 
 @pytest.mark.parametrize("compiler", ["cc -std=c11 -xc", "c++ -std=c++17 -xc++", "c++ -std=c++20 -xc++"])
@@ -78,10 +79,9 @@ def test_only_the_interface_is_exported():
 
 def test_the_library_needs_neither_python_nor_torch():
     needed = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
-    libraries = set(re.findall(r"NEEDED.*\[(\w+)", needed))
-    assert libraries <= {"libstdc++", "libm", "libgcc_s", "libc", "ld-linux-x86-64", "ld-linux-aarch64"} | {
-        "libpthread", "libdl", "ld"
-    }  # fmt: skip
+    libraries = set(re.findall(r"NEEDED.*\[([\w+]+)", needed))
+    assert "libc" in libraries
+    assert libraries <= {"libstdc++", "libm", "libgcc_s", "libc", "libpthread", "libdl", "ld"}
 
 
 def test_the_version_is_that_of_the_package(tmp_path):
@@ -106,6 +106,18 @@ def test_what_callers_get_wrong(tmp_path):
     assert len(said) > 25 and len(set(said)) == len(said)
     for line in said:
         assert re.fullmatch(r"specdec_\w+: [\w.\[\]]+ must .+(, got .+| null.*)", line), line
+
+
+@pytest.mark.parametrize("openmp", [False, True])
+def test_exceptions_on_threads_reach_the_caller(openmp, tmp_path):
+    """On the library's own threads, and on those of an OpenMP library that the process has loaded."""
+    sources = (ROOT / "tests" / "c_team.cpp", ROOT / "csrc" / "team.cpp")
+    flags = ("-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "-pthread")
+    subprocess.run(["c++", *flags, *sources, "-o", tmp_path / "team"], check=True)
+    environment = dict(os.environ, OMP_WAIT_POLICY="passive")
+    if openmp:
+        environment["LD_PRELOAD"] = "libgomp.so.1"
+    subprocess.run([tmp_path / "team", "400"], env=environment, check=True, timeout=60)
 
 
 def test_hostile_calls(tmp_path):

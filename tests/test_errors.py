@@ -62,6 +62,34 @@ VALUES = {
         dict(target_logits=torch.zeros(B, K, V)),
         "target_logits must have shape [B, N, V] with B = 2 and B * N = R = 8, got [2, 3, 5]",
     ),
+    "target of rows": (
+        dict(target_logits=torch.zeros(B, K + 1, V), target_rows=long(R).int()),
+        "target_logits must have shape [Rt, V] with target_rows, got [2, 4, 5]",
+    ),
+    "target_rows": (
+        dict(target_rows=long(3).int()),
+        "target_rows must have shape [R] = [8], got [3]",
+    ),
+    "target of a bonus": (
+        dict(target_logits=torch.zeros(R - 1, V), bonus_tokens=long(B)),
+        "target_logits must have shape [R, V] = [8, 5] or [R - B, V] = [6, 5], got [7, 5]",
+    ),
+    "target batch of a bonus": (
+        dict(target_logits=torch.zeros(B, K - 1, V), bonus_tokens=long(B)),
+        "target_logits must have shape [B, N, V] with B = 2 and B * N = R = 8 or B * N = R - B = 6, "
+        "got [2, 2, 5]",
+    ),
+    "bonus_tokens": (
+        dict(bonus_tokens=long(3)),
+        "bonus_tokens must have shape [B] = [2], got [3]",
+    ),
+    "bonus of trees": (
+        dict(
+            tree=sdk.DraftTree.from_parents(long(B, 4), torch.tensor([[-1, 0, 1, 1]] * B)),
+            bonus_tokens=long(B),
+        ),
+        "tree must be a chain with bonus_tokens, got another tree",
+    ),
     "target stride": (
         dict(target_logits=torch.zeros(V, R).T, draft_logits=None),
         "target_logits must have last stride 1, got strides [1, 8]",
@@ -134,8 +162,8 @@ VALUES = {
         "sampling.top_p must have shape [B] = [2], got [3]",
     ),
     "draft_sampling": (
-        dict(draft_sampling="probs"),
-        "draft_sampling must be a SamplingParams or 'logprobs', got 'probs'",
+        dict(draft_sampling="odds"),
+        "draft_sampling must be a SamplingParams, 'logprobs' or 'probs', got 'odds'",
     ),
     "rule": (
         dict(rule="best"),
@@ -157,6 +185,14 @@ VALUES = {
 }
 
 TYPES = {
+    "target_rows": (
+        dict(target_rows=long(R)),
+        "target_rows must have dtype int32, got int64",
+    ),
+    "bonus_tokens": (
+        dict(bonus_tokens=torch.zeros(B)),
+        "bonus_tokens must have dtype int64 | int32, got float32",
+    ),
     "tree": (dict(tree=None), "tree must be a DraftTree, got NoneType"),
     "target": (dict(target_logits=None), "target_logits must be a tensor, got NoneType"),
     "target dtype": (
@@ -470,6 +506,50 @@ def test_debug_checks_draft_rows(monkeypatch):
         sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows))
     rows[5] = 2
     assert sdk.verify(**arguments(draft_logits=torch.zeros(3, V), draft_rows=rows)).num_tokens.min() >= 1
+
+
+def test_debug_checks_rows_and_bonus_tokens_of_the_target(monkeypatch):
+    rows = torch.arange(R).int() - 1
+    given = arguments(draft_logits=None, target_logits=torch.zeros(R - 2, V), target_rows=rows)
+    refused = [
+        (given, r"target_rows must be -1 or in \[0, Rt\) = \[0, 6\), got 6 at request 1 node 3"),
+        (
+            given | dict(target_logits=torch.full((R, V), torch.nan)),
+            "target_logits must not hold NaN, got NaN at request 0 node 1",
+        ),
+        (
+            given | dict(target_rows=None, bonus_tokens=torch.tensor([4, 5])),
+            r"bonus_tokens must be -1 or in \[0, V\) = \[0, 5\), got 5 at request 1",
+        ),
+    ]
+    for call, _ in refused:
+        sdk.verify(**call)
+    monkeypatch.setattr(debug, "ENABLED", True)
+    for call, message in refused:
+        with pytest.raises(ValueError, match=f"^verify: {message}$"):
+            sdk.verify(**call)
+    rows[R - 1] = -1
+    sdk.verify(**given)
+    target = torch.zeros(B, K, V)
+    target[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match="target_logits must not hold NaN, got NaN at request 1 node 2"):
+        sdk.verify(**given | dict(target_logits=target, target_rows=None, bonus_tokens=long(B) - 1))
+
+
+def test_debug_checks_sums_of_probabilities(monkeypatch):
+    """Of rows that a sampled child was drawn from."""
+    draft = torch.full((R, V), 0.2)
+    draft[0, 0], draft[3] = 0.2009, 7.0
+    given = arguments(draft_logits=draft, draft_sampling="probs")
+    monkeypatch.setattr(debug, "ENABLED", True)
+    assert sdk.verify(**given).num_tokens.min() >= 1
+    rule = "verify: draft_logits must not hold probabilities below 0 or of a sum other than 1"
+    for value, other in ((0.2012, 0.2), (0.1988, 0.2), (0.5, -0.1)):
+        draft[5, 0], draft[5, 1] = value, other
+        with pytest.raises(ValueError, match=f"^{rule}, got .* at request 1 node 1$"):
+            sdk.verify(**given)
+    monkeypatch.setattr(debug, "ENABLED", False)
+    assert sdk.verify(**given).num_tokens.min() >= 1
 
 
 def attend(*, prefix=(5, 12), table=((2, 0), (1, 3)), new=False, **options):

@@ -44,6 +44,12 @@ def call(target_logits, tokens, draft_logits, seeds, positions, temperature=1.0,
         dict(rule="match", temperature=torch.tensor([0.0, 0.7])),
         dict(rule=sdk.Synthetic([0.5, 0.2]), draft_sampling="logprobs"),
         dict(rule="token", token_bitmask=torch.full((B * (K + 1), 2), -1, dtype=torch.int32)),
+        dict(
+            rule="token",
+            target_rows=torch.tensor([0, 1, 2, -1, 2, 2, 7, 7]).int(),
+            bonus_tokens=torch.tensor([3, 4]).int(),
+            draft_sampling="probs",
+        ),
     ],
 )
 def test_verify_passes_opcheck(monkeypatch, backend, options):
@@ -79,6 +85,17 @@ def test_verify_compiles_whole(backend, compiler):
     for field, value in expected._asdict().items():
         torch.testing.assert_close(getattr(verified, field), value, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(plus_one, following)
+
+
+def test_rows_and_bonus_tokens_compile_whole():
+    given, rows = problem(), torch.tensor([0, 1, 1, -1, 4, -1, 6, 7]).int()
+
+    def step(rows, bonus, **given):
+        return call(**given, target_rows=rows, bonus_tokens=bonus, draft_sampling="logprobs").tokens
+
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
+    bonus = torch.tensor([3, 4])
+    assert torch.equal(compiled(rows, bonus, **given), step(rows, bonus, **given))
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 compiles no `_replace`")

@@ -182,13 +182,13 @@ def test_rows_that_are_not_logits(row, allowed, expected, status):
 
 def test_draft_rows_that_are_no_law():
     for row in ([1.0, NAN], [-INF, -INF]):
-        assert draft_law(torch.tensor(row), SamplingParams(), False, None, 2) is None
-    q = draft_law(torch.tensor([0.0, 0.0, 0.0, 0.0]), SamplingParams(), False, None, 2)
+        assert draft_law(torch.tensor(row), SamplingParams(), "logits", None, 2) is None
+    q = draft_law(torch.tensor([0.0, 0.0, 0.0, 0.0]), SamplingParams(), "logits", None, 2)
     assert q.tolist() == [0.25] * 4  # columns beyond the vocabulary belong to the normaliser
-    narrow = draft_law(torch.tensor([0.0, 0.0]), SamplingParams(), False, None, 4)
+    narrow = draft_law(torch.tensor([0.0, 0.0]), SamplingParams(), "logits", None, 4)
     assert narrow.tolist() == [0.5, 0.5, 0, 0]
     ids = draft_law(
-        torch.tensor([0.5, 0.25, 0.25]).log(), SamplingParams(2.0), True, torch.tensor([3, 0, 1]), 4
+        torch.tensor([0.5, 0.25, 0.25]).log(), SamplingParams(2.0), "logprobs", torch.tensor([3, 0, 1]), 4
     )
     np.testing.assert_allclose(ids.numpy(), [0.25, 0.25, 0, 0.5], atol=1e-7)
 

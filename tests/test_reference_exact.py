@@ -177,30 +177,35 @@ def test_lenient_with_factor_one_is_not_lossless_on_rejection():
 # Mutants: what has shipped somewhere, and must not pass.
 
 
+def off_by_one(request, node, P):
+    return request.end(node, request.target(max(node - 1, 0)))
+
+
 def edited(rule, old, new):
     """A rule with one line of its text changed."""
     source = inspect.getsource(rule)
     assert source.count(old) == 1
-    scope = dict(vars(rules))
+    scope = dict(vars(rules), off_by_one=off_by_one)
     exec(source.replace(old, new), scope)
     return scope[rule.__name__]
 
 
 RESIDUAL = "R = (w * P - Q).clamp_min(0.0)"
 EDITS = {
-    "token: residual not updated": (rules.token, "P = R / S if S > 0 else p", "P = p", "independent"),
-    "token: residual of the last sibling only": (rules.token, "R = (P - Q)", "R = (p - Q)", "independent"),
+    "token: residual not updated": (
+        rules.token, "P = R / S if S > 0 else request.target(node)", "pass", "independent",
+    ),
+    "token: residual of the last sibling only": (
+        rules.token, "R = (P - Q)", "R = (request.target(node) - Q)", "independent",
+    ),
     "token: bonus row off by one": (
-        rules.token, "P = p = request.target(node)", "P = p = request.target(max(node - 1, 0))", "chain",
+        rules.token, "return request.end(node, P)", "return off_by_one(request, node, P)", "chain",
     ),
     "match: bonus row off by one": (
         rules.match, "request.target(node)", "request.target(max(node - 1, 0))", "chain",
     ),
     "traversal: bonus row off by one": (
-        rules.traversal,
-        "request.target(node) if P is None else P, P",
-        "request.target(max(node - 1, 0)), P",
-        "chain",
+        rules.traversal, "return request.end(node, P) if", "return off_by_one(request, node, P) if", "chain",
     ),
     "traversal: residual not updated": (
         rules.traversal, "w, P = S / (S + (1.0 - w)), R / S", "w = S / (S + (1.0 - w))", "independent",

@@ -19,6 +19,7 @@ CUT = sdk.SamplingParams(temperature=1.1, top_k=5, top_p=0.93, min_p=0.02)
 
 # parents, proposals, ranks of the POINT nodes
 TREES = {
+    "short": ([-1, 0], [I, I], {}),
     "chain": ([-1, 0, 1, 2], [I, I, I, I], {}),
     "independent": ([-1, 0, 0, 0, 1, 1, 2], [I, I, I, I, I, I, I], {}),
     "without_replacement": ([-1, 0, 0, 0, 1, 1, 2], [W, W, W, W, W, W, W], {}),
@@ -30,9 +31,24 @@ TREES = {
 
 
 def draws(
-    model, tree, rule, sampling, *, draft_sampling=None, seed=0, mutate=None, draws=DRAWS, proposals=None
+    model,
+    tree,
+    rule,
+    sampling,
+    *,
+    draft_sampling=None,
+    seed=0,
+    mutate=None,
+    draws=DRAWS,
+    proposals=None,
+    rowless=None,
+    bonus_after=None,
 ):
-    """First tokens, second tokens (drawn from the target where the step emitted one) and accepted counts."""
+    """First tokens, second tokens (drawn from the target where the step emitted one) and accepted counts.
+
+    `rowless` tells of tokens whether their nodes have no row of the target; a bonus token is drawn after the
+    node `bonus_after`.
+    """
     parents, kinds, points = TREES[tree]
     generator = torch.Generator().manual_seed(seed)
     q = model.q(draft_sampling or sampling)
@@ -43,6 +59,10 @@ def draws(
         target, draft = rows_of(model.target, tokens), rows_of(model.draft, tokens)
         if mutate:
             tokens, target, draft = mutate(tokens, target, draft)
+        rows = torch.arange(tokens.numel()).view_as(tokens).int()
+        if rowless:
+            rows[:, 1:] = torch.where(rowless(tokens[:, 1:]), -1, rows[:, 1:])
+        bonus = None if bonus_after is None else choose(p[tokens[:, bonus_after]], generator)
         declared = torch.tensor([int(k) for k in (proposals or kinds)], dtype=torch.uint8).expand(CHUNK, -1)
         drafted = sdk.DraftTree.from_parents(
             tokens,
@@ -52,9 +72,11 @@ def draws(
             check=False,
         )
         verified = sdk.verify(
-            target,
+            target.flatten(0, 1),
             drafted,
             draft.flatten(0, 1),
+            target_rows=rows.flatten(),
+            bonus_tokens=bonus,
             sampling=sampling,
             rule=rule,
             backend="cpu",
@@ -93,6 +115,24 @@ def test_with_every_cut(tree, rule):
     model = Model(9, seed=8)
     first, second, _ = draws(model, tree, rule, CUT, seed=6)
     assert min(p_values(model, CUT, first, second)) > LEAST_P
+
+
+@pytest.mark.parametrize("tree, rule", [("chain", "token"), ("without_replacement", "traversal")])
+def test_rows_left_out_after_a_look_at_their_tokens(tree, rule):
+    """What refuses tokens that are dropped, below."""
+    model = Model(7, seed=3)
+    rowless = lambda tokens: tokens <= 2  # noqa: E731
+    first, second, _ = draws(model, tree, rule, PLAIN, seed=5, draws=DRAWS // 4, rowless=rowless)
+    assert min(p_values(model, PLAIN, first, second)) > LEAST_P
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_bonus_tokens(rule):
+    """On a chain of one drafted token; a bonus token drawn after the root is refused."""
+    model = Model(7, seed=3)
+    first, second, _ = draws(model, "short", rule, PLAIN, seed=5, draws=DRAWS // 4, bonus_after=1)
+    assert min(p_values(model, PLAIN, first, second)) > LEAST_P
+    assert refused("short", rule, bonus_after=0)
 
 
 def test_accepted_length_of_a_chain_follows_its_exact_law():

@@ -10,6 +10,9 @@ Conventions of the fields:
 - `target_logits` is [R, V] or [B, N, V], `draft_logits` [Rq, Vd] or [B, K, Vd], as the user gave them, with
   any strides but a last stride of 1. If `draft_rows` is None, node row r has draft row r; with 3-D draft
   logits, node i of request b has the row `draft_logits[b, i]`, and the last node has none.
+- Without `target_rows` node row r has target row r; if `rows_end_early`, node row r of request b has target
+  row r - b, and the last node of a request has none. Rows out of range are none. `bonus_tokens` and
+  `out_tokens` are int64 or int32.
 - `first_child` and `next_sibling` are given together, and only if the sibling order may differ from index
   order.
 - `sampling` is (temperature, top_k, top_p, min_p, 1 for min-p last or 0 for min-p first). `sampling_rows`
@@ -68,6 +71,10 @@ class VerifyCall(NamedTuple):
     out_path: Tensor
     out_logprobs: Tensor | None
     out_status: Tensor
+    target_rows: Tensor | None = None
+    rows_end_early: bool = False
+    bonus_tokens: Tensor | None = None
+    draft_is_probs: bool = False
 
 
 class SampleCall(NamedTuple):

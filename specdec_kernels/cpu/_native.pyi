@@ -23,6 +23,7 @@ class Rule(IntEnum):
 class DraftForm(IntEnum):
     logits = ...
     logprobs = ...
+    probs = ...
 
 class Method(IntEnum):
     independent = ...
@@ -202,6 +203,8 @@ def verify(
     /,
     *,
     target: Rows,
+    target_rows: int,
+    rows_end_early: bool,
     requests: int,
     nodes: int,
     tokens: int,
@@ -224,8 +227,11 @@ def verify(
     positions: int,
     bitmask: int,
     bitmask_stride: int,
+    bonus_tokens: int,
+    bonus_tokens_are_int32: bool,
     width: int,
     out_tokens: int,
+    out_tokens_are_int32: bool,
     out_num_tokens: int,
     out_num_accepted: int,
     out_path: int,

@@ -13,7 +13,7 @@ from . import _native
 from .arguments import address, rows_of, sampling_of, stride_of
 
 _RULES: Mapping[str, _native.Rule] = _native.Rule.__members__
-_LOGITS, _LOGPROBS = _native.DraftForm.logits, _native.DraftForm.logprobs
+_LOGITS, _LOGPROBS, _PROBS = _native.DraftForm
 
 
 def verify(
@@ -30,6 +30,8 @@ def verify(
     _native.verify(
         torch.get_num_threads(),
         target=rows_of(call.target_logits),
+        target_rows=address(call.target_rows),
+        rows_end_early=call.rows_end_early,
         requests=call.cu_nodes.shape[0] - 1,
         nodes=call.tokens.shape[0],
         tokens=call.tokens.data_ptr(),
@@ -43,7 +45,7 @@ def verify(
         draft_chain=draft.shape[1] if draft is not None and draft.dim() == 3 else 0,
         draft_ids=address(call.draft_ids),
         draft_columns=address(call.draft_columns),
-        draft_form=_LOGPROBS if call.draft_is_logprobs else _LOGITS,
+        draft_form=_LOGPROBS if call.draft_is_logprobs else _PROBS if call.draft_is_probs else _LOGITS,
         sampling=sampling,
         draft_sampling=draft_sampling,
         rule=_RULES[call.rule],
@@ -52,8 +54,11 @@ def verify(
         positions=call.positions.data_ptr(),
         bitmask=address(call.token_bitmask),
         bitmask_stride=stride_of(call.token_bitmask),
+        bonus_tokens=address(call.bonus_tokens),
+        bonus_tokens_are_int32=call.bonus_tokens is not None and call.bonus_tokens.dtype == torch.int32,
         width=call.out_tokens.shape[1],
         out_tokens=call.out_tokens.data_ptr(),
+        out_tokens_are_int32=call.out_tokens.dtype == torch.int32,
         out_num_tokens=call.out_num_tokens.data_ptr(),
         out_num_accepted=call.out_num_accepted.data_ptr(),
         out_path=call.out_path.data_ptr(),

@@ -44,7 +44,7 @@ def sample_children(call: SampleChildrenCall) -> None:
     for n in range(call.logits.shape[0]):
         row = call.logits[n].cpu()
         row = torch.where(row.isnan(), -math.inf, row)
-        q = draft_law(row, params_of(call.sampling, call.sampling_rows, n), False, None, row.numel())
+        q = draft_law(row, params_of(call.sampling, call.sampling_rows, n), "logits", None, row.numel())
         if q is None:
             continue
         noise = Noise(int(call.seeds[n]), int(call.positions[n]))

@@ -42,17 +42,21 @@ def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | N
 
 
 def draft_law(
-    row: Tensor, params: Params | SamplingParams, is_logprobs: bool, ids: Tensor | None, vocab_size: int
+    row: Tensor, params: Params | SamplingParams, form: str, ids: Tensor | None, vocab_size: int
 ) -> Tensor | None:
     """The draft's law over tokens. None if the row [Vd] has a NaN or no possible token: it counts as no row.
+    Its `form` is "logits", or "logprobs" or "probs" if it is the law itself.
 
     Without `ids` column i is token i, and the law is as wide as the wider of row and vocabulary. Columns
     beyond the vocabulary are padding. They may have been sampled, so they count in the normalisation.
     """
     row = row.detach().double()
-    if row.isnan().any() or not (row > -math.inf).any():
+    if row.isnan().any() or not (row > (0 if form == "probs" else -math.inf)).any():
         return None
-    q = row.exp() if is_logprobs else law(row, params)
+    if form == "logits":
+        q = law(row, params)
+    else:
+        q = row.exp() if form == "logprobs" else row.clamp_min(0.0)
     if q.isinf().any():  # the row is not the logarithm of a law
         return None
     if ids is not None:

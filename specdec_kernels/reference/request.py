@@ -14,6 +14,9 @@ from ..tree import Proposal
 from .law import IMPOSSIBLE, point
 from .random import Noise
 
+Answer = tuple[int, int]
+"""The last kept node, and the token after it."""
+
 
 class Tree(NamedTuple):
     """One tree, as lists over its nodes."""
@@ -55,6 +58,8 @@ class Request:
         max_depth: deeper nodes are never visited.
         unscaled: node -> the law that Typical and Relaxed test against, if that is not `target`.
         trace, start: the record of thresholds and masses, and the row of node 0 in it.
+        has_row: node -> whether the target has a row of it.
+        bonus: the token after the chain, already drawn; None if there is none.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Request:
         unscaled: Callable[[int], tuple[Tensor, int]] | None = None,
         trace: Trace | None = None,
         start: int = 0,
+        has_row: Callable[[int], bool] = lambda node: True,
+        bonus: int | None = None,
     ) -> None:
         self.tree = tree
         self.vocab_size = vocab_size
@@ -78,6 +85,7 @@ class Request:
         self._drafts: dict[int, Tensor | None] = {}
         self._max_depth = max_depth
         self._trace, self._start = trace, start
+        self.has_row, self._bonus = has_row, bonus
 
     def token(self, node: int) -> int:
         return self.tree.tokens[node]
@@ -111,8 +119,9 @@ class Request:
         return self._drafts[node]
 
     def children(self, node: int) -> list[int]:
-        """The children of a node in the order of verification, without children that have no token."""
-        if self.depth(node) >= self._max_depth:
+        """The children of a node in the order of verification, without children that have no token. Without
+        the node's row none can be tested."""
+        if self.depth(node) >= self._max_depth or not self.has_row(node):
             return []
         return [child for child in self._linked(node) if self.token(child) >= 0]
 
@@ -185,6 +194,28 @@ class Request:
     def draw(self, weights: Tensor, purpose: Purpose, node: int) -> int:
         """Draw the token after `node`."""
         return self.noise.draw(weights, purpose, self.depth(node))
+
+    def bonus(self, node: int) -> int | None:
+        """The token after `node` if the caller has drawn it: after the last node of a chain, or after one
+        without a row at which the chain ends."""
+        tokens = self.tree.tokens
+        if node + 1 == len(tokens) or (not self.has_row(node) and tokens[node + 1] < 0):
+            return self._bonus
+        return None
+
+    def can_keep(self, node: int) -> bool:
+        """Whether the token after a node can be told."""
+        return self.has_row(node) or self.bonus(node) is not None
+
+    def end(self, node: int, P: Tensor | None = None) -> Answer:
+        """The last node that is kept and the token after it, where a walk that accepted `node` ends there. P
+        is what is left of the node's law, by default all of it."""
+        bonus = self.bonus(node)
+        if bonus is not None:
+            return node, bonus
+        if not self.has_row(node):
+            return self.tree.parents[node], self.token(node)
+        return node, self.draw(self.target(node) if P is None else P, Purpose.RESIDUAL, node)
 
 
 def ratio(p: float, q: float) -> float:

@@ -20,28 +20,28 @@ from .._random import Purpose
 from ..rules import LOSSLESS
 from .law import Params, allowed_tokens, draft_law, params_of, target_law
 from .random import Noise
-from .request import Request, Trace, Tree, ratio
-
-Answer = tuple[int, int]
+from .request import Answer, Request, Trace, Tree, ratio
 
 
 def match(request: Request) -> Answer:
     """Draw the target's own token at each node and follow the first child that carries it."""
     node = 0
-    while True:
+    while request.has_row(node) and request.bonus(node) is None:
         token = request.draw(request.target(node), Purpose.NEXT, node)
         carriers = [child for child in request.children(node) if request.token(child) == token]
         if not carriers:
             return node, token
         node = carriers[0]
+    return request.end(node)
 
 
 def token(request: Request) -> Answer:
     """Token-level rejection; on a tree recursive, with the residual updated after every rejected sibling."""
     node = 0
     while True:
-        P = p = request.target(node)
+        P = None  # the row of a node without children is read only if its next token is drawn
         for child in request.children(node):
+            P = request.target(node) if P is None else P
             Q = request.proposal_law(child)
             if request.accepts(child, request.at(P, child), request.at(Q, child)):
                 node = child
@@ -49,16 +49,16 @@ def token(request: Request) -> Answer:
             R = (P - Q).clamp_min(0.0)
             S = float(R.sum())
             request.rejected(child, S)
-            P = R / S if S > 0 else p  # S = 0 can only come from rounding
+            P = R / S if S > 0 else request.target(node)  # S = 0 can only come from rounding
         else:
-            return node, request.draw(P, Purpose.RESIDUAL, node)
+            return request.end(node, P)
 
 
 def traversal(request: Request) -> Answer:
     """Deepest nodes first: a node is tested after all its children, with the weight that they left."""
 
     def visit(node: int, w: float) -> Answer | None:
-        P = None  # the row of a node without children is read only if the node is accepted
+        P = None
         for child in request.children(node):
             P = request.target(node) if P is None else P
             Q = request.proposal_law(child)
@@ -76,9 +76,7 @@ def traversal(request: Request) -> Answer:
                 return None
             else:  # S = 0 can only come from rounding
                 P = request.target(node)
-        if not request.accepts(node, w):
-            return None
-        return node, request.draw(request.target(node) if P is None else P, Purpose.RESIDUAL, node)
+        return request.end(node, P) if request.accepts(node, w) else None
 
     return cast(Answer, visit(0, 1.0))  # the root is left with w = 1, and its coin is below 1
 
@@ -87,9 +85,8 @@ def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
     """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
     passing = [0]
     for node in passing:  # the list grows during the loop
-        passing += [child for child in request.children(node) if passes(child)]
-    best = min(passing, key=lambda node: (-request.depth(node), node))
-    return best, request.draw(request.target(best), Purpose.RESIDUAL, best)
+        passing += [child for child in request.children(node) if passes(child) and request.can_keep(child)]
+    return request.end(min(passing, key=lambda node: (-request.depth(node), node)))
 
 
 def typical(request: Request, epsilon: float, delta: float) -> Answer:
@@ -162,17 +159,22 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         params = params_of(call.sampling, call.sampling_rows, b)
         draft_params = params_of(call.draft_sampling, call.draft_sampling_rows, b)
         greedy = not params.temperature > 0
+        has_row = partial(_has_row, call, b, start, end)
         request = Request(
             tree,
             vocab_size,
-            target=partial(_target, call, params, start),
+            target=partial(_target, call, params, b, start),
             draft=partial(_draft, call, draft_params, b, start),
             noise=noise(int(call.seeds[b]), int(call.positions[b])),
             max_depth=width - 1,
-            unscaled=partial(_target, call, params._replace(temperature=1.0), start) if greedy else None,
+            unscaled=partial(_target, call, params._replace(temperature=1.0), b, start) if greedy else None,
             trace=trace,
             start=start,
+            has_row=has_row,
+            bonus=_bonus(call, b),
         )
+        if not request.can_keep(0):
+            continue
 
         rule = RULES["match" if greedy and call.rule in LOSSLESS else call.rule]
         last, token_after = rule(request, *call.rule_values)
@@ -184,15 +186,37 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         call.out_num_tokens[b] = len(path)
         call.out_status[b] = request.status
         if call.out_logprobs is not None:
-            probabilities = [request.target(node)[x] for node, x in zip(path, emitted, strict=True)]
-            call.out_logprobs[b, : len(path)] = torch.stack(probabilities).log().float()
+            for i, (node, x) in enumerate(zip(path, emitted, strict=True)):
+                if has_row(node):
+                    call.out_logprobs[b, i] = request.target(node)[x].log()
 
 
-def _target(call: VerifyCall, params: Params, start: int, node: int) -> tuple[Tensor, int]:
-    row, logits = start + node, call.target_logits
-    allowed = None
+def _target_row(call: VerifyCall, request: int, start: int, node: int) -> int:
+    """The row of `target_logits` of a node, which may be out of range."""
+    if call.target_rows is not None:
+        return int(call.target_rows[start + node])
+    return start + node - (request if call.rows_end_early else 0)
+
+
+def _has_row(call: VerifyCall, request: int, start: int, end: int, node: int) -> bool:
+    if call.rows_end_early and call.target_rows is None and start + node + 1 == end:
+        return False
+    count = math.prod(call.target_logits.shape[:-1])
+    return 0 <= _target_row(call, request, start, node) < count
+
+
+def _bonus(call: VerifyCall, request: int) -> int | None:
+    if call.bonus_tokens is None:
+        return None
+    token = int(call.bonus_tokens[request])
+    return token if 0 <= token < call.target_logits.shape[-1] else None
+
+
+def _target(call: VerifyCall, params: Params, request: int, start: int, node: int) -> tuple[Tensor, int]:
+    logits, allowed = call.target_logits, None
     if call.token_bitmask is not None:
-        allowed = allowed_tokens(call.token_bitmask[row].cpu(), logits.shape[-1])
+        allowed = allowed_tokens(call.token_bitmask[start + node].cpu(), logits.shape[-1])
+    row = _target_row(call, request, start, node)
     row_logits = logits[row] if logits.dim() == 2 else logits[row // logits.shape[1], row % logits.shape[1]]
     return target_law(row_logits.cpu(), params, allowed)
 
@@ -208,7 +232,8 @@ def _draft(call: VerifyCall, params: Params, request: int, start: int, node: int
     if not 0 <= row < table.shape[0]:
         return None
     ids = None if call.draft_ids is None else call.draft_ids.cpu()
-    return draft_law(table[row].cpu(), params, call.draft_is_logprobs, ids, call.target_logits.shape[-1])
+    form = "logprobs" if call.draft_is_logprobs else "probs" if call.draft_is_probs else "logits"
+    return draft_law(table[row].cpu(), params, form, ids, call.target_logits.shape[-1])
 
 
 RULES: dict[str, Callable[..., Answer]] = {

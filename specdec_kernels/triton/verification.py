@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from .arguments import (
     NO_DRAFT,
@@ -193,6 +194,8 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
+    if call.target_rows is not None or call.bonus_tokens is not None or call.draft_is_probs:
+        raise BackendUnavailable("verify: triton serves no target_rows, bonus_tokens or draft probabilities")
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
