@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // An exception on any thread of a team reaches the caller, and the next call works.
-#include "team.h"
-
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
+
+#include "team.h"
 
 using namespace specdec;
 
