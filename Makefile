@@ -69,7 +69,7 @@ gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu
 	$(BIN)/python -m bench.gpu.predict
 
-C_FILES = include/*.h csrc/*.cpp csrc/*.h bench/*.c examples/*.c tests/*.c tests/*.cpp
+C_FILES = include/*.h csrc/*.cpp csrc/*.h bench/*.c examples/*.c tests/*.c tests/*.h tests/*.cpp
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

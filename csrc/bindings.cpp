@@ -12,7 +12,6 @@
 #include "kernels.h"
 #include "random.h"
 #include "specdec.h"
-#include "state.h"
 
 using namespace specdec;
 
@@ -199,36 +198,56 @@ void bind_commit(py::module_& m) {
 }
 
 void bind_states(py::module_& m) {
-  using C = Commits;
-  bind_struct<C>(m, "Commits", {field<C, &C::paths>("paths"), field<C, &C::slots>("slots")});
-  using R = StateRows;
-  bind_struct<R>(m, "StateRows",
-                 {field<R, &R::address>("address"), field<R, &R::slots>("slots"),
+  using R = specdec_states;
+  bind_struct<R>(m, "States",
+                 {field<R, &R::data>("data"), field<R, &R::slots>("slots"),
                   field<R, &R::slot_stride>("slot_stride"), field<R, &R::row_bytes>("row_bytes")});
-  using S = Snapshots;
-  bind_struct<S>(m, "Snapshots", {field<S, &S::address>("address"), field<S, &S::row_stride>("row_stride")});
-  using W = Windows;
+  using S = specdec_snapshots;
+  bind_struct<S>(m, "Snapshots", {field<S, &S::data>("data"), field<S, &S::row_stride>("row_stride")});
+  using C = specdec_commit_state_args;
+  bind_function<specdec_commit_state, C>(
+      m, "commit_state",
+      {field<C, &C::paths>("paths"), field<C, &C::slots>("slots"),
+       structs<C, &C::states, &C::state_count, &C::state_struct_size>("states"),
+       structs<C, &C::snapshots, &C::snapshot_count, &C::snapshot_struct_size>("snapshots")});
+  using W = specdec_windows;
   bind_struct<W>(m, "Windows",
-                 {field<W, &W::address>("address"), field<W, &W::slots>("slots"),
+                 {field<W, &W::data>("data"), field<W, &W::slots>("slots"),
                   field<W, &W::channels>("channels"), field<W, &W::taps>("taps"),
                   field<W, &W::slot_stride>("slot_stride"), field<W, &W::channel_stride>("channel_stride"),
                   field<W, &W::tap_stride>("tap_stride"), field<W, &W::item_bytes>("item_bytes")});
-  using I = WindowInputs;
+  using I = specdec_window_inputs;
   bind_struct<I>(m, "WindowInputs",
-                 {field<I, &I::address>("address"), field<I, &I::row_stride>("row_stride"),
+                 {field<I, &I::data>("data"), field<I, &I::row_stride>("row_stride"),
                   field<I, &I::channel_stride>("channel_stride")});
-  using M = Matrices;
-  bind_struct<M>(
-      m, "Matrices",
-      {field<M, &M::address>("address"), field<M, &M::dtype>("dtype"), field<M, &M::slots>("slots"),
-       field<M, &M::heads>("heads"), field<M, &M::rows>("rows"), field<M, &M::columns>("columns"),
-       field<M, &M::slot_stride>("slot_stride"), field<M, &M::head_stride>("head_stride"),
-       field<M, &M::row_stride>("row_stride"), field<M, &M::column_stride>("column_stride")});
-  using N = NodeInputs;
+  using V = specdec_replay_conv_args;
+  bind_function<specdec_replay_conv, V>(
+      m, "replay_conv",
+      {field<V, &V::paths>("paths"), field<V, &V::slots>("slots"),
+       structs<V, &V::windows, &V::window_count, &V::window_struct_size>("windows"),
+       structs<V, &V::inputs, &V::input_count, &V::input_struct_size>("inputs")});
+  using M = specdec_matrices;
+  bind_struct<M>(m, "Matrices",
+                 {field<M, &M::data>("data"), field<M, &M::dtype>("dtype"), field<M, &M::slots>("slots"),
+                  field<M, &M::heads>("heads"), field<M, &M::rows>("rows"), field<M, &M::columns>("columns"),
+                  field<M, &M::slot_stride>("slot_stride"), field<M, &M::head_stride>("head_stride"),
+                  field<M, &M::row_stride>("row_stride"), field<M, &M::column_stride>("column_stride")});
+  using N = specdec_node_inputs;
   bind_struct<N>(m, "NodeInputs",
-                 {field<N, &N::address>("address"), field<N, &N::dtype>("dtype"),
-                  field<N, &N::heads>("heads"), field<N, &N::size>("size"),
-                  field<N, &N::row_stride>("row_stride"), field<N, &N::head_stride>("head_stride")});
+                 {field<N, &N::data>("data"), field<N, &N::dtype>("dtype"), field<N, &N::heads>("heads"),
+                  field<N, &N::size>("size"), field<N, &N::row_stride>("row_stride"),
+                  field<N, &N::head_stride>("head_stride")});
+  using P = specdec_replay_args;
+  bind_function<specdec_replay_gated_delta, P>(
+      m, "replay_gated_delta",
+      {field<P, &P::paths>("paths"), field<P, &P::slots>("slots"),
+       structs<P, &P::states, &P::state_count, &P::state_struct_size>("states"),
+       structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
+  bind_function<specdec_replay_mamba2, P>(
+      m, "replay_mamba2",
+      {field<P, &P::paths>("paths"), field<P, &P::slots>("slots"),
+       structs<P, &P::states, &P::state_count, &P::state_struct_size>("states"),
+       structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
 }
 
 const Kernels& kernels_named(const std::string& isa) {
@@ -273,14 +292,5 @@ PYBIND11_MODULE(_native, m) {
   bind_commit(m);
   bind_states(m);
   bind_kernels(m);
-  const auto threads = py::arg("threads");
-  const py::call_guard<py::gil_scoped_release> released;
-  const auto commits = py::arg("commits");
-  const auto states = py::arg("states");
-  const auto inputs = py::arg("inputs");
-  m.def("commit_state", &commit_state, commits, states, py::arg("snapshots"), threads, released);
-  m.def("replay_conv", &replay_conv, commits, py::arg("windows"), inputs, threads, released);
-  m.def("replay_gated_delta", &replay_gated_delta, commits, states, inputs, threads, released);
-  m.def("replay_mamba2", &replay_mamba2, commits, states, inputs, threads, released);
-  m.def("instruction_set", [] { return kernels().name; });
+  m.def("instruction_set", &specdec_instruction_set);
 }

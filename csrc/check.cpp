@@ -90,20 +90,20 @@ void Check::required(const char* name, const void* pointer) const {
 void Check::memory(const char* name, const void* data, int64_t unit, int64_t item,
                    std::initializer_list<Axis> axes) const {
   double bytes = static_cast<double>(item);
-  bool empty = item == 0;
+  bool none = false;
   for (const Axis& axis : axes) {
     if (axis.stride < 0)
       refuse(SPECDEC_ERROR_VALUE, name, "must have strides of at least 0, got %lld",
              static_cast<long long>(axis.stride));
-    empty |= axis.count == 0;
+    none |= axis.count == 0;
     bytes += static_cast<double>(axis.count) * static_cast<double>(axis.stride) * static_cast<double>(unit);
   }
+  if (none) return;
+  if (bytes > kMostBytes) refuse(SPECDEC_ERROR_VALUE, name, "must span at most 2^62 bytes, got %g", bytes);
   if (reinterpret_cast<uintptr_t>(data) % unit)
     refuse(SPECDEC_ERROR_VALUE, name, "must be aligned to %lld bytes, got %p", static_cast<long long>(unit),
            data);
-  if (empty) return;
-  if (bytes > kMostBytes) refuse(SPECDEC_ERROR_VALUE, name, "must span at most 2^62 bytes, got %g", bytes);
-  required(name, data);
+  if (item > 0) required(name, data);
 }
 
 }  // namespace specdec

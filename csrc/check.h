@@ -54,6 +54,13 @@ class Check {
     given = &copy;
   }
 
+  // The size of an array's elements, which is said beside it. None has grown yet.
+  template <class T>
+  void element(const char* name, uint32_t size) const {
+    if (size != sizeof(T))
+      refuse(SPECDEC_ERROR_STRUCT, name, "must be %u, got %u", static_cast<uint32_t>(sizeof(T)), size);
+  }
+
   void value(const char* name, int64_t value, int64_t least, int64_t most = INT64_MAX) const;
   void flag(const char* name, int32_t value) const;
   void number(const char* name, double value, double least, double most = HUGE_VAL) const;  // finite, too

@@ -76,16 +76,10 @@ bool assign(M& out, PyObject* value) {
     const long long number = PyLong_AsLongLong(value);
     out = static_cast<M>(number);
     return !PyErr_Occurred() && static_cast<long long>(out) == number;
-  } else if constexpr (std::is_floating_point_v<M>) {
+  } else {
+    static_assert(std::is_floating_point_v<M>);
     if (!PyFloat_Check(value) && !PyLong_Check(value)) return false;
     out = static_cast<M>(PyFloat_AsDouble(value));
-  } else if constexpr (Struct<M>) {
-    if (Py_TYPE(value) != Bound<M>::type) return false;
-    out = *Bound<M>::of(value);
-  } else {
-    py::detail::make_caster<M> caster;
-    if (!caster.load(value, true)) return false;
-    out = py::detail::cast_op<M>(caster);
   }
   return !PyErr_Occurred();
 }
@@ -121,6 +115,29 @@ Field list(const char* name) {
       if (!assign(numbers[i], PyList_GET_ITEM(value, i))) return false;
     out.*array = numbers.data();
     out.*count = size;
+    return true;
+  };
+  return {PyUnicode_InternFromString(name), set};
+}
+
+// An array of structs, their count and their size: a list of them in Python.
+template <class T, auto array, auto count, auto size>
+Field structs(const char* name) {
+  const auto set = [](void* filled, PyObject* value) {
+    auto& [out, lists] = *static_cast<Filled<T>*>(filled);
+    using S = std::remove_cv_t<std::remove_pointer_t<std::remove_reference_t<decltype(out.*array)>>>;
+    if (!PyList_Check(value)) return false;
+    const Py_ssize_t length = PyList_GET_SIZE(value);
+    static_assert(sizeof(S) % sizeof(double) == 0);
+    S* all = reinterpret_cast<S*>(lists.emplace_back(length * (sizeof(S) / sizeof(double))).data());
+    for (Py_ssize_t i = 0; i < length; ++i) {
+      PyObject* item = PyList_GET_ITEM(value, i);
+      if (Py_TYPE(item) != Bound<S>::type) return false;
+      all[i] = *Bound<S>::of(item);
+    }
+    out.*array = all;
+    out.*count = length;
+    out.*size = sizeof(S);
     return true;
   };
   return {PyUnicode_InternFromString(name), set};
@@ -209,11 +226,17 @@ inline PyObject* raise(specdec_result result) {
   return nullptr;
 }
 
-// A function of the C interface: the number of threads, then every field of its struct by keyword. The
-// interpreter lock is released.
+// A function of the C interface as Python knows it.
+template <auto function>
+struct BoundFunction {
+  static inline const char* name = nullptr;
+  static inline std::vector<Field> fields;
+};
+
+// Takes the number of threads, then every field of its struct by keyword. The interpreter lock is released.
 template <auto function, class T>
 PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* names) {
-  using B = Bound<T>;
+  using B = BoundFunction<function>;
   int32_t threads = 0;
   if (count != 1 || !assign(threads, values[0]))
     return PyErr_Format(PyExc_TypeError, "%s takes the number of threads, and its fields by name", B::name);
@@ -228,7 +251,7 @@ PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t count, PyObject* n
 
 template <auto function, class T>
 void bind_function(py::module_& module, const char* name, std::vector<Field> fields) {
-  using B = Bound<T>;
+  using B = BoundFunction<function>;
   B::name = name;
   B::fields = std::move(fields);
   static std::string text;  // from which `inspect.signature` knows the fields
@@ -243,22 +266,3 @@ void bind_function(py::module_& module, const char* name, std::vector<Field> fie
 }
 
 }  // namespace specdec
-
-// Structs as arguments of bound functions.
-template <specdec::Struct T>
-struct pybind11::detail::type_caster<T> {
-  static constexpr auto name = const_name<T>();
-  template <class U>
-  using cast_op_type = pybind11::detail::cast_op_type<U>;
-
-  bool load(handle source, bool) {
-    if (Py_TYPE(source.ptr()) != specdec::Bound<T>::type) return false;
-    value_ = specdec::Bound<T>::of(source.ptr());
-    return true;
-  }
-  operator T*() { return value_; }
-  operator T&() { return *value_; }
-
- private:
-  T* value_ = nullptr;
-};

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The functions of specdec.h: what they are given is checked, and handed on. Values of arrays are not
-// looked at here: the core takes any.
+// The functions of specdec.h before commits: what they are given is checked, and handed on. Values of arrays
+// are not looked at here: the core takes any.
 #include "attention.h"
 #include "check.h"
 #include "children.h"
-#include "commit.h"
 #include "kernels.h"
 #include "ngram.h"
 #include "verify.h"
@@ -23,8 +22,8 @@ void check_rows(const Check& check, const specdec_rows& rows, int64_t least_size
   check.value("group", rows.group, 0, kMostItems);
   const int64_t unit = bytes_of(rows.dtype), in_group = rows.group > 0 ? rows.group : rows.count;
   const int64_t groups = rows.group > 0 ? (rows.count + rows.group - 1) / rows.group : 1;
-  check.memory("data", rows.data, unit, rows.count * unit,
-               {{groups, rows.group_stride}, {in_group, rows.row_stride}, {rows.size, 1}});
+  check.memory("data", rows.data, unit, rows.size * unit,
+               {{groups, rows.group_stride}, {in_group, rows.row_stride}});
 }
 
 void check_sampling(const Check& check, const specdec_sampling& sampling, int64_t count) {
@@ -192,46 +191,6 @@ void check_attention(const Check& check, const specdec_attention_args& args) {
   check.optional_array("out_lse", args.out_lse, args.nodes, args.query_heads);
 }
 
-void check_commit(const Check& check, const specdec_commit_args& args) {
-  const specdec_paths& paths = *args.paths;
-  const Check in_paths = check.in("paths");
-  in_paths.value("width", paths.width, 0, kMostItems);
-  in_paths.value("rows", paths.rows, 0, kMostItems);
-  in_paths.value("requests", paths.requests, 0, kMostItems);
-  in_paths.array("nodes", paths.nodes, paths.requests, paths.width);
-  in_paths.array("cu_nodes", paths.cu_nodes, paths.requests + 1);
-  check.value("cache_count", args.cache_count, 0, kMostItems);
-  check.value("table_width", args.table_width, 0, kMostItems);
-  check.value("page_size", args.page_size, 1, kMostItems);
-  check.array("caches", args.caches, args.cache_count);
-  check.optional_array("new_rows", args.new_rows, args.cache_count);
-  check.array("block_table", args.block_table, paths.requests, args.table_width);
-  check.array("prefix_lens", args.prefix_lens, paths.requests);
-  check.array("out_lengths", args.out_lengths, paths.requests);
-  check.array("out_pages_kept", args.out_pages_kept, paths.requests);
-  for (int64_t c = 0; c < args.cache_count; ++c) {
-    const specdec_cache& cache = args.caches[c];
-    const Check in_cache = check.in("caches[i]");
-    in_cache.value("pages", cache.pages, 0, kMostItems);
-    in_cache.value("heads", cache.heads, 0, kMostItems);
-    in_cache.value("row_bytes", cache.row_bytes, 0);
-    in_cache.memory("data", cache.data, 1, cache.row_bytes,
-                    {{cache.pages, cache.page_stride},
-                     {args.page_size, cache.slot_stride},
-                     {cache.heads, cache.head_stride}});
-    if (!args.new_rows) continue;
-    const specdec_new_rows& rows = args.new_rows[c];
-    check.in("new_rows[i]")
-        .memory("data", rows.data, 1, cache.row_bytes,
-                {{paths.rows, rows.row_stride}, {cache.heads, rows.head_stride}});
-  }
-}
-
-// Of the elements of an array, whose size is said beside it. None has grown yet.
-void check_element_size(const Check& check, const char* name, uint32_t given, uint32_t size) {
-  if (given != size) check.refuse(SPECDEC_ERROR_STRUCT, name, "must be %u, got %u", size, given);
-}
-
 }  // namespace
 }  // namespace specdec
 
@@ -339,19 +298,5 @@ specdec_result specdec_tree_attention(const specdec_attention_args* given, int32
     check.replace("value", args.value, value);
     check_attention(check, args);
     tree_attention(args, threads);
-  });
-}
-
-specdec_result specdec_commit_kv(const specdec_commit_args* given, int32_t threads) {
-  return guarded("specdec_commit_kv", threads, [&](const Check& check) {
-    specdec_commit_args args = check.known("args", given);
-    specdec_paths paths;
-    check.required("paths", args.paths);
-    check.replace("paths", args.paths, paths);
-    check_element_size(check, "cache_struct_size", args.cache_struct_size, sizeof(specdec_cache));
-    if (args.new_rows)
-      check_element_size(check, "new_rows_struct_size", args.new_rows_struct_size, sizeof(specdec_new_rows));
-    check_commit(check, args);
-    commit_kv(args, threads);
   });
 }

@@ -325,6 +325,87 @@ typedef struct specdec_commit_args {
 
 SPECDEC_API specdec_result specdec_commit_kv(const specdec_commit_args* args, int32_t threads);
 
+// ---- States of recurrent layers ----
+// A request's state, in the slot that `slots` says, becomes the one after its kept path. A slot outside a
+// layer's range = none. The structs of layers lie in arrays, with their size beside the array.
+
+// [slots, ...]; strides in bytes.
+typedef struct specdec_states {
+  void* data;
+  int64_t slots, slot_stride, row_bytes;
+} specdec_states;
+
+// [R, ...], the state after each node; strides in bytes.
+typedef struct specdec_snapshots {
+  const void* data;
+  int64_t row_stride;
+} specdec_snapshots;
+
+typedef struct specdec_commit_state_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_states* states;
+  const specdec_snapshots* snapshots;
+  int64_t state_count, snapshot_count;  // the same: layers
+  uint32_t state_struct_size, snapshot_struct_size;
+} specdec_commit_state_args;
+
+SPECDEC_API specdec_result specdec_commit_state(const specdec_commit_state_args* args, int32_t threads);
+
+// The last inputs of convolutions, [slots, channels, taps], the latest last; strides in bytes.
+typedef struct specdec_windows {
+  void* data;
+  int64_t slots, channels, taps, slot_stride, channel_stride, tap_stride, item_bytes;
+} specdec_windows;
+
+// [R, channels]; strides in bytes.
+typedef struct specdec_window_inputs {
+  const void* data;
+  int64_t row_stride, channel_stride;
+} specdec_window_inputs;
+
+typedef struct specdec_replay_conv_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_windows* windows;
+  const specdec_window_inputs* inputs;
+  int64_t window_count, input_count;  // the same: layers
+  uint32_t window_struct_size, input_struct_size;
+} specdec_replay_conv_args;
+
+SPECDEC_API specdec_result specdec_replay_conv(const specdec_replay_conv_args* args, int32_t threads);
+
+// [slots, heads, rows, columns].
+typedef struct specdec_matrices {
+  void* data;
+  specdec_dtype dtype;  // of 32 or 16 bits
+  int64_t slots, heads, rows, columns, slot_stride, head_stride, row_stride, column_stride;
+} specdec_matrices;
+
+// [R, heads, size], or scalars, of size 1. Neighbouring heads of the states share one where there are fewer.
+typedef struct specdec_node_inputs {
+  const void* data;
+  specdec_dtype dtype;  // of 32 or 16 bits
+  int64_t heads, size, row_stride, head_stride;
+} specdec_node_inputs;
+
+typedef struct specdec_replay_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_matrices* states;
+  const specdec_node_inputs* inputs;  // [layers, 4]
+  int64_t state_count, input_count;   // layers, 4 * layers
+  uint32_t state_struct_size, input_struct_size;
+} specdec_replay_args;
+
+// S = a S + k d^T with a = exp(log_decay), d = beta (v - a S^T k). Inputs: keys, values, log_decay, beta.
+SPECDEC_API specdec_result specdec_replay_gated_delta(const specdec_replay_args* args, int32_t threads);
+// S = exp(dt A) S + dt x B^T. Inputs: x, B, dt, and A, the same for every node.
+SPECDEC_API specdec_result specdec_replay_mamba2(const specdec_replay_args* args, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,92 +3,9 @@
 // hold whatever they hold, and now and then a field is null, negative, or too large. No call may crash, read
 // or write outside, or return what the header does not name. Memory has its exact size, so that a sanitizer
 // sees what lies outside.
-#include <math.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "c_fuzz.h"
 
-#include "specdec.h"
-
-static uint64_t state;
-static void* owned[64];
-static int owned_count;
-
-static uint64_t random_bits(void) {  // splitmix64
-  uint64_t z = (state += 0x9E3779B97F4A7C15u);
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-static int64_t below(int64_t n) { return (int64_t)(random_bits() % (uint64_t)n); }
-static int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
-static int rarely(int n) { return below(n) == 0; }
-
-static void* memory(int64_t bytes) {
-  void* data = malloc((size_t)bytes);
-  if (!data) exit(2);
-  memset(data, 0x5A, (size_t)bytes);
-  return owned[owned_count++] = data;
-}
-
-// Mostly in [-1, most]; the rest are extremes.
-static int64_t integer(int64_t most) {
-  const int64_t extremes[] = {INT64_MIN, INT64_MAX, INT32_MIN, INT32_MAX, -2, most + 1};
-  return rarely(25) ? extremes[below(6)] : between(-1, most);
-}
-static int64_t* longs(int64_t n, int64_t most) {
-  int64_t* data = memory(n * 8);
-  for (int64_t i = 0; i < n; ++i) data[i] = integer(most);
-  return data;
-}
-static int32_t* ints(int64_t n, int64_t most) {
-  int32_t* data = memory(n * 4);
-  for (int64_t i = 0; i < n; ++i) data[i] = (int32_t)integer(most);
-  return data;
-}
-static double real(void) {
-  const double extremes[] = {NAN, INFINITY, -INFINITY, 1e300, -1e300, 1e-300, 0};
-  return rarely(20) ? extremes[below(7)] : (double)below(4000) / 400 - 4;
-}
-static double* reals(int64_t n) {
-  double* data = memory(n * 8);
-  for (int64_t i = 0; i < n; ++i) data[i] = real();
-  return data;
-}
-static float* floats(int64_t n) {
-  float* data = memory(n * 4);
-  for (int64_t i = 0; i < n; ++i) data[i] = (float)real();
-  return data;
-}
-static void* scores(int64_t n, specdec_dtype dtype) {
-  if (dtype == SPECDEC_FLOAT32) return floats(n);
-  const int64_t size = dtype == SPECDEC_BFLOAT16 || dtype == SPECDEC_FLOAT16 ? 2 : 1;
-  uint8_t* data = memory(n * size);
-  for (int64_t i = 0; i < n * size; ++i) data[i] = (uint8_t)random_bits();
-  return data;
-}
-// Sums of the nodes of requests, and sometimes anything.
-static int32_t* offsets(int64_t requests, int64_t nodes) {
-  int32_t* data = memory((requests + 1) * 4);
-  for (int64_t b = 0; b <= requests; ++b)
-    data[b] = (int32_t)(rarely(15) ? integer(nodes) : nodes * b / (requests ? requests : 1));
-  return data;
-}
-static int32_t* tree(int64_t nodes) {
-  int32_t* data = memory(nodes * 4);
-  for (int64_t i = 0; i < nodes; ++i) data[i] = (int32_t)(rarely(6) ? integer(nodes) : i % 5 - 1);
-  return data;
-}
-
-// Spoils a field: no size becomes larger than the memory without being impossible. Fields at [from, to) stay:
-// dtypes, and pointers to bytes, which have no alignment that could tell them from wild ones.
-static void spoil(void* given, size_t size, size_t from, size_t to) {
-  const int64_t values[] = {0, -1, INT64_MAX};
-  const size_t at = 8 * (size_t)below((int64_t)size / 8);
-  const int64_t value = values[below(3)];
-  if (rarely(2) && (at < from || at >= to)) memcpy((char*)given + at, &value, 8);
-}
+#include "c_fuzz_commit.h"
 
 _Static_assert(offsetof(specdec_rows, dtype) == 16 && offsetof(specdec_head_cache, dtype) == 16 &&
                    offsetof(specdec_head_rows, dtype) == 16 && offsetof(specdec_head_cache, data) == 8,
@@ -300,60 +217,16 @@ static specdec_result fuzz_attention(int32_t threads) {
   return specdec_tree_attention(&args, threads);
 }
 
-static specdec_result fuzz_commit(int32_t threads) {
-  const int64_t requests = below(4), nodes = requests * between(0, 7), width = between(1, 7),
-                count = below(3);
-  const int64_t page_size = between(1, 9), table_width = below(6);
-  specdec_paths paths = {SPECDEC_STRUCT(specdec_paths),
-                         .nodes = tree(requests * width),
-                         .width = width,
-                         .cu_nodes = offsets(requests, nodes),
-                         .rows = nodes,
-                         .requests = requests};
-  for (int64_t i = 0; i < requests * width; ++i)
-    if (!rarely(9)) ((int32_t*)paths.nodes)[i] = (int32_t)(i % width + (i % width > 1));
-  specdec_cache caches[2];
-  specdec_new_rows new_rows[2];
-  for (int64_t c = 0; c < count; ++c) {
-    const int64_t pages = between(0, 9), heads = between(1, 3), bytes = below(20);
-    caches[c] = (specdec_cache){memory(pages * page_size * heads * bytes),
-                                pages,
-                                page_size * heads * bytes,
-                                bytes,
-                                heads,
-                                page_size * bytes,
-                                bytes};
-    new_rows[c] = (specdec_new_rows){memory(nodes * heads * bytes), heads * bytes, bytes};
-    if (rarely(20)) caches[c].page_stride = -1;
-    if (rarely(20)) caches[c].data = NULL;
-  }
-  specdec_commit_args args = {SPECDEC_STRUCT(specdec_commit_args),
-                              .caches = caches,
-                              .cache_count = count,
-                              .cache_struct_size = sizeof caches[0],
-                              .new_rows_struct_size = sizeof new_rows[0],
-                              .paths = &paths,
-                              .block_table = ints(requests * table_width, 9),
-                              .table_width = table_width,
-                              .prefix_lens = ints(requests, 40),
-                              .page_size = page_size,
-                              .out_lengths = memory(requests * 4),
-                              .out_pages_kept = memory(requests * 4)};
-  if (rarely(2)) args.new_rows = new_rows;
-  spoil(&args, sizeof args, 0, 0);
-  if (rarely(4)) spoil(&paths, sizeof paths, 0, 0);
-  return specdec_commit_kv(&args, threads);
-}
-
 int main(int count, char** arguments) {
   if (count != 3) return 2;
   specdec_result (*const functions[])(int32_t) = {fuzz_verify, fuzz_sample,    fuzz_children,
-                                                  fuzz_ngram,  fuzz_attention, fuzz_commit};
+                                                  fuzz_ngram,  fuzz_attention, fuzz_commit,
+                                                  fuzz_states, fuzz_windows,   fuzz_replay};
   long done = 0, calls = strtol(arguments[2], NULL, 10);
   for (long call = 0; call < calls; ++call) {
     state = strtoull(arguments[1], NULL, 10) * 1000003u + (uint64_t)call;
     const int64_t threads = rarely(30) ? between(-1, 0) : between(1, 3);
-    const specdec_result result = functions[call % 6]((int32_t)threads);
+    const specdec_result result = functions[call % 9]((int32_t)threads);
     if (result < SPECDEC_OK || result > SPECDEC_ERROR_VALUE) {
       fprintf(stderr, "call %ld: %s\n", call, specdec_error_message());
       return 1;

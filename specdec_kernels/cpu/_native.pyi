@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native core, built from csrc/. Pointers are addresses of memory that outlives the call, 0 = null."""
 
-from collections.abc import Sequence
 from enum import IntEnum
 
 class DType(IntEnum):
@@ -114,21 +113,12 @@ class Paths:
         requests: int,
     ) -> None: ...
 
-class Commits:
+class States:
     fields: tuple[str, ...]
     def __init__(
         self,
         *,
-        paths: Paths,
-        slots: int,
-    ) -> None: ...
-
-class StateRows:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        address: int,
+        data: int,
         slots: int,
         slot_stride: int,
         row_bytes: int,
@@ -139,7 +129,7 @@ class Snapshots:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         row_stride: int,
     ) -> None: ...
 
@@ -148,7 +138,7 @@ class Windows:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         slots: int,
         channels: int,
         taps: int,
@@ -163,7 +153,7 @@ class WindowInputs:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         row_stride: int,
         channel_stride: int,
     ) -> None: ...
@@ -173,7 +163,7 @@ class Matrices:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         dtype: DType,
         slots: int,
         heads: int,
@@ -190,7 +180,7 @@ class NodeInputs:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         dtype: DType,
         heads: int,
         size: int,
@@ -339,16 +329,40 @@ def commit_kv(
     out_pages_kept: int,
 ) -> None: ...
 def commit_state(
-    commits: Commits, states: Sequence[StateRows], snapshots: Sequence[Snapshots], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[States],
+    snapshots: list[Snapshots],
 ) -> None: ...
 def replay_conv(
-    commits: Commits, windows: Sequence[Windows], inputs: Sequence[WindowInputs], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    windows: list[Windows],
+    inputs: list[WindowInputs],
 ) -> None: ...
 def replay_gated_delta(
-    commits: Commits, states: Sequence[Matrices], inputs: Sequence[Sequence[NodeInputs]], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[Matrices],
+    inputs: list[NodeInputs],
 ) -> None: ...
 def replay_mamba2(
-    commits: Commits, states: Sequence[Matrices], inputs: Sequence[Sequence[NodeInputs]], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[Matrices],
+    inputs: list[NodeInputs],
 ) -> None: ...
 def instruction_set() -> str: ...
 def exp2(isa: str, x: int, out: int, n: int) -> None: ...
