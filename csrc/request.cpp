@@ -69,7 +69,9 @@ double Request::coin_of(int64_t node) const {
 }
 
 Stream Request::next_stream(int64_t depth, Purpose purpose) const {
-  return Stream(inputs.seeds[index], inputs.positions[index] + depth, purpose);
+  // Positions may be any number: what is beyond the largest wraps.
+  const uint64_t position = static_cast<uint64_t>(inputs.positions[index]) + static_cast<uint64_t>(depth);
+  return Stream(inputs.seeds[index], static_cast<int64_t>(position), purpose);
 }
 
 }  // namespace specdec
