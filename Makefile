@@ -6,13 +6,13 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: libspecdec test-fast test-pure test-hopper test-triton sdist wheel wheels test-sdist test-wheel
+.PHONY: libspecdec test-fast test-pure test-hopper test-rows test-triton sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
 
 # Two processes: most of the time goes to compiling and emulating GPU kernels.
-test: $(VENV)/package
+test: $(VENV)/package $(VENV)/triton-oldest
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.
@@ -42,7 +42,11 @@ test-transformers: $(VENV)/package
 test-hopper: $(VENV)/package
 	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
 
-# The same operators, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
+# Rows by number, bonus tokens and draft probabilities as Triton kernels, under every rule.
+test-rows: $(VENV)/package
+	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py $(ARGS)
+
+# The operators of the triton backend, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
 # beside the packages in .venv.
 VERSION ?= 3.6.0
 OTHER := $(VENV)-triton-$(VERSION)
@@ -137,6 +141,13 @@ $(VENV)/torch: $(CONSTRAINTS)
 $(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*) include/specdec.h
 	$(PIP) --editable .[test]
 	@touch $@
+
+# The oldest Triton that the backend takes, out of the way of the newest: a test compiles every kernel with it.
+$(VENV)/triton-oldest: $(VENV)/torch
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+		"triton==3.4.0; platform_system == 'Linux' and python_version < '3.14'" \
+		"triton==3.5.0; platform_system == 'Linux' and python_version >= '3.14'"
 
 $(VENV)/demo: $(VENV)/package demo/requirements.txt
 	$(PIP) --requirement demo/requirements.txt

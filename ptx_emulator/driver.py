@@ -269,12 +269,14 @@ def active(arch: int = 80, **changes: object) -> Iterator[None]:
     global options
     driver = triton.runtime.driver
     hooks = ("kernel_load_start_hook", "add_stages_inspection_hook")
-    before = driver._active, options
+    place = "_active" if hasattr(driver, "_active") else "active"  # the latter before Triton 3.5
+    before = getattr(driver, place), options
     hooked = {name: getattr(knobs.runtime, name, None) for name in hooks}
     activate(arch, **changes)
     try:
         yield
     finally:
-        driver._active, options = before
+        options = before[1]
+        setattr(driver, place, before[0])
         for name, hook in hooked.items():
             setattr(knobs.runtime, name, hook)

@@ -8,7 +8,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from triton.backends.nvidia.compiler import get_ptxas
+from triton.backends.nvidia import compiler
+
+
+def ptxas(arch: int) -> str:
+    """Path of the assembler in Triton's package."""
+    takes_arch = compiler.get_ptxas.__code__.co_argcount  # one for all before Triton 3.5
+    return compiler.get_ptxas(*(arch,)[:takes_arch]).path
 
 
 def resources(kernel: object, arch: int | None = None) -> dict[str, int]:
@@ -23,7 +29,7 @@ def resources(kernel: object, arch: int | None = None) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        command = [get_ptxas(arch or int(target[2])).path, "-v", "--regAllocOptLevel=2"]
+        command = [ptxas(arch or int(target[2])), "-v", "--regAllocOptLevel=2"]
         command += [f"--gpu-name={target[1]}", str(source), "-o", f"{folder}/kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True).stderr
     if "Used" not in report:

@@ -166,6 +166,9 @@ def check_tensor(
     device: torch.device,
 ) -> None:
     """Check type, dtype, device and shape of one argument. Reads no values, so it never synchronises."""
+    typed = isinstance(value, Tensor) and value.dtype in dtypes
+    if typed and value.device == device and value.shape == shape:
+        return  # in one pass, where all is well
     check_dtype(operation, argument, value, dtypes)
     check_device(operation, argument, value, device)
     check_shape(operation, argument, value, symbols, shape)

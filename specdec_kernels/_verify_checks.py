@@ -21,7 +21,7 @@ from ._memory import check_last_stride
 from .sampling import DraftVocab, SamplingParams
 from .tree import DraftTree
 
-_TOKENS = (torch.int64, torch.int32)
+TOKENS = (torch.int64, torch.int32)
 
 
 def check_draft_sampling(operation: str, value: object) -> None:
@@ -47,28 +47,29 @@ def check_target(
         early = _check_target_shape(target_logits, rows, batch, bonus_tokens is not None)
     check_last_stride("verify", "target_logits", target_logits)
     if bonus_tokens is not None:
-        check_tensor("verify", "bonus_tokens", bonus_tokens, "[B]", (batch,), _TOKENS, device)
+        check_tensor("verify", "bonus_tokens", bonus_tokens, "[B]", (batch,), TOKENS, device)
         if not tree._is_chain:
             bad_value("verify", "tree", "must be a chain with bonus_tokens", "another tree")
     return early
 
 
 def _check_target_shape(target_logits: Tensor, rows: int, batch: int, bonus: bool) -> bool:
-    shape, fewer = list(target_logits.shape), rows - batch
-    if len(shape) == 2:
+    shape = target_logits.shape
+    dims, fewer = len(shape), rows - batch
+    if dims == 2:
         early = bonus and shape[0] == fewer != rows
         if not early and shape[0] != rows:
             rule = f"must have shape [R, V] = {[rows, shape[1]]}"
             rule += f" or [R - B, V] = {[fewer, shape[1]]}" if bonus else ""
-            bad_value("verify", "target_logits", rule, shape)
-    elif len(shape) == 3:
+            bad_value("verify", "target_logits", rule, list(shape))
+    elif dims == 3:
         early = bonus and shape[0] * shape[1] == fewer != rows
         if shape[0] != batch or (not early and batch * shape[1] != rows):
             rule = f"must have shape [B, N, V] with B = {batch} and B * N = R = {rows}"
             rule += f" or B * N = R - B = {fewer}" if bonus else ""
-            bad_value("verify", "target_logits", rule, shape)
+            bad_value("verify", "target_logits", rule, list(shape))
     else:
-        bad_value("verify", "target_logits", "must have shape [R, V] or [B, N, V]", shape)
+        bad_value("verify", "target_logits", "must have shape [R, V] or [B, N, V]", list(shape))
     return early
 
 

@@ -115,6 +115,8 @@ def unpack(
 
 
 _HASHED = frozenset((int, float, str))
+_NUMBERS = FLOATS + INTEGERS
+_DEFAULTS = {name: float(SamplingParams._field_defaults[name]) for name in _RANGES}
 
 
 @lru_cache(maxsize=256)
@@ -128,14 +130,16 @@ def _unpack(
     numbers: list[float] = []
     rows: list[Tensor | None] = []
     *values, order = params
+    given = False
     for name, value in zip(_RANGES, values, strict=True):  # torch 2.6 compiles zip in this form only
         if isinstance(value, Tensor):
             full = f"{argument}.{name}"
-            check_tensor(operation, full, value, "[B]", (batch,), FLOATS + INTEGERS, device)
+            check_tensor(operation, full, value, "[B]", (batch,), _NUMBERS, device)
             if _debug.enabled():
                 _debug.check_range(operation, full, value, *_RANGES[name])
-            numbers.append(float(SamplingParams._field_defaults[name]))
+            numbers.append(_DEFAULTS[name])
             rows.append(value.contiguous())
+            given = True
         else:
             if torch.compiler.is_compiling():
                 value = _number(operation, f"{argument}.{name}", value, *_RANGES[name])
@@ -143,7 +147,7 @@ def _unpack(
             rows.append(None)
     check_name(operation, f"{argument}.order", order, ORDERS)
     last = float(order == "min_p_last")
-    return [*numbers, last], rows if any(row is not None for row in rows) else []
+    return [*numbers, last], rows if given else []
 
 
 def _number(operation: str, argument: str, value: object, low: float, high: float) -> int | float:

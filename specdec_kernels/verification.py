@@ -222,13 +222,14 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
     if logprobs and out.logprobs is None:
         bad_value("verify", "out.logprobs", "must be a tensor with return_logprobs", "None")
     grid, line = ("[B, max_depth + 1]", (batch, width)), ("[B]", (batch,))
-    for field, (symbols, shape), *dtypes in (
-        ("tokens", grid, torch.int64, torch.int32),
-        ("num_tokens", line, torch.int32),
-        ("num_accepted", line, torch.int32),
-        ("path", grid, torch.int32),
-        ("logprobs", grid, torch.float32),
-        ("status", line, torch.int32),
+    numbers = (torch.int32,)
+    for field, (symbols, shape), dtypes in (
+        ("tokens", grid, checks.TOKENS),
+        ("num_tokens", line, numbers),
+        ("num_accepted", line, numbers),
+        ("path", grid, numbers),
+        ("logprobs", grid, (torch.float32,)),
+        ("status", line, numbers),
     ):
         value = getattr(out, field)
         if field == "logprobs" and value is None:

@@ -177,7 +177,9 @@ def chain_case(batch=8, length=5, vocab=32768):
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
 @pytest.mark.parametrize(
-    "rule, launched, moved, instructions", [("token", 5, 1.05, 48e6), ("traversal", 6, 1.75, 60e6)]
+    # PTX takes four instructions for the halves of a product of Philox, machine code one.
+    "rule, launched, moved, instructions",
+    [("token", 5, 1.05, 50e6), ("traversal", 6, 1.75, 60e6)],
 )
 def test_a_chain_moves_little_more_than_it_must(rule, launched, moved, instructions):
     target, tree, draft = chain_case()

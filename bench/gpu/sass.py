@@ -14,10 +14,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from triton.backends.nvidia.compiler import get_ptxas
-
 import ptx_emulator
 from ptx_emulator.program import load
+from ptx_emulator.resources import ptxas
 
 LINE = re.compile(r'//## File "(?:[^"]*/)?([^"/]*)", line (\d+)')
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
@@ -62,10 +61,10 @@ def listing(ptx: str, arch: int) -> tuple[tuple[str, str], ...]:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        ptxas = Path(get_ptxas(arch).path)
+        assembler = Path(ptxas(arch))
         options = ["-lineinfo", f"--gpu-name=sm_{arch}{'a' * (arch >= 90)}"]
-        subprocess.run([ptxas, *options, source, "-o", cubin], check=True, capture_output=True)
-        command = [ptxas.parent / "nvdisasm", "-g", "-c", cubin]
+        subprocess.run([assembler, *options, source, "-o", cubin], check=True, capture_output=True)
+        command = [assembler.parent / "nvdisasm", "-g", "-c", cubin]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found, line = [], ""
     for row in text.splitlines():

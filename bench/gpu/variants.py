@@ -21,7 +21,8 @@ RULES = (
     sdk.Synthetic(0.8),
 )
 CUTS = (sdk.SamplingParams(0.8), sdk.SamplingParams(0.8, 50, 0.9, 0.02))
-VOCAB, NODES, BATCH, PAGE = 32000, 6, 2, 16
+VOCAB, LARGE = 32000, 128256  # the latter is divided into more splits, for which other kernels are compiled
+NODES, BATCH, PAGE = 6, 2, 16
 ROWS = BATCH * NODES
 
 
@@ -43,21 +44,19 @@ def _pages(length: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sample() -> Iterator[Callable[[], object]]:
-    bitmask = torch.zeros(BATCH, VOCAB // 32, dtype=torch.int32)
-    plenty = {"token_bitmask": bitmask, "return_logprobs": True}
-    for dtype, cut, options in [
-        *product(FLOATS, CUTS, ({},)),
-        *product(FLOATS[1:2], CUTS, (plenty,)),
-    ]:
-        logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
+    forms = [*product(FLOATS, CUTS, (VOCAB,), (False,)), *product(FLOATS[1:2], CUTS, (VOCAB, LARGE), (True,))]
+    for dtype, cut, vocab, every in forms:
+        logits = torch.zeros(BATCH, vocab, dtype=dtype)
+        bitmask = torch.zeros(BATCH, vocab // 32, dtype=torch.int32)
+        options = {"token_bitmask": bitmask, "return_logprobs": True} if every else {}
         yield lambda a=logits, s=cut, o=options: sdk.sample(a, s, **o, backend="triton")
 
 
 def children() -> Iterator[Callable[[], object]]:
-    for dtype, cut, method in product(
-        FLOATS, CUTS, ("independent", "without_replacement", "top_k", "hybrid")
-    ):
-        logits = torch.zeros(BATCH, VOCAB, dtype=dtype)
+    methods = ("independent", "without_replacement", "top_k", "hybrid")
+    forms = [*product((VOCAB,), FLOATS, CUTS, methods), (LARGE, torch.bfloat16, CUTS[1], "hybrid")]
+    for vocab, dtype, cut, method in forms:
+        logits = torch.zeros(BATCH, vocab, dtype=dtype)
         yield lambda a=logits, s=cut, m=method: sdk.sample_children(
             a, 4, method=m, sampling=s, backend="triton"
         )
@@ -76,20 +75,22 @@ def ngrams() -> Iterator[Callable[[], object]]:
 
 
 def verify() -> Iterator[Callable[[], object]]:
-    bitmask = torch.zeros(ROWS, VOCAB // 32, dtype=torch.int32)
-    vocab = sdk.DraftVocab(torch.arange(VOCAB // 2), VOCAB)
     plain, cuts = CUTS
     chain = sdk.DraftTree.chain(torch.zeros(BATCH, NODES - 1, dtype=torch.int64))
     tree = _tree(sdk.Proposal.WITHOUT_REPLACEMENT)
-    plenty = {"draft_vocab": vocab, "token_bitmask": bitmask, "return_logprobs": True}
     forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
     forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
     forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
     forms += [(torch.bfloat16, chain, None, "match", plain, {})]
     forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
-    forms += [(torch.bfloat16, tree, VOCAB // 2, "traversal", cuts, plenty)]
+    for vocab in (VOCAB, LARGE):
+        ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
+        bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
+        plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True}
+        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cuts, plenty)]
     for dtype, tree, width, rule, cut, options in forms:
-        target = torch.zeros(ROWS, VOCAB, dtype=dtype)
+        vocab = options["draft_vocab"].vocab_size if "draft_vocab" in options else VOCAB
+        target = torch.zeros(ROWS, vocab, dtype=dtype)
         rows = (BATCH, NODES - 1) if tree is chain else (ROWS,)
         draft = None if width is None else torch.zeros(*rows, width, dtype=dtype)
         yield lambda a=(target, tree, draft), o=options | {"rule": rule, "sampling": cut}: sdk.verify(

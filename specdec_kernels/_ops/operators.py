@@ -8,7 +8,7 @@ a function per operation, which takes the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ForwardRef
 
 import torch
@@ -33,12 +33,18 @@ _KINDS = {
 _library = torch.library.Library("specdec_kernels", "DEF")
 
 
+def _kinds_of(record: type[Any]) -> list[str]:
+    """The types of the fields of a record, as they are written."""
+    kinds = record.__annotations__.values()
+    return [kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind for kind in kinds]
+
+
 def schema(operation: str) -> str:
     """The operator's schema: `backend`, and the fields of its record in their order."""
     record, written, _ = calls.OPERATORS[operation]
     arguments, letters = ["str backend"], iter("abcdefgh")
-    for name, kind in record.__annotations__.items():
-        text = _KINDS[kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind]
+    for name, kind in zip(record._fields, _kinds_of(record), strict=True):
+        text = _KINDS[kind]
         if name in written:
             text = text.replace("Tensor", f"Tensor({next(letters)}!)")
         default = record._field_defaults.get(name, ...)
@@ -49,12 +55,12 @@ def schema(operation: str) -> str:
 _PLAIN = frozenset((Tensor, type(None), list, float, int, bool, str))
 
 
-def _is_plain(values: Iterable[Any]) -> bool:
-    """Whether no tensor in a record, or in a list of it, is of a subclass."""
-    if not _PLAIN.issuperset(map(type, values)):
+def _is_plain(call: Any, lists: list[int]) -> bool:
+    """Whether no tensor in a record, or in the lists at these places of it, is of a subclass."""
+    if not _PLAIN.issuperset(map(type, call)):
         return False
-    for value in values:
-        if type(value) is list and not _PLAIN.issuperset(map(type, value)):
+    for place in lists:
+        if not _PLAIN.issuperset(map(type, call[place])):
             return False
     return True
 
@@ -68,6 +74,7 @@ def _register(operation: str) -> Callable[[Any, str], None]:
     """
     record, _, chosen_by = calls.OPERATORS[operation]
     places = [record._fields.index(name) for name in chosen_by]
+    lists = [i for i, kind in enumerate(_kinds_of(record)) if kind.startswith("list[Tensor")]
 
     def rows(call: Any) -> list[Tensor]:
         given: list[Tensor] = []
@@ -96,7 +103,7 @@ def _register(operation: str) -> Callable[[Any, str], None]:
     def run(call: Any, backend: str) -> None:
         check_name(operation, "backend", backend, backends.NAMES)
         traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-        if not traced and _is_plain(call) and not rows(call)[0].is_meta:
+        if not traced and _is_plain(call, lists) and not rows(call)[0].is_meta:
             serve(call, backend)
         else:
             operator(backend, *call)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._cache_table import cache_table, new_rows
+from .._cache_table import FIELDS, cache_table, new_rows
 from .._ops.calls import CommitKVCall
 from . import _native
 from .arguments import address
+
+_CACHE_BYTES, _NEW_ROWS_BYTES = 8 * len(FIELDS), 8 * 3  # rows of these tables are the core's structs
 
 
 def commit_kv(call: CommitKVCall) -> None:
@@ -24,8 +26,8 @@ def commit_kv(call: CommitKVCall) -> None:
         caches=table.data_ptr(),
         new_rows=address(fresh),
         cache_count=table.shape[0],
-        cache_struct_size=table.shape[1] * 8,
-        new_rows_struct_size=0 if fresh is None else fresh.shape[1] * 8,
+        cache_struct_size=_CACHE_BYTES,
+        new_rows_struct_size=_NEW_ROWS_BYTES,
         paths=paths_of(call.path, call.cu_nodes, call.rows),
         block_table=call.block_table.data_ptr(),
         table_width=call.block_table.shape[1],

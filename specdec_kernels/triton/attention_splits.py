@@ -181,7 +181,8 @@ def _attention_splits_kernel(
                 new_key_ptr += wide_begin * stride_new_key_r + wide_head * stride_new_key_h
                 new_value_ptr += wide_begin * stride_new_value_r + wide_head * stride_new_value_h
                 new = New(new_key_ptr, new_value_ptr, stride_new_key_r, stride_new_value_r)
-            softmax = _attend_tree(query, tree, cache, new, softmax, FORM, min(BLOCK_KEYS, 32))
+            TREE_KEYS: tl.constexpr = BLOCK_KEYS if BLOCK_KEYS < 32 else 32
+            softmax = _attend_tree(query, tree, cache, new, softmax, FORM, TREE_KEYS)
     acc, top, total = softmax
     acc = acc * tl.where(total == 0, 0, value_factor / total)[:, None]
     first_place = (split.to(tl.int64) * rows + first_row) * FORM.QUERY_HEADS

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Draft, Scratch, Target
-from .chances import load_coin
-from .tree import Tree, next_child, node_of, proposal_of, token_of
+from .arguments import Draft, Scratch, Target, target_row
+from .chances import load_chance, load_coin
+from .tree import Tree, family_of, key_of, node_of, parent_of, proposal_of, token_of
+from .wanted import DRAFT, TARGET
 
 
 class Context(NamedTuple):
@@ -28,35 +29,58 @@ class Context(NamedTuple):
     draft_count: tl.tensor  # rows of the draft's logits
     seed: tl.tensor  # -> int64: kept in a register, it would be one with its schedule of keys
     position: tl.tensor  # -> int64
+    bonus: tl.tensor  # -> the token after its chain, or None
 
 
 class Child(NamedTuple):
-    """A drafted node, seen from its parent."""
+    """A node, as a child of its parent and as a parent."""
 
-    key: tl.tensor  # int64: ascends in sibling order; -1 = none
+    key: tl.tensor  # int64: ascends in sibling order
     node: tl.tensor  # int32
+    parent: tl.tensor  # int32
     token: tl.tensor  # int64
     proposal: tl.tensor  # int32
+    p: tl.tensor  # float64, of its token under the law of the target at its parent
+    q: tl.tensor  # float64, the same of the draft, where it was drawn from that
+    coin: tl.tensor  # float64
+    following: tl.tensor  # int64, key of its next child; -1 = none
+    proposals: tl.tensor  # int32, of all its children: a set
+
+
+@triton.jit
+def look_up(ctx, node, after):
+    """A node, and its first child whose key is above `after`. All that is known of it is under way at once.
+    Where there is no node (-1) it is the root, which nobody asks for."""
+    node = tl.minimum(tl.maximum(node, 0), ctx.tree.count - 1)
+    row = ctx.first + node
+    word = tl.load(ctx.tree.nodes + node)
+    key = key_of(ctx.tree, node)
+    p = load_chance(ctx.scratch, row, TARGET)
+    q = tl.full([], 0.0, tl.float64)
+    if ctx.draft.data is not None:
+        q = load_chance(ctx.scratch, row, DRAFT)
+    coin = load_coin(ctx.scratch, row)
+    following, proposals = family_of(ctx.tree, node, after)
+    if ctx.target.rows is not None:  # without its row no child is tested
+        there = target_row(ctx.target, row) >= 0
+        following, proposals = tl.where(there, following, -1), tl.where(there, proposals, 0)
+    return Child(
+        key, node, parent_of(word), token_of(word), proposal_of(word), p, q, coin, following, proposals
+    )
+
+
+@triton.jit
+def root_of(ctx):
+    return look_up(ctx, tl.full([], 0, tl.int32), tl.full([], -1, tl.int64))
 
 
 @triton.jit
 def child_with(ctx, key):
-    """The node with a key. Without one (-1) it is the root, which nobody asks for."""
-    node = tl.minimum(tl.maximum(node_of(key), 0), ctx.tree.count - 1)
-    word = tl.load(ctx.tree.nodes + node)
-    return Child(key, node, token_of(word), proposal_of(word))
+    """The node with a key, and its first child."""
+    return look_up(ctx, node_of(key), tl.full([], -1, tl.int64))
 
 
 @triton.jit
-def coin_of(ctx, node):
-    """The acceptance coin of a node, float64."""
-    return load_coin(ctx.scratch, ctx.first + node)
-
-
-@triton.jit
-def first_child(ctx, index, depth):
+def first_child(ctx, here, depth):
     """The key of a node's first child, as long as a path may be longer; -1 = none."""
-    key = tl.full([], -1, tl.int64)
-    if depth + 1 < ctx.width:
-        key = next_child(ctx.tree, index, key)
-    return key
+    return tl.where(depth + 1 < ctx.width, here.following, -1)

@@ -23,7 +23,6 @@ from .row import read_row
 
 _LEAST_MIN_P = tl.constexpr(1e-37)  # `log` takes normal numbers
 _LEAST_KEPT = tl.constexpr(1e-30)
-_COARSEST = tl.constexpr(1 << 23)  # grain: values with a mantissa of 0
 _NOTHING = tl.constexpr(float("-inf"))
 
 
@@ -32,6 +31,14 @@ class Listed(NamedTuple):
 
     scores: tl.tensor  # [n] float32; -inf where there is none
     floor: tl.tensor  # all scores above it are listed; -inf: all there are
+
+
+class Scale(NamedTuple):
+    """What scores amount to, 2^((x - max) steepness), and how fine they are."""
+
+    max: tl.tensor  # float32
+    steepness: tl.tensor  # float32; with 0 every score amounts to 1
+    grain: tl.tensor  # uint32: the bits of scores are multiples of it
 
 
 class Cuts(NamedTuple):
@@ -102,11 +109,11 @@ def least_kept(params, mass):
 
 
 @triton.jit
-def settle_cut(listed, size, slope, max, mass, params):
+def settle_cut(listed, row, slope, max, mass, params):
     """The threshold of a row's cuts, as far as it lies above the floor. `max` is finite."""
     likely = min_p_threshold(params, slope, max)
     cut = tl.where(params.min_p_last > 0, _NOTHING, likely)
-    counting = (params.top_k >= 1) & (params.top_k < size)
+    counting = (params.top_k >= 1) & (params.top_k < row.size)
     summing = params.top_p < 1
     complete = listed.floor == _NOTHING
     x = tl.where(listed.scores > listed.floor, listed.scores, _NOTHING)
@@ -114,7 +121,7 @@ def settle_cut(listed, size, slope, max, mass, params):
     known = cut == _NOTHING
     if counting:
         ones = tl.where(x > _NOTHING, 1.0, 0.0)
-        found, enough = find(x, ones, max, 0.0, params.top_k, 0.0)
+        found, _, enough = find(x, ones, scale_of(row, max, 0.0), params.top_k)
         cut = tl.where(enough, tl.maximum(cut, found), cut)
         # A cut above the floor, of min-p, keeps listed scores alone: top-k keeps all of them if not found
         # there.
@@ -123,10 +130,10 @@ def settle_cut(listed, size, slope, max, mass, params):
         mass = sum_from(x, weights, cut)
         known = known | True
     if summing & known & (not counting):
-        found, enough = find(x, weights, max, slope, least_kept(params, mass), 0.0)
+        x, weights = tl.where(x >= cut, x, _NOTHING), tl.where(x >= cut, weights, 0.0)
+        found, kept, enough = find(x, weights, scale_of(row, max, slope), least_kept(params, mass))
         if enough:
-            cut = tl.maximum(cut, found)
-            mass = sum_from(x, weights, cut)
+            cut, mass = found, kept
         summing = summing & (not (enough | complete))
     if (likely > cut) & (not counting) & (not summing):  # only where min-p comes last
         cut = likely
@@ -138,32 +145,27 @@ def settle_cut(listed, size, slope, max, mass, params):
 
 
 @triton.jit
-def find(x, amounts, max, steepness, needed, above):
-    """The largest of the scores x for which `above` and the amounts of those at or above it are at least
-    `needed`, up to a value that keeps the same scores; and whether there is one. The amount of a score is its
-    `weight_of`."""
-    low = tl.min(tl.where(x > _NOTHING, x, float("inf")))
-    high = tl.max(x)
-    amount_low = above + sum_from(x, amounts, low)
-    amount_high = above + sum_from(x, amounts, high)
-    enough = (amount_low >= needed) & (low <= high)
-    if amount_high >= needed:
-        low, amount_low = high, amount_high
-    grain = _grain_of(x)
+def find(x, amounts, scale, needed):
+    """The largest of the scores x for which the amounts of those at or above it are at least `needed`, up to
+    a value that keeps the same scores; the amounts there; and whether there is one. An amount is 0 where x is
+    -inf."""
+    low, high = tl.min(tl.where(x > _NOTHING, x, float("inf"))), tl.max(x)
+    amount, amount_high = tl.sum(amounts), tl.full([], 0.0, tl.float32)
+    enough = (amount >= needed) & (low <= high)
     # Variables of a loop must not start from one value: Triton 3.9 takes them for one variable.
-    middle = _between(low, high, grain)
-    narrowing = enough & (middle > low)
+    middle = high + 0.0
+    narrowing = enough & (low < high) & (amount > needed)
     while narrowing:
-        amount = above + sum_from(x, amounts, middle)
-        if amount >= needed:
-            low, amount_low = middle, amount
+        sum = sum_from(x, amounts, middle)
+        if sum >= needed:
+            low, amount = middle, sum
         else:
-            high, amount_high = middle, amount
-        middle = _between(low, high, grain)
+            high, amount_high = middle, sum
+        middle = _between(low, high, scale.grain)
         # Two scores of [low, high) have at least twice the amount of `low`.
-        single = amount_low - amount_high < 1.5 * weight_of(low, max, steepness)
-        narrowing = (middle > low) & (single == 0) & (amount_low > needed)
-    return low, enough
+        single = amount - amount_high < 1.5 * weight_of(low, scale.max, scale.steepness)
+        narrowing = (middle > low) & (single == 0) & (amount > needed)
+    return low, amount, enough
 
 
 @triton.jit
@@ -173,10 +175,11 @@ def sum_from(x, amounts, value):
 
 
 @triton.jit
-def _grain_of(x):
-    """The lowest bit that any of the scores sets. Scores of 16 bits leave the low ones 0."""
-    bits = tl.where(x > _NOTHING, x, 0.0).to(tl.uint32, bitcast=True)
-    return tl.minimum(tl.min(tl.where(bits == 0, 1 << 31, bits & (~bits + 1))), _COARSEST)
+def scale_of(row, max, steepness):
+    # Scores of 16 bits leave the low bits of float32 0.
+    DTYPE: tl.constexpr = row.data.dtype.element_ty
+    BITS: tl.constexpr = 16 if DTYPE == tl.bfloat16 else 13 if DTYPE == tl.float16 else 0
+    return Scale(max, steepness, tl.full([], 1 << BITS, tl.uint32))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, params_of, row_data
+from .arguments import bitmask_of, params_of, target_data
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
 from .race import merge_races, race
@@ -169,20 +169,21 @@ def verify_draw_kernel(
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     words = draw_words(scratch, request)
+    # All is under way at once, whether or not it will be needed.
     kind = _load_kind(words)
+    draw = _load_draw(words, CUTS)
+    first, count = request_rows(batch.cu_nodes, request, rows)
+    seed, position = tl.load(batch.seeds + request), tl.load(batch.positions + request)
     if kind != SETTLED:
-        draw = _load_draw(words, CUTS)
-        first, count = request_rows(batch.cu_nodes, request, rows)
         row = first.to(tl.int64) + draw.node
-        seed = tl.load(batch.seeds + request)
-        position = tl.load(batch.positions + request) + draw.depth
+        position += draw.depth
         begin = split * SPLIT
         end = tl.minimum(begin + SPLIT, target.vocab)
         slope = draw.p.slope
         if kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
             result = measure_and_race(
-                Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                 begin,
                 end,
                 slope,
@@ -222,7 +223,7 @@ def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
         point = p.point
         if top == float("-inf"):
             status |= EMPTY
-            point = lowest_allowed(Row(row_data(target, row), target.vocab, bitmask_of(target, row)), TILE)
+            point = lowest_allowed(Row(target_data(target, row), target.vocab, bitmask_of(target, row)), TILE)
             token = point
         p = Law(top, slope, p.cut, tl.sum((results.mass * scale).to(tl.float64)), point)
     return tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64), p, status

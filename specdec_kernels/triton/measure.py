@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, has_cuts, params_of, row_data
+from .arguments import bitmask_of, has_cuts, params_of, row_data, target_data
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
@@ -119,28 +119,46 @@ def _lowest_at(row, begin, max, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def _largest(x):
+    """The largest of a tile of scores; NaN are not seen. The eight that a lane has read are compared first,
+    and then integers, which a warp compares in one step."""
+    of_lanes = tl.maximum(tl.max(tl.reshape(x, [x.shape[0] // 8, 8]), 1), float("-inf"))
+    bits = _in_order(of_lanes.to(tl.int32, bitcast=True))
+    return _in_order(tl.max(bits)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _in_order(bits):
+    """Integers that compare as the numbers with these bits do, and back again."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
 def measure_and_race(row, begin, end, slope, seed, position, purpose, TILE: tl.constexpr):
     """The result of a split with the winner of its race, in one pass: weights are relative to the largest
     score so far."""
     max = tl.full([], float("-inf"), tl.float32)
-    mass = tl.full([], 0.0, tl.float32)
-    nan = tl.full([], 0, tl.int32)
+    masses = tl.zeros([TILE], tl.float32)
     score = tl.full([], 0.0, tl.float32)
     token = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
         x = read_row(row, tokens)
         before = max
-        max = tl.maximum(max, tl.max(x))  # sees no NaN
+        max = tl.maximum(max, _largest(x))
         scale = tl.exp2(exponent_of(before, max, slope))
         weights = tl.exp2(exponent_of(x, max, slope))
-        part = tl.sum(weights)
-        if part != part:
-            nan = tl.full([], 1, tl.int32)
-            part = tl.sum(tl.where(weights == weights, weights, 0.0))
-        mass = mass * scale + part
+        masses = masses * scale + weights
         words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))
         score, token = race(weights, words, tokens, score * scale, token)
+    mass = tl.sum(masses)
+    nan = (mass != mass).to(tl.int32)
+    if nan > 0:
+        masses = tl.zeros([TILE], tl.float32)
+        for start in range(begin, end, TILE):
+            x = read_row(row, start + tl.arange(0, TILE))
+            masses += tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope))
+        mass = tl.sum(masses)
     return Split(max, mass, token, nan, score, tl.full([], float("-inf"), tl.float32))
 
 
@@ -216,7 +234,7 @@ def verify_measure_kernel(
             clear_ranks(scratch, batch, row)
         if (split * SPLIT < target.vocab) & (place.node >= 0):
             params = params_of(sampling, place.request)
-            if wants_target(batch, place, params, target.vocab, RULE):
+            if wants_target(target, batch, place, row, params, RULE):
                 position = tl.load(batch.positions + place.request)
                 lists = has_cuts(params, target.vocab)
                 if RULE == "match":
@@ -228,7 +246,7 @@ def verify_measure_kernel(
                     row,
                     TARGET,
                     split,
-                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                     params.temperature,
                     not lists,
                     lists,

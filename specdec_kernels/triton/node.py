@@ -8,9 +8,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import drawn_from, row_data
-from .chances import load_chance
-from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, logprobs_law, probability
+from .arguments import draft_logits, drawn_from, row_data
+from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, law_if, logprobs_law, probability
 from .residual import Residual
 from .row import Row, read_row
 from .settle import load_settled
@@ -23,7 +22,6 @@ from .tree import (
     INDEPENDENT,
     NODES,
     WITHOUT_REPLACEMENT,
-    proposals_of,
     siblings,
 )
 from .wanted import DRAFT, TARGET
@@ -41,6 +39,16 @@ class Node(NamedTuple):
     rest_top: tl.tensor  # float32; outside the tracked tokens q(x) = rest_scale 2^((x - rest_top) slope)
     rest_scale: tl.tensor  # float64; -1 = 1 / mass of q
     rest: tl.tensor  # float64, the mass of q there, where a child needs it
+
+
+class Laws(NamedTuple):
+    """Of the rows of a node, as they were settled."""
+
+    p: Law
+    status: tl.tensor  # int32
+    q: Law
+    draft_status: tl.tensor  # int32; anything but 0 says that q is no law
+    drawn_from: tl.tensor  # int64
 
 
 @triton.jit
@@ -70,33 +78,44 @@ def with_law(node, p):
 
 
 @triton.jit
-def load_node(ctx, index, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
-    """What the tests of a node's children need of its rows, and the status bits of the target's. SUMS: the
-    length and the number of splits that were summed, or None before they were."""
-    node = unloaded(ctx, index)
-    p, settled = load_settled(ctx.scratch, node.row, TARGET)
-    proposals = proposals_of(ctx.tree, index)
-    q = node.q
-    source = node.drawn_from
+def load_laws(ctx, index, LOGPROBS: tl.constexpr):
+    """Of a node's rows, whether or not they will be needed: what is looked up next is then under way with
+    them."""
+    row = ctx.first + index
+    p, settled = load_settled(ctx.scratch, row, TARGET)
+    q, status = logprobs_law(), tl.full([], 0, tl.int32)
+    source = tl.full([], -1, tl.int64)
     if ctx.draft.data is not None:
-        if proposals >= HAS_INDEPENDENT:
-            source = drawn_from(ctx.draft, ctx.draft_count, ctx.request, node.row, index)
+        source = drawn_from(ctx.draft, ctx.draft_count, ctx.request, row, index)
+        if not LOGPROBS:
+            q, of_draft = load_settled(ctx.scratch, row, DRAFT)
+            status = of_draft.status
+    return Laws(p, settled.status, q, status, source)
+
+
+@triton.jit
+def load_node(ctx, here, laws, loaded, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
+    """What the tests of a node's children need of its laws, if they are `loaded`, and the status bits of the
+    target's. SUMS: the length and the number of splits that were summed, or None before they were."""
+    node = unloaded(ctx, here.node)
+    drawn = loaded & (here.proposals >= HAS_INDEPENDENT) & (laws.draft_status == 0)
+    source = tl.where(drawn, laws.drawn_from, -1)
+    if LOGPROBS:
+        if here.proposals >= HAS_INDEPENDENT:
             if source >= 0:
-                if LOGPROBS:
-                    # They are taken on trust until a child turns out to be sampled from nothing.
-                    if _drafted_the_impossible(ctx, index, q, source):
-                        if not _is_sound(ctx, source, TILE):
-                            source = tl.full([], -1, tl.int64)
-                else:
-                    q, of_draft = load_settled(ctx.scratch, node.row, DRAFT)
-                    source = tl.where(of_draft.status == 0, source, -1)
+                # They are taken on trust until a child turns out to be sampled from nothing.
+                if _drafted_the_impossible(ctx, here.node, node.q, source):
+                    if not _is_sound(ctx, source, TILE):
+                        source = tl.full([], -1, tl.int64)
+    p, q = law_if(loaded, laws.p), law_if(source >= 0, laws.q)
     # A node without q has tracked children only.
-    tracked = tl.where(source >= 0, proposals & (HAS_POINT | HAS_WITHOUT_REPLACEMENT), proposals)
-    node = Node(p, q, index, node.row, source, tracked, q.top, node.rest_scale, node.rest)
+    tracked = tl.where(source >= 0, here.proposals & (HAS_POINT | HAS_WITHOUT_REPLACEMENT), here.proposals)
+    node = Node(p, q, here.node, node.row, source, tracked, q.top, node.rest_scale, node.rest)
     if SUMS is not None:
-        if (proposals >= HAS_WITHOUT_REPLACEMENT) & (source >= 0):
-            node = _with_rest(ctx, node, SUMS[0], SUMS[1])
-    return node, settled.status
+        if here.proposals >= HAS_WITHOUT_REPLACEMENT:
+            if source >= 0:
+                node = _with_rest(ctx, node, SUMS[0], SUMS[1])
+    return node, tl.where(loaded, laws.status, 0)
 
 
 @triton.jit
@@ -113,11 +132,12 @@ def _drafted_the_impossible(ctx, index, q, drawn_from):
 
 @triton.jit
 def _is_sound(ctx, drawn_from, TILE: tl.constexpr):
-    """Whether a row of log-probabilities is without NaN and has something left."""
+    """Whether a row of probabilities, or of their logarithms, is without NaN and has something left."""
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, ctx.draft.size, TILE):
         x = read_row(Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None), begin + tl.arange(0, TILE))
+        x = draft_logits(ctx.draft, x)
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
     return (nan == 0) & (some > 0)
@@ -154,22 +174,16 @@ def _with_rest(ctx, node, SPLIT: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def chances(ctx, node, child):
-    """p and q of a child's token; q is 0 where there is none."""
-    row = ctx.first + child.node
-    p = load_chance(ctx.scratch, row, TARGET)
-    q = tl.full([], 0.0, tl.float64)
-    if ctx.draft.data is not None:
-        if node.drawn_from >= 0:
-            q = load_chance(ctx.scratch, row, DRAFT)
-    return p, q
+def q_of(node, child):
+    """Of a child's token; 0 where there is none."""
+    return tl.where(node.drawn_from >= 0, child.q, 0.0)
 
 
 @triton.jit
 def test_child(ctx, node, state, child):
     """P(token) and Q(token) of a child, to be asked in sibling order; the state with the child under test;
     and the status bits that it sets."""
-    p, q = chances(ctx, node, child)
+    p, q = child.p, q_of(node, child)
     point = tl.full([], 0, tl.int32)
     rejected = tl.full([], 0, tl.int32)
     removed = tl.full([], 0, tl.int32)

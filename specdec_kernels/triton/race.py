@@ -22,20 +22,27 @@ def race(weights, words, tokens, score, token):
     """The leader (score, token) after a tile; tiles come in ascending order. A NaN weight never leads."""
     floors = race_floor(words)
     # No key is below its floor, so few tokens can still win: only their logarithms are taken, best first.
-    if tl.max(weights - floors * score) > 0:
-        bounds = weights / floors
-        bound = tl.max(bounds)
+    if tl.max((weights - floors * score).to(tl.int32, bitcast=True)) > 0:
+        bounds = tl.maximum(weights / floors, 0.0)  # of NaN 0
+        bound = _most(bounds)
         while bound > score:
             candidate = tl.min(tl.where(bounds == bound, tokens, NO_TOKEN))
             # That bounds take part keeps the words where the weights are, or Philox would run twice.
             mine = (bounds == bound) & (tokens == candidate)
-            reached = tl.max(tl.where(mine, weights, 0.0)) / race_key(tl.max(tl.where(mine, words, 0)))
+            reached = _most(tl.where(mine, weights, 0.0)) / race_key(tl.max(tl.where(mine, words, 0)))
             if (reached > score) | ((reached == score) & (candidate < token)):
                 score = reached
                 token = candidate
             bounds = tl.where(mine, 0.0, bounds)
-            bound = tl.max(bounds)
+            bound = _most(bounds)
     return score, token
+
+
+@triton.jit
+def _most(x):
+    """The largest of numbers >= 0. Their bits compare as they do, and a warp compares integers in one
+    step."""
+    return tl.max(x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

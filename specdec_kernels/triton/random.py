@@ -36,9 +36,9 @@ def philox(c0, c1, c2, c3, k0, k1):
     What is the same for all lanes is best passed as a scalar: the first rounds then compute half of it once.
     """
     for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(c0, _MULTIPLIER0), c0 * _MULTIPLIER0
-        high1, low1 = tl.umulhi(c2, _MULTIPLIER1), c2 * _MULTIPLIER1
-        c0, c1, c2, c3 = high1 ^ (c1 ^ k0), low1, high0 ^ (c3 ^ k1), low0
+        product0, product1 = c0.to(tl.uint64) * _MULTIPLIER0, c2.to(tl.uint64) * _MULTIPLIER1
+        high0, high1 = (product0 >> 32).to(tl.uint32), (product1 >> 32).to(tl.uint32)
+        c0, c1, c2, c3 = high1 ^ (c1 ^ k0), product1.to(tl.uint32), high0 ^ (c3 ^ k1), product0.to(tl.uint32)
         k0 += _KEY_STEP0
         k1 += _KEY_STEP1
     return c0, c1, c2, c3

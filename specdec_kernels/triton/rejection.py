@@ -34,13 +34,12 @@ def _untracked_mass(ctx, node, state, first, SUMS: tl.constexpr, TILE: tl.conste
     """In units of p's weights. It is at hand where the first child was rejected (`sum_rows.py`). After a
     later one this program passes over both rows."""
     known = first < 0
+    amount = tl.full([], 0.0, tl.float64)
     if SUMS is not None:
+        # Under way with the word that says whether it counts.
+        amounts, _ = load_sums(ctx.scratch, node.row, tl.cdiv(ctx.target.vocab, SUMS[0]), SUMS[1])
         known = first & (load_kind(ctx.scratch, node.row) == RESIDUAL_MASS)
-    mass = tl.full([], 0.0, tl.float64)
-    if known:
-        if SUMS is not None:
-            amounts, _ = load_sums(ctx.scratch, node.row, tl.cdiv(ctx.target.vocab, SUMS[0]), SUMS[1])
-            mass = tl.sum(amounts)
-    else:
-        mass = span_mass(ctx, node, state, 0, ctx.target.vocab, TILE)
-    return mass
+        amount = tl.sum(amounts)
+    if not known:
+        amount = span_mass(ctx, node, state, 0, ctx.target.vocab, TILE)
+    return amount

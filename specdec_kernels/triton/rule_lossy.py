@@ -9,16 +9,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .context import child_with, coin_of, first_child
-from .draw import leave_draw
+from .context import child_with, first_child, look_up
+from .end import can_keep, draws_at, end_walk, law_drawn_from
 from .law import exp2_wide, store_logprob, target_scores
-from .node import chances, load_node, test_child, unloaded, with_law
+from .node import load_laws, load_node, test_child, unloaded, with_law
 from .residual import nothing_rejected
 from .rule_traversal import visit_words
-from .settle import law_of, likeliest_law, load_settled
+from .settle import law_of
 from .sums import load_sums
-from .tree import next_child, parent_of, token_of
-from .wanted import BAR, TARGET
+from .tree import next_child
+from .wanted import BAR
 
 
 class Bars(NamedTuple):
@@ -43,52 +43,57 @@ def lossy(
         tl.debug_barrier()
         depth = tl.load(visit_words(ctx, index)).to(tl.int32) - 1
         key = tl.full([], -1, tl.int64)
+        here = look_up(ctx, index, key)
         if depth >= 0:
-            key = first_child(ctx, index, depth)
+            key = first_child(ctx, here, depth)
             if depth > best_depth:
                 best = index
                 best_depth = depth
         if key >= 0:
             node = unloaded(ctx, index)
             if RULE != "synthetic":
-                node, found = load_node(ctx, index, LOGPROBS, SUMS if RULE == "lenient" else None, TILE)
+                laws = load_laws(ctx, index, LOGPROBS)
+                summed: tl.constexpr = SUMS if RULE == "lenient" else None
+                node, found = load_node(ctx, here, laws, key >= 0, LOGPROBS, summed, TILE)
                 status |= found
             bars = _bars(ctx, node, value0, value1, RULE, SUMS)
             while key >= 0:
                 child = child_with(ctx, key)
                 passes = child.token < ctx.target.vocab
                 if RULE == "synthetic":
-                    passes = passes & (coin_of(ctx, child.node) < _rate(depth, RATES))
+                    passes = passes & (child.coin < _rate(depth, RATES))
                 elif RULE == "lenient":
                     p, q, _, found = test_child(ctx, node, nothing_rejected(), child)
                     status |= found
-                    passes = passes & (coin_of(ctx, child.node) * q / value0 < p)
+                    passes = passes & (child.coin * q / value0 < p)
                 else:
-                    p, _ = chances(ctx, node, child)
+                    p = child.p
                     if RULE == "typical":
                         passes = passes & (p > bars.p)
                     else:
                         x = target_scores(ctx.target, node.row, child.token, passes)
                         passes = passes & (p > 0) & (p >= bars.p) & (x >= bars.score)
-                if passes:
+                if passes & can_keep(ctx, child.node):
                     tl.store(visit_words(ctx, child.node), (depth + 2).to(tl.float64))
                 key = next_child(ctx.tree, index, key)
     node = unloaded(ctx, best)
-    loaded = ctx.greedy | ctx.has_cuts
+    loaded = (ctx.greedy | ctx.has_cuts) & draws_at(ctx, best)
     if loaded:
-        law, found = _law_drawn_from(ctx, best, RULE)
+        law, found = law_drawn_from(ctx, best, RULE)
         status |= found
         node = with_law(node, law)
-    leave_draw(ctx, node, nothing_rejected(), best_depth, loaded, status)
-    if out.logprobs is not None:
-        index = best
-        for up in range(0, best_depth):
-            parent = parent_of(ctx.tree, index)
-            law, _ = _law_drawn_from(ctx, parent, RULE)
-            token = token_of(tl.load(ctx.tree.nodes + index))
-            store_logprob(out.logprobs, best_depth - 1 - up, ctx.target, ctx.first + parent, law, token)
-            index = parent
-    return best, best_depth
+    end_walk(ctx, out, node, nothing_rejected(), best_depth, loaded, status, RULE)
+    index = best
+    for up in range(0, best_depth):
+        here = look_up(ctx, index, tl.full([], -1, tl.int64))
+        place = best_depth - 1 - up
+        tl.store(out.tokens + place, here.token)
+        tl.store(out.path + place + 1, index)
+        if out.logprobs is not None:
+            law, _ = law_drawn_from(ctx, here.parent, RULE)
+            store_logprob(out.logprobs, place, ctx.target, ctx.first + here.parent, law, here.token)
+        index = here.parent
+    return best_depth
 
 
 @triton.jit
@@ -115,14 +120,3 @@ def _rate(depth, RATES: tl.constexpr):
     for i in tl.static_range(len(RATES)):
         rate = tl.where(depth == i, RATES[i], rate)
     return rate
-
-
-@triton.jit
-def _law_drawn_from(ctx, index, RULE: tl.constexpr):
-    """The law of the next token at a node. At temperature 0 `typical` and `relaxed` test the law at
-    temperature 1."""
-    law, settled = load_settled(ctx.scratch, ctx.first + index, TARGET)
-    if (RULE == "typical") | (RULE == "relaxed"):
-        if ctx.greedy:
-            law = likeliest_law(law, settled.token)
-    return law, settled.status

@@ -6,10 +6,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .context import child_with, coin_of, first_child
-from .draw import leave_draw
+from .context import child_with, first_child, root_of
+from .end import draws_at, end_walk
 from .law import store_logprob
-from .node import acceptance, load_node, test_child, unloaded
+from .node import acceptance, load_laws, load_node, test_child
 from .rejection import reject
 from .residual import nothing_rejected
 from .tree import next_child
@@ -17,40 +17,42 @@ from .tree import next_child
 
 @triton.jit
 def token(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr):
-    index = tl.full([], 0, tl.int32)
+    here = root_of(ctx)
     depth = tl.full([], 0, tl.int32)
     status = tl.full([], 0, tl.int32)
     one = tl.full([], 1.0, tl.float64)
     walking = tl.full([], 1, tl.int32)
     while walking > 0:
-        node = unloaded(ctx, index)
         state = nothing_rejected()
-        key = first_child(ctx, index, depth)
-        loaded = (key >= 0) | ctx.has_cuts
-        if loaded:
-            node, found = load_node(ctx, index, LOGPROBS, SUMS, TILE)
-            status |= found
+        key = first_child(ctx, here, depth)
+        laws = load_laws(ctx, here.node, LOGPROBS)
+        child = child_with(ctx, key)
+        loaded = ((key >= 0) | ctx.has_cuts) & draws_at(ctx, here.node)
+        node, found = load_node(ctx, here, laws, loaded, LOGPROBS, SUMS, TILE)
+        status |= found
         walking = tl.full([], 0, tl.int32)
         while key >= 0:
-            child = child_with(ctx, key)
             left, q, state, found = test_child(ctx, node, state, child)
             status |= found
             if out.thresholds is not None:
                 tl.store(out.thresholds + child.node, acceptance(left, q))
-            if coin_of(ctx, child.node) * q < left:
+            if child.coin * q < left:
                 store_logprob(out.logprobs, depth, ctx.target, node.row, node.p, child.token)
-                index = child.node
+                tl.store(out.tokens + depth, child.token)
                 depth += 1
+                tl.store(out.path + depth, child.node)
                 walking = tl.full([], 1, tl.int32)
                 key = tl.full([], -1, tl.int64)
             else:
-                key = next_child(ctx.tree, index, key)
+                key = next_child(ctx.tree, node.index, key)
                 wanted = key >= 0
                 if out.masses is not None:
                     wanted = wanted | True
                 state, mass = reject(ctx, node, state, child, left, one, wanted, SUMS, TILE)
                 if out.masses is not None:
                     tl.store(out.masses + child.node, mass)
+                child = child_with(ctx, key)
+        here = child
         if walking == 0:
-            leave_draw(ctx, node, state, depth, loaded, status)
-    return index, depth
+            depth = end_walk(ctx, out, node, state, depth, loaded, status, "token")
+    return depth

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .cuts import find, least_kept, sum_from, weight_of
+from .cuts import find, least_kept, scale_of, sum_from, weight_of
 from .record import load, load_shared, save, whole_sectors
 from .row import read_row
 
@@ -109,6 +109,7 @@ def expect(row, max, slope, mass, cuts, params):
     there = x > _NOTHING
     ones = tl.where(there, 1.0, 0.0)
     weights = tl.where(there, weight_of(x, max, slope), 0.0)
+    number, scale = scale_of(row, max, 0.0), scale_of(row, max, slope)
     none = tl.full([], _NONE, tl.float32)
     k_low, k_high = none, none + 0.0
     p_low, p_high = none + 0.0, none + 0.0
@@ -119,9 +120,9 @@ def expect(row, max, slope, mass, cuts, params):
         root = tl.sqrt(expected)
         half: tl.constexpr = _DEVIATIONS / 2
         fewest = tl.maximum(likely, _LOWEST)
-        k_low = _place_of(x, ones, max, 0.0, _square(half + tl.sqrt(expected + 2 * half * half)), fewest)
+        k_low = _place_of(x, ones, number, _square(half + tl.sqrt(expected + 2 * half * half)), fewest)
         if root > half + 1:
-            k_high = _place_of(x, ones, max, 0.0, _square(root - half), _NONE)
+            k_high = _place_of(x, ones, number, _square(root - half), _NONE)
         most, _ = _kept(x, weights, k_low, weight_of(k_low, max, slope), step, mass)
         _, least = _kept(
             x, weights, tl.minimum(k_high, max), weight_of(tl.minimum(k_high, max), max, slope), step, mass
@@ -131,15 +132,15 @@ def expect(row, max, slope, mass, cuts, params):
         # The dropped mass decides, since its weights are the small ones.
         least_dropped = tl.maximum(mass - params.top_p * most, 0.0) / step
         most_dropped = tl.maximum(mass - params.top_p * least, 0.0) / step
-        at = _place_of(x, weights, max, slope, whole - least_dropped, _LOWEST)
+        at = _place_of(x, weights, scale, whole - least_dropped, _LOWEST)
         least_dropped -= _error(least_dropped, weight_of(at, max, slope))
-        p_low = _place_of(x, weights, max, slope, whole - tl.maximum(least_dropped, 0.0), _LOWEST)
+        p_low = _place_of(x, weights, scale, whole - tl.maximum(least_dropped, 0.0), _LOWEST)
         if least_dropped <= 0:
             p_low = tl.full([], _LOWEST, tl.float32)
-        at = _place_of(x, weights, max, slope, whole - most_dropped, _LOWEST)
+        at = _place_of(x, weights, scale, whole - most_dropped, _LOWEST)
         most_dropped += _error(most_dropped, weight_of(at, max, slope))
         if most_dropped < whole:
-            p_high = _place_of(x, weights, max, slope, whole - most_dropped, _NONE)
+            p_high = _place_of(x, weights, scale, whole - most_dropped, _NONE)
     if cuts.counting:  # of what top-k keeps, top-p drops the lightest
         p_low = tl.maximum(p_low, k_low)
     one = tl.full([], 1, tl.int32)
@@ -168,9 +169,9 @@ def _kept(x, weights, value, weight, step, mass):
 
 
 @triton.jit
-def _place_of(x, amounts, max, steepness, needed, other):
+def _place_of(x, amounts, scale, needed, other):
     """The largest score with the amount `needed` at or above it, else `other`."""
-    found, enough = find(x, amounts, max, steepness, needed, 0.0)
+    found, _, enough = find(x, amounts, scale, needed)
     return tl.where(enough, found, other)
 
 
@@ -236,8 +237,8 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
         above = tl.sum(sums.k_high_number)
         there = complete & (number >= params.top_k) & (above < params.top_k)
         found, mass = _threshold(
-            row, law, words, scores_ptr, bracket.k_low, bracket.k_high, 0.0, params.top_k,
-            above, tl.sum(sums.k_high_mass), there, splits, SPLITS,
+            row, law, words, scores_ptr, bracket.k_low, bracket.k_high, params.top_k,
+            above, tl.sum(sums.k_high_mass), there, splits, SPLITS, COUNTING=True,
         )  # fmt: skip
         if found > cut:
             cut, kept = found, mass
@@ -246,8 +247,8 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
         above = tl.sum(sums.p_high_mass)
         there = complete & (tl.sum(sums.p_low_mass) >= needed) & (above < needed)
         found, mass = _threshold(
-            row, law, words, scores_ptr, bracket.p_low, bracket.p_high, law.slope, needed,
-            above, above, there, splits, SPLITS,
+            row, law, words, scores_ptr, bracket.p_low, bracket.p_high, needed,
+            above, above, there, splits, SPLITS, COUNTING=False,
         )  # fmt: skip
         if found > cut:
             cut, kept = found, mass
@@ -258,17 +259,23 @@ def select(row, law, params, bracket, words, scores_ptr, splits, SPLITS: tl.cons
 
 @triton.jit
 def _threshold(
-    row, law, words, scores_ptr, low, high, steepness, needed, above, mass_above, there,
-    splits, SPLITS: tl.constexpr,
+    row, law, words, scores_ptr, low, high, needed, above, mass_above, there,
+    splits, SPLITS: tl.constexpr, COUNTING: tl.constexpr,
 ):  # fmt: skip
-    """The largest score with the amount `needed` at or above it, and the mass there."""
+    """The largest score with the amount `needed` at or above it, and the mass there. Amounts are numbers of
+    scores, or masses."""
     if there:
         x = _load_collected(words, scores_ptr, low, high, splits, SPLITS)
-        amounts = tl.where(x > _NOTHING, weight_of(x, law.top, steepness), 0.0)
-        found, _ = find(x, amounts, law.top, steepness, needed, above)
-        mass = mass_above + sum_from(x, weight_of(x, law.top, law.slope), found)
+        if COUNTING:  # Registers are few: weights come after the search.
+            ones = tl.where(x > _NOTHING, 1.0, 0.0)
+            found, _, _ = find(x, ones, scale_of(row, law.top, 0.0), needed - above)
+            mass = sum_from(x, weight_of(x, law.top, law.slope), found)
+        else:
+            weights = weight_of(x, law.top, law.slope)
+            found, mass, _ = find(x, weights, scale_of(row, law.top, law.slope), needed - above)
+        mass += mass_above
     else:
-        found = _search(row, law.top, steepness, needed)
+        found = _search(row, law.top, 0.0 if COUNTING else law.slope, needed)
         mass = _amount(row, found, law.top, law.slope)
     return found, mass
 

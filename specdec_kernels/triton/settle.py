@@ -124,7 +124,7 @@ def settle_row(
         if cutting:
             listed = load_listed(scratch, row, measured, scores.size, results.floor, SPLIT, LANES)
             total = mass.to(tl.float32)
-            cuts = settle_cut(listed, scores.size, slope, top, total, params)
+            cuts = settle_cut(listed, scores, slope, top, total, params)
             if cuts.counting | cuts.summing | (not cuts.known):
                 bracket = expect(scores, top, slope, total, cuts, params)
             else:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, has_cuts, params_of, row_data
-from .context import Context, child_with, coin_of, first_child
-from .node import acceptance, chances, load_node, test_child
+from .arguments import bitmask_of, draft_logits, has_cuts, params_of, row_data, target_data
+from .context import Context, child_with, first_child, look_up, root_of
+from .node import acceptance, load_laws, load_node, q_of, test_child
 from .residual import nothing_rejected, span_mass, subtract
 from .row import Row, exponent_of, read_row
 from .settle import law_of
@@ -43,7 +43,6 @@ from .tree import (
     next_child,
     nodes_of,
     owned_rows,
-    proposals_of,
     ranks_of,
 )
 from .wanted import TARGET, place_of
@@ -80,7 +79,7 @@ def verify_sum_kernel(
         ctx = Context(
             target, draft, scratch, tree, place.request, place.first.to(tl.int64),
             (params.temperature > 0) == 0, has_cuts(params, target.vocab),
-            width, draft_count, batch.seeds + place.request, batch.positions + place.request,
+            width, draft_count, batch.seeds + place.request, batch.positions + place.request, None,
         )  # fmt: skip
         kind = tl.full([], NOTHING, tl.int32)
         begin = split * SPLIT
@@ -88,16 +87,17 @@ def verify_sum_kernel(
             kind = tl.full([], ENTROPY, tl.int32)
             save_sum(scratch, row, split, _entropy(ctx, row, begin, SPLIT, TILE), SPLITS)
         elif (not ctx.greedy) | (RULE == "lenient"):
-            node, _ = load_node(ctx, place.node, LOGPROBS, None, TILE)
-            if proposals_of(ctx.tree, place.node) >= HAS_WITHOUT_REPLACEMENT:
+            laws = load_laws(ctx, place.node, LOGPROBS)
+            here = look_up(ctx, place.node, tl.full([], -1, tl.int64))
+            node, _ = load_node(ctx, here, laws, here.proposals > 0, LOGPROBS, None, TILE)
+            if here.proposals >= HAS_WITHOUT_REPLACEMENT:
                 kind = tl.full([], REST_MASS, tl.int32)
                 if node.drawn_from >= 0:
                     save_sum(scratch, row, split, _rest(ctx, node, begin, SPLIT, TILE), SPLITS)
             elif RULE != "lenient":
-                key = next_child(ctx.tree, place.node, tl.full([], -1, tl.int64))
-                child = child_with(ctx, key)
+                child = child_with(ctx, here.following)
                 _, _, state, _ = test_child(ctx, node, nothing_rejected(), child)
-                if (key >= 0) & (state.factor > 0):
+                if (here.following >= 0) & (state.factor > 0):
                     kind = tl.full([], RESIDUAL_MASS, tl.int32)
                     w = tl.full([], 1.0, tl.float64)
                     if RULE == "traversal":
@@ -134,39 +134,40 @@ def verify_weigh_kernel(
     ctx = Context(
         target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
         b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
-        width, draft_count, batch.seeds + b, batch.positions + b,
+        width, draft_count, batch.seeds + b, batch.positions + b, None,
     )  # fmt: skip
     for begin in range(0, ctx.tree.count, NODES):
         index = begin + tl.arange(0, NODES)
         zero = tl.zeros([NODES], tl.float64)
         tl.store(weight_of(ctx.scratch, ctx.first) + index, zero, mask=index < ctx.tree.count)
     tl.debug_barrier()
-    index = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
     w = tl.full([], 1.0, tl.float64)
-    key = tl.full([], -1, tl.int64)
     if (ctx.tree.count > 0) & (not ctx.greedy):
-        key = first_child(ctx, index, depth)
-    while key >= 0:
-        child = child_with(ctx, key)
-        asked = (next_child(ctx.tree, index, key) >= 0) | ((w < 1) & (coin_of(ctx, index) < w))
-        tl.store(weight_of(ctx.scratch, ctx.first) + index, tl.where(asked | ALL, w, 0.0))
-        node, _ = load_node(ctx, index, LOGPROBS, None, TILE)
-        p, q = chances(ctx, node, child)
-        w = acceptance(w * p, tl.where(is_point(node, child.proposal), 1.0, q))
-        key = tl.full([], -1, tl.int64)
-        # The mass of q that a child drawn without replacement needs is not known here.
-        if (w > 0) & (proposals_of(ctx.tree, index) < HAS_WITHOUT_REPLACEMENT):
-            index, depth = child.node, depth + 1
-            key = first_child(ctx, index, depth)
-            if w == 1:
-                if not ALL:
-                    for begin in range(0, index, NODES):
-                        above = begin + tl.arange(0, NODES)
-                        zero = tl.zeros([NODES], tl.float64)
-                        tl.debug_barrier()
-                        tl.store(weight_of(ctx.scratch, ctx.first) + above, zero, mask=above < index)
-                        tl.debug_barrier()
+        here = root_of(ctx)
+        key = first_child(ctx, here, depth)
+        while key >= 0:
+            laws = load_laws(ctx, here.node, LOGPROBS)
+            child = child_with(ctx, key)
+            node, _ = load_node(ctx, here, laws, key >= 0, LOGPROBS, None, TILE)
+            asked = (w < 1) & (here.coin < w)
+            if not asked:
+                asked = next_child(ctx.tree, here.node, key) >= 0
+            tl.store(weight_of(ctx.scratch, node.row), tl.where(asked | ALL, w, 0.0))
+            w = acceptance(w * child.p, tl.where(is_point(node, child.proposal), 1.0, q_of(node, child)))
+            key = tl.full([], -1, tl.int64)
+            # The mass of q that a child drawn without replacement needs is not known here.
+            if (w > 0) & (here.proposals < HAS_WITHOUT_REPLACEMENT):
+                here, depth = child, depth + 1
+                key = first_child(ctx, here, depth)
+                if w == 1:
+                    if not ALL:
+                        for begin in range(0, here.node, NODES):
+                            above = begin + tl.arange(0, NODES)
+                            zero = tl.zeros([NODES], tl.float64)
+                            tl.debug_barrier()
+                            tl.store(weight_of(ctx.scratch, ctx.first) + above, zero, mask=above < here.node)
+                            tl.debug_barrier()
 
 
 @triton.jit
@@ -183,6 +184,7 @@ def _rest(ctx, node, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.draft.size), TILE):
         column = start + tl.arange(0, TILE)
         x = read_row(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None), column)
+        x = draft_logits(ctx.draft, x)
         x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
         if q.top == float("inf"):
             x = tl.where(x == float("inf"), 0.0, float("-inf"))
@@ -203,7 +205,7 @@ def _entropy(ctx, row, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     acc = tl.zeros([TILE], tl.float32)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.target.vocab), TILE):
         x = read_row(
-            Row(row_data(ctx.target, row), ctx.target.vocab, bitmask_of(ctx.target, row)),
+            Row(target_data(ctx.target, row), ctx.target.vocab, bitmask_of(ctx.target, row)),
             start + tl.arange(0, TILE),
         )
         t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)

@@ -143,8 +143,8 @@ def proposal_of(word):
 
 
 @triton.jit
-def parent_of(tree, node):
-    return (tl.load(tree.nodes + node) >> _PARENT_SHIFT).to(tl.int32)
+def parent_of(word):
+    return (word >> _PARENT_SHIFT).to(tl.int32)
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def siblings(tree, parent, begin):
     drafted = (word >> _PARENT_SHIFT) == parent
     key = node.to(tl.int64)
     if tree.ranks is not None:
-        rank = tl.load(tree.ranks + node, mask=drafted, other=0)
+        rank = tl.load(tree.ranks + node, mask=node < tree.count, other=0)
         drafted = drafted & (rank > 0)
         key += rank.to(tl.int64) << 32
     return Siblings(token_of(word), proposal_of(word), key, drafted)
@@ -184,18 +184,29 @@ def node_of(key):
 
 
 @triton.jit
+def key_of(tree, node):
+    key = node.to(tl.int64)
+    if tree.ranks is not None:
+        key += tl.load(tree.ranks + node).to(tl.int64) << 32
+    return key
+
+
+@triton.jit
 def _bitwise_or(a, b):
     return a | b
 
 
 @triton.jit
-def proposals_of(tree, parent):
-    """The proposals that drafted children of a node are declared with: a set."""
+def family_of(tree, parent, after):
+    """Key of the first drafted child of `parent` whose key is above `after`, -1 = none; and the proposals
+    that all its drafted children are declared with: a set."""
+    best = tl.full([], NO_KEY, tl.int64)
     kinds = tl.full([], 0, tl.int32)
     for begin in range(parent + 1, tree.count, NODES):
         run = siblings(tree, parent, begin)
+        best = tl.minimum(best, tl.min(tl.where(run.drafted & (run.key > after), run.key, NO_KEY)))
         kinds |= tl.reduce(tl.where(run.drafted, 1 << run.proposal, 0), 0, _bitwise_or)
-    return kinds
+    return tl.where(best == NO_KEY, -1, best), kinds
 
 
 @triton.jit

@@ -16,11 +16,12 @@ import triton.language as tl
 from .arguments import has_cuts, params_of
 from .context import Context
 from .draw import SETTLED, draw_words, save_kind
+from .end import can_keep
 from .rule_lossy import lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, Tree, nodes_of, owned_rows, parent_of, ranks_of, token_of
+from .tree import NODES, Tree, nodes_of, owned_rows, ranks_of
 
 
 class Out(NamedTuple):
@@ -62,6 +63,7 @@ def verify_walk_kernel(
         target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
         b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
         width, draft_count, batch.seeds + b, batch.positions + b,
+        _part(batch.bonus, b),
     )  # fmt: skip
     out = Out(
         out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width,
@@ -70,19 +72,23 @@ def verify_walk_kernel(
     )  # fmt: skip
     save_kind(draw_words(scratch, b), SETTLED)  # unless the walk says otherwise
     depth = tl.full([], -1, tl.int32)
-    if ctx.tree.count > 0:
+    walks = ctx.tree.count > 0
+    if ctx.target.rows is not None:
+        if walks:
+            walks = can_keep(ctx, tl.full([], 0, tl.int32))
+    if walks:
         if RULE == "match":
-            node, depth = match(ctx, out)
+            depth = match(ctx, out)
         elif (RULE == "token") | (RULE == "traversal"):
             if ctx.greedy:
-                node, depth = match(ctx, out)
+                depth = match(ctx, out)
             elif RULE == "token":
-                node, depth = token(ctx, out, LOGPROBS, SUMS, TILE)
+                depth = token(ctx, out, LOGPROBS, SUMS, TILE)
             else:
-                node, depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
+                depth = traversal(ctx, out, LOGPROBS, SUMS, TILE)
         else:
-            node, depth = lossy(ctx, out, value0, value1, RULE, RATES, LOGPROBS, SUMS, TILE)
-        _write_path(ctx.tree, node, depth, out)
+            depth = lossy(ctx, out, value0, value1, RULE, RATES, LOGPROBS, SUMS, TILE)
+        tl.store(out.path, 0)
     tl.store(out.num_tokens, depth + 1)
     tl.store(out.num_accepted, tl.maximum(depth, 0))
     if depth < 0:
@@ -100,17 +106,9 @@ def _part(values, begin):
 
 
 @triton.jit
-def _write_path(tree, node, depth, out):
-    while depth > 0:
-        tl.store(out.path + depth, node)
-        tl.store(out.tokens + depth - 1, token_of(tl.load(tree.nodes + node)))
-        node = parent_of(tree, node)
-        depth -= 1
-    tl.store(out.path, 0)
-
-
-@triton.jit
 def _write_beyond(out, depth, width):
+    """Nothing, where the path ends; a walk may have been deeper."""
+    tl.debug_barrier()
     for begin in range(0, width, NODES):
         place = begin + tl.arange(0, NODES)
         beyond = (place > depth) & (place < width)

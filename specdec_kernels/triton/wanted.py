@@ -8,14 +8,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Params, drawn_from, has_cuts, params_of
-from .tree import NODES, POINT, WITHOUT_REPLACEMENT, request_rows
+from .arguments import Params, drawn_from, has_cuts, params_of, target_row
+from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
 DRAFT = tl.constexpr(1)
 BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
 _REQUESTS = tl.constexpr(32)  # looked through together
-_NOBODY = tl.constexpr(2**62)
+_MANY = tl.constexpr(2**31 - 1)
 
 
 class Batch(NamedTuple):
@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     cu_nodes: tl.tensor  # [B + 1]
     seeds: tl.tensor  # [B]
     positions: tl.tensor  # [B]
+    bonus: tl.tensor  # [B] or None: the token after a chain
 
 
 class Place(NamedTuple):
@@ -43,22 +44,21 @@ class Place(NamedTuple):
 @triton.jit
 def place_of(batch, row, rows, requests):
     """Of a row: in the shortest request that has it, of which there is one unless offsets are wrong."""
-    best = tl.full([], _NOBODY, tl.int64)
+    owner, first = tl.full([], -1, tl.int32), tl.full([], 0, tl.int32)
+    count = tl.full([], _MANY, tl.int32)
     for start in range(0, requests, _REQUESTS):
         request = start + tl.arange(0, _REQUESTS)
         inside = request < requests
         begin = tl.load(batch.cu_nodes + request, mask=inside, other=0)
         begin = tl.minimum(tl.maximum(begin, 0), rows)
         end = tl.minimum(tl.load(batch.cu_nodes + request + 1, mask=inside, other=0), rows)
-        length = (end - begin).to(tl.int64)
-        has = inside & (begin <= row) & (row < end)
-        best = tl.minimum(best, tl.min(tl.where(has, (length << 32) | request, _NOBODY)))
-    request, count = (best & 0x7FFFFFFF).to(tl.int32), (best >> 32).to(tl.int32)
-    first, node = tl.full([], 0, tl.int32), tl.full([], -1, tl.int32)
-    if best < _NOBODY:
-        first, _ = request_rows(batch.cu_nodes, request, rows)
-        node = row - first
-    return Place(request, first, tl.where(best < _NOBODY, count, 0), node)
+        length = tl.where((begin <= row) & (row < end), end - begin, _MANY)
+        shortest = tl.min(length)
+        if shortest < count:
+            count = shortest
+            owner = tl.min(tl.where(length == shortest, request, _MANY))
+            first = tl.max(tl.where(request == owner, begin, 0))
+    return Place(owner, first, tl.where(owner >= 0, count, 0), tl.where(owner >= 0, row - first, -1))
 
 
 @triton.jit
@@ -90,14 +90,43 @@ def depth_of(batch, place):
     return depth
 
 
+@triton.jit(do_not_specialize=["rows", "requests", "count"])
+def verify_rows_kernel(
+    batch,
+    given_ptr,  # [R] or None
+    out_ptr,  # [R]
+    rows,
+    requests,
+    count,  # rows of the target
+):
+    """A launch before all others, where rows are numbered or last nodes have none: the row of every node, -1
+    = none. Node row r has the given row, or r less the number of its request."""
+    row = tl.program_id(0)
+    if given_ptr is not None:
+        found = tl.load(given_ptr + row)
+    else:
+        place = place_of(batch, row, rows, requests)
+        found = tl.where(place.node + 1 < place.count, row - place.request, -1)
+    tl.store(out_ptr + row, tl.where((found >= 0) & (found < count), found, -1))
+
+
 @triton.jit
-def wants_target(batch, place, params, vocab, RULE: tl.constexpr):
+def has_row(target, place, row):
+    """Whether a row belongs to a node that the target has a row of."""
+    found = place.node >= 0
+    if target.rows is not None:
+        found = found & (target_row(target, row) >= 0)
+    return found
+
+
+@triton.jit
+def wants_target(target, batch, place, row, params, RULE: tl.constexpr):
     """A row without children is only drawn from, unless its law has cuts: its law is found in the same
-    pass."""
-    wanted = place.node >= 0
+    pass. Where a bonus token is given it may be asked for the log-probability of that."""
+    wanted = has_row(target, place, row)
     if wanted:
-        if RULE != "match":
-            if (params.temperature > 0) & (not has_cuts(params, vocab)):
+        if (RULE != "match") and (batch.bonus is None):
+            if (params.temperature > 0) & (not has_cuts(params, target.vocab)):
                 count, _, _ = children_of(batch, place)
                 wanted = count > 0
     return wanted

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the first and the last form of every kernel for sm_90 with the Triton that is imported, and prints
+its version and what was compiled. `test_triton_oldest.py` runs this with an old Triton before the others."""
+
+from __future__ import annotations
+
+import json
+
+import triton
+
+from bench.gpu import targets, variants
+
+SM_90 = next(processor for processor in targets.PROCESSORS if processor.name == "sm_90")
+
+
+def compiled() -> dict[str, int]:
+    """Kernels by name, and the most registers that one of their forms takes."""
+    forms = targets.kernels(SM_90, variants.calls())
+    ends = ({kernel.name: kernel for kernel in order} for order in (forms, reversed(forms)))
+    most: dict[str, int] = {}
+    for kernel in [kernel for end in ends for kernel in end.values()]:
+        most[kernel.name] = max(most.get(kernel.name, 0), targets.build(kernel).registers)
+    return most
+
+
+if __name__ == "__main__":
+    print(json.dumps({"version": triton.__version__, "registers": compiled()}))
