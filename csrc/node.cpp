@@ -34,7 +34,7 @@ void Node::load() {
       q_.status = probs ? status_of_probs(r.worker, row) : law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp2(-q_.log2_mass);
-    if (q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
+    if (has_q_ && q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
     if (r.inputs.draft_columns) {
       q_.reader.row.columns = r.inputs.draft_columns;
       q_.reader.row.vocab = r.inputs.target->size;
