@@ -38,13 +38,17 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
 
         def build_extension(self, extension):
             super().build_extension(extension)
-            package = Path(self.get_ext_fullpath(extension.name)).parent.parent
+            built = Path(self.get_ext_fullpath(extension.name))
+            package = built.parent.parent
+            library = package / "lib" / "libspecdec.so"
             for folder in ("include", "lib"):
                 (package / folder).mkdir(exist_ok=True)
             shutil.copy("include/specdec.h", package / "include")
+            if library.exists() and library.stat().st_mtime >= built.stat().st_mtime:
+                return
             self.compiler.link_shared_object(
                 self.compiler.object_filenames(core, output_dir=self.build_temp),
-                str(package / "lib" / "libspecdec.so"),
+                str(library),
                 extra_postargs=[*link_flags, "-Wl,-soname,libspecdec.so", *exported],
                 target_lang="c++",
             )

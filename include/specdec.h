@@ -30,7 +30,7 @@ extern "C" {
 // In an initialiser: `specdec_rows rows = {SPECDEC_STRUCT(specdec_rows), .data = logits, ...};`
 #define SPECDEC_STRUCT(type) .struct_size = sizeof(type), .version = SPECDEC_ABI_VERSION
 
-#define SPECDEC_MAX_THREADS 1024
+#define SPECDEC_MAX_THREADS 4096
 
 // What a function returns. After anything but SPECDEC_OK no output was written, except after
 // SPECDEC_ERROR_MEMORY and SPECDEC_ERROR_INTERNAL, where outputs may hold anything.

@@ -129,6 +129,35 @@ static void check_values(Case* c) {
   }
 }
 
+// The structs of an array have their size beside it, and are checked one by one.
+static void check_caches(void) {
+  char memory[64] = {0};
+  int32_t path[1] = {0}, table[1] = {0}, prefix[1] = {0}, length[1] = {77}, pages[1];
+  const int32_t one[2] = {0, 1};
+  const specdec_paths paths = {
+      SPECDEC_STRUCT(specdec_paths), .nodes = path, .width = 1, .cu_nodes = one, .rows = 1, .requests = 1};
+  specdec_cache cache = {memory, 1, 64, 8, 1, 8, 8};
+  specdec_commit_args args = {SPECDEC_STRUCT(specdec_commit_args),
+                              .caches = &cache,
+                              .cache_count = 1,
+                              .cache_struct_size = 8,
+                              .paths = &paths,
+                              .block_table = table,
+                              .table_width = 1,
+                              .prefix_lens = prefix,
+                              .page_size = 8,
+                              .out_lengths = length,
+                              .out_pages_kept = pages};
+  REQUIRE(specdec_commit_kv(&args, 1) == SPECDEC_ERROR_STRUCT);
+  puts(specdec_error_message());
+  args.cache_struct_size = sizeof cache, cache.slot_stride = -8;
+  REQUIRE(specdec_commit_kv(&args, 1) == SPECDEC_ERROR_VALUE);
+  puts(specdec_error_message());
+  REQUIRE(length[0] == 77);
+  cache.slot_stride = 8;
+  REQUIRE(specdec_commit_kv(&args, 1) == SPECDEC_OK && length[0] == 1 && pages[0] == 1);
+}
+
 // Every other call is wrong in this thread's own way.
 static void* calls(void* number) {
   const int64_t mine = *(const int64_t*)number;
@@ -153,6 +182,7 @@ int main(void) {
   check_structs(&c);
   check_nulls(&c);
   check_values(&c);
+  check_caches();
   pthread_t threads[4];
   int64_t numbers[4] = {1, 2, 3, 4};
   for (int i = 0; i < 4; ++i) REQUIRE(pthread_create(&threads[i], NULL, calls, &numbers[i]) == 0);
