@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python's view of the core: the functions of specdec.h.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "fields.h"

@@ -6,10 +6,8 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
-#include <limits>
 #include <new>
 #include <string>
 #include <type_traits>

@@ -38,7 +38,7 @@ void check_sampling(const Check& check, const specdec_sampling& sampling, int64_
   check.flag("min_p_last", sampling.min_p_last);
 }
 
-// Nulls among the pointers that a struct needs, then the structs themselves.
+// Puts checked copies in place of the caller's logits and sampling.
 void check_logits(const Check& check, const specdec_rows*& logits, specdec_rows& copy,
                   const specdec_sampling*& sampling, specdec_sampling& law) {
   check.required("logits", logits);

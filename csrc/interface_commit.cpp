@@ -48,7 +48,7 @@ void check_commit(const Check& check, const specdec_commit_args& args) {
   }
 }
 
-// What all functions of states have, and the same number of structs of two kinds for each layer.
+// Puts checked paths in place of the caller's; there are as many inputs or snapshots as the layers need.
 template <class Args>
 void take_layers(const Check& check, Args& args, specdec_paths& paths, const char* count_name, int64_t count,
                  int64_t expected) {
