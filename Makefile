@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
 .PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
-.PHONY: sdist wheel wheels test-sdist test-wheel
+.PHONY: libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -100,17 +100,34 @@ gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu
 	$(BIN)/python -m bench.gpu.predict
 
+C_FILES = include/*.h csrc/*.cpp csrc/*.h bench/*.c examples/*.c tests/*.c tests/*.h tests/*.cpp
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h bench/*.c
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff
 	$(BIN)/python -m mypy
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h bench/*.c
+	$(BIN)/clang-format -i $(C_FILES)
+
+# The library behind include/specdec.h, without Python.
+CXXFLAGS ?= -O3
+LIBRARY := $(patsubst csrc/%.cpp,build/libspecdec/%.o,$(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)))
+PACKAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' specdec_kernels/__init__.py)
+libspecdec: build/libspecdec.so
+
+build/libspecdec.so: $(LIBRARY) csrc/libspecdec.map
+	$(CXX) $(CXXFLAGS) -shared -pthread -Wl,-soname,libspecdec.so -Wl,-z,nodelete \
+		-Wl,--version-script=csrc/libspecdec.map $(LIBRARY) -o $@
+
+build/libspecdec/%.o: csrc/%.cpp $(wildcard csrc/*.h) include/specdec.h specdec_kernels/__init__.py
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread -Wno-psabi \
+		-Iinclude -DSPECDEC_VERSION='"$(PACKAGE_VERSION)"' -c $< -o $@
 
 sdist: $(VENV)/build
 	rm -f dist/*.tar.gz
@@ -140,7 +157,7 @@ test-wheel: wheel
 	$(VENV)-wheel/bin/python tests/installed.py
 
 clean:
-	rm -rf build dist *.egg-info specdec_kernels/cpu/_native*.so
+	rm -rf build dist *.egg-info specdec_kernels/cpu/_native*.so specdec_kernels/lib
 
 # torch first and alone: nothing after it may choose another build.
 $(VENV)/torch: $(CONSTRAINTS)
@@ -148,7 +165,7 @@ $(VENV)/torch: $(CONSTRAINTS)
 	$(PIP) torch numpy
 	@touch $@
 
-$(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*) include/specdec.h
 	$(PIP) --editable .[test]
 	@touch $@
 

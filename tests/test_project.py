@@ -16,7 +16,7 @@ import specdec_kernels
 
 ROOT = Path(__file__).parent.parent
 COMMENTS = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//"}
-FOLDERS = ("bench", "csrc", "demo", "examples", "ptx_emulator", "specdec_kernels", "tests")
+FOLDERS = ("bench", "csrc", "demo", "examples", "include", "ptx_emulator", "specdec_kernels", "tests")
 
 
 def text(name: str) -> str:
