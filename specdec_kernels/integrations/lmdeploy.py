@@ -57,8 +57,8 @@ def rejection_sample(
     verified = verify(
         target_logits,
         tree,
-        draft_probs.log() if draft_probs is not None else None,
-        draft_sampling="logprobs" if draft_probs is not None else None,
+        draft_probs,
+        draft_sampling="probs" if draft_probs is not None else None,
         sampling=law,
         seeds=seeds,
         positions=positions,

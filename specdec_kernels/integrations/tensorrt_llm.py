@@ -132,8 +132,8 @@ def rejection_sampling_one_model(
     verified = verify(
         target_probs.log(),
         DraftTree.chain(draft_token_ids, check=False),
-        draft_probs.log(),
-        draft_sampling="logprobs",
+        draft_probs,
+        draft_sampling="probs",
         seeds=seeds,
         positions=positions,
     )

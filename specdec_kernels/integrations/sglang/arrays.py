@@ -46,7 +46,7 @@ class Arrays:
             self._tree = DraftTree.from_links(none, none, none, max_depth=width - 1, check=False)
         ints = torch.empty((3, batch), dtype=torch.int32, device=device)
         self._out = Verified(
-            tokens=torch.empty((batch, width), dtype=torch.int64, device=device),
+            tokens=torch.empty((batch, width), dtype=torch.int32, device=device),
             num_tokens=ints[0],
             num_accepted=ints[1],
             path=torch.empty((batch, width), dtype=torch.int32, device=device),
@@ -88,7 +88,7 @@ class Arrays:
             return
         index = torch.add(out.path, self._first_rows, out=results.accept_index).masked_fill_(beyond, -1)
         slot = index.view(-1).long().remainder_(self._slots)  # that of -1 is the last, beyond `predict`
-        results.buffer.scatter_(0, slot, out.tokens.view(-1).int())
+        results.buffer.scatter_(0, slot, out.tokens.view(-1))
 
 
 def _aligned(count: int) -> int:

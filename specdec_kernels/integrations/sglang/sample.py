@@ -121,8 +121,8 @@ class EagleSample:
         verify(
             logits,
             arrays.put(verify_input),
-            draft.log() if draft is not None else None,
-            draft_sampling="logprobs" if draft is not None else None,
+            draft,
+            draft_sampling="probs" if draft is not None else None,
             sampling=self._law(info),
             rule=_rule(spec, draft is not None),
             seeds=seeds,
