@@ -6,7 +6,8 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-triton test-vllm sdist wheel wheels test-sdist test-wheel
+.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -48,7 +49,11 @@ test-vllm: $(VLLM)/ready
 test-hopper: $(VENV)/package
 	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
 
-# The same operators, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
+# Rows by number, bonus tokens and draft probabilities as Triton kernels, under every rule.
+test-rows: $(VENV)/package
+	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py $(ARGS)
+
+# The operators of the triton backend, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
 # beside the packages in .venv.
 VERSION ?= 3.6.0
 OTHER := $(VENV)-triton-$(VERSION)
@@ -59,6 +64,26 @@ test-triton: $(VENV)/package
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
 	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
 		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
+
+# examples/llama_cpp.py over llama.cpp, which pip compiles for this processor, beside the packages in .venv.
+LLAMA := $(VENV)-llama-cpp
+test-llama-cpp: $(LLAMA)/installed
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m pytest tests/llama_cpp_real.py $(ARGS)
+
+# The same loop beside llama-cpp-python's own; ARGS: --rounds N, --new N, --temperatures T ...
+bench-llama-cpp: $(LLAMA)/installed
+	OMP_NUM_THREADS=1 $(LLAMA)/bin/python -m bench.llama_cpp $(ARGS)
+
+# The plugin in SGLang's own Python code, without its CUDA packages, beside the packages in .venv.
+SGLANG := $(VENV)-sglang
+test-sglang: $(VENV)/package
+	rm -rf $(SGLANG) && python3 -m venv $(SGLANG)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(SGLANG)/rest
+	cp $(SGLANG)/rest `$(SGLANG)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	$(SGLANG)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/sglang-requirements.txt
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(SGLANG)/bin/python -W ignore tests/sglang_real.py
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
@@ -75,17 +100,34 @@ gpu-report: $(VENV)/package
 	$(BIN)/python -m bench gpu
 	$(BIN)/python -m bench.gpu.predict
 
+C_FILES = include/*.h csrc/*.cpp csrc/*.h bench/*.c examples/*.c tests/*.c tests/*.h tests/*.cpp
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h bench/*.c
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff
 	$(BIN)/python -m mypy
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h bench/*.c
+	$(BIN)/clang-format -i $(C_FILES)
+
+# The library behind include/specdec.h, without Python.
+CXXFLAGS ?= -O3
+LIBRARY := $(patsubst csrc/%.cpp,build/libspecdec/%.o,$(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)))
+PACKAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' specdec_kernels/__init__.py)
+libspecdec: build/libspecdec.so
+
+build/libspecdec.so: $(LIBRARY) csrc/libspecdec.map
+	$(CXX) $(CXXFLAGS) -shared -pthread -Wl,-soname,libspecdec.so -Wl,-z,nodelete \
+		-Wl,--version-script=csrc/libspecdec.map $(LIBRARY) -o $@
+
+build/libspecdec/%.o: csrc/%.cpp $(wildcard csrc/*.h) include/specdec.h specdec_kernels/__init__.py
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread -Wno-psabi \
+		-Iinclude -DSPECDEC_VERSION='"$(PACKAGE_VERSION)"' -c $< -o $@
 
 sdist: $(VENV)/build
 	rm -f dist/*.tar.gz
@@ -115,7 +157,7 @@ test-wheel: wheel
 	$(VENV)-wheel/bin/python tests/installed.py
 
 clean:
-	rm -rf build dist *.egg-info specdec_kernels/cpu/_native*.so
+	rm -rf build dist *.egg-info specdec_kernels/cpu/_native*.so specdec_kernels/lib
 
 # torch first and alone: nothing after it may choose another build.
 $(VENV)/torch: $(CONSTRAINTS)
@@ -123,7 +165,7 @@ $(VENV)/torch: $(CONSTRAINTS)
 	$(PIP) torch numpy
 	@touch $@
 
-$(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/package: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*) include/specdec.h
 	$(PIP) --editable .[test]
 	@touch $@
 
@@ -142,6 +184,16 @@ $(VENV)/demo: $(VENV)/package demo/requirements.txt
 $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.txt
 	$(PIP) --requirement bench/requirements.txt
 	$(PIP) --no-deps --requirement bench/requirements-nodeps.txt
+	@touch $@
+
+# Without AMX: where a thread has no permission for it, llama.cpp ends by an illegal instruction.
+AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+$(LLAMA)/installed: $(VENV)/demo
+	rm -rf $(LLAMA) && python3 -m venv $(LLAMA)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(LLAMA)/rest
+	cp $(LLAMA)/rest `$(LLAMA)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS='$(AMX)' -DCMAKE_CXX_FLAGS='$(AMX)'" \
+		$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3
 	@touch $@
 
 # These three extensions of torch are built for another torch than vLLM's package pins, and are not needed.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build of the native CPU backend. SPECDEC_NO_CPP=1 installs without a compiler."""
+"""Build of the native CPU backend, and of the library behind `include/specdec.h` from the same objects.
+SPECDEC_NO_CPP=1 installs without a compiler."""
 
 import os
 
@@ -7,12 +8,16 @@ from setuptools import setup
 
 ext_modules, cmdclass = [], {}
 if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
+    import re
+    import shutil
     from glob import glob
+    from pathlib import Path
 
     from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 
     ParallelCompile("NPY_NUM_BUILD_JOBS").install()
     sanitize = os.environ.get("SPECDEC_SANITIZE", "")  # e.g. address,undefined
+    version = re.search(r'^__version__ = "(.*)"', Path("specdec_kernels/__init__.py").read_text(), re.M)[1]
     flags = [
         "-O3",
         "-ffp-contract=off",
@@ -24,16 +29,48 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
     ]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
+    link_flags = [f"-fsanitize={sanitize}"] if sanitize else []
+    exported = ["-Wl,-z,nodelete", "-Wl,--version-script=csrc/libspecdec.map"]
+    core = sorted(set(glob("csrc/*.cpp")) - {"csrc/bindings.cpp"})
+
+    class Build(build_ext):
+        """Also links `libspecdec.so`, and puts it and its header into the package."""
+
+        def build_extension(self, extension):
+            super().build_extension(extension)
+            built = Path(self.get_ext_fullpath(extension.name))
+            package = built.parent.parent
+            library = package / "lib" / "libspecdec.so"
+            for folder in ("include", "lib"):
+                (package / folder).mkdir(exist_ok=True)
+            shutil.copy("include/specdec.h", package / "include")
+            if library.exists() and library.stat().st_mtime >= built.stat().st_mtime:
+                return
+            self.compiler.link_shared_object(
+                self.compiler.object_filenames(core, output_dir=self.build_temp),
+                str(library),
+                extra_postargs=[*link_flags, "-Wl,-soname,libspecdec.so", *exported],
+                target_lang="c++",
+            )
+
+        def copy_extensions_to_source(self):
+            super().copy_extensions_to_source()
+            library = Path("specdec_kernels", "lib")
+            shutil.copytree(self.build_lib / library, library, dirs_exist_ok=True)
+
     ext_modules = [
         Pybind11Extension(
             "specdec_kernels.cpu._native",
-            sorted(glob("csrc/*.cpp")),
-            depends=sorted(glob("csrc/*.h")),
+            [*core, "csrc/bindings.cpp"],
+            depends=[*sorted(glob("csrc/*.h")), "include/specdec.h"],
+            include_dirs=["include"],
+            define_macros=[("SPECDEC_VERSION", f'"{version}"')],
             cxx_std=20,
             extra_compile_args=flags,
-            extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
+            # Its own functions, whatever libspecdec the process has loaded.
+            extra_link_args=[*link_flags, "-Wl,-Bsymbolic"],
         )
     ]
-    cmdclass = {"build_ext": build_ext}
+    cmdclass = {"build_ext": Build}
 
 setup(ext_modules=ext_modules, cmdclass=cmdclass)

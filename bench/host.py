@@ -6,7 +6,7 @@ This is no GPU timing: the driver library is a stub, launches do nothing, and te
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ import triton.language as tl
 
 import specdec_kernels as sdk
 
+from . import engines
 from .stub import launches_do_nothing
 
 BATCH, DRAFTED, VOCAB = 8, 5, 32000
@@ -79,6 +80,12 @@ def calls() -> list[Call]:
             query, keys_cache, keys_cache, chain, pages, prefix, max_prefix_len=512, backend="triton"
         )
 
+    def adapters() -> Iterator[Call]:
+        for step in (*engines.sglang("triton"), *engines.functions()):
+            compared = f"verify of {step.name}"
+            yield Call(compared, step.verify)
+            yield Call(step.name, step.run, Limit(30, 4), beyond=compared)
+
     numbers, seeded = sdk.SamplingParams(0.8), dict(seeds=keys["seeds"], positions=keys["positions"])
     verifying, sampling, attending = Limit(60, 8), Limit(50, 6.5), Limit(50, 6.5)
     laws = {"numbers": numbers, "cuts": cuts, "tensors": tensors}
@@ -116,6 +123,7 @@ def calls() -> list[Call]:
             Limit(10),
             beyond="verify token, numbers",
         ),
+        *adapters(),
     ]
 
 

@@ -19,7 +19,7 @@ namespace {
 // Rows of no request: zeros, and nothing seen.
 void clear_unowned_rows(const Plan& plan) {
   const AttentionArgs& a = plan.args();
-  const int64_t row_bytes = a.query_heads * a.value_size * bytes_of(a.query.dtype);
+  const int64_t row_bytes = a.query_heads * a.value_size * bytes_of(a.query->dtype);
   int64_t row = 0;
   const auto clear_until = [&](int64_t end) {
     for (; row < end; ++row) {
@@ -31,7 +31,7 @@ void clear_unowned_rows(const Plan& plan) {
     clear_until(r.begin);
     row = std::max(row, r.begin + r.nodes);
   }
-  clear_until(a.rows);
+  clear_until(a.nodes);
 }
 
 // One unit, from its queries to its outputs. Splits of the prefix may be taken by other threads; they are
@@ -90,13 +90,13 @@ class UnitAttention {
     const int64_t rows = plan_.rows_of(unit_);
     if (!plan_.packed(unit_)) {
       for (int64_t h = 0; h < unit_.heads; ++h)
-        memory_.scale(memory_.from(total, h * kInPlaceRows), rows, args_.value.scale_of(unit_.head + h));
+        memory_.scale(memory_.from(total, h * kInPlaceRows), rows, scale_of(*args_.value, unit_.head + h));
       return total;
     }
     const SoftmaxState out{total.max, total.sum, own_.rows};
     for_blocks(kernels_, prefix_.width(), [&](int64_t row, int64_t n) {
       kernels_.unpack(memory_.from(total, row).out, std::min(n, rows - row), args_.value_size,
-                      args_.value.scale_of(unit_.head), memory_.from(out, row).out);
+                      scale_of(*args_.value, unit_.head), memory_.from(out, row).out);
     });
     return out;
   }
@@ -115,8 +115,8 @@ class UnitAttention {
       kernels_.merge_rows(row, {&max, &sum, nullptr}, 1, args_.value_size);
     }
     const float sum = *row.sum;
-    char* out = static_cast<char*>(args_.out) + at * args_.value_size * bytes_of(args_.query.dtype);
-    kernels().write(row.out, sum == 0 ? 0.0f : 1 / sum, args_.value_size, args_.query.dtype, out);
+    char* out = static_cast<char*>(args_.out) + at * args_.value_size * bytes_of(args_.query->dtype);
+    kernels().write(row.out, sum == 0 ? 0.0f : 1 / sum, args_.value_size, args_.query->dtype, out);
     if (args_.out_lse)
       args_.out_lse[at] = sum == 0 ? -kInf : static_cast<float>(*row.max * std::log(2.0) + std::log(sum));
   }

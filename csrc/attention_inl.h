@@ -28,11 +28,11 @@ inline F tanh_of(F x) {
 
 template <DType T>
 inline F load_as(const void* row, int64_t i) {
-  if constexpr (T == DType::kFloat32) return load(static_cast<const float*>(row) + i);
-  if constexpr (T == DType::kBFloat16) return from_bfloat16(static_cast<const uint16_t*>(row) + i);
-  if constexpr (T == DType::kFloat16) return from_float16(static_cast<const uint16_t*>(row) + i);
-  if constexpr (T == DType::kInt8) return from_int8(static_cast<const int8_t*>(row) + i);
-  if constexpr (T == DType::kFloat8) return from_float8(static_cast<const uint8_t*>(row) + i);
+  if constexpr (T == SPECDEC_FLOAT32) return load(static_cast<const float*>(row) + i);
+  if constexpr (T == SPECDEC_BFLOAT16) return from_bfloat16(static_cast<const uint16_t*>(row) + i);
+  if constexpr (T == SPECDEC_FLOAT16) return from_float16(static_cast<const uint16_t*>(row) + i);
+  if constexpr (T == SPECDEC_INT8) return from_int8(static_cast<const int8_t*>(row) + i);
+  if constexpr (T == SPECDEC_FLOAT8_E4M3FN) return from_float8(static_cast<const uint8_t*>(row) + i);
 }
 
 // Elements i ... of a row of `size`; zeros from its end on, and for a null row.
@@ -230,7 +230,7 @@ void attend_packed(const Tile& tile, const Scoring& scoring, const float* querie
 
 // Elements of a key that are transposed at a time: pairs of bfloat16 go as one word.
 template <DType T>
-inline constexpr int kTransposedAtOnce = T == DType::kBFloat16 ? 2 * kLanes : kLanes;
+inline constexpr int kTransposedAtOnce = T == SPECDEC_BFLOAT16 ? 2 * kLanes : kLanes;
 
 // Loads kLanes keys so that each lane has one: out[j] holds element i + j, or words of two.
 template <DType T>
@@ -238,7 +238,7 @@ inline void load_transposed(const void* const* keys, int64_t i, F out[kLanes]) {
   F x[kLanes];
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes; ++j)
-    if constexpr (T == DType::kBFloat16)
+    if constexpr (T == SPECDEC_BFLOAT16)
       x[j] = load_words(static_cast<const uint16_t*>(keys[j]) + i);
     else
       x[j] = load_as<T>(keys[j], i);
@@ -261,7 +261,7 @@ inline void dot_in_place(const RowList& keys, int64_t k, const float* queries, F
     for (int n = 0; n < N; ++n) load_transposed<T>(keys.rows + k + n * kLanes, i, transposed[n]);
     for (int j = 0; j < kLanes; ++j) {
       const float* q = queries + i + j * (kTransposedAtOnce<T> / kLanes);
-      if constexpr (T == DType::kBFloat16) {
+      if constexpr (T == SPECDEC_BFLOAT16) {
         for (int m = 0; m < M; ++m)
           for (int n = 0; n < N; ++n)
             acc[n][m] = fma(set(q[m * stride]), low_bfloat16(transposed[n][j]), acc[n][m]);
@@ -459,7 +459,7 @@ template <DType T, int S, class Body>
 inline void for_slots(const void* const* rows, int64_t heads, int64_t step, int64_t size, Body&& body) {
   const int64_t bytes = size * bytes_of(T);
   for (int64_t k = 0; k < kTile; k += S) {
-    const void* const* ahead = rows + k + S * bytes_of(DType::kFloat32) / bytes_of(T);
+    const void* const* ahead = rows + k + S * bytes_of(SPECDEC_FLOAT32) / bytes_of(T);
     SlotPrefetch prefetch{ahead, 0, heads * bytes};
     for (int64_t h = 0; h < heads; ++h) {
       if (step != bytes) prefetch = {ahead, h * step, bytes};  // the heads of a slot lie apart
@@ -548,18 +548,18 @@ void unpack(const float* in, int64_t rows, int64_t value_size, float scale, floa
 
 // --- One function for all dtypes ---------------------------------------------------------------------------
 
-#define SPECDEC_BY_DTYPE(dtype, function, ...)        \
-  switch (dtype) {                                    \
-    case DType::kFloat32:                             \
-      return function<DType::kFloat32>(__VA_ARGS__);  \
-    case DType::kBFloat16:                            \
-      return function<DType::kBFloat16>(__VA_ARGS__); \
-    case DType::kFloat16:                             \
-      return function<DType::kFloat16>(__VA_ARGS__);  \
-    case DType::kInt8:                                \
-      return function<DType::kInt8>(__VA_ARGS__);     \
-    case DType::kFloat8:                              \
-      return function<DType::kFloat8>(__VA_ARGS__);   \
+#define SPECDEC_BY_DTYPE(dtype, function, ...)             \
+  switch (dtype) {                                         \
+    case SPECDEC_FLOAT32:                                  \
+      return function<SPECDEC_FLOAT32>(__VA_ARGS__);       \
+    case SPECDEC_BFLOAT16:                                 \
+      return function<SPECDEC_BFLOAT16>(__VA_ARGS__);      \
+    case SPECDEC_FLOAT16:                                  \
+      return function<SPECDEC_FLOAT16>(__VA_ARGS__);       \
+    case SPECDEC_INT8:                                     \
+      return function<SPECDEC_INT8>(__VA_ARGS__);          \
+    case SPECDEC_FLOAT8_E4M3FN:                            \
+      return function<SPECDEC_FLOAT8_E4M3FN>(__VA_ARGS__); \
   }
 
 void pack_columns(const RowList& in, int64_t count, float* out) {

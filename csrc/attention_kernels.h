@@ -56,7 +56,7 @@ struct Tile {
 // Rows that the caller holds, each at its own address.
 struct RowList {
   const void* const* rows = nullptr;
-  DType dtype = DType::kFloat32;
+  DType dtype = SPECDEC_FLOAT32;
   int64_t size = 0;  // elements of a row
 };
 
@@ -74,7 +74,7 @@ struct Prefetch {
 // of the keys that come next; the other heads follow at a distance.
 struct Slots {
   const void* rows[3 * kTile];
-  DType dtype = DType::kFloat32;
+  DType dtype = SPECDEC_FLOAT32;
   int64_t heads = 1, key_size = 0, value_size = 0;  // sizes: multiples of kPanel
   int64_t key_step = 0, value_step = 0;             // bytes from head to head
   const Scoring* scoring = nullptr;                 // of each head

@@ -21,14 +21,15 @@ Plan::Plan(const AttentionArgs& args, int threads)
     : args_(args),
       group_(args.heads > 0 ? args.query_heads / args.heads : 0),
       requests_(args.requests),
-      depths_(args.rows, 0) {
-  int64_t begin = 0, work = 0, splits = 0;
+      depths_(args.nodes, 0) {
+  int64_t begin = 0, splits = 0;
+  double work = 0;
   for (int64_t b = 0; b < args.requests; ++b) {
     plan_request(b, begin);
     const Request& r = requests_[b];
     begin = r.begin + r.nodes;
     if (r.nodes == 0) continue;
-    work += (r.prefix + kRequestPositions) * (r.nodes * group_ + kNodeRows);
+    work += static_cast<double>(r.prefix + kRequestPositions) * (r.nodes * group_ + kNodeRows);
     splits += r.splits;
   }
   if (group_ == 0) return;
@@ -43,8 +44,8 @@ void Plan::plan_request(int64_t b, int64_t begin) {
   const int64_t most = std::max<int64_t>(std::min(args_.max_prefix, args_.table_width * args_.page_size), 0);
   Request& r = requests_[b];
   // Offsets out of order give empty requests, never rows of two.
-  r.begin = std::clamp<int64_t>(args_.cu_nodes[b], begin, args_.rows);
-  r.nodes = std::clamp<int64_t>(args_.cu_nodes[b + 1], r.begin, args_.rows) - r.begin;
+  r.begin = std::clamp<int64_t>(args_.cu_nodes[b], begin, args_.nodes);
+  r.nodes = std::clamp<int64_t>(args_.cu_nodes[b + 1], r.begin, args_.nodes) - r.begin;
   r.prefix = std::clamp<int64_t>(args_.prefix_lens[b], 0, most);
   const int64_t tiles = ceil_div(r.prefix, kTile);
   const int64_t splits = std::clamp<int64_t>(ceil_div(r.prefix, kSplitPositions), 1, kMaxSplits);
@@ -84,7 +85,7 @@ int64_t Plan::first_visible(const Request& r, int64_t node) const {
 
 const void* Plan::query(const Unit& unit, int64_t head, int64_t node, int64_t in_group) const {
   const int64_t row = request_of(unit).begin + unit.first_node + node;
-  return args_.query.row(row, head * group_ + in_group);
+  return row_of(*args_.query, row, head * group_ + in_group);
 }
 
 Scoring Plan::scoring(float key_scale) const {

@@ -15,7 +15,7 @@ int64_t width_of(const Plan& plan, const Unit& unit) {
 }
 
 bool can_go_by_slots(const AttentionArgs& a, const Memory& memory) {
-  return !a.deterministic && a.key.dtype == a.value.dtype && a.head == memory.key_pad() &&
+  return !a.deterministic && a.key->dtype == a.value->dtype && a.head == memory.key_pad() &&
          a.value_size == memory.value_pad();
 }
 
@@ -46,7 +46,7 @@ void Prefix::pack_queries(float* out) const {
       list[i] = row + i < rows_
                     ? plan_.query(unit_, head, (row + i) / plan_.group(), (row + i) % plan_.group())
                     : nullptr;
-    return {list, args_.query.dtype, args_.head};
+    return {list, args_.query->dtype, args_.head};
   };
   const int64_t pad = memory_.key_pad();
   if (plan_.packed(unit_))
@@ -71,7 +71,7 @@ void Prefix::attend_in_place(int64_t from, int64_t to, const float* queries,
                              const SoftmaxState& state) const {
   TileRows now, next;
   Scoring scoring[kMaxHeads];
-  for (int64_t h = 0; h < unit_.heads; ++h) scoring[h] = plan_.scoring(args_.key.scale_of(unit_.head + h));
+  for (int64_t h = 0; h < unit_.heads; ++h) scoring[h] = plan_.scoring(scale_of(*args_.key, unit_.head + h));
   float first[kInPlaceRows];
   for (int64_t at = from; at < to; at += kTile) {
     const bool last = at + kTile >= to;
@@ -90,12 +90,12 @@ void Prefix::attend_in_place(int64_t from, int64_t to, const float* queries,
         find(unit_.head + h + 1, at, to, next);
       else if (!last)
         find(unit_.head, at + kTile, to, next);
-      Prefetch during_keys{now.values(), now.count, args_.value_size * bytes_of(args_.value.dtype)};
-      Prefetch during_values{next.keys(), next.count, args_.head * bytes_of(args_.key.dtype)};
+      Prefetch during_keys{now.values(), now.count, args_.value_size * bytes_of(args_.value->dtype)};
+      Prefetch during_values{next.keys(), next.count, args_.head * bytes_of(args_.key->dtype)};
       keys.count = now.count;
       keys.visible = now.visible;
-      kernels_.attend_in_place({now.keys(), args_.key.dtype, args_.head},
-                               {now.values(), args_.value.dtype, args_.value_size}, keys, scoring[h],
+      kernels_.attend_in_place({now.keys(), args_.key->dtype, args_.head},
+                               {now.values(), args_.value->dtype, args_.value_size}, keys, scoring[h],
                                queries + h * kInPlaceRows * memory_.key_pad(), rows_,
                                memory_.from(state, h * kInPlaceRows), during_keys, during_values);
       std::swap(now, next);
@@ -108,12 +108,12 @@ void Prefix::attend_slots(TileRows& now, TileRows& next, const Scoring* scoring,
   Slots slots;
   std::copy_n(now.rows, 2 * kTile, slots.rows);
   std::copy_n(next.keys(), kTile, slots.rows + 2 * kTile);
-  slots.dtype = args_.key.dtype;
+  slots.dtype = args_.key->dtype;
   slots.heads = unit_.heads;
   slots.key_size = args_.head;
   slots.value_size = args_.value_size;
-  slots.key_step = args_.key.head_stride * bytes_of(args_.key.dtype);
-  slots.value_step = args_.value.head_stride * bytes_of(args_.value.dtype);
+  slots.key_step = args_.key->head_stride * bytes_of(args_.key->dtype);
+  slots.value_step = args_.value->head_stride * bytes_of(args_.value->dtype);
   slots.scoring = scoring;
   kernels_.attend_slots(slots, queries, rows_, state);
 }
@@ -123,18 +123,18 @@ void Prefix::attend_packed(int64_t from, int64_t to, const float* queries, Scrat
   TileRows now, next;
   float first[kMaxBlock];
   const int64_t pad = memory_.key_pad();
-  const int64_t bytes = std::max(args_.head, args_.value_size) * bytes_of(args_.key.dtype);
+  const int64_t bytes = std::max(args_.head, args_.value_size) * bytes_of(args_.key->dtype);
   const int64_t blocks = (width_ + kernels_.block - 1) / kernels_.block;
   const int64_t share =
       (2 * kTile + blocks - 1) / blocks;  // of the next tile's rows, for each block to ask for
-  const Scoring scoring = plan_.scoring(args_.key.scale_of(unit_.head));
+  const Scoring scoring = plan_.scoring(scale_of(*args_.key, unit_.head));
   if (from < to) find(unit_.head, from, to, now);
   for (int64_t at = from; at < to; at += kTile, std::swap(now, next)) {
     next.count = 0;
     if (at + kTile < to) find(unit_.head, at + kTile, to, next);
-    kernels_.pack_rows({now.keys(), args_.key.dtype, args_.head}, padded(now.count, kParts), pad,
+    kernels_.pack_rows({now.keys(), args_.key->dtype, args_.head}, padded(now.count, kParts), pad,
                        scratch.key_rows);
-    kernels_.pack_panels({now.values(), args_.value.dtype, args_.value_size}, now.count,
+    kernels_.pack_panels({now.values(), args_.value->dtype, args_.value_size}, now.count,
                          scratch.value_panels);
     int64_t asked = 0;
     for_blocks(kernels_, width_, [&](int64_t row, int64_t n) {
@@ -156,10 +156,10 @@ void Prefix::find(int64_t head, int64_t from, int64_t end, TileRows& tile) const
   int64_t index = position / args_.page_size, slot = position % args_.page_size;
   for (; position < to; ++index, slot = 0) {
     const int64_t run = std::min(args_.page_size - slot, to - position);
-    const int64_t page = args_.page_at(unit_.request, index);
+    const int64_t page = page_at(args_, unit_.request, index);
     for (int64_t i = 0; page >= 0 && i < run; ++i)
-      tile.set(position + i - from, args_.key.row(page, slot + i, head),
-               args_.value.row(page, slot + i, head));
+      tile.set(position + i - from, row_of(*args_.key, page, slot + i, head),
+               row_of(*args_.value, page, slot + i, head));
     position += run;
   }
 }

@@ -1,235 +1,256 @@
 // SPDX-License-Identifier: Apache-2.0
-// Python's view of the core: structs of addresses, sizes and strides come in by name, and the interpreter
-// lock is released.
+// Python's view of the core: the functions of specdec.h.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "attention.h"
-#include "children.h"
-#include "commit.h"
 #include "fields.h"
 #include "kernels.h"
-#include "ngram.h"
 #include "random.h"
-#include "state.h"
-#include "verify.h"
+#include "specdec.h"
 
 using namespace specdec;
 
 namespace {
 
+py::object int_enum(const char* name, const std::vector<std::pair<const char*, int>>& members) {
+  py::dict values;
+  for (const auto& [member, value] : members) values[member] = value;
+  return py::module_::import("enum").attr("IntEnum")(name, values);
+}
+
 void bind_enums(py::module_& m) {
-  py::enum_<DType>(m, "DType")
-      .value("float32", DType::kFloat32)
-      .value("bfloat16", DType::kBFloat16)
-      .value("float16", DType::kFloat16)
-      .value("int8", DType::kInt8)
-      .value("float8_e4m3fn", DType::kFloat8);
-  py::enum_<Rule>(m, "Rule")
-      .value("match", Rule::kMatch)
-      .value("token", Rule::kToken)
-      .value("traversal", Rule::kTraversal)
-      .value("typical", Rule::kTypical)
-      .value("relaxed", Rule::kRelaxed)
-      .value("lenient", Rule::kLenient)
-      .value("synthetic", Rule::kSynthetic)
-      .value("deferred", Rule::kDeferred)
-      .value("threshold", Rule::kThreshold)
-      .value("ensemble", Rule::kEnsemble);
-  py::enum_<Method>(m, "Method")
-      .value("independent", Method::kIndependent)
-      .value("without_replacement", Method::kWithoutReplacement)
-      .value("top_k", Method::kTopK)
-      .value("hybrid", Method::kHybrid);
-  py::enum_<Purpose>(m, "Purpose")
-      .value("NEXT", Purpose::kNext)
-      .value("RESIDUAL", Purpose::kResidual)
-      .value("ACCEPT", Purpose::kAccept)
-      .value("DRAFT", Purpose::kDraft);
+  m.attr("DType") = int_enum("DType", {{"float32", SPECDEC_FLOAT32},
+                                       {"bfloat16", SPECDEC_BFLOAT16},
+                                       {"float16", SPECDEC_FLOAT16},
+                                       {"int8", SPECDEC_INT8},
+                                       {"float8_e4m3fn", SPECDEC_FLOAT8_E4M3FN}});
+  m.attr("Rule") = int_enum("Rule", {{"match", SPECDEC_MATCH},
+                                     {"token", SPECDEC_TOKEN},
+                                     {"traversal", SPECDEC_TRAVERSAL},
+                                     {"typical", SPECDEC_TYPICAL},
+                                     {"relaxed", SPECDEC_RELAXED},
+                                     {"lenient", SPECDEC_LENIENT},
+                                     {"synthetic", SPECDEC_SYNTHETIC},
+                                     {"deferred", SPECDEC_DEFERRED},
+                                     {"threshold", SPECDEC_THRESHOLD},
+                                     {"ensemble", SPECDEC_ENSEMBLE}});
+  m.attr("DraftForm") = int_enum("DraftForm", {{"logits", SPECDEC_DRAFT_LOGITS},
+                                               {"logprobs", SPECDEC_DRAFT_LOGPROBS},
+                                               {"probs", SPECDEC_DRAFT_PROBS}});
+  m.attr("Method") = int_enum("Method", {{"independent", SPECDEC_CHILDREN_INDEPENDENT},
+                                         {"without_replacement", SPECDEC_CHILDREN_WITHOUT_REPLACEMENT},
+                                         {"top_k", SPECDEC_CHILDREN_TOP_K},
+                                         {"hybrid", SPECDEC_CHILDREN_HYBRID}});
+  m.attr("Purpose") = int_enum("Purpose", {{"NEXT", SPECDEC_PURPOSE_NEXT},
+                                           {"RESIDUAL", SPECDEC_PURPOSE_RESIDUAL},
+                                           {"ACCEPT", SPECDEC_PURPOSE_ACCEPT},
+                                           {"DRAFT", SPECDEC_PURPOSE_DRAFT}});
 }
 
 void bind_rows(py::module_& m) {
-  bind_struct<Rows>(m, "Rows",
-                    {field<Rows, &Rows::data>("data"), field<Rows, &Rows::dtype>("dtype"),
-                     field<Rows, &Rows::count>("count"), field<Rows, &Rows::size>("size"),
-                     field<Rows, &Rows::group>("group"), field<Rows, &Rows::group_stride>("group_stride"),
-                     field<Rows, &Rows::row_stride>("row_stride")});
-  using S = SamplingArgs;
+  using R = specdec_rows;
+  bind_struct<R>(m, "Rows",
+                 {field<R, &R::data>("data"), field<R, &R::dtype>("dtype"), field<R, &R::count>("count"),
+                  field<R, &R::size>("size"), field<R, &R::group>("group"),
+                  field<R, &R::group_stride>("group_stride"), field<R, &R::row_stride>("row_stride")});
+  using S = specdec_sampling;
   bind_struct<S>(
-      m, "SamplingArgs",
-      {field<S, &S::temperature>("temperature"), field<S, &S::top_k>("top_k"), field<S, &S::top_p>("top_p"),
-       field<S, &S::min_p>("min_p"), field<S, &S::min_p_last>("min_p_last")});
-  bind_struct<Bitmask>(
-      m, "Bitmask", {field<Bitmask, &Bitmask::words>("words"), field<Bitmask, &Bitmask::stride>("stride")});
+      m, "Sampling",
+      {number_or_array<S, &S::temperature, &S::temperatures>("temperature"),
+       number_or_array<S, &S::top_k, &S::top_ks>("top_k"), number_or_array<S, &S::top_p, &S::top_ps>("top_p"),
+       number_or_array<S, &S::min_p, &S::min_ps>("min_p"), field<S, &S::min_p_last>("min_p_last")});
 }
 
 void bind_verify(py::module_& m) {
-  using V = VerifyArgs;
-  bind_struct<V>(m, "VerifyArgs",
-                 {field<V, &V::target>("target"),
-                  field<V, &V::target_rows>("target_rows"),
-                  field<V, &V::rows_end_early>("rows_end_early"),
-                  field<V, &V::tokens>("tokens"),
-                  field<V, &V::parents>("parents"),
-                  field<V, &V::cu_nodes>("cu_nodes"),
-                  field<V, &V::proposals>("proposals"),
-                  field<V, &V::first_child>("first_child"),
-                  field<V, &V::next_sibling>("next_sibling"),
-                  field<V, &V::rows>("rows"),
-                  field<V, &V::requests>("requests"),
-                  field<V, &V::draft>("draft"),
-                  field<V, &V::draft_rows>("draft_rows"),
-                  field<V, &V::draft_chain>("draft_chain"),
-                  field<V, &V::draft_ids>("draft_ids"),
-                  field<V, &V::draft_columns>("draft_columns"),
-                  field<V, &V::draft_is_logprobs>("draft_is_logprobs"),
-                  field<V, &V::draft_is_probs>("draft_is_probs"),
-                  field<V, &V::sampling>("sampling"),
-                  field<V, &V::draft_sampling>("draft_sampling"),
-                  field<V, &V::rule>("rule"),
-                  field<V, &V::rule_values>("rule_values"),
-                  field<V, &V::seeds>("seeds"),
-                  field<V, &V::positions>("positions"),
-                  field<V, &V::bitmask>("bitmask"),
-                  field<V, &V::bonus_tokens>("bonus_tokens"),
-                  field<V, &V::bonus_is_int32>("bonus_is_int32"),
-                  field<V, &V::width>("width"),
-                  field<V, &V::out_tokens>("out_tokens"),
-                  field<V, &V::out_tokens_are_int32>("out_tokens_are_int32"),
-                  field<V, &V::out_num_tokens>("out_num_tokens"),
-                  field<V, &V::out_num_accepted>("out_num_accepted"),
-                  field<V, &V::out_path>("out_path"),
-                  field<V, &V::out_logprobs>("out_logprobs"),
-                  field<V, &V::out_status>("out_status"),
-                  field<V, &V::trace_thresholds>("trace_thresholds"),
-                  field<V, &V::trace_masses>("trace_masses")});
-  using S = SampleArgs;
-  bind_struct<S>(
-      m, "SampleArgs",
+  using V = specdec_verify_args;
+  bind_function<specdec_verify, V>(m, "verify",
+                                   {field<V, &V::target>("target"),
+                                    field<V, &V::target_rows>("target_rows"),
+                                    field<V, &V::rows_end_early>("rows_end_early"),
+                                    field<V, &V::requests>("requests"),
+                                    field<V, &V::nodes>("nodes"),
+                                    field<V, &V::tokens>("tokens"),
+                                    field<V, &V::parents>("parents"),
+                                    field<V, &V::cu_nodes>("cu_nodes"),
+                                    field<V, &V::proposals>("proposals"),
+                                    field<V, &V::first_child>("first_child"),
+                                    field<V, &V::next_sibling>("next_sibling"),
+                                    field<V, &V::draft>("draft"),
+                                    field<V, &V::draft_rows>("draft_rows"),
+                                    field<V, &V::draft_chain>("draft_chain"),
+                                    field<V, &V::draft_ids>("draft_ids"),
+                                    field<V, &V::draft_columns>("draft_columns"),
+                                    field<V, &V::draft_form>("draft_form"),
+                                    field<V, &V::sampling>("sampling"),
+                                    field<V, &V::draft_sampling>("draft_sampling"),
+                                    field<V, &V::rule>("rule"),
+                                    list<V, &V::rule_values, &V::rule_value_count>("rule_values"),
+                                    field<V, &V::seeds>("seeds"),
+                                    field<V, &V::positions>("positions"),
+                                    field<V, &V::bitmask>("bitmask"),
+                                    field<V, &V::bitmask_stride>("bitmask_stride"),
+                                    field<V, &V::bonus_tokens>("bonus_tokens"),
+                                    field<V, &V::bonus_tokens_are_int32>("bonus_tokens_are_int32"),
+                                    field<V, &V::width>("width"),
+                                    field<V, &V::out_tokens>("out_tokens"),
+                                    field<V, &V::out_tokens_are_int32>("out_tokens_are_int32"),
+                                    field<V, &V::out_num_tokens>("out_num_tokens"),
+                                    field<V, &V::out_num_accepted>("out_num_accepted"),
+                                    field<V, &V::out_path>("out_path"),
+                                    field<V, &V::out_logprobs>("out_logprobs"),
+                                    field<V, &V::out_status>("out_status"),
+                                    field<V, &V::trace_thresholds>("trace_thresholds"),
+                                    field<V, &V::trace_masses>("trace_masses")});
+  using S = specdec_sample_args;
+  bind_function<specdec_sample, S>(
+      m, "sample",
       {field<S, &S::logits>("logits"), field<S, &S::sampling>("sampling"), field<S, &S::seeds>("seeds"),
        field<S, &S::positions>("positions"), field<S, &S::bitmask>("bitmask"),
-       field<S, &S::out_tokens>("out_tokens"), field<S, &S::out_logprobs>("out_logprobs")});
+       field<S, &S::bitmask_stride>("bitmask_stride"), field<S, &S::out_tokens>("out_tokens"),
+       field<S, &S::out_logprobs>("out_logprobs")});
 }
 
 void bind_drafting(py::module_& m) {
-  using C = ChildrenArgs;
-  bind_struct<C>(
-      m, "ChildrenArgs",
+  using C = specdec_children_args;
+  bind_function<specdec_sample_children, C>(
+      m, "sample_children",
       {field<C, &C::logits>("logits"), field<C, &C::k>("k"), field<C, &C::method>("method"),
-       field<C, &C::sampling>("sampling"), field<C, &C::seeds>("seeds"), field<C, &C::positions>("positions"),
-       field<C, &C::nodes>("nodes"), field<C, &C::purpose>("purpose"), field<C, &C::out_tokens>("out_tokens"),
-       field<C, &C::out_scores>("out_scores")});
-  using N = NgramArgs;
+       field<C, &C::purpose>("purpose"), field<C, &C::sampling>("sampling"), field<C, &C::seeds>("seeds"),
+       field<C, &C::positions>("positions"), field<C, &C::nodes>("nodes"),
+       field<C, &C::out_tokens>("out_tokens"), field<C, &C::out_scores>("out_scores")});
+  using N = specdec_ngram_search;
   bind_struct<N>(
-      m, "NgramArgs",
+      m, "NgramSearch",
       {field<N, &N::tokens>("tokens"), field<N, &N::lengths>("lengths"), field<N, &N::requests>("requests"),
        field<N, &N::width>("width"), field<N, &N::min_ngram>("min_ngram"),
        field<N, &N::max_ngram>("max_ngram"), field<N, &N::cyclic>("cyclic")});
-  using D = NgramDraftArgs;
-  bind_struct<D>(m, "NgramDraftArgs",
-                 {field<D, &D::search>("search"), field<D, &D::frequent>("frequent"),
-                  field<D, &D::num_draft>("num_draft"), field<D, &D::out>("out")});
-  using T = NgramTreeArgs;
-  bind_struct<T>(m, "NgramTreeArgs",
-                 {field<T, &T::search>("search"), field<T, &T::max_depth>("max_depth"),
-                  field<T, &T::branches>("branches"), field<T, &T::max_nodes>("max_nodes"),
-                  field<T, &T::trust>("trust"), field<T, &T::out_tokens>("out_tokens"),
-                  field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});
+  using D = specdec_ngram_draft_args;
+  bind_function<specdec_ngram_draft, D>(m, "ngram_draft",
+                                        {field<D, &D::search>("search"), field<D, &D::frequent>("frequent"),
+                                         field<D, &D::num_draft>("num_draft"), field<D, &D::out>("out")});
+  using T = specdec_ngram_tree_args;
+  bind_function<specdec_ngram_tree, T>(
+      m, "ngram_tree",
+      {field<T, &T::search>("search"), field<T, &T::max_depth>("max_depth"),
+       field<T, &T::branches>("branches"), field<T, &T::max_nodes>("max_nodes"),
+       list<T, &T::trust, &T::trust_count>("trust"), field<T, &T::out_tokens>("out_tokens"),
+       field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});
 }
 
 void bind_attention(py::module_& m) {
-  using R = HeadRows;
+  using R = specdec_head_rows;
   bind_struct<R>(m, "HeadRows",
                  {field<R, &R::data>("data"), field<R, &R::dtype>("dtype"),
                   field<R, &R::row_stride>("row_stride"), field<R, &R::head_stride>("head_stride")});
-  using C = HeadCache;
+  using C = specdec_head_cache;
   bind_struct<C>(
       m, "HeadCache",
       {field<C, &C::data>("data"), field<C, &C::dtype>("dtype"), field<C, &C::page_stride>("page_stride"),
        field<C, &C::slot_stride>("slot_stride"), field<C, &C::head_stride>("head_stride"),
        field<C, &C::scales>("scales"), field<C, &C::scale>("scale")});
-  using A = AttentionArgs;
-  bind_struct<A>(m, "AttentionArgs",
-                 {field<A, &A::query>("query"),
-                  field<A, &A::new_key>("new_key"),
-                  field<A, &A::new_value>("new_value"),
-                  field<A, &A::key>("key"),
-                  field<A, &A::value>("value"),
-                  field<A, &A::rows>("rows"),
-                  field<A, &A::query_heads>("query_heads"),
-                  field<A, &A::heads>("heads"),
-                  field<A, &A::head>("head"),
-                  field<A, &A::value_size>("value_size"),
-                  field<A, &A::parents>("parents"),
-                  field<A, &A::cu_nodes>("cu_nodes"),
-                  field<A, &A::requests>("requests"),
-                  field<A, &A::block_table>("block_table"),
-                  field<A, &A::table_width>("table_width"),
-                  field<A, &A::pages>("pages"),
-                  field<A, &A::page_size>("page_size"),
-                  field<A, &A::prefix_lens>("prefix_lens"),
-                  field<A, &A::max_prefix>("max_prefix"),
-                  field<A, &A::scale>("scale"),
-                  field<A, &A::softcap>("softcap"),
-                  field<A, &A::window>("window"),
-                  field<A, &A::sinks>("sinks"),
-                  field<A, &A::deterministic>("deterministic"),
-                  field<A, &A::out>("out"),
-                  field<A, &A::out_lse>("out_lse")});
+  using A = specdec_attention_args;
+  bind_function<specdec_tree_attention, A>(m, "tree_attention",
+                                           {field<A, &A::query>("query"),
+                                            field<A, &A::new_key>("new_key"),
+                                            field<A, &A::new_value>("new_value"),
+                                            field<A, &A::key>("key"),
+                                            field<A, &A::value>("value"),
+                                            field<A, &A::nodes>("nodes"),
+                                            field<A, &A::query_heads>("query_heads"),
+                                            field<A, &A::heads>("heads"),
+                                            field<A, &A::head>("head"),
+                                            field<A, &A::value_size>("value_size"),
+                                            field<A, &A::parents>("parents"),
+                                            field<A, &A::cu_nodes>("cu_nodes"),
+                                            field<A, &A::requests>("requests"),
+                                            field<A, &A::block_table>("block_table"),
+                                            field<A, &A::table_width>("table_width"),
+                                            field<A, &A::pages>("pages"),
+                                            field<A, &A::page_size>("page_size"),
+                                            field<A, &A::prefix_lens>("prefix_lens"),
+                                            field<A, &A::max_prefix>("max_prefix"),
+                                            field<A, &A::scale>("scale"),
+                                            field<A, &A::softcap>("softcap"),
+                                            field<A, &A::window>("window"),
+                                            field<A, &A::sinks>("sinks"),
+                                            field<A, &A::deterministic>("deterministic"),
+                                            field<A, &A::out>("out"),
+                                            field<A, &A::out_lse>("out_lse")});
 }
 
 void bind_commit(py::module_& m) {
-  using P = Paths;
+  using P = specdec_paths;
   bind_struct<P>(
       m, "Paths",
       {field<P, &P::nodes>("nodes"), field<P, &P::width>("width"), field<P, &P::cu_nodes>("cu_nodes"),
        field<P, &P::rows>("rows"), field<P, &P::requests>("requests")});
-  using C = CommitArgs;
-  bind_struct<C>(
-      m, "CommitArgs",
-      {field<C, &C::caches>("caches"), field<C, &C::fresh>("fresh"), field<C, &C::cache_count>("cache_count"),
-       field<C, &C::paths>("paths"), field<C, &C::block_table>("block_table"),
-       field<C, &C::pages_per_request>("pages_per_request"), field<C, &C::prefix_lens>("prefix_lens"),
-       field<C, &C::page_size>("page_size"), field<C, &C::out_lengths>("out_lengths"),
-       field<C, &C::out_pages_kept>("out_pages_kept")});
+  using C = specdec_commit_args;
+  bind_function<specdec_commit_kv, C>(
+      m, "commit_kv",
+      {field<C, &C::caches>("caches"), field<C, &C::new_rows>("new_rows"),
+       field<C, &C::cache_count>("cache_count"), field<C, &C::cache_struct_size>("cache_struct_size"),
+       field<C, &C::new_rows_struct_size>("new_rows_struct_size"), field<C, &C::paths>("paths"),
+       field<C, &C::block_table>("block_table"), field<C, &C::table_width>("table_width"),
+       field<C, &C::prefix_lens>("prefix_lens"), field<C, &C::page_size>("page_size"),
+       field<C, &C::out_lengths>("out_lengths"), field<C, &C::out_pages_kept>("out_pages_kept")});
 }
 
 void bind_states(py::module_& m) {
-  using C = Commits;
-  bind_struct<C>(m, "Commits", {field<C, &C::paths>("paths"), field<C, &C::slots>("slots")});
-  using R = StateRows;
-  bind_struct<R>(m, "StateRows",
-                 {field<R, &R::address>("address"), field<R, &R::slots>("slots"),
+  using R = specdec_states;
+  bind_struct<R>(m, "States",
+                 {field<R, &R::data>("data"), field<R, &R::slots>("slots"),
                   field<R, &R::slot_stride>("slot_stride"), field<R, &R::row_bytes>("row_bytes")});
-  using S = Snapshots;
-  bind_struct<S>(m, "Snapshots", {field<S, &S::address>("address"), field<S, &S::row_stride>("row_stride")});
-  using W = Windows;
+  using S = specdec_snapshots;
+  bind_struct<S>(m, "Snapshots", {field<S, &S::data>("data"), field<S, &S::row_stride>("row_stride")});
+  using C = specdec_commit_state_args;
+  bind_function<specdec_commit_state, C>(
+      m, "commit_state",
+      {field<C, &C::paths>("paths"), field<C, &C::slots>("slots"),
+       structs<C, &C::states, &C::state_count, &C::state_struct_size>("states"),
+       structs<C, &C::snapshots, &C::snapshot_count, &C::snapshot_struct_size>("snapshots")});
+  using W = specdec_windows;
   bind_struct<W>(m, "Windows",
-                 {field<W, &W::address>("address"), field<W, &W::slots>("slots"),
+                 {field<W, &W::data>("data"), field<W, &W::slots>("slots"),
                   field<W, &W::channels>("channels"), field<W, &W::taps>("taps"),
                   field<W, &W::slot_stride>("slot_stride"), field<W, &W::channel_stride>("channel_stride"),
                   field<W, &W::tap_stride>("tap_stride"), field<W, &W::item_bytes>("item_bytes")});
-  using I = WindowInputs;
+  using I = specdec_window_inputs;
   bind_struct<I>(m, "WindowInputs",
-                 {field<I, &I::address>("address"), field<I, &I::row_stride>("row_stride"),
+                 {field<I, &I::data>("data"), field<I, &I::row_stride>("row_stride"),
                   field<I, &I::channel_stride>("channel_stride")});
-  using M = Matrices;
-  bind_struct<M>(
-      m, "Matrices",
-      {field<M, &M::address>("address"), field<M, &M::dtype>("dtype"), field<M, &M::slots>("slots"),
-       field<M, &M::heads>("heads"), field<M, &M::rows>("rows"), field<M, &M::columns>("columns"),
-       field<M, &M::slot_stride>("slot_stride"), field<M, &M::head_stride>("head_stride"),
-       field<M, &M::row_stride>("row_stride"), field<M, &M::column_stride>("column_stride")});
-  using N = NodeInputs;
+  using V = specdec_replay_conv_args;
+  bind_function<specdec_replay_conv, V>(
+      m, "replay_conv",
+      {field<V, &V::paths>("paths"), field<V, &V::slots>("slots"),
+       structs<V, &V::windows, &V::window_count, &V::window_struct_size>("windows"),
+       structs<V, &V::inputs, &V::input_count, &V::input_struct_size>("inputs")});
+  using M = specdec_matrices;
+  bind_struct<M>(m, "Matrices",
+                 {field<M, &M::data>("data"), field<M, &M::dtype>("dtype"), field<M, &M::slots>("slots"),
+                  field<M, &M::heads>("heads"), field<M, &M::rows>("rows"), field<M, &M::columns>("columns"),
+                  field<M, &M::slot_stride>("slot_stride"), field<M, &M::head_stride>("head_stride"),
+                  field<M, &M::row_stride>("row_stride"), field<M, &M::column_stride>("column_stride")});
+  using N = specdec_node_inputs;
   bind_struct<N>(m, "NodeInputs",
-                 {field<N, &N::address>("address"), field<N, &N::dtype>("dtype"),
-                  field<N, &N::heads>("heads"), field<N, &N::size>("size"),
-                  field<N, &N::row_stride>("row_stride"), field<N, &N::head_stride>("head_stride")});
+                 {field<N, &N::data>("data"), field<N, &N::dtype>("dtype"), field<N, &N::heads>("heads"),
+                  field<N, &N::size>("size"), field<N, &N::row_stride>("row_stride"),
+                  field<N, &N::head_stride>("head_stride")});
+  using P = specdec_replay_args;
+  bind_function<specdec_replay_gated_delta, P>(
+      m, "replay_gated_delta",
+      {field<P, &P::paths>("paths"), field<P, &P::slots>("slots"),
+       structs<P, &P::states, &P::state_count, &P::state_struct_size>("states"),
+       structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
+  bind_function<specdec_replay_mamba2, P>(
+      m, "replay_mamba2",
+      {field<P, &P::paths>("paths"), field<P, &P::slots>("slots"),
+       structs<P, &P::states, &P::state_count, &P::state_struct_size>("states"),
+       structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
 }
 
 const Kernels& kernels_named(const std::string& isa) {
@@ -252,10 +273,11 @@ void bind_kernels(py::module_& m) {
   m.def(
       "race",
       [](const std::string& isa, std::uintptr_t x, int64_t n, float max, int64_t seed, int64_t position,
-         Purpose purpose) {
+         uint32_t purpose) {
         Leader leader;
-        const double sum = kernels_named(isa).race(reinterpret_cast<const float*>(x), n, Weight{.max = max},
-                                                   Stream(seed, position, purpose), 0, leader);
+        const double sum =
+            kernels_named(isa).race(reinterpret_cast<const float*>(x), n, Weight{.max = max},
+                                    Stream(seed, position, static_cast<Purpose>(purpose)), 0, leader);
         return std::make_tuple(sum, leader.score, leader.token);
       },
       py::arg("isa"), py::arg("x"), py::arg("n"), py::arg("max"), py::arg("seed"), py::arg("position"),
@@ -273,22 +295,5 @@ PYBIND11_MODULE(_native, m) {
   bind_commit(m);
   bind_states(m);
   bind_kernels(m);
-  const auto args = py::arg("args");
-  const auto threads = py::arg("threads");
-  const py::call_guard<py::gil_scoped_release> released;
-  m.def("verify", &verify, args, threads, released);
-  m.def("sample", &sample, args, threads, released);
-  m.def("sample_children", &sample_children, args, threads, released);
-  m.def("ngram_draft", &ngram_draft, args, threads, released);
-  m.def("ngram_tree", &ngram_tree, args, threads, released);
-  m.def("tree_attention", &tree_attention, args, threads, released);
-  m.def("commit_kv", &commit_kv, args, threads, released);
-  const auto commits = py::arg("commits");
-  const auto states = py::arg("states");
-  const auto inputs = py::arg("inputs");
-  m.def("commit_state", &commit_state, commits, states, py::arg("snapshots"), threads, released);
-  m.def("replay_conv", &replay_conv, commits, py::arg("windows"), inputs, threads, released);
-  m.def("replay_gated_delta", &replay_gated_delta, commits, states, inputs, threads, released);
-  m.def("replay_mamba2", &replay_mamba2, commits, states, inputs, threads, released);
-  m.def("instruction_set", [] { return kernels().name; });
+  m.def("instruction_set", &specdec_instruction_set);
 }

@@ -78,21 +78,22 @@ std::vector<int64_t> likeliest(Worker& worker, const Law& law, int64_t k) {
   return tokens;
 }
 
-std::vector<int64_t> children(Worker& worker, const Law& law, const ChildrenArgs& args, int64_t n) {
+std::vector<int64_t> children(Worker& worker, const Law& law, const specdec_children_args& args, int64_t n) {
   const auto stream = [&](int64_t ordinal) {
-    return Stream(args.seeds[n], args.positions[n], args.purpose, args.nodes[n], ordinal);
+    return Stream(args.seeds[n], args.positions[n], static_cast<Purpose>(args.purpose), args.nodes[n],
+                  ordinal);
   };
   const int64_t k = args.k;
   std::vector<int64_t> tokens;
   if (law.status & kEmpty) return tokens;
-  if (args.method == Method::kIndependent) {
+  if (args.method == SPECDEC_CHILDREN_INDEPENDENT) {
     for (int64_t i = 0; i < k; ++i) tokens.push_back(draw(worker, law, stream(i)));
   } else if (law.point >= 0) {
-    if (args.method == Method::kHybrid && k > 1) tokens.push_back(-1);  // nothing is left to sample
+    if (args.method == SPECDEC_CHILDREN_HYBRID && k > 1) tokens.push_back(-1);  // nothing is left to sample
     tokens.push_back(law.point);
-  } else if (args.method == Method::kWithoutReplacement) {
+  } else if (args.method == SPECDEC_CHILDREN_WITHOUT_REPLACEMENT) {
     draw_more(worker, law, stream(0), k, tokens);
-  } else if (args.method == Method::kTopK) {
+  } else if (args.method == SPECDEC_CHILDREN_TOP_K) {
     tokens = likeliest(worker, law, k);
   } else {
     tokens = likeliest(worker, law, k - 1);
@@ -106,10 +107,10 @@ std::vector<int64_t> children(Worker& worker, const Law& law, const ChildrenArgs
 
 }  // namespace
 
-void sample_children(const ChildrenArgs& args, int threads) {
-  Team team(threads_for(args.logits.count * args.logits.size, threads));
-  team.items(args.logits.count, grain_of(args.logits.size), [&](Worker& worker, int64_t n) {
-    const Law law = law_of(worker, args.logits.row(n), args.sampling[n]);
+void sample_children(const specdec_children_args& args, int threads) {
+  Team team(threads_for(args.logits->count * args.logits->size, threads));
+  team.items(args.logits->count, grain_of(args.logits->size), [&](Worker& worker, int64_t n) {
+    const Law law = law_of(worker, row_of(*args.logits, n), sampling_of(args.sampling, n));
     const std::vector<int64_t> tokens = children(worker, law, args, n);
     for (int64_t i = 0; i < args.k; ++i) {
       const int64_t token = i < static_cast<int64_t>(tokens.size()) ? tokens[i] : -1;

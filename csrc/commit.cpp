@@ -23,10 +23,10 @@ struct Move {
   Place from, to;
 };
 
-Place place_of(const CommitArgs& a, int64_t b, int64_t slot) {
+Place place_of(const specdec_commit_args& a, int64_t b, int64_t slot) {
   const int64_t index = slot / a.page_size;
-  if (slot < 0 || index >= a.pages_per_request) return {};
-  return {a.block_table[b * a.pages_per_request + index], slot % a.page_size};
+  if (slot < 0 || index >= a.table_width) return {};
+  return {a.block_table[b * a.table_width + index], slot % a.page_size};
 }
 
 int32_t saturated(int64_t value) {
@@ -34,31 +34,31 @@ int32_t saturated(int64_t value) {
 }
 
 // Moves of one request, ascending. A row never lands on one that has yet to leave: path[j] >= j.
-void plan_moves(const CommitArgs& a, int64_t b, std::vector<Move>& moves) {
+void plan_moves(const specdec_commit_args& a, int64_t b, std::vector<Move>& moves) {
   const int64_t prefix = a.prefix_lens[b];
-  const int64_t kept = prefix < 0 ? 0 : a.paths.kept(b);
+  const int64_t kept = prefix < 0 ? 0 : kept_of(*a.paths, b);
   const int64_t length = std::max<int64_t>(prefix, 0) + kept;
   a.out_lengths[b] = saturated(length);
   a.out_pages_kept[b] = saturated((length + a.page_size - 1) / a.page_size);
   for (int64_t j = 0; j < kept; ++j) {
-    const int64_t node = a.paths.of(b)[j];
-    if (!a.fresh && node == j) continue;
+    const int64_t node = path_of(*a.paths, b)[j];
+    if (!a.new_rows && node == j) continue;
     const Place to = place_of(a, b, prefix + j);
-    const Place from = a.fresh ? Place{} : place_of(a, b, prefix + node);
-    if (to.page >= 0 && (a.fresh || from.page >= 0)) moves.push_back({a.paths.start(b) + node, from, to});
+    const Place from = a.new_rows ? Place{} : place_of(a, b, prefix + node);
+    if (to.page >= 0 && (a.new_rows || from.page >= 0))
+      moves.push_back({start_of(*a.paths, b) + node, from, to});
   }
 }
 
-char* row_of(const Cache& cache, const Place& place) {
-  return reinterpret_cast<char*>(cache.address) + place.page * cache.page_stride +
-         place.offset * cache.slot_stride;
+char* row_of(const specdec_cache& cache, const Place& place) {
+  return static_cast<char*>(cache.data) + place.page * cache.page_stride + place.offset * cache.slot_stride;
 }
 
-void move_rows(const Cache& cache, const NewRows* fresh, const Move* move, const Move* end) {
+void move_rows(const specdec_cache& cache, const specdec_new_rows* fresh, const Move* move, const Move* end) {
   if (cache.row_bytes == 0) return;
   for (; move != end; ++move) {
     if (move->to.page >= cache.pages || move->from.page >= cache.pages) continue;
-    const char* from = fresh ? reinterpret_cast<const char*>(fresh->address) + move->node * fresh->row_stride
+    const char* from = fresh ? static_cast<const char*>(fresh->data) + move->node * fresh->row_stride
                              : row_of(cache, move->from);
     char* to = row_of(cache, move->to);
     const int64_t head_stride = fresh ? fresh->head_stride : cache.head_stride;
@@ -69,8 +69,8 @@ void move_rows(const Cache& cache, const NewRows* fresh, const Move* move, const
 
 }  // namespace
 
-void commit_kv(const CommitArgs& a, int threads) {
-  const int64_t requests = a.paths.requests;
+void commit_kv(const specdec_commit_args& a, int threads) {
+  const int64_t requests = a.paths->requests;
   std::vector<Move> moves;
   std::vector<int64_t> first(requests + 1, 0);
   for (int64_t b = 0; b < requests; ++b) {
@@ -87,7 +87,7 @@ void commit_kv(const CommitArgs& a, int threads) {
   Team team(bytes <= kGrainBytes ? 1 : threads);
   team.items(items, grain, [&](Worker&, int64_t item) {
     const int64_t c = item / requests, b = item % requests;
-    move_rows(a.caches[c], a.fresh ? a.fresh + c : nullptr, moves.data() + first[b],
+    move_rows(a.caches[c], a.new_rows ? a.new_rows + c : nullptr, moves.data() + first[b],
               moves.data() + first[b + 1]);
   });
 }

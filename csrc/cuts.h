@@ -17,11 +17,13 @@ struct Sampling {
   bool cuts(int64_t vocab) const { return (top_k >= 1 && top_k < vocab) || top_p < 1 || min_p > 0; }
 };
 
-struct SamplingArgs {
-  PerRequest temperature{nullptr, 1}, top_k{nullptr, 0}, top_p{nullptr, 1}, min_p{nullptr, 0};
-  bool min_p_last = false;
-  Sampling operator[](int64_t b) const { return {temperature[b], top_k[b], top_p[b], min_p[b], min_p_last}; }
-};
+// That of request b; null = nothing is cut.
+inline Sampling sampling_of(const specdec_sampling* s, int64_t b) {
+  if (!s) return {};
+  const auto at = [b](const double* values, double value) { return values ? values[b] : value; };
+  return {at(s->temperatures, s->temperature), at(s->top_ks, s->top_k), at(s->top_ps, s->top_p),
+          at(s->min_ps, s->min_p), s->min_p_last != 0};
+}
 
 // Scores that a list of the largest ones may hold.
 inline constexpr int64_t kMostCandidates = 1024;

@@ -211,9 +211,9 @@ inline uint16_t to_float16(float x) {
 }
 
 void write(const float* in, float scale, int64_t n, DType dtype, void* out) {
-  if (dtype == DType::kFloat32)
+  if (dtype == SPECDEC_FLOAT32)
     for (int64_t i = 0; i < n; ++i) static_cast<float*>(out)[i] = in[i] * scale;
-  else if (dtype == DType::kBFloat16)
+  else if (dtype == SPECDEC_BFLOAT16)
     for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_bfloat16(in[i] * scale);
   else
     for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_float16(in[i] * scale);

@@ -11,7 +11,11 @@
 
 namespace specdec {
 
-enum Status : int32_t { kNaN = 1, kEmpty = 2, kImpossible = 4 };
+enum Status : int32_t {
+  kNaN = SPECDEC_STATUS_NAN,
+  kEmpty = SPECDEC_STATUS_EMPTY,
+  kImpossible = SPECDEC_STATUS_IMPOSSIBLE
+};
 
 struct Law {
   Reader reader;

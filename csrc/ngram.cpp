@@ -22,7 +22,7 @@ struct Text {
   int64_t length;
   bool cyclic;
 
-  Text(const NgramArgs& args, int64_t b)
+  Text(const specdec_ngram_search& args, int64_t b)
       : tokens(args.tokens + b * args.width),
         length(std::clamp<int64_t>(args.lengths[b], 0, args.width)),
         cyclic(args.cyclic) {}
@@ -43,7 +43,7 @@ struct Text {
 };
 
 // Ends of the earlier occurrences of the longest n-gram, the most recent first.
-std::vector<int64_t> longest(const Text& text, const NgramArgs& args, bool only_latest) {
+std::vector<int64_t> longest(const Text& text, const specdec_ngram_search& args, bool only_latest) {
   std::vector<int64_t> ends;
   int64_t best = args.min_ngram;
   for (int64_t end = text.length - 2; end >= 0; --end) {
@@ -83,11 +83,11 @@ int64_t vote(const Text& text, std::vector<int64_t>& ends, int64_t i) {
   return ballots[first].token;
 }
 
-void draft(const NgramDraftArgs& args, int64_t b) {
-  const Text text(args.search, b);
+void draft(const specdec_ngram_draft_args& args, int64_t b) {
+  const Text text(*args.search, b);
   int64_t* out = args.out + b * args.num_draft;
   std::fill(out, out + args.num_draft, -1);
-  std::vector<int64_t> ends = longest(text, args.search, !args.frequent);
+  std::vector<int64_t> ends = longest(text, *args.search, !args.frequent);
   for (int64_t i = 0; i < args.num_draft && !ends.empty(); ++i) {
     if (args.frequent && ends.size() > 1) {
       out[i] = vote(text, ends, i);
@@ -99,17 +99,17 @@ void draft(const NgramDraftArgs& args, int64_t b) {
 }
 
 // The best occurrences, by n and then the most recent first.
-std::vector<Occurrence> best_occurrences(const Text& text, const NgramTreeArgs& args) {
+std::vector<Occurrence> best_occurrences(const Text& text, const specdec_ngram_tree_args& args) {
   std::vector<Occurrence> best;
   for (int64_t end = text.length - 2; end >= 0; --end) {
     if (text.tokens[end] != text.tokens[text.length - 1]) continue;
-    const int64_t n = text.shared(end, args.search.max_ngram);
+    const int64_t n = text.shared(end, args.search->max_ngram);
     const bool full = static_cast<int64_t>(best.size()) == args.branches;
-    if (n < args.search.min_ngram || (full && best.back().n >= n)) continue;
+    if (n < args.search->min_ngram || (full && best.back().n >= n)) continue;
     if (full) best.pop_back();
     best.insert(std::find_if(best.begin(), best.end(), [n](const Occurrence& o) { return o.n < n; }),
                 {n, end});
-    if (static_cast<int64_t>(best.size()) == args.branches && best.back().n == args.search.max_ngram) break;
+    if (static_cast<int64_t>(best.size()) == args.branches && best.back().n == args.search->max_ngram) break;
   }
   return best;
 }
@@ -120,18 +120,20 @@ struct Node {
   double chance, left;  // left: that the text goes here and to none of the children so far
 };
 
-std::vector<Node> grow(const Text& text, const NgramTreeArgs& args) {
+std::vector<Node> grow(const Text& text, const specdec_ngram_tree_args& args) {
+  // A node deeper than there are places has too many ancestors, none of them less likely, to be kept.
+  const int64_t max_depth = std::min(args.max_depth, args.max_nodes - 1);
   std::vector<Node> nodes = {{text.length ? text.tokens[text.length - 1] : -1, -1, 1, 1}};
   for (const Occurrence& o : best_occurrences(text, args)) {
     size_t node = 0;
-    for (int64_t i = 0; i < args.max_depth && text.has(o.end, i); ++i) {
+    for (int64_t i = 0; i < max_depth && text.has(o.end, i); ++i) {
       const int64_t token = text.after(o.end, i);
       size_t child = node + 1;
       while (child < nodes.size() &&
              !(nodes[child].parent == static_cast<int32_t>(node) && nodes[child].token == token))
         ++child;
       if (child == nodes.size()) {
-        const double trust = args.trust[std::min<int64_t>(o.n + i, args.trust.size()) - 1];
+        const double trust = args.trust[std::min(o.n + i, args.trust_count) - 1];
         const double chance = trust * nodes[node].left;
         nodes[node].left -= chance;
         nodes.push_back({token, static_cast<int32_t>(node), chance, chance});
@@ -156,8 +158,8 @@ std::vector<int32_t> depth_first(const std::vector<Node>& nodes, std::vector<int
   return order;
 }
 
-void tree(const NgramTreeArgs& args, int64_t b) {
-  const std::vector<Node> nodes = grow(Text(args.search, b), args);
+void tree(const specdec_ngram_tree_args& args, int64_t b) {
+  const std::vector<Node> nodes = grow(Text(*args.search, b), args);
   std::vector<int32_t> order(nodes.size()), place(nodes.size(), -1);
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   std::stable_sort(order.begin(), order.end(),
@@ -177,19 +179,19 @@ void tree(const NgramTreeArgs& args, int64_t b) {
 }
 
 template <class Body>
-void for_each_text(const NgramArgs& search, int threads, Body&& body) {
+void for_each_text(const specdec_ngram_search& search, int threads, Body&& body) {
   Team team(threads_for(search.requests * search.width, threads));
   team.items(search.requests, grain_of(search.width), [&](Worker&, int64_t b) { body(b); });
 }
 
 }  // namespace
 
-void ngram_draft(const NgramDraftArgs& args, int threads) {
-  for_each_text(args.search, threads, [&](int64_t b) { draft(args, b); });
+void ngram_draft(const specdec_ngram_draft_args& args, int threads) {
+  for_each_text(*args.search, threads, [&](int64_t b) { draft(args, b); });
 }
 
-void ngram_tree(const NgramTreeArgs& args, int threads) {
-  for_each_text(args.search, threads, [&](int64_t b) { tree(args, b); });
+void ngram_tree(const specdec_ngram_tree_args& args, int threads) {
+  for_each_text(*args.search, threads, [&](int64_t b) { tree(args, b); });
 }
 
 }  // namespace specdec

@@ -25,7 +25,8 @@ void Node::load() {
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c))
     sampled |= r.tree.proposal(c) != Proposal::kPoint;
   if (const Row row = sampled ? r.draft_row(index_) : Row{}; row.present()) {
-    const bool logprobs = r.inputs.draft_is_logprobs, probs = r.inputs.draft_is_probs;
+    const bool logprobs = r.inputs.draft_form == SPECDEC_DRAFT_LOGPROBS;
+    const bool probs = r.inputs.draft_form == SPECDEC_DRAFT_PROBS;
     q_ = logprobs ? law_of_logprobs(row)
          : probs  ? law_of_probs(row)
                   : law_of(r.worker, row, r.draft_sampling);
@@ -33,10 +34,10 @@ void Node::load() {
       q_.status = probs ? status_of_probs(r.worker, row) : law_of(r.worker, row, Sampling{}).status;
     has_q_ = q_.status == 0;  // a row with NaN, or with nothing left, is no draft row
     q_scale_ = std::exp2(-q_.log2_mass);
-    if (q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
+    if (has_q_ && q_.point >= 0 && r.inputs.draft_ids) q_.point = r.inputs.draft_ids[q_.point];
     if (r.inputs.draft_columns) {
       q_.reader.row.columns = r.inputs.draft_columns;
-      q_.reader.row.vocab = r.inputs.target.size;
+      q_.reader.row.vocab = r.inputs.target->size;
     }
   }
   list_tracked();
@@ -48,7 +49,7 @@ bool Node::drafted_the_impossible() const {
   const Request& r = *request_;
   for (int64_t c = r.children.first(index_); c >= 0; c = r.children.next(c)) {
     int64_t token = r.tree.tokens[c];
-    if (r.inputs.draft_columns) token = token < r.inputs.target.size ? r.inputs.draft_columns[token] : -1;
+    if (r.inputs.draft_columns) token = token < r.inputs.target->size ? r.inputs.draft_columns[token] : -1;
     if (r.tree.proposal(c) != Proposal::kPoint && !(q_.p(token) > 0)) return true;
   }
   return false;
@@ -130,7 +131,7 @@ double Node::proposal_q(int64_t child) {
   if (is_point(child)) return 1;
   const int64_t token = tree.tokens[child];
   const auto known = [&](double q) {
-    if (!(q > 0) && token < request_->inputs.target.size) request_->status |= kImpossible;
+    if (!(q > 0) && token < request_->inputs.target->size) request_->status |= kImpossible;
     return q;
   };
   if (tree.proposal(child) == Proposal::kIndependent) {

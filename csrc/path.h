@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "specdec.h"
+
 namespace specdec {
 
 // First row of request b, inside [0, rows] whatever the offsets hold.
@@ -12,24 +14,19 @@ inline int64_t first_row_of(const int32_t* cu_nodes, int64_t b, int64_t rows) {
   return std::clamp<int64_t>(cu_nodes[b], 0, rows);
 }
 
-struct Paths {
-  const int32_t* nodes = nullptr;  // [B, width], index within the request, -1 beyond the end
-  int64_t width = 0;
-  const int32_t* cu_nodes = nullptr;  // [B + 1]
-  int64_t rows = 0;                   // R
-  int64_t requests = 0;               // B
+inline const int32_t* path_of(const specdec_paths& paths, int64_t b) { return paths.nodes + b * paths.width; }
 
-  const int32_t* of(int64_t b) const { return nodes + b * width; }
+inline int64_t start_of(const specdec_paths& paths, int64_t b) {
+  return first_row_of(paths.cu_nodes, b, paths.rows);
+}
 
-  int64_t start(int64_t b) const { return first_row_of(cu_nodes, b, rows); }
-
-  // Nodes kept: entries up to the first that is not above its predecessor or is no node of the request.
-  int64_t kept(int64_t b) const {
-    const int64_t count = start(b + 1) - start(b);
-    int64_t j = 0;
-    for (int64_t last = -1; j < width && of(b)[j] > last && of(b)[j] < count; ++j) last = of(b)[j];
-    return j;
-  }
-};
+// Nodes kept: entries up to the first that is not above its predecessor or is no node of the request.
+inline int64_t kept_of(const specdec_paths& paths, int64_t b) {
+  const int64_t count = start_of(paths, b + 1) - start_of(paths, b);
+  const int32_t* path = path_of(paths, b);
+  int64_t j = 0;
+  for (int64_t last = -1; j < paths.width && path[j] > last && path[j] < count; ++j) last = path[j];
+  return j;
+}
 
 }  // namespace specdec

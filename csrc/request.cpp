@@ -4,7 +4,7 @@
 namespace specdec {
 namespace {
 
-Tree tree_of(const VerifyInputs& inputs, int64_t begin, int64_t end) {
+Tree tree_of(const VerifyArgs& inputs, int64_t begin, int64_t end) {
   return {inputs.tokens + begin,
           inputs.parents + begin,
           inputs.proposals + begin,
@@ -13,24 +13,24 @@ Tree tree_of(const VerifyInputs& inputs, int64_t begin, int64_t end) {
           end - begin};
 }
 
-int64_t bonus_of(const VerifyInputs& inputs, int64_t b) {
+int64_t bonus_of(const VerifyArgs& inputs, int64_t b) {
   if (!inputs.bonus_tokens) return -1;
-  const int64_t token = inputs.bonus_is_int32 ? static_cast<const int32_t*>(inputs.bonus_tokens)[b]
-                                              : static_cast<const int64_t*>(inputs.bonus_tokens)[b];
-  return token >= 0 && token < inputs.target.size ? token : -1;
+  const int64_t token = inputs.bonus_tokens_are_int32 ? static_cast<const int32_t*>(inputs.bonus_tokens)[b]
+                                                      : static_cast<const int64_t*>(inputs.bonus_tokens)[b];
+  return token >= 0 && token < inputs.target->size ? token : -1;
 }
 
 }  // namespace
 
-Request::Request(const VerifyInputs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
+Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int64_t end)
     : inputs(in),
       worker(w),
       index(b),
       first_row(begin),
       tree(tree_of(in, begin, end)),
       children(tree),
-      sampling(in.sampling[b]),
-      draft_sampling(in.draft_sampling[b]),
+      sampling(sampling_of(in.sampling, b)),
+      draft_sampling(sampling_of(in.draft_sampling, b)),
       bonus_token(bonus_of(in, b)) {}
 
 int64_t Request::target_row_of(int64_t node) const {
@@ -39,7 +39,7 @@ int64_t Request::target_row_of(int64_t node) const {
     r = inputs.target_rows[r];
   else if (inputs.rows_end_early)
     r = node + 1 < tree.nodes ? r - index : -1;
-  return r < inputs.target.count ? r : -1;
+  return r < inputs.target->count ? r : -1;
 }
 
 int64_t Request::bonus(int64_t node) const {
@@ -49,19 +49,19 @@ int64_t Request::bonus(int64_t node) const {
 }
 
 Row Request::target_row(int64_t node) const {
-  Row row = inputs.target.row(target_row_of(node));
-  if (inputs.bitmask.words) row.bitmask = inputs.bitmask.words + (first_row + node) * inputs.bitmask.stride;
+  Row row = row_of(*inputs.target, target_row_of(node));
+  if (inputs.bitmask) row.bitmask = inputs.bitmask + (first_row + node) * inputs.bitmask_stride;
   return row;
 }
 
 Row Request::draft_row(int64_t node) const {
-  if (!inputs.draft.data) return {};
+  if (!inputs.draft) return {};
   int64_t r = first_row + node;
   if (inputs.draft_rows)
     r = inputs.draft_rows[r];
   else if (inputs.draft_chain > 0)
     r = node < inputs.draft_chain ? index * inputs.draft_chain + node : -1;
-  return r >= 0 && r < inputs.draft.count ? inputs.draft.row(r) : Row{};
+  return r >= 0 && r < inputs.draft->count ? row_of(*inputs.draft, r) : Row{};
 }
 
 double Request::coin_of(int64_t node) const {
@@ -69,7 +69,9 @@ double Request::coin_of(int64_t node) const {
 }
 
 Stream Request::next_stream(int64_t depth, Purpose purpose) const {
-  return Stream(inputs.seeds[index], inputs.positions[index] + depth, purpose);
+  // Positions may be any number: what is beyond the largest wraps.
+  const uint64_t position = static_cast<uint64_t>(inputs.positions[index]) + static_cast<uint64_t>(depth);
+  return Stream(inputs.seeds[index], static_cast<int64_t>(position), purpose);
 }
 
 }  // namespace specdec

@@ -7,10 +7,10 @@
 namespace specdec {
 
 static float element(const Row& row, int64_t i) {
-  if (row.dtype == DType::kFloat32) return static_cast<const float*>(row.data)[i];
+  if (row.dtype == SPECDEC_FLOAT32) return static_cast<const float*>(row.data)[i];
   const uint16_t half = static_cast<const uint16_t*>(row.data)[i];
   float out;
-  (row.dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(&half, &out, 1);
+  (row.dtype == SPECDEC_BFLOAT16 ? kernels().from_bfloat16 : kernels().from_float16)(&half, &out, 1);
   return out;
 }
 
@@ -23,7 +23,7 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
   const int64_t* skip = std::lower_bound(excluded.tokens, last, begin);
   const bool skips = skip != last && *skip < begin + n;
   const bool plain = row.columns == nullptr && begin + n <= row.size;
-  if (plain && row.dtype == DType::kFloat32 && !row.bitmask && !only_infinite && !skips && n % kGroup == 0)
+  if (plain && row.dtype == SPECDEC_FLOAT32 && !row.bitmask && !only_infinite && !skips && n % kGroup == 0)
     return static_cast<const float*>(row.data) + begin;
 
   const int64_t stored = row.columns ? n : std::clamp<int64_t>(row.size - begin, 0, n);
@@ -32,11 +32,11 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
       const int32_t column = row.columns[begin + i];
       buffer[i] = column >= 0 && column < row.size ? element(row, column) : -kInf;
     }
-  } else if (row.dtype == DType::kFloat32) {
+  } else if (row.dtype == SPECDEC_FLOAT32) {
     std::memcpy(buffer, static_cast<const float*>(row.data) + begin, stored * sizeof(float));
   } else {
     const uint16_t* halves = static_cast<const uint16_t*>(row.data) + begin;
-    (row.dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, buffer,
+    (row.dtype == SPECDEC_BFLOAT16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, buffer,
                                                                                        stored);
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);

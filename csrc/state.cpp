@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels.h"
 #include "team.h"
@@ -10,26 +11,27 @@
 namespace specdec {
 namespace {
 
-char* at(int64_t address, int64_t offset) { return reinterpret_cast<char*>(address) + offset; }
+char* at(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
+const char* at(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
 
 // Runs body(layer, slot, request, kept) for every layer and request that keeps nodes and has a slot there.
-template <class Layer, class Body>
-void for_each_state(const Commits& commits, const std::vector<Layer>& layers, int threads, Body&& body) {
-  const int64_t requests = commits.paths.requests;
+template <class Args, class Layer, class Body>
+void for_each_state(const Args& args, const Layer* layers, int64_t count, int threads, Body&& body) {
+  const int64_t requests = args.paths->requests;
   Team team(threads);
-  team.items(static_cast<int64_t>(layers.size()) * requests, 1, [&](Worker& worker, int64_t item) {
+  team.items(count * requests, 1, [&](Worker& worker, int64_t item) {
     const int64_t layer = item / requests, b = item % requests;
-    const int64_t kept = commits.paths.kept(b), slot = commits.slots[b];
+    const int64_t kept = kept_of(*args.paths, b), slot = args.slots[b];
     if (kept > 0 && slot >= 0 && slot < layers[layer].slots) body(worker, layer, slot, b, kept);
   });
 }
 
 template <class Item>
-void shift_window(const Windows& w, const WindowInputs& inputs, int64_t slot, const int32_t* path,
-                  int64_t start, int64_t kept) {
+void shift_window(const specdec_windows& w, const specdec_window_inputs& inputs, int64_t slot,
+                  const int32_t* path, int64_t start, int64_t kept) {
   for (int64_t c = 0; c < w.channels && w.taps > 0; ++c) {
-    char* window = at(w.address, slot * w.slot_stride + c * w.channel_stride);
-    const char* input = at(inputs.address, c * inputs.channel_stride);
+    char* window = at(w.data, slot * w.slot_stride + c * w.channel_stride);
+    const char* input = at(inputs.data, c * inputs.channel_stride);
     for (int64_t tap = 0; tap < w.taps; ++tap) {
       const int64_t from = tap + kept;
       const char* source = from < w.taps ? window + from * w.tap_stride
@@ -39,25 +41,25 @@ void shift_window(const Windows& w, const WindowInputs& inputs, int64_t slot, co
   }
 }
 
-void to_floats(int64_t address, DType dtype, int64_t first, int64_t n, float* out) {
-  if (dtype == DType::kFloat32) {
-    std::copy_n(reinterpret_cast<const float*>(address) + first, n, out);
+void to_floats(const void* data, DType dtype, int64_t first, int64_t n, float* out) {
+  if (dtype == SPECDEC_FLOAT32) {
+    std::copy_n(static_cast<const float*>(data) + first, n, out);
   } else {
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(address) + first;
-    (dtype == DType::kBFloat16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
+    const uint16_t* halves = static_cast<const uint16_t*>(data) + first;
+    (dtype == SPECDEC_BFLOAT16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, out, n);
   }
 }
 
 // The matrix of one head while it is replayed, float32, row by row.
 class Head {
  public:
-  Head(const Matrices& m, int64_t slot, int64_t head)
+  Head(const specdec_matrices& m, int64_t slot, int64_t head)
       : m_(m), base_(slot * m.slot_stride + head * m.head_stride), s_(m.rows * m.columns) {
     for (int64_t r = 0; r < m.rows; ++r) {
       if (m.column_stride == 1 && m.columns > 0) {
-        to_floats(m.address, m.dtype, place(r, 0), m.columns, row(r));
+        to_floats(m.data, m.dtype, place(r, 0), m.columns, row(r));
       } else {
-        for (int64_t c = 0; c < m.columns; ++c) to_floats(m.address, m.dtype, place(r, c), 1, row(r) + c);
+        for (int64_t c = 0; c < m.columns; ++c) to_floats(m.data, m.dtype, place(r, c), 1, row(r) + c);
       }
     }
   }
@@ -69,21 +71,21 @@ class Head {
     const int64_t run = whole_rows ? m_.columns : 1;
     for (int64_t r = 0; r < m_.rows; ++r)
       for (int64_t c = 0; c < m_.columns; c += run)
-        kernels().write(row(r) + c, 1.0f, run, m_.dtype, at(m_.address, place(r, c) * bytes_of(m_.dtype)));
+        kernels().write(row(r) + c, 1.0f, run, m_.dtype, at(m_.data, place(r, c) * bytes_of(m_.dtype)));
   }
 
  private:
   int64_t place(int64_t r, int64_t c) const { return base_ + r * m_.row_stride + c * m_.column_stride; }
 
-  const Matrices& m_;
+  const specdec_matrices& m_;
   int64_t base_;
   std::vector<float> s_;
 };
 
-void read(const NodeInputs& in, int64_t row, int64_t head, int64_t heads, std::vector<float>& out) {
+void read(const specdec_node_inputs& in, int64_t row, int64_t head, int64_t heads, std::vector<float>& out) {
   const int64_t base = row * in.row_stride + head * in.heads / heads * in.head_stride;
   out.resize(in.size);
-  if (in.size > 0) to_floats(in.address, in.dtype, base, in.size, out.data());
+  if (in.size > 0) to_floats(in.data, in.dtype, base, in.size, out.data());
 }
 
 // s = a s + x y
@@ -97,14 +99,14 @@ void add_scaled(float* sum, float x, const float* y, int64_t n) {
 
 // Runs step(state, inputs of the layer, row, head) for the kept nodes of every state, head by head.
 template <class Step>
-void replay(const Commits& commits, const std::vector<Matrices>& states,
-            const std::vector<std::vector<NodeInputs>>& inputs, int threads, Step&& step) {
-  for_each_state(commits, states, threads,
+void replay(const specdec_replay_args& args, int threads, Step&& step) {
+  for_each_state(args, args.states, args.state_count, threads,
                  [&](Worker& worker, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
-                   worker.blocks(states[layer].heads, [&](int64_t head, int) {
-                     Head state(states[layer], slot, head);
+                   worker.blocks(args.states[layer].heads, [&](int64_t head, int) {
+                     Head state(args.states[layer], slot, head);
                      for (int64_t j = 0; j < kept; ++j)
-                       step(state, inputs[layer], commits.paths.start(b) + commits.paths.of(b)[j], head);
+                       step(state, args.inputs + 4 * layer,
+                            start_of(*args.paths, b) + path_of(*args.paths, b)[j], head);
                      state.store();
                    });
                  });
@@ -112,62 +114,58 @@ void replay(const Commits& commits, const std::vector<Matrices>& states,
 
 }  // namespace
 
-void commit_state(const Commits& commits, const std::vector<StateRows>& states,
-                  const std::vector<Snapshots>& snapshots, int threads) {
-  for_each_state(
-      commits, states, threads, [&](Worker&, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
-        const StateRows& state = states[layer];
-        if (state.row_bytes == 0) return;
-        const int64_t row = commits.paths.start(b) + commits.paths.of(b)[kept - 1];
-        std::memmove(at(state.address, slot * state.slot_stride),
-                     at(snapshots[layer].address, row * snapshots[layer].row_stride), state.row_bytes);
-      });
+void commit_state(const specdec_commit_state_args& args, int threads) {
+  for_each_state(args, args.states, args.state_count, threads,
+                 [&](Worker&, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
+                   const specdec_states& state = args.states[layer];
+                   if (state.row_bytes == 0) return;
+                   const int64_t row = start_of(*args.paths, b) + path_of(*args.paths, b)[kept - 1];
+                   std::memmove(at(state.data, slot * state.slot_stride),
+                                at(args.snapshots[layer].data, row * args.snapshots[layer].row_stride),
+                                state.row_bytes);
+                 });
 }
 
-void replay_conv(const Commits& commits, const std::vector<Windows>& windows,
-                 const std::vector<WindowInputs>& inputs, int threads) {
-  for_each_state(commits, windows, threads,
+void replay_conv(const specdec_replay_conv_args& args, int threads) {
+  for_each_state(args, args.windows, args.window_count, threads,
                  [&](Worker&, int64_t layer, int64_t slot, int64_t b, int64_t kept) {
-                   const Windows& w = windows[layer];
+                   const specdec_windows& w = args.windows[layer];
                    const auto shift = w.item_bytes == 1   ? shift_window<uint8_t>
                                       : w.item_bytes == 2 ? shift_window<uint16_t>
                                       : w.item_bytes == 4 ? shift_window<uint32_t>
                                                           : shift_window<uint64_t>;
-                   shift(w, inputs[layer], slot, commits.paths.of(b), commits.paths.start(b), kept);
+                   shift(w, args.inputs[layer], slot, path_of(*args.paths, b), start_of(*args.paths, b),
+                         kept);
                  });
 }
 
-void replay_gated_delta(const Commits& commits, const std::vector<Matrices>& states,
-                        const std::vector<std::vector<NodeInputs>>& inputs, int threads) {
-  replay(commits, states, inputs, threads,
-         [&](Head& state, const std::vector<NodeInputs>& in, int64_t row, int64_t head) {
-           thread_local std::vector<float> k, v, log_decay, beta, d;
-           const int64_t heads = in[1].heads, rows = in[0].size, columns = in[1].size;
-           read(in[0], row, head, heads, k);
-           read(in[1], row, head, heads, v);
-           read(in[2], row, head, heads, log_decay);
-           read(in[3], row, head, heads, beta);
-           const float a = std::exp(log_decay[0]);
-           d.assign(columns, 0.0f);
-           for (int64_t r = 0; r < rows; ++r) add_scaled(d.data(), k[r], state.row(r), columns);
-           for (int64_t c = 0; c < columns; ++c) d[c] = beta[0] * (v[c] - a * d[c]);
-           for (int64_t r = 0; r < rows; ++r) decay_and_add(state.row(r), a, k[r], d.data(), columns);
-         });
+void replay_gated_delta(const specdec_replay_args& args, int threads) {
+  replay(args, threads, [&](Head& state, const specdec_node_inputs* in, int64_t row, int64_t head) {
+    thread_local std::vector<float> k, v, log_decay, beta, d;
+    const int64_t heads = in[1].heads, rows = in[0].size, columns = in[1].size;
+    read(in[0], row, head, heads, k);
+    read(in[1], row, head, heads, v);
+    read(in[2], row, head, heads, log_decay);
+    read(in[3], row, head, heads, beta);
+    const float a = std::exp(log_decay[0]);
+    d.assign(columns, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) add_scaled(d.data(), k[r], state.row(r), columns);
+    for (int64_t c = 0; c < columns; ++c) d[c] = beta[0] * (v[c] - a * d[c]);
+    for (int64_t r = 0; r < rows; ++r) decay_and_add(state.row(r), a, k[r], d.data(), columns);
+  });
 }
 
-void replay_mamba2(const Commits& commits, const std::vector<Matrices>& states,
-                   const std::vector<std::vector<NodeInputs>>& inputs, int threads) {
-  replay(commits, states, inputs, threads,
-         [&](Head& state, const std::vector<NodeInputs>& in, int64_t row, int64_t head) {
-           thread_local std::vector<float> x, B, dt, A;
-           const int64_t heads = in[0].heads, rows = in[0].size, columns = in[1].size;
-           read(in[0], row, head, heads, x);
-           read(in[1], row, head, heads, B);
-           read(in[2], row, head, heads, dt);
-           read(in[3], row, head, heads, A);
-           const float a = std::exp(dt[0] * A[0]);
-           for (int64_t r = 0; r < rows; ++r) decay_and_add(state.row(r), a, dt[0] * x[r], B.data(), columns);
-         });
+void replay_mamba2(const specdec_replay_args& args, int threads) {
+  replay(args, threads, [&](Head& state, const specdec_node_inputs* in, int64_t row, int64_t head) {
+    thread_local std::vector<float> x, B, dt, A;
+    const int64_t heads = in[0].heads, rows = in[0].size, columns = in[1].size;
+    read(in[0], row, head, heads, x);
+    read(in[1], row, head, heads, B);
+    read(in[2], row, head, heads, dt);
+    read(in[3], row, head, heads, A);
+    const float a = std::exp(dt[0] * A[0]);
+    for (int64_t r = 0; r < rows; ++r) decay_and_add(state.row(r), a, dt[0] * x[r], B.data(), columns);
+  });
 }
 
 }  // namespace specdec

@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace specdec {
@@ -29,20 +30,12 @@ class OpenMP {
     struct Call {
       const std::function<void(int)>& job;
       Index index;
-      std::exception_ptr thrown;
-    } call{job, index_, nullptr};
+    } call{job, index_};
     const auto body = [](void* context) {
-      Call& call = *static_cast<Call*>(context);
-      const int index = call.index();
-      try {
-        call.job(index);
-      } catch (...) {
-        if (index != 0) throw;
-        call.thrown = std::current_exception();
-      }
+      const Call& call = *static_cast<Call*>(context);
+      call.job(call.index());
     };
     parallel_(body, &call, static_cast<unsigned>(threads), 0);
-    if (call.thrown) std::rethrow_exception(call.thrown);
   }
 
  private:
@@ -59,34 +52,34 @@ class Pool {
   // OpenMP's threads do not outlive a fork, and their library does not notice.
   explicit Pool(bool forked) : openmp_(!forked && OpenMP().is_there()) {}
 
-  // Runs job(0) here and job(1) ... job(threads - 1) on threads that wake in time.
+  // Runs job(0) here and job(1) ... job(threads - 1) on threads that wake in time. Jobs throw nothing.
   void run(int threads, const std::function<void(int)>& job) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (threads <= 1 || !turn.owns_lock()) return job(0);
     if (openmp_) return OpenMP().run(threads, job);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(parked_) < threads - 1) {
-        const int index = static_cast<int>(++parked_);
-        std::thread([this, index] { park(index); }).detach();
-      }
+      start_threads(threads - 1);
       job_ = &job;
       wanted_ = threads;
       ++generation_;
     }
     wake_.notify_all();
-    struct Finish {  // also where job(0) throws: nobody may still be running it
-      Pool& pool;
-      ~Finish() {
-        std::unique_lock<std::mutex> lock(pool.mutex_);
-        pool.job_ = nullptr;
-        pool.left_.wait(lock, [this] { return pool.working_ == 0; });
-      }
-    } finish{*this};
     job(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    left_.wait(lock, [this] { return working_ == 0; });
   }
 
  private:
+  // Where the system grants fewer, those do.
+  void start_threads(int wanted) {
+    try {
+      for (; parked_ < wanted; ++parked_) std::thread([this, index = parked_ + 1] { park(index); }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
   void park(int index) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -107,14 +100,15 @@ class Pool {
   std::condition_variable wake_, left_;
   const std::function<void(int)>* job_ = nullptr;
   uint64_t generation_ = 0;
-  int wanted_ = 0, working_ = 0;
-  size_t parked_ = 0;
+  int wanted_ = 0, working_ = 0, parked_ = 0;
 };
 
 // Never destroyed: parked threads may outlive static destruction. A forked child has none of the threads and
 // starts anew.
 Pool* pool = new Pool(false);
 [[maybe_unused]] const int watched = pthread_atfork(nullptr, nullptr, [] { pool = new Pool(true); });
+
+struct Stopped {};  // thrown in a team that has failed
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -137,9 +131,26 @@ void Worker::run(int64_t count, Call call, void* context) {
   slot.context = context;
   slot.next.store(0);
   slot.open.store(true);
-  for (int64_t block; (block = slot.next.fetch_add(1)) < count;) call(context, block, index_);
+  team_.run_blocks(slot, index_);
   slot.open.store(false);
-  while (slot.helpers.load() != 0) pause();
+  while (slot.helpers.load() != 0) pause();  // they use what `context` points to, also where a block threw
+  if (team_.failed_.load()) throw Stopped{};
+}
+
+// An exception stops the team, whichever thread it is on. The first is thrown again by `start`.
+void Team::fail() {
+  if (!failed_.exchange(true)) thrown_ = std::current_exception();
+}
+
+bool Team::run_blocks(Slot& slot, int index) {
+  bool any = false;
+  try {
+    for (int64_t block; (block = slot.next.fetch_add(1)) < slot.count && !failed_.load(); any = true)
+      slot.call(slot.context, block, index);
+  } catch (...) {
+    fail();
+  }
+  return any;
 }
 
 bool Team::help(int index) {
@@ -148,9 +159,7 @@ bool Team::help(int index) {
     Slot& slot = slots_[other];
     if (other == index || !slot.open.load(std::memory_order_relaxed)) continue;
     slot.helpers.fetch_add(1);
-    if (slot.open.load())
-      for (int64_t block; (block = slot.next.fetch_add(1)) < slot.count; helped = true)
-        slot.call(slot.context, block, index);
+    if (slot.open.load()) helped |= run_blocks(slot, index);
     slot.helpers.fetch_sub(1);
   }
   return helped;
@@ -160,7 +169,11 @@ void Team::work(int index) {
   Worker worker(*this, index);
   for (int64_t first; (first = next_.fetch_add(grain_)) < items_;) {
     const int64_t last = std::min(first + grain_, items_);
-    for (int64_t item = first; item < last; ++item) call_(context_, worker, item);
+    try {
+      for (int64_t item = first; item < last && !failed_.load(); ++item) call_(context_, worker, item);
+    } catch (...) {
+      fail();
+    }
     done_.fetch_add(last - first);
   }
   while (done_.load() < items_)
@@ -173,6 +186,7 @@ void Team::start(int64_t items, int64_t grain, Call call, void* context) {
   call_ = call;
   context_ = context;
   pool->run(threads_, [this](int index) { work(index); });
+  if (thrown_) std::rethrow_exception(thrown_);
 }
 
 }  // namespace specdec

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Threads for one call. Items (requests) are claimed one by one; a thread that finds none left helps the
 // others with the vocabulary blocks of the pass they are in. Blocks are fixed by the vocabulary and merged in
-// order by their owner, so no result depends on the number of threads.
+// order by their owner, so no result depends on the number of threads. An exception on any of them is the
+// caller's.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -67,10 +69,14 @@ class Team {
   void start(int64_t items, int64_t grain, Call call, void* context);
   void work(int index);
   bool help(int index);
+  bool run_blocks(Slot& slot, int index);
+  void fail();
 
   std::unique_ptr<Slot[]> slots_;
   int threads_;
   std::atomic<int64_t> next_{0}, done_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr thrown_;
   int64_t items_ = 0, grain_ = 1;
   Call call_ = nullptr;
   void* context_ = nullptr;

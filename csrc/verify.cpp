@@ -68,11 +68,11 @@ class Walk {
 
   void run() {
     out_.enter(0, -1, nullptr);
-    if (args_.rule >= Rule::kTypical && args_.rule <= Rule::kDeferred)
+    if (args_.rule >= SPECDEC_TYPICAL && args_.rule <= SPECDEC_DEFERRED)
       lossy();
-    else if (args_.rule == Rule::kMatch || r_.sampling.greedy())
+    else if (args_.rule == SPECDEC_MATCH || r_.sampling.greedy())
       match();
-    else if (args_.rule == Rule::kTraversal)
+    else if (args_.rule == SPECDEC_TRAVERSAL)
       traversal();
     else
       token();
@@ -113,7 +113,7 @@ class Walk {
       for (int64_t next; child >= 0; child = next) {
         next = r_.children.next(child);
         const double p = node.residual_p(r_.tree.tokens[child]), q = node.proposal_q(child);
-        if (args_.rule == Rule::kToken) trace(args_.trace_thresholds, child, p < q ? p / q : p > 0);
+        if (args_.rule == SPECDEC_TOKEN) trace(args_.trace_thresholds, child, p < q ? p / q : p > 0);
         if (passes(node, child, p, q, summed)) break;
         trace(args_.trace_masses, child, node.reject(child, 1.0, next < 0));
       }
@@ -127,14 +127,14 @@ class Walk {
 
   // Whether a child with P(x) = p and Q(x) = q is accepted; `summed`: p of its earlier siblings.
   bool passes(const Node& node, int64_t child, double p, double q, double& summed) const {
-    const std::vector<double>& values = args_.rule_values;
-    if (args_.rule == Rule::kThreshold) {
+    const double* values = args_.rule_values;
+    if (args_.rule == SPECDEC_THRESHOLD) {
       const double own = node.p().p(r_.tree.tokens[child]);
       summed += own;
       return r_.coin_of(node.index()) * values[1] < summed || (own > 0 && own >= values[0]);
     }
-    if (args_.rule == Rule::kEnsemble) {
-      if (r_.tree.tokens[child] >= args_.target.size) return false;
+    if (args_.rule == SPECDEC_ENSEMBLE) {
+      if (r_.tree.tokens[child] >= args_.target->size) return false;
       p = values[0] * p + (1 - values[0]) * q;
     }
     return r_.coin_of(child) * q < p;
@@ -208,7 +208,7 @@ class Walk {
     if (test_sampling.greedy() && reads_p(args_.rule)) test_sampling.temperature = 1;
     struct Passed {
       int64_t node, depth;
-      int64_t outstanding;  // of kDeferred: how many tokens have to match after it
+      int64_t outstanding;  // of SPECDEC_DEFERRED: how many tokens have to match after it
     };
     std::vector<Passed> open{{0, 0, 0}};
     Passed best{0, 0, 0};
@@ -220,10 +220,10 @@ class Walk {
       if (child < 0) continue;
       LossyTest test(*this, v.node, v.depth, test_sampling);
       for (; child >= 0; child = r_.children.next(child)) {
-        if (args_.rule == Rule::kDeferred) {
+        if (args_.rule == SPECDEC_DEFERRED) {
           const int64_t outstanding = test.outstanding(child, v.outstanding);
           if (outstanding >= 0 && r_.can_keep(child)) open.push_back({child, v.depth + 1, outstanding});
-        } else if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target.size) {
+        } else if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target->size) {
           open.push_back({child, v.depth + 1, 0});
         }
       }
@@ -241,8 +241,8 @@ class Walk {
   }
 
   // Lossy rules that test p itself.
-  static bool reads_p(Rule rule) {
-    return rule == Rule::kTypical || rule == Rule::kRelaxed || rule == Rule::kDeferred;
+  static bool reads_p(int32_t rule) {
+    return rule == SPECDEC_TYPICAL || rule == SPECDEC_RELAXED || rule == SPECDEC_DEFERRED;
   }
 
   class LossyTest {
@@ -250,49 +250,54 @@ class Walk {
     LossyTest(Walk& walk, int64_t node, int64_t depth, const Sampling& sampling)
         : walk_(walk), node_(walk.r_, node, depth), depth_(depth) {
       Request& r = walk.r_;
-      const std::vector<double>& values = walk.args_.rule_values;
-      if (walk.args_.rule == Rule::kLenient) node_.load();
+      const double* values = walk.args_.rule_values;
+      if (walk.args_.rule == SPECDEC_LENIENT) node_.load();
       if (!reads_p(walk.args_.rule)) return;
       p_ = law_of(r.worker, r.target_row(node), sampling);
       r.status |= p_.status;
-      if (walk.args_.rule == Rule::kTypical) {
+      if (walk.args_.rule == SPECDEC_TYPICAL) {
         bar_ = std::min(values[0], values[1] * std::exp(-entropy(r.worker, p_)));
-      } else if (walk.args_.rule == Rule::kDeferred) {
+      } else if (walk.args_.rule == SPECDEC_DEFERRED) {
         unsure_ = entropy(r.worker, p_) >= values[0];
       } else if (p_.point < 0) {
         bar_ = std::exp2(-p_.log2_mass) - values[1];
-        score_bar_ = kth_largest(r.worker, p_.reader, static_cast<int64_t>(values[0]), p_.weight.cut);
+        score_bar_ =
+            kth_largest(r.worker, p_.reader, most(values[0], walk_.args_.target->size), p_.weight.cut);
       }
     }
 
-    // Of kDeferred: how many tokens have to match after the child, where `before` had to after its parent; -1
-    // = it does not pass.
+    // Of SPECDEC_DEFERRED: how many tokens have to match after the child, where `before` had to after its
+    // parent; -1 = it does not pass.
     int64_t outstanding(int64_t child, int64_t before) const {
       const int64_t token = walk_.r_.tree.tokens[child];
       const double p = p_.p(token);
       if (!(p > 0)) return -1;
       if (p_.point >= 0 || p_.reader.score(token) >= p_.weight.max) return std::max<int64_t>(before - 1, 0);
-      return before == 0 && unsure_ ? static_cast<int64_t>(walk_.args_.rule_values[1]) : -1;
+      return before == 0 && unsure_ ? most(walk_.args_.rule_values[1], walk_.args_.width) : -1;
     }
 
     bool passes(int64_t child) {
       const Request& r = walk_.r_;
       const int64_t token = r.tree.tokens[child];
-      const std::vector<double>& values = walk_.args_.rule_values;
+      const double* values = walk_.args_.rule_values;
       switch (walk_.args_.rule) {
-        case Rule::kTypical:
+        case SPECDEC_TYPICAL:
           return p_.p(token) > bar_;
-        case Rule::kRelaxed:
+        case SPECDEC_RELAXED:
           return p_.p(token) > 0 && p_.p(token) >= bar_ &&
                  (p_.point >= 0 || p_.reader.score(token) >= score_bar_);
-        case Rule::kLenient:
+        case SPECDEC_LENIENT:
           return r.coin_of(child) * node_.proposal_q(child) / values[0] < node_.p().p(token);
         default:
-          return r.coin_of(child) < values[std::min<size_t>(depth_, values.size() - 1)];
+          return r.coin_of(child) < values[std::min(depth_, walk_.args_.rule_value_count - 1)];
       }
     }
 
    private:
+    static int64_t most(double value, int64_t limit) {
+      return value < static_cast<double>(limit) ? static_cast<int64_t>(value) : limit;
+    }
+
     Walk& walk_;
     Node node_;
     int64_t depth_;
@@ -325,10 +330,10 @@ class Walk {
 
 void verify(const VerifyArgs& given, int threads) {
   VerifyArgs args = given;
-  if (args.rule == Rule::kThreshold) args.draft = {};  // all children count as POINT
-  const int64_t rows = args.rows;
-  Team team(threads_for(rows * args.target.size, threads));
-  team.items(args.requests, grain_of(args.target.size), [&](Worker& worker, int64_t b) {
+  if (args.rule == SPECDEC_THRESHOLD) args.draft = nullptr;  // all children count as POINT
+  const int64_t rows = args.nodes;
+  Team team(threads_for(rows * args.target->size, threads));
+  team.items(args.requests, grain_of(args.target->size), [&](Worker& worker, int64_t b) {
     const int64_t begin = first_row_of(args.cu_nodes, b, rows);
     const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
     Output output(args, b);
@@ -339,13 +344,13 @@ void verify(const VerifyArgs& given, int threads) {
   });
 }
 
-void sample(const SampleArgs& args, int threads) {
-  Team team(threads_for(args.logits.count * args.logits.size, threads));
-  team.items(args.logits.count, grain_of(args.logits.size), [&](Worker& worker, int64_t b) {
-    Row row = args.logits.row(b);
-    if (args.bitmask.words) row.bitmask = args.bitmask.words + b * args.bitmask.stride;
+void sample(const specdec_sample_args& args, int threads) {
+  Team team(threads_for(args.logits->count * args.logits->size, threads));
+  team.items(args.logits->count, grain_of(args.logits->size), [&](Worker& worker, int64_t b) {
+    Row row = row_of(*args.logits, b);
+    if (args.bitmask) row.bitmask = args.bitmask + b * args.bitmask_stride;
     Law p;
-    args.out_tokens[b] = draw_with_law(worker, row, args.sampling[b],
+    args.out_tokens[b] = draw_with_law(worker, row, sampling_of(args.sampling, b),
                                        Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
     if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.logprob(args.out_tokens[b]));
   });

@@ -5,13 +5,19 @@
 #include <cstdint>
 #include <limits>
 
+#include "specdec.h"
+
 namespace specdec {
 
-// The last two only in key and value caches.
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kFloat8 = 4 };
+using DType = specdec_dtype;
 
 inline constexpr int64_t bytes_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2 : 1;
+  return dtype == SPECDEC_FLOAT32 ? 4 : dtype == SPECDEC_BFLOAT16 || dtype == SPECDEC_FLOAT16 ? 2 : 1;
+}
+
+// Bytes from an address, which may be null where nothing lies.
+inline const void* offset(const void* data, int64_t bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes));
 }
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -19,7 +25,7 @@ inline constexpr float kInf = std::numeric_limits<float>::infinity();
 // One row of scores over the vocabulary.
 struct Row {
   const void* data = nullptr;
-  DType dtype = DType::kFloat32;
+  DType dtype = SPECDEC_FLOAT32;
   int64_t size = 0;                   // entries of the row as stored
   int64_t vocab = 0;                  // entries as seen: `size`, or the target's vocabulary under `columns`
   const uint32_t* bitmask = nullptr;  // bit set = allowed; null = all
@@ -28,31 +34,16 @@ struct Row {
   bool present() const { return data != nullptr; }
 };
 
-// Rows of a [R, V] matrix, or of a [G, N, V] one seen as [G * N, V].
-struct Rows {
-  const void* data = nullptr;
-  DType dtype = DType::kFloat32;
-  int64_t count = 0;
-  int64_t size = 0;          // V
-  int64_t group = 1;         // N
-  int64_t group_stride = 0;  // elements between groups
-  int64_t row_stride = 0;    // elements between rows of a group
-
-  Row row(int64_t r) const {
-    Row out;
-    out.data = static_cast<const char*>(data) +
-               ((r / group) * group_stride + (r % group) * row_stride) * bytes_of(dtype);
-    out.dtype = dtype;
-    out.size = out.vocab = size;
-    return out;
-  }
-};
-
-// A value per request: a [B] array, or one number for all.
-struct PerRequest {
-  const double* values = nullptr;
-  double value = 0;
-  double operator[](int64_t b) const { return values ? values[b] : value; }
-};
+// Row r of a matrix.
+inline Row row_of(const specdec_rows& rows, int64_t r) {
+  const int64_t at = rows.group > 0
+                         ? (r / rows.group) * rows.group_stride + (r % rows.group) * rows.row_stride
+                         : r * rows.row_stride;
+  Row out;
+  out.data = offset(rows.data, at * bytes_of(rows.dtype));
+  out.dtype = rows.dtype;
+  out.size = out.vocab = rows.size;
+  return out;
+}
 
 }  // namespace specdec

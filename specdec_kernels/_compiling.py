@@ -170,6 +170,15 @@ def _count(depths: int) -> None:
     verifier._count(Verified(tokens, count, count, path, None, count), _tree(2))
 
 
+def _links(dtype: torch.dtype) -> None:
+    """`DraftTree.refresh_` with links of a dtype."""
+    from .triton.links import enter_links
+
+    tree, none = _tree(2, linked=True), torch.full((1, 2), -1, dtype=dtype)
+    assert tree.links is not None
+    enter_links(torch.zeros(1, 2, dtype=torch.int64), none, none, tree.tokens, tree.parents, tree.links)
+
+
 _OPERATIONS: dict[str, Callable[..., None]] = dict(
     verify=_verify,
     sample=_sample,
@@ -177,6 +186,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = dict(
     attention=_attention,
     commit=_commit,
     count=_count,
+    links=_links,
 )
 
 

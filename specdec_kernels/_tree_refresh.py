@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _topology as topology
 from . import _tree_checks as checks
 from ._checks import INTEGERS, bad_value, check_device, check_dtype, check_tensor, what
+from ._ops import backends
 
 _CALL = "DraftTree.refresh_"
 
@@ -21,7 +22,7 @@ class Refresh:
     Args: as of `DraftTree.refresh_`.
 
     Attributes:
-        parents: of all rows, [R] or [B, N]; None if the topology stays.
+        moves_nodes: whether the topology is another one.
     """
 
     def __init__(
@@ -38,9 +39,8 @@ class Refresh:
         self._tokens = self._checked_tokens(tokens)
         self._proposals = None if proposals is None else self._row_values("proposals", proposals)
         self._links = self._checked_links(*links)
-        self.parents = None if parents is None else self._checked_parents(parents)
-        if self._links is not None:
-            self.parents = topology.parents_from_links(*self._links)
+        self._parents = None if parents is None else self._checked_parents(parents)
+        self.moves_nodes = self._links is not None or self._parents is not None
 
     def check_values(self) -> None:
         """Raise unless the tree is going to be well formed and within its bounds."""
@@ -51,13 +51,12 @@ class Refresh:
             checks.check_links(_CALL, self._all_tokens(), *self._links)
         if self._proposals is not None:
             checks.check_proposals(_CALL, self._proposals.flatten(), request, node)
-        if self.parents is None:
+        if not self.moves_nodes:
             return
-        parents = self.parents.flatten()
+        parents = self._all_parents().flatten()
         checks.check_parents(_CALL, parents, request, node, tree.batch_size)
-        owned = request < tree.batch_size
-        up = torch.where(owned, topology.parent_rows(parents, node), torch.arange(node.numel()))
-        depths = topology.depths(up, max(tree.max_nodes - 1, 0))
+        depths = topology.depths(topology.parent_rows(parents, node), max(tree.max_nodes - 1, 0))
+        depths = depths[request < tree.batch_size]
         deepest = int(depths.max()) if depths.numel() else 0
         if deepest > tree.max_depth:
             rule = f"must be of a tree no deeper than max_depth = {tree.max_depth}"
@@ -66,22 +65,40 @@ class Refresh:
     def write(self) -> None:
         """Into the tensors of the tree."""
         tree = self._tree
+        if self._proposals is not None:
+            tree.proposals.view(self._proposals.shape).copy_(self._proposals)
+        if self._links is not None and self._contiguous():
+            kernels = backends.kernels("verify", "auto", tree.tokens.device.type)
+            if kernels is not None:
+                kernels.enter_links(self._tokens, *self._links, tree.tokens, tree.parents, tree.links)
+                return
         if self._tokens.shape == tree.tokens.shape:
             tree.tokens.copy_(self._tokens)
         else:
             shorter = self._shape[1] - self._tokens.shape[1]
             tree.tokens.view(self._shape)[:, shorter:].copy_(self._tokens)
-        for values, place in ((self.parents, tree.parents), (self._proposals, tree.proposals)):
-            if values is not None:
-                place.view(values.shape).copy_(values)
-        if self._links is not None and tree.links is not None:
+        if self.moves_nodes:
+            parents = self._all_parents()
+            tree.parents.view(parents.shape).copy_(parents)
+        if self._links is not None:
             for link, place in zip(self._links, tree.links, strict=True):
                 place.view(link.shape).copy_(link)
 
     @property
     def _uniform(self) -> bool:
-        given = (self._tokens, self.parents, self._proposals)
+        given = (self._tokens, self._parents, self._proposals, *(self._links or ()))
         return any(values is not None and values.dim() == 2 for values in given)
+
+    def _contiguous(self) -> bool:
+        tree = self._tree
+        return all(place.is_contiguous() for place in (tree.tokens, tree.parents, *tree.links))
+
+    def _all_parents(self) -> Tensor:
+        """Of all rows, [R] or [B, N], where the topology is another one."""
+        if self._links is not None:
+            return topology.parents_from_links(*self._links)
+        parents: Tensor = self._parents  # type: ignore[assignment]
+        return parents
 
     def _all_tokens(self) -> Tensor:
         """[B, N], with the roots that stay."""

@@ -94,7 +94,7 @@ def warmup(
         draft_vocab_size: Vd, tokens of a draft row if the draft has a vocabulary of its own (`DraftVocab`).
         draft_logits: whether rules that read the draft's logits are called with them.
         token_bitmask, return_logprobs: whether calls pass it; `(False, True)` compiles for both.
-        links: whether trees come from `DraftTree.from_links`.
+        links: whether trees come from `DraftTree.from_links`, and are refreshed.
         aligned: whether rows of logits begin at multiples of 16 bytes and V is a multiple of 16.
         children: the methods of `sample_children` and the most children of a node.
         heads: of each kind of attention layers, see `Heads`; no entry, no attention.
@@ -164,6 +164,8 @@ def warmup(
     for kind in heads:
         counts = {min(1 << bits, kind.max_nodes) for bits in range((kind.max_nodes - 1).bit_length() + 1)}
         tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
+    if True in links:
+        tasks += [Task("links", (dtype,)) for dtype in (torch.int64, torch.int32)]
     tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
     found = compile_all(tasks, device, workers, progress)
     return Warmup(len(tasks), found, time.perf_counter() - begin)

@@ -50,10 +50,12 @@ def seeds_from_generators(
             rule = "must be a torch.Generator or None"
             bad_type(call, f"generators[{i}]", rule, type(generator).__name__)
     where = _device_of(call, device)
-    seeds = torch.tensor([0 if each is None else _signed(each.initial_seed()) for each in listed]).long()
+    fresh = [0] * len(listed)
     if None in listed:
-        fresh = torch.randint(-(2**63), 2**63 - 1, seeds.shape)
-        seeds = torch.where(torch.tensor([each is None for each in listed]), fresh, seeds)
+        fresh = torch.randint(-(2**63), 2**63 - 1, (len(listed),), device="cpu").tolist()
+    pairs = zip(listed, fresh, strict=True)
+    given = [new if each is None else _signed(each.initial_seed()) for each, new in pairs]
+    seeds = torch.tensor(given, dtype=torch.int64, device="cpu")
     if where.type == "cuda":
         return seeds.pin_memory().to(where, non_blocking=True)
     return seeds.to(where)

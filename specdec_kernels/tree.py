@@ -500,7 +500,8 @@ class DraftTree:
 
         Notes:
             It writes into the tensors that the tree holds. These may be those that it was built from.
-            Without checks it never synchronises, and it can be captured in a CUDA graph.
+            Without checks it never synchronises, and it can be captured in a CUDA graph. On a GPU tokens and
+            links take one launch, of a kernel that `warmup` or the first call compiles, before a capture.
 
         Example:
             >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])
@@ -517,7 +518,7 @@ class DraftTree:
         if checks.reads_values(check, self.tokens):
             given.check_values()
         given.write()
-        if given.parents is not None:
+        if given.moves_nodes:
             self._derive_again()
         if not torch.compiler.is_compiling():
             object.__setattr__(self, "_refreshed", True)
@@ -525,6 +526,7 @@ class DraftTree:
 
     def _derive_again(self) -> None:
         """Compute what is kept of the topology, into the tensors that hold it."""
+        self._cache.pop("_is_chain", None)
         kept = dict(self._cache)
         object.__setattr__(self, "_refreshed", False)  # what depends on each other is computed once
         for name in kept.keys() - {"_owners"}:
@@ -564,7 +566,7 @@ class DraftTree:
         return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
 
     def _as_chain(self) -> DraftTree:
-        if not checks.traced():
+        if not traced():
             self._cache["_is_chain"] = True
         return self
 
@@ -572,7 +574,7 @@ class DraftTree:
     def _is_chain(self) -> bool:
         """Whether this is known to be a chain. Trees that were not made by `chain` are read where that needs
         no synchronisation, and elsewhere taken at their bounds."""
-        if self.parents.device.type == "cpu" and not checks.traced():
+        if self.parents.device.type == "cpu" and not traced():
             request, node = self._owners
             return bool(((self.parents == node - 1) | (request == self.batch_size)).all())
         return self.max_nodes <= self.max_depth + 1

@@ -24,7 +24,7 @@ if each.DEVICE == "cpu":
 # The package does without its native core, transformers, and a Triton that is new enough for its kernels.
 collect_ignore_glob = []
 if each.NATIVE is None:
-    collect_ignore_glob += ["test_cpu_kernels.py", "test_sanitizers.py"]
+    collect_ignore_glob += ["test_c.py", "test_cpu_kernels.py", "test_sanitizers.py"]
 if "triton" not in each.BACKENDS:
     collect_ignore_glob += ["test_gpu_report.py", "test_launch.py", "test_ptx_*.py", "test_triton_*.py"]
 if not find_spec("transformers"):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python tests/installed.py`: the installed package verifies on the CPU, natively if it was so built.
+"""`python tests/installed.py`: the installed package verifies on the CPU, natively if it was so built, and
+brings the C interface then.
 
 Needs nothing but the package. With `SPECDEC_NO_CPP=1` it must be a package without the native backend.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from importlib.metadata import entry_points, version
+from pathlib import Path
 
 import torch
 
@@ -17,6 +20,12 @@ import specdec_kernels as sdk
 assert sdk.__version__ == version("specdec-kernels")
 native = sdk.explain().startswith("cpu: native extension")
 assert native == (os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"))
+if native:
+    package = Path(sdk.__path__[0])
+    library = ctypes.CDLL(package / "lib" / "libspecdec.so")
+    library.specdec_version.restype = ctypes.c_char_p
+    assert library.specdec_version().decode() == sdk.__version__
+    assert "specdec_verify(" in (package / "include" / "specdec.h").read_text()
 backend = "cpu" if native else "reference"
 target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
 tree = sdk.DraftTree.chain(torch.tensor([[1, 0]]))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -74,9 +75,7 @@ def test_races_use_the_specified_noise(isa, purpose):
         x = torch.randn(256, generator=g) * 3
         x[torch.rand(256, generator=g) < 0.3] = -float("inf")
         top = float(x.max())
-        total, score, token = _native.race(
-            isa, x.data_ptr(), 256, top, seed, position, _native.Purpose(int(purpose))
-        )
+        total, score, token = _native.race(isa, x.data_ptr(), 256, top, seed, position, int(purpose))
         weights = (x.double() - top).exp()
         scores = weights / race_keys(seed, position, purpose, 256)
         assert token == int(scores.argmax()), trial
@@ -85,7 +84,7 @@ def test_races_use_the_specified_noise(isa, purpose):
 
 
 def test_stubs_name_the_fields_of_the_core():
-    """And its enums; a struct takes all of its fields by name, and no others."""
+    """And its enums; structs and functions take all of their fields by name, and no others."""
     stubs = ast.parse((Path(_native.__file__).parent / "_native.pyi").read_text(encoding="utf-8"))
     classes = {node.name: node for node in stubs.body if isinstance(node, ast.ClassDef)}
     assert set(classes) == {name for name, value in vars(_native).items() if isinstance(value, type)}
@@ -98,8 +97,18 @@ def test_stubs_name_the_fields_of_the_core():
                 kind()
         else:
             assert {one.targets[0].id for one in node.body} == set(kind.__members__)
-    with pytest.raises(TypeError, match="Bitmask was given an unknown field: strides"):
-        _native.Bitmask(words=0, stride=0, strides=0)
+    with pytest.raises(TypeError, match="Paths was given an unknown field: rowz"):
+        _native.Paths(nodes=0, width=0, cu_nodes=0, rows=0, requests=0, rowz=0)
+    functions = {node.name: node for node in stubs.body if isinstance(node, ast.FunctionDef)}
+    assert set(functions) == {name for name, value in vars(_native).items() if callable(value)} - set(classes)
+    by_name = [name for name, node in functions.items() if node.args.posonlyargs]
+    assert len(by_name) == 11
+    for name in by_name:
+        threads, *fields = inspect.signature(getattr(_native, name)).parameters
+        assert [one.arg for one in functions[name].args.posonlyargs] == [threads]
+        assert [one.arg for one in functions[name].args.kwonlyargs] == fields
+        with pytest.raises(TypeError, match=f"{name} needs {fields[0]}"):
+            getattr(_native, name)(1)
 
 
 def test_fields_of_the_core_have_types():
@@ -111,8 +120,8 @@ def test_fields_of_the_core_have_types():
         ("data", -1),
         ("data", 0.0),
         ("data", None),
-        ("dtype", 0),
         ("dtype", torch.float32),
+        ("dtype", 2**31),
         ("row_stride", "4"),
         ("row_stride", 2**63),
         ("head_stride", 2.0),
@@ -121,11 +130,16 @@ def test_fields_of_the_core_have_types():
         with pytest.raises(TypeError, match=re.escape(message)):
             _native.HeadRows(**(rows | {name: value}))
     law = dict(temperature=(1.0, 0), top_k=(0, 0), top_p=(1.0, 0), min_p=(0.0, 0), min_p_last=False)
-    assert _native.SamplingArgs(**law) is not None
-    for wrong in ({"temperature": 1.0}, {"top_p": (1.0, 0.0)}, {"min_p": (0.0, 0, 0)}, {"min_p_last": 0}):
-        with pytest.raises(TypeError, match="SamplingArgs cannot take"):
-            _native.SamplingArgs(**(law | wrong))
-    with pytest.raises(TypeError, match="Bitmask takes its fields by name"):
-        _native.Bitmask(0, 0)
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        _native.verify(_native.Bitmask(words=0, stride=0), 1)
+    assert _native.Sampling(**law) is not None
+    for wrong in ({"temperature": 1.0}, {"top_p": (1.0, 0.0)}, {"min_p": (0.0, 0, 0)}, {"min_p_last": 0.0}):
+        with pytest.raises(TypeError, match="Sampling cannot take"):
+            _native.Sampling(**(law | wrong))
+    with pytest.raises(TypeError, match="HeadRows takes its fields by name"):
+        _native.HeadRows(0, 0)
+    draft = dict(frequent=False, num_draft=0, out=0)
+    with pytest.raises(TypeError, match="ngram_draft cannot take .* as search"):
+        _native.ngram_draft(1, search=_native.HeadRows(**rows), **draft)
+    with pytest.raises(TypeError, match="ngram_draft takes the number of threads, and its fields by name"):
+        _native.ngram_draft(search=None, **draft)
+    with pytest.raises(ValueError, match="specdec_ngram_draft: search must not be null"):
+        _native.ngram_draft(1, search=None, **draft)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import sglang_stand_in
 from each import BACKENDS
 
 import specdec_kernels
@@ -36,10 +37,13 @@ def test_public_names_are_documented(name):
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
-def test_code_in_pages_runs(page):
+def test_code_in_pages_runs(page, monkeypatch):
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M):
         if "import transformers" in block or "from transformers" in block:
             pytest.importorskip("transformers")
+        if "import sglang" in block:
+            monkeypatch.setenv("SPECDEC_SGLANG", "0")
+            sglang_stand_in.install(monkeypatch)
         exec(compile(block, page, "exec"), {})
 
 

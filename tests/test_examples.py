@@ -14,6 +14,7 @@ import specdec_kernels as sdk
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 NAMES = ["chain", "eagle_grow", "medusa_tree", "paged_step"]
+ENGINES = ["llama_cpp"]  # tested in files of their own
 PER_STEP = {"chain": 1.3, "eagle_grow": 3.3, "medusa_tree": 2.3, "paged_step": 1.4}  # tokens, at least
 
 
@@ -25,9 +26,10 @@ def load(name: str):
 
 
 def test_they_are_short():
-    assert [path.stem for path in EXAMPLES] == NAMES
+    assert [path.stem for path in EXAMPLES] == sorted(NAMES + ENGINES)
     for path in EXAMPLES:
-        assert 30 <= len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
+        most = 160 if path.stem in ENGINES else 60
+        assert 30 <= len(path.read_text(encoding="utf-8").splitlines()) <= most, path.name
 
 
 @pytest.mark.parametrize("name", NAMES)

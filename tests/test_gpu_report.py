@@ -28,6 +28,7 @@ OPERATIONS = (
     variants.sample,
     variants.children,
     variants.ngrams,
+    variants.links,
     variants.verify,
     variants.tree_attention,
     variants.commit_kv,
@@ -110,14 +111,14 @@ def test_every_kernel_is_in_the_report():
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_kernels_neither_spill_nor_crowd_the_registers(operation):
-    """Of every kernel its first form, and for three targets its last, which has most options.
-    `make gpu-report` compiles all."""
+    """Of every kernel its first form, and for three targets its last of every number of warps, which has most
+    options. `make gpu-report` compiles all."""
     some = []
     for processor in targets.PROCESSORS:
         forms = targets.kernels(processor, operation())
         some += {kernel.name: kernel for kernel in reversed(forms)}.values()
         if processor.name in ("sm_80", "sm_90", "gfx942"):
-            some += {kernel.name: kernel for kernel in forms}.values()
+            some += {(kernel.name, kernel.warps): kernel for kernel in forms}.values()
     compiled = list(zip(some, targets.build_all(some), strict=True))
     assert len(compiled) >= len(targets.PROCESSORS) and not list(report.broken_rules(compiled))
 

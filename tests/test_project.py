@@ -16,7 +16,7 @@ import specdec_kernels
 
 ROOT = Path(__file__).parent.parent
 COMMENTS = {".py": "#", ".cpp": "//", ".h": "//", ".c": "//"}
-FOLDERS = ("bench", "csrc", "demo", "examples", "ptx_emulator", "specdec_kernels", "tests")
+FOLDERS = ("bench", "csrc", "demo", "examples", "include", "ptx_emulator", "specdec_kernels", "tests")
 
 
 def text(name: str) -> str:
@@ -90,7 +90,9 @@ def test_the_page_of_the_structure_names_every_file():
     named = set(named_in_structure())
     there = [Path(name) for name in files() if Path(name).suffix in (".py", ".h", ".cpp")]
     listed = ("specdec_kernels", "specdec_kernels/drafting", "specdec_kernels/_ops", "specdec_kernels/triton")
-    listed += ("specdec_kernels/integrations/transformers", "specdec_kernels/integrations/vllm")
+    listed += tuple(
+        f"specdec_kernels/integrations{part}" for part in ("", "/sglang", "/transformers", "/vllm")
+    )
     listed += ("examples", "ptx_emulator")
     listed += ("demo", "demo/drafters", "demo/distil", "demo/report")
     modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}

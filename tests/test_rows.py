@@ -6,69 +6,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import MAY_DIFFER, RULES, all_equal, both_with_traces, check_in_range, pick, random_case, rule_name
+from cases import MAY_DIFFER, RULES, all_equal, both_with_traces, check_in_range, random_case, rule_name
 from each import QUICK
+from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
-
-
-def choose_rows(arguments, seed, *, hostile=False):
-    """The case with rows of its target shared, shuffled, missing, or with `hostile` out of range."""
-    g = torch.Generator().manual_seed(seed)
-    target, rows = arguments["target_logits"], arguments["tree"].tokens.shape[0]
-    count = pick(g, (rows, max(rows // 2, 1), rows + 3))
-    numbers = torch.randint(max(count, 1), (rows,), generator=g)
-    numbers[torch.randint(6, (rows,), generator=g) == 0] = -1
-    if hostile:
-        wild = torch.tensor([count, 2**31 - 1, -2, -(2**31)])
-        some = torch.randint(3, (rows,), generator=g) == 0
-        numbers[some] = wild[torch.randint(4, (rows,), generator=g)][some]
-    shared = target[torch.randint(max(rows, 1), (count,), generator=g)] if rows else target[:0]
-    return dict(arguments, target_logits=shared, target_rows=numbers.int())
-
-
-def as_probabilities(arguments):
-    """The case with a draft of probabilities, where it has one."""
-    if "draft_logits" not in arguments:
-        return arguments
-    probs = torch.softmax(arguments["draft_logits"].float(), -1).to(arguments["draft_logits"].dtype)
-    return dict(arguments, draft_logits=probs, draft_sampling="probs")
-
-
-def chains(seed, *, vocab=50, batch=5, hostile=False):
-    """Ragged chains with a bonus token; some end early, and some have no bonus token."""
-    g = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, 6, (batch,), generator=g)
-    cu_nodes = torch.cat([torch.zeros(1).long(), sizes.cumsum(0)]).int()
-    rows = int(cu_nodes[-1])
-    draft = torch.randn(rows, vocab, generator=g) * 2
-    target = draft + 0.5 * torch.randn(rows, vocab, generator=g)
-    tokens = draft.argsort(-1, descending=True)[:, 0].roll(1)
-    tokens[torch.randint(10, (rows,), generator=g) == 0] = -1
-    bonus = torch.randint(vocab, (batch,), generator=g)
-    bonus[torch.randint(6, (batch,), generator=g) == 0] = -1
-    if hostile:
-        bonus[::2] = torch.tensor([-7, vocab, 2**40])[: len(bonus[::2])]
-    return dict(
-        target_logits=target,
-        tree=sdk.DraftTree.chain(tokens, cu_nodes=cu_nodes),
-        draft_logits=draft,
-        bonus_tokens=bonus,
-        seeds=torch.randint(2**40, (batch,), generator=g),
-        positions=torch.randint(2**20, (batch,), generator=g),
-        sampling=sdk.SamplingParams(
-            temperature=torch.rand(batch, generator=g) * (torch.arange(batch) % 4 > 0)
-        ),
-        return_logprobs=True,
-    )
-
-
-def without_last_rows(arguments):
-    """The case with the rows of last nodes left out."""
-    ends = arguments["tree"].cu_nodes[1:].long() - 1
-    others = torch.ones(arguments["tree"].tokens.shape[0], dtype=torch.bool)
-    others[ends] = False
-    return dict(arguments, target_logits=arguments["target_logits"][others])
 
 
 def compare(arguments, rule, backend):
@@ -94,7 +36,7 @@ def agree(cases, rule, backend="cpu"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_backends_agree_on_rows(rule):
     agree([choose_rows(random_case(seed), seed) for seed in range(40)], rule)
 
@@ -105,14 +47,14 @@ def test_backends_agree_on_probabilities(rule):
     agree([as_probabilities(random_case(seed)) for seed in range(40)], rule)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_backends_agree_on_bonus_tokens(rule):
     cases = [chains(seed) for seed in range(20)]
     agree([*cases, *map(without_last_rows, cases)], rule)
 
 
 @pytest.mark.parametrize("backend", QUICK)
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_numbers_out_of_range_are_no_rows(rule, backend):
     for seed in range(8):
         arguments = choose_rows(random_case(3000 + seed), seed, hostile=True)
@@ -167,6 +109,18 @@ def test_the_layouts_of_bonus_tokens_are_one(rule, backend):
         same = arguments["bonus_tokens"] >= 0
         for field in ("tokens", "num_tokens", "path", "status"):
             assert torch.equal(getattr(want, field)[same], getattr(numbered, field)[same]), field
+
+
+def test_a_chain_that_was_refreshed_to_a_tree_takes_no_bonus_token():
+    tree = sdk.DraftTree.chain(torch.tensor([[1, 2]]))
+    given = dict(target_logits=torch.zeros(3, 4), tree=tree, bonus_tokens=torch.tensor([3]))
+    for parents, chain in ((None, True), ([[-1, 0, 0]], False), ([[-1, 0, 1]], True)):
+        tree.refresh_(torch.tensor([[-1, 1, 1]]), parents=None if parents is None else torch.tensor(parents))
+        if chain:
+            sdk.verify(**given)
+        else:
+            with pytest.raises(ValueError, match="tree must be a chain with bonus_tokens"):
+                sdk.verify(**given)
 
 
 @pytest.mark.parametrize("backend", QUICK)
@@ -225,7 +179,7 @@ def test_a_row_of_no_probabilities_is_no_row(backend):
 
 
 @pytest.mark.parametrize("backend", QUICK)
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY, ids=rule_name)
 def test_requests_without_anything_are_empty(rule, backend):
     """No root row, no nodes, no requests, no rows at all."""
     logits = torch.full((2, 6), float("nan"))

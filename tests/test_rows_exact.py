@@ -7,9 +7,9 @@ import dataclasses
 
 import pytest
 from exact import Case, distance, emitted
+from exact_cases import BUSHY, CASES, DEEP, EXACT, FAR, LOSSLESS, LOSSY, cases, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_reference_exact import BUSHY, CASES, DEEP, EXACT, FAR, LOSSLESS, LOSSY, cases, rules
 
 from specdec_kernels.reference.request import Request
 

@@ -11,32 +11,42 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers"),
+]
 ROOT = Path(__file__).parent.parent
+CALLS = 30_000
+OPTIONS = dict(
+    ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+    UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1",
+)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers")
 def test_hostile_input_under_sanitizers(tmp_path):
+    where = ("--build-lib", tmp_path, "--build-temp", tmp_path / "temp")
     environment = dict(os.environ, SPECDEC_SANITIZE="address,undefined")
-    subprocess.run(
-        [
-            sys.executable,
-            "setup.py",
-            "-q",
-            "build_ext",
-            "--build-lib",
-            tmp_path,
-            "--build-temp",
-            tmp_path / "temp",
-        ],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "setup.py", "-q", "build_ext", *where]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    make_random_calls(tmp_path)
+    run_tests_of_hostile_input(tmp_path)
+
+
+def make_random_calls(build):
+    """Of the C interface."""
+    library, program = build / "specdec_kernels" / "lib", build / "fuzz"
+    link = (f"-L{library}", "-lspecdec", f"-Wl,-rpath,{library}")
+    flags = ("-std=c11", "-g", "-fsanitize=address,undefined", f"-I{ROOT / 'include'}")
+    subprocess.run(["gcc", *flags, ROOT / "tests" / "c_fuzz.c", "-o", program, *link], check=True)
+    environment = dict(os.environ, **OPTIONS)
+    run = subprocess.run([program, "0", str(CALLS)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def run_tests_of_hostile_input(build):
     shutil.copytree(
         ROOT / "specdec_kernels",
-        tmp_path / "specdec_kernels",
+        build / "specdec_kernels",
         dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
@@ -47,9 +57,8 @@ def test_hostile_input_under_sanitizers(tmp_path):
     environment = dict(
         os.environ,
         LD_PRELOAD=" ".join(runtime),
-        ASAN_OPTIONS="detect_leaks=0:abort_on_error=1",
-        UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1",
-        PYTHONPATH=str(tmp_path),
+        **OPTIONS,
+        PYTHONPATH=str(build),
     )
     tests = [
         str(ROOT / "tests" / name)
@@ -70,18 +79,18 @@ def test_hostile_input_under_sanitizers(tmp_path):
         "-k",
         "not triton and not agree",
         "--rootdir",
-        str(tmp_path),
+        str(build),
     ]
     # Imported first: the configuration of pytest puts this project's own folder before it.
     start = f"""
 import sys, pytest, specdec_kernels.cpu._native as native
-assert native.__file__.startswith({str(tmp_path)!r}), native.__file__
+assert native.__file__.startswith({str(build)!r}), native.__file__
 sys.exit(pytest.main(sys.argv[1:]))"""
     run = subprocess.run(
         [sys.executable, "-c", start, *options, *tests],
         env=environment,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=build,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

@@ -61,3 +61,9 @@ def test_seeds_need_no_device():
     given = [generator(1)]
     with pytest.raises(AssertionError), no_synchronisation():
         sdk.seeds_from_generators(given)  # made of Python's numbers: outside of a captured step
+
+
+def test_a_default_device_changes_nothing():
+    with torch.device("meta"):
+        assert sdk.seeds_from_generators([generator(4)]).tolist() == [4]
+        assert sdk.seeds_from_generators([None]).device.type == "cpu"

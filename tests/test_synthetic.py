@@ -10,7 +10,7 @@ from each import BACKENDS, QUICK
 from synchronisation import no_synchronisation
 
 import specdec_kernels as sdk
-from specdec_kernels import _debug
+from specdec_kernels import _compiling, _debug
 
 RATES = [0.9, 0.5, 0.75]
 SLOW = dict(backend="reference")
@@ -91,3 +91,10 @@ def test_rules_are_compared_by_their_rates():
     assert sdk.Synthetic(0.5) == sdk.Synthetic(0.5) != sdk.Synthetic(rates)
     assert len({sdk.Synthetic(rates), sdk.Synthetic(rates), sdk.Synthetic(0.5), sdk.Synthetic(0.5)}) == 2
     assert sdk.Synthetic(0.5) != 0.5
+
+
+def test_warmup_brings_rates_to_the_device():
+    rule = sdk.Synthetic(torch.tensor(RATES))
+    with torch.device("meta"):
+        assert _compiling._rule(rule).rate.is_meta
+    assert _compiling._rule(sdk.Synthetic(0.5)) == sdk.Synthetic(0.5)

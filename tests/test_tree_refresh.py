@@ -6,15 +6,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from each import QUICK
+from each import BACKENDS, QUICK
 from hypothesis import given
 from hypothesis import strategies as st
 from synchronisation import Synchronises, no_synchronisation
 from torch.utils._python_dispatch import TorchDispatchMode
 from trees import DERIVED, FIELDS, assert_same, batches, random_parents, tokens_for
 
+import ptx_emulator
 import specdec_kernels as sdk
-from specdec_kernels import DraftTree, Proposal
+from specdec_kernels import DraftTree, Proposal, _compiling
+from specdec_kernels._ops import backends
 
 COUNTS = st.lists(st.integers(0, 4), max_size=5)
 
@@ -214,6 +216,18 @@ def test_refreshing_does_not_synchronise(by):
     assert tree.depths.tolist() == [0, 1, 2, 3]
 
 
+def test_a_chain_that_is_refreshed_to_a_tree_is_no_chain():
+    """So that a bonus token is refused."""
+    tree = DraftTree.chain(torch.tensor([[5, 6]]))
+    given_ = dict(bonus_tokens=torch.tensor([3]), backend="reference")
+    logits = torch.zeros(3, 9)
+    sdk.verify(logits, tree, **given_)
+    sdk.verify(logits, tree.refresh_(torch.tensor([[7, 8]])), **given_)
+    tree.refresh_(torch.tensor([[-1, 7, 8]]), parents=torch.tensor([[-1, 0, 0]]))
+    with pytest.raises(ValueError, match="bonus_tokens"):
+        sdk.verify(logits, tree, **given_)
+
+
 def test_tokens_alone_leave_the_topology():
     tree = DraftTree.from_paths(torch.tensor([[3, 5, 6], [4, 7, 8]]), [(0,), (0, 0)])
     depths = tree.depths
@@ -293,3 +307,60 @@ def test_a_refreshed_tree_is_a_pytree_and_compiles():
     after = torch.tensor([[-1, 7, 8]]), torch.tensor([[-1, 0, 1]])
     assert compiled(tree, *after).tolist() == [0, 1, 2]
     assert tree.tokens.tolist() == [-1, 7, 8] and tree.parents.tolist() == [-1, 0, 1]
+
+
+# On the triton backend tokens and links take one launch.
+
+
+@pytest.fixture
+def by_kernels(monkeypatch):
+    triton = pytest.importorskip("specdec_kernels.triton")
+    monkeypatch.setattr(backends, "kernels", lambda *args: triton)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+@pytest.mark.parametrize("nodes", [1, 7, 64, 150])
+def test_links_are_entered_in_one_launch_on_triton(by_kernels, nodes):
+    g = torch.Generator().manual_seed(nodes)
+
+    def parents():
+        first = lambda node: int(torch.randint(max(0, node - 40), node, (1,), generator=g))  # noqa: E731
+        return [(-1, *map(first, range(1, nodes))) for _ in range(3)]
+
+    tree = made(parents(), "links", max_nodes=nodes, max_depth=nodes)
+    for name in DERIVED:
+        getattr(tree, name)
+    for kind in (torch.int32, torch.int64):
+        after = parents()
+        links = {name: link.to(kind) for name, link in links_of(after).items()}
+        tokens = torch.randint(99, (3, nodes), generator=g)
+        with ptx_emulator.count() as launches:
+            tree.refresh_(tokens[:, 1:] if kind == torch.int64 else tokens, **links)
+        assert len(launches) == 1
+        if kind == torch.int64:
+            tokens[:, 0] = tree.tokens.view(3, nodes)[:, 0]
+        assert_same(tree, made(after, "links", tokens, max_nodes=nodes, max_depth=nodes))
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+def test_unchecked_malformed_links_stay_in_bounds_on_triton(by_kernels):
+    tree = made([(-1, 0, 0, 1)] * 2, "links", max_depth=3)
+    g = torch.Generator().manual_seed(5)
+    for _ in range(12):
+        links = torch.randint(-9, 9, (2, 2, 4), generator=g)
+        tree.refresh_(tokens_for([(0,) * 4] * 2), next_token=links[0], next_sibling=links[1], check=False)
+        assert bool(((tree.parents >= -1) & (tree.parents < 4)).all())
+        assert tree.parents.view(2, 4)[:, 0].tolist() == [-1, -1]
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_warmup_compiles_what_refreshes_links_on_triton(by_kernels, dtype):
+    from specdec_kernels.triton import dispatch
+
+    tree = made([(-1, 0, 0)] * 2, "links", max_depth=2)
+    links = {name: link.to(dtype) for name, link in links_of([(-1, 0, 1)] * 2).items()}
+    _compiling.Task("links", (dtype,)).run(torch.device("cpu"))
+    before = len(dispatch.Launch.met)
+    tree.refresh_(torch.tensor([[-1, 5, 6]] * 2), **links)
+    assert len(dispatch.Launch.met) == before and tree.depths.tolist() == [0, 1, 2] * 2

@@ -20,6 +20,7 @@ RULES = (
     sdk.Lenient(1.5),
     sdk.Synthetic(0.8),
 )
+OTHER_RULES = (sdk.Threshold(0.9, 0.9), sdk.Ensemble(0.8), sdk.Deferred(), sdk.Synthetic(torch.ones(3)))
 CUTS = (sdk.SamplingParams(0.8), sdk.SamplingParams(0.8, 50, 0.9, 0.02))
 VOCAB, LARGE = 32000, 128256  # the latter is divided into more splits, for which other kernels are compiled
 NODES, BATCH, PAGE = 6, 2, 16
@@ -27,7 +28,7 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, children, ngrams, verify, tree_attention, commit_kv, states):
+    for operation in (sample, children, ngrams, links, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -74,20 +75,34 @@ def ngrams() -> Iterator[Callable[[], object]]:
         )
 
 
+def links() -> Iterator[Callable[[], object]]:
+    """Of `DraftTree.refresh_`."""
+    from specdec_kernels.triton import enter_links
+
+    tokens, rows = torch.zeros(BATCH, NODES, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int32)
+    for dtype in (torch.int64, torch.int32):
+        given = (tokens, tokens.to(dtype), tokens.to(dtype))
+        yield lambda a=given: enter_links(*a, tokens.flatten(), rows, (rows, rows))
+
+
 def verify() -> Iterator[Callable[[], object]]:
+    """The last ones have every option, in a large vocabulary with cuts and without."""
     plain, cuts = CUTS
     chain = sdk.DraftTree.chain(torch.zeros(BATCH, NODES - 1, dtype=torch.int64))
     tree = _tree(sdk.Proposal.WITHOUT_REPLACEMENT)
+    verifier = sdk.SpeculativeVerifier(rule="match", backend="triton")
+    yield lambda: verifier(torch.zeros(ROWS, VOCAB), chain)
     forms = [(torch.bfloat16, tree, VOCAB, rule, cut, {}) for rule, cut in product(RULES, CUTS)]
+    forms += [(torch.bfloat16, tree, VOCAB, rule, plain, {}) for rule in OTHER_RULES]
     forms += [(dtype, tree, VOCAB, "token", cuts, {}) for dtype in (torch.float32, torch.float16)]
     forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
     forms += [(torch.bfloat16, chain, None, "match", plain, {})]
     forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
-    for vocab in (VOCAB, LARGE):
+    for vocab, cut in ((VOCAB, cuts), (LARGE, cuts), (LARGE, plain)):
         ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
         bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
         plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True}
-        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cuts, plenty)]
+        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cut, plenty)]
     for dtype, tree, width, rule, cut, options in forms:
         vocab = options["draft_vocab"].vocab_size if "draft_vocab" in options else VOCAB
         target = torch.zeros(ROWS, vocab, dtype=dtype)
@@ -96,8 +111,6 @@ def verify() -> Iterator[Callable[[], object]]:
         yield lambda a=(target, tree, draft), o=options | {"rule": rule, "sampling": cut}: sdk.verify(
             *a, **o, backend="triton"
         )
-    verifier = sdk.SpeculativeVerifier(rule="match", backend="triton")
-    yield lambda: verifier(torch.zeros(ROWS, VOCAB), chain)
 
 
 def tree_attention() -> Iterator[Callable[[], object]]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native core, built from csrc/. Pointers are addresses of memory that outlives the call, 0 = null."""
 
-from collections.abc import Sequence
 from enum import IntEnum
 
 class DType(IntEnum):
@@ -22,6 +21,11 @@ class Rule(IntEnum):
     deferred = ...
     threshold = ...
     ensemble = ...
+
+class DraftForm(IntEnum):
+    logits = ...
+    logprobs = ...
+    probs = ...
 
 class Method(IntEnum):
     independent = ...
@@ -49,7 +53,7 @@ class Rows:
         row_stride: int,
     ) -> None: ...
 
-class SamplingArgs:
+class Sampling:
     fields: tuple[str, ...]
     def __init__(
         self,
@@ -61,91 +65,7 @@ class SamplingArgs:
         min_p_last: bool,
     ) -> None: ...
 
-class Bitmask:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        words: int,
-        stride: int,
-    ) -> None: ...
-
-class VerifyArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        target: Rows,
-        target_rows: int,
-        rows_end_early: bool,
-        tokens: int,
-        parents: int,
-        cu_nodes: int,
-        proposals: int,
-        first_child: int,
-        next_sibling: int,
-        rows: int,
-        requests: int,
-        draft: Rows,
-        draft_rows: int,
-        draft_chain: int,
-        draft_ids: int,
-        draft_columns: int,
-        draft_is_logprobs: bool,
-        draft_is_probs: bool,
-        sampling: SamplingArgs,
-        draft_sampling: SamplingArgs,
-        rule: Rule,
-        rule_values: list[float],
-        seeds: int,
-        positions: int,
-        bitmask: Bitmask,
-        bonus_tokens: int,
-        bonus_is_int32: bool,
-        width: int,
-        out_tokens: int,
-        out_tokens_are_int32: bool,
-        out_num_tokens: int,
-        out_num_accepted: int,
-        out_path: int,
-        out_logprobs: int,
-        out_status: int,
-        trace_thresholds: int,
-        trace_masses: int,
-    ) -> None: ...
-
-class SampleArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        logits: Rows,
-        sampling: SamplingArgs,
-        seeds: int,
-        positions: int,
-        bitmask: Bitmask,
-        out_tokens: int,
-        out_logprobs: int,
-    ) -> None: ...
-
-class ChildrenArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        logits: Rows,
-        k: int,
-        method: Method,
-        sampling: SamplingArgs,
-        seeds: int,
-        positions: int,
-        nodes: int,
-        purpose: Purpose,
-        out_tokens: int,
-        out_scores: int,
-    ) -> None: ...
-
-class NgramArgs:
+class NgramSearch:
     fields: tuple[str, ...]
     def __init__(
         self,
@@ -157,32 +77,6 @@ class NgramArgs:
         min_ngram: int,
         max_ngram: int,
         cyclic: bool,
-    ) -> None: ...
-
-class NgramDraftArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        search: NgramArgs,
-        frequent: bool,
-        num_draft: int,
-        out: int,
-    ) -> None: ...
-
-class NgramTreeArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        search: NgramArgs,
-        max_depth: int,
-        branches: int,
-        max_nodes: int,
-        trust: list[float],
-        out_tokens: int,
-        out_parents: int,
-        out_scores: int,
     ) -> None: ...
 
 class HeadRows:
@@ -210,39 +104,6 @@ class HeadCache:
         scale: float,
     ) -> None: ...
 
-class AttentionArgs:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        query: HeadRows,
-        new_key: HeadRows,
-        new_value: HeadRows,
-        key: HeadCache,
-        value: HeadCache,
-        rows: int,
-        query_heads: int,
-        heads: int,
-        head: int,
-        value_size: int,
-        parents: int,
-        cu_nodes: int,
-        requests: int,
-        block_table: int,
-        table_width: int,
-        pages: int,
-        page_size: int,
-        prefix_lens: int,
-        max_prefix: int,
-        scale: float,
-        softcap: float,
-        window: int,
-        sinks: int,
-        deterministic: bool,
-        out: int,
-        out_lse: int,
-    ) -> None: ...
-
 class Paths:
     fields: tuple[str, ...]
     def __init__(
@@ -255,38 +116,12 @@ class Paths:
         requests: int,
     ) -> None: ...
 
-class CommitArgs:
+class States:
     fields: tuple[str, ...]
     def __init__(
         self,
         *,
-        caches: int,
-        fresh: int,
-        cache_count: int,
-        paths: Paths,
-        block_table: int,
-        pages_per_request: int,
-        prefix_lens: int,
-        page_size: int,
-        out_lengths: int,
-        out_pages_kept: int,
-    ) -> None: ...
-
-class Commits:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        paths: Paths,
-        slots: int,
-    ) -> None: ...
-
-class StateRows:
-    fields: tuple[str, ...]
-    def __init__(
-        self,
-        *,
-        address: int,
+        data: int,
         slots: int,
         slot_stride: int,
         row_bytes: int,
@@ -297,7 +132,7 @@ class Snapshots:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         row_stride: int,
     ) -> None: ...
 
@@ -306,7 +141,7 @@ class Windows:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         slots: int,
         channels: int,
         taps: int,
@@ -321,7 +156,7 @@ class WindowInputs:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         row_stride: int,
         channel_stride: int,
     ) -> None: ...
@@ -331,7 +166,7 @@ class Matrices:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         dtype: DType,
         slots: int,
         heads: int,
@@ -348,7 +183,7 @@ class NodeInputs:
     def __init__(
         self,
         *,
-        address: int,
+        data: int,
         dtype: DType,
         heads: int,
         size: int,
@@ -356,28 +191,185 @@ class NodeInputs:
         head_stride: int,
     ) -> None: ...
 
-def verify(args: VerifyArgs, threads: int) -> None: ...
-def sample(args: SampleArgs, threads: int) -> None: ...
-def sample_children(args: ChildrenArgs, threads: int) -> None: ...
-def ngram_draft(args: NgramDraftArgs, threads: int) -> None: ...
-def ngram_tree(args: NgramTreeArgs, threads: int) -> None: ...
-def tree_attention(args: AttentionArgs, threads: int) -> None: ...
-def commit_kv(args: CommitArgs, threads: int) -> None: ...
+def verify(
+    threads: int,
+    /,
+    *,
+    target: Rows,
+    target_rows: int,
+    rows_end_early: bool,
+    requests: int,
+    nodes: int,
+    tokens: int,
+    parents: int,
+    cu_nodes: int,
+    proposals: int,
+    first_child: int,
+    next_sibling: int,
+    draft: Rows | None,
+    draft_rows: int,
+    draft_chain: int,
+    draft_ids: int,
+    draft_columns: int,
+    draft_form: DraftForm,
+    sampling: Sampling | None,
+    draft_sampling: Sampling | None,
+    rule: Rule,
+    rule_values: list[float],
+    seeds: int,
+    positions: int,
+    bitmask: int,
+    bitmask_stride: int,
+    bonus_tokens: int,
+    bonus_tokens_are_int32: bool,
+    width: int,
+    out_tokens: int,
+    out_tokens_are_int32: bool,
+    out_num_tokens: int,
+    out_num_accepted: int,
+    out_path: int,
+    out_logprobs: int,
+    out_status: int,
+    trace_thresholds: int,
+    trace_masses: int,
+) -> None: ...
+def sample(
+    threads: int,
+    /,
+    *,
+    logits: Rows,
+    sampling: Sampling | None,
+    seeds: int,
+    positions: int,
+    bitmask: int,
+    bitmask_stride: int,
+    out_tokens: int,
+    out_logprobs: int,
+) -> None: ...
+def sample_children(
+    threads: int,
+    /,
+    *,
+    logits: Rows,
+    k: int,
+    method: Method,
+    purpose: int,
+    sampling: Sampling | None,
+    seeds: int,
+    positions: int,
+    nodes: int,
+    out_tokens: int,
+    out_scores: int,
+) -> None: ...
+def ngram_draft(
+    threads: int,
+    /,
+    *,
+    search: NgramSearch,
+    frequent: bool,
+    num_draft: int,
+    out: int,
+) -> None: ...
+def ngram_tree(
+    threads: int,
+    /,
+    *,
+    search: NgramSearch,
+    max_depth: int,
+    branches: int,
+    max_nodes: int,
+    trust: list[float],
+    out_tokens: int,
+    out_parents: int,
+    out_scores: int,
+) -> None: ...
+def tree_attention(
+    threads: int,
+    /,
+    *,
+    query: HeadRows,
+    new_key: HeadRows | None,
+    new_value: HeadRows | None,
+    key: HeadCache,
+    value: HeadCache,
+    nodes: int,
+    query_heads: int,
+    heads: int,
+    head: int,
+    value_size: int,
+    parents: int,
+    cu_nodes: int,
+    requests: int,
+    block_table: int,
+    table_width: int,
+    pages: int,
+    page_size: int,
+    prefix_lens: int,
+    max_prefix: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    sinks: int,
+    deterministic: bool,
+    out: int,
+    out_lse: int,
+) -> None: ...
+def commit_kv(
+    threads: int,
+    /,
+    *,
+    caches: int,
+    new_rows: int,
+    cache_count: int,
+    cache_struct_size: int,
+    new_rows_struct_size: int,
+    paths: Paths,
+    block_table: int,
+    table_width: int,
+    prefix_lens: int,
+    page_size: int,
+    out_lengths: int,
+    out_pages_kept: int,
+) -> None: ...
 def commit_state(
-    commits: Commits, states: Sequence[StateRows], snapshots: Sequence[Snapshots], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[States],
+    snapshots: list[Snapshots],
 ) -> None: ...
 def replay_conv(
-    commits: Commits, windows: Sequence[Windows], inputs: Sequence[WindowInputs], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    windows: list[Windows],
+    inputs: list[WindowInputs],
 ) -> None: ...
 def replay_gated_delta(
-    commits: Commits, states: Sequence[Matrices], inputs: Sequence[Sequence[NodeInputs]], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[Matrices],
+    inputs: list[NodeInputs],
 ) -> None: ...
 def replay_mamba2(
-    commits: Commits, states: Sequence[Matrices], inputs: Sequence[Sequence[NodeInputs]], threads: int
+    threads: int,
+    /,
+    *,
+    paths: Paths,
+    slots: int,
+    states: list[Matrices],
+    inputs: list[NodeInputs],
 ) -> None: ...
 def instruction_set() -> str: ...
 def exp2(isa: str, x: int, out: int, n: int) -> None: ...
 def exponential(word: int) -> float: ...
 def race(
-    isa: str, x: int, n: int, max: float, seed: int, position: int, purpose: Purpose
+    isa: str, x: int, n: int, max: float, seed: int, position: int, purpose: int
 ) -> tuple[float, float, int]: ...

@@ -15,11 +15,7 @@ DTYPES = {
     torch.int8: _native.DType.int8,
     torch.float8_e4m3fn: _native.DType.float8_e4m3fn,
 }
-_NO_ROWS = _native.Rows(
-    data=0, dtype=_native.DType.float32, count=0, size=0, group=1, group_stride=0, row_stride=0
-)
 _NO_ADDRESSES = [0, 0, 0, 0]
-_NO_BITMASK = _native.Bitmask(words=0, stride=0)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -27,10 +23,8 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def rows_of(logits: Tensor | None) -> _native.Rows:
+def rows_of(logits: Tensor) -> _native.Rows:
     """Rows of [R, V] or of [G, N, V]."""
-    if logits is None:
-        return _NO_ROWS
     *groups, rows, size = logits.shape
     *group_stride, row_stride, _ = logits.stride()
     return _native.Rows(
@@ -38,7 +32,7 @@ def rows_of(logits: Tensor | None) -> _native.Rows:
         dtype=DTYPES[logits.dtype],
         count=groups[0] * rows if groups else rows,
         size=size,
-        group=max(rows, 1),
+        group=rows if groups else 0,
         group_stride=group_stride[0] if groups else 0,
         row_stride=row_stride,
     )
@@ -46,12 +40,12 @@ def rows_of(logits: Tensor | None) -> _native.Rows:
 
 def sampling_of(
     numbers: list[float], rows: list[Tensor | None]
-) -> tuple[_native.SamplingArgs, list[Tensor | None]]:
+) -> tuple[_native.Sampling, list[Tensor | None]]:
     """What the core takes, and the tensors that must outlive the call."""
     temperature, top_k, top_p, min_p, min_p_last = numbers
     pinned = [None if row is None else row.to(torch.float64) for row in rows]
     addresses = [address(row) for row in pinned] or _NO_ADDRESSES
-    law = _native.SamplingArgs(
+    law = _native.Sampling(
         temperature=(temperature, addresses[0]),
         top_k=(top_k, addresses[1]),
         top_p=(top_p, addresses[2]),
@@ -61,8 +55,6 @@ def sampling_of(
     return law, pinned
 
 
-def bitmask_of(bitmask: Tensor | None) -> _native.Bitmask:
-    """Rows of words, a bit for each token."""
-    if bitmask is None:
-        return _NO_BITMASK
-    return _native.Bitmask(words=bitmask.data_ptr(), stride=bitmask.stride(0))
+def stride_of(rows: Tensor | None) -> int:
+    """Elements from row to row; 0 for None."""
+    return 0 if rows is None else rows.stride(0)

@@ -10,8 +10,6 @@ from .._ops.calls import TreeAttentionCall
 from . import _native
 from .arguments import DTYPES, address
 
-_NO_ROWS = _native.HeadRows(data=0, dtype=_native.DType.float32, row_stride=0, head_stride=0)
-
 
 def tree_attention(call: TreeAttentionCall) -> None:
     """Fill the outputs."""
@@ -23,13 +21,14 @@ def tree_attention(call: TreeAttentionCall) -> None:
     page_size, heads = call.key_cache.shape[1:3]
     if call.heads_first:
         page_size, heads = heads, page_size
-    args = _native.AttentionArgs(
+    _native.tree_attention(
+        torch.get_num_threads(),
         query=_rows(call.query),
-        new_key=_rows(call.new_key),
-        new_value=_rows(new_value),
+        new_key=None if call.new_key is None else _rows(call.new_key),
+        new_value=None if new_value is None else _rows(new_value),
         key=key,
         value=value,
-        rows=call.query.shape[0],
+        nodes=call.query.shape[0],
         query_heads=call.query.shape[1],
         heads=heads,
         head=call.query.shape[2],
@@ -51,12 +50,9 @@ def tree_attention(call: TreeAttentionCall) -> None:
         out=call.out.data_ptr(),
         out_lse=address(call.out_lse),
     )
-    _native.tree_attention(args, torch.get_num_threads())
 
 
-def _rows(rows: Tensor | None) -> _native.HeadRows:
-    if rows is None:
-        return _NO_ROWS
+def _rows(rows: Tensor) -> _native.HeadRows:
     return _native.HeadRows(
         data=rows.data_ptr(),
         dtype=DTYPES[rows.dtype],

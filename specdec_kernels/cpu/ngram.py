@@ -11,18 +11,19 @@ from . import _native
 
 def ngram_draft(call: NgramDraftCall) -> None:
     """Fill the output."""
-    args = _native.NgramDraftArgs(
+    _native.ngram_draft(
+        torch.get_num_threads(),
         search=_search(call),
         frequent=call.frequent,
         num_draft=call.out.shape[1],
         out=call.out.data_ptr(),
     )
-    _native.ngram_draft(args, torch.get_num_threads())
 
 
 def ngram_tree(call: NgramTreeCall) -> None:
     """Fill the outputs."""
-    args = _native.NgramTreeArgs(
+    _native.ngram_tree(
+        torch.get_num_threads(),
         search=_search(call),
         max_depth=call.max_depth,
         branches=call.branches,
@@ -32,13 +33,12 @@ def ngram_tree(call: NgramTreeCall) -> None:
         out_parents=call.out_parents.data_ptr(),
         out_scores=call.out_scores.data_ptr(),
     )
-    _native.ngram_tree(args, torch.get_num_threads())
 
 
-def _search(call: NgramDraftCall | NgramTreeCall) -> _native.NgramArgs:
+def _search(call: NgramDraftCall | NgramTreeCall) -> _native.NgramSearch:
     """The texts, and which n-grams of theirs to look up."""
     requests, width = call.tokens.shape
-    return _native.NgramArgs(
+    return _native.NgramSearch(
         tokens=call.tokens.data_ptr(),
         lengths=call.lengths.data_ptr(),
         requests=requests,

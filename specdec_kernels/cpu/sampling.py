@@ -3,35 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from .._ops.calls import SampleCall, SampleChildrenCall
 from . import _native
-from .arguments import address, bitmask_of, rows_of, sampling_of
+from .arguments import address, rows_of, sampling_of, stride_of
 
-_METHODS = _native.Method.__members__
+_METHODS: Mapping[str, _native.Method] = _native.Method.__members__
 
 
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
-    args = _native.SampleArgs(
+    _native.sample(
+        torch.get_num_threads(),
         logits=rows_of(call.logits),
         sampling=sampling,
         seeds=call.seeds.data_ptr(),
         positions=call.positions.data_ptr(),
-        bitmask=bitmask_of(call.token_bitmask),
+        bitmask=address(call.token_bitmask),
+        bitmask_stride=stride_of(call.token_bitmask),
         out_tokens=call.out_tokens.data_ptr(),
         out_logprobs=address(call.out_logprobs),
     )
-    _native.sample(args, torch.get_num_threads())
     del pinned
 
 
 def sample_children(call: SampleChildrenCall) -> None:
     """Fill the outputs."""
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
-    args = _native.ChildrenArgs(
+    _native.sample_children(
+        torch.get_num_threads(),
         logits=rows_of(call.logits),
         k=call.out_tokens.shape[1],
         method=_METHODS[call.method],
@@ -39,9 +43,8 @@ def sample_children(call: SampleChildrenCall) -> None:
         seeds=call.seeds.data_ptr(),
         positions=call.positions.data_ptr(),
         nodes=call.nodes.data_ptr(),
-        purpose=_native.Purpose(call.purpose),
+        purpose=call.purpose,
         out_tokens=call.out_tokens.data_ptr(),
         out_scores=call.out_scores.data_ptr(),
     )
-    _native.sample_children(args, torch.get_num_threads())
     del pinned

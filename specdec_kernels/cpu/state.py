@@ -15,23 +15,29 @@ from .commit import paths_of
 def commit_state(call: CommitStateCall) -> None:
     """Copy snapshots."""
     states = [
-        _native.StateRows(
-            address=state.data_ptr(),
+        _native.States(
+            data=state.data_ptr(),
             slots=state.shape[0],
             slot_stride=_bytes(state, 0),
             row_bytes=state.shape[1:].numel() * state.element_size(),
         )
         for state in call.states
     ]
-    snapshots = [_native.Snapshots(address=s.data_ptr(), row_stride=_bytes(s, 0)) for s in call.snapshots]
-    _native.commit_state(_commits(call), states, snapshots, torch.get_num_threads())
+    snapshots = [_native.Snapshots(data=s.data_ptr(), row_stride=_bytes(s, 0)) for s in call.snapshots]
+    _native.commit_state(
+        torch.get_num_threads(),
+        paths=paths_of(call.path, call.cu_nodes, call.rows),
+        slots=call.slots.data_ptr(),
+        states=states,
+        snapshots=snapshots,
+    )
 
 
 def replay_conv(call: ReplayConvCall) -> None:
     """Shift windows."""
     windows = [
         _native.Windows(
-            address=window.data_ptr(),
+            data=window.data_ptr(),
             slots=window.shape[0],
             channels=window.shape[1],
             taps=window.shape[2],
@@ -43,35 +49,40 @@ def replay_conv(call: ReplayConvCall) -> None:
         for window in call.windows
     ]
     inputs = [
-        _native.WindowInputs(address=x.data_ptr(), row_stride=_bytes(x, 0), channel_stride=_bytes(x, 1))
+        _native.WindowInputs(data=x.data_ptr(), row_stride=_bytes(x, 0), channel_stride=_bytes(x, 1))
         for x in call.inputs
     ]
-    _native.replay_conv(_commits(call), windows, inputs, torch.get_num_threads())
+    _native.replay_conv(
+        torch.get_num_threads(),
+        paths=paths_of(call.path, call.cu_nodes, call.rows),
+        slots=call.slots.data_ptr(),
+        windows=windows,
+        inputs=inputs,
+    )
 
 
 def replay_gated_delta(call: ReplayGatedDeltaCall) -> None:
     """Apply kept nodes."""
     layers = zip(call.keys, call.values, call.log_decay, call.beta, strict=True)
-    inputs = [[_inputs(t) for t in layer] for layer in layers]
     _native.replay_gated_delta(
-        _commits(call), [_matrices(s) for s in call.states], inputs, torch.get_num_threads()
+        torch.get_num_threads(),
+        paths=paths_of(call.path, call.cu_nodes, call.rows),
+        slots=call.slots.data_ptr(),
+        states=[_matrices(s) for s in call.states],
+        inputs=[_inputs(t) for layer in layers for t in layer],
     )
 
 
 def replay_mamba2(call: ReplayMamba2Call) -> None:
     """Apply kept nodes."""
     layers = zip(call.x, call.B, call.dt, call.A, strict=True)
-    inputs = [[*(_inputs(t) for t in layer), _inputs(A.expand(call.rows, -1))] for *layer, A in layers]
     _native.replay_mamba2(
-        _commits(call), [_matrices(s) for s in call.states], inputs, torch.get_num_threads()
+        torch.get_num_threads(),
+        paths=paths_of(call.path, call.cu_nodes, call.rows),
+        slots=call.slots.data_ptr(),
+        states=[_matrices(s) for s in call.states],
+        inputs=[_inputs(t) for *layer, A in layers for t in (*layer, A.expand(call.rows, -1))],
     )
-
-
-def _commits(
-    call: CommitStateCall | ReplayConvCall | ReplayGatedDeltaCall | ReplayMamba2Call,
-) -> _native.Commits:
-    paths = paths_of(call.path, call.cu_nodes, call.rows)
-    return _native.Commits(paths=paths, slots=call.slots.data_ptr())
 
 
 def _bytes(tensor: Tensor, dim: int) -> int:
@@ -82,7 +93,7 @@ def _matrices(state: Tensor) -> _native.Matrices:
     slot_stride, head_stride, row_stride, column_stride = state.stride()
     slots, heads, rows, columns = state.shape
     return _native.Matrices(
-        address=state.data_ptr(),
+        data=state.data_ptr(),
         dtype=DTYPES[state.dtype],
         slots=slots,
         heads=heads,
@@ -100,7 +111,7 @@ def _inputs(tensor: Tensor) -> _native.NodeInputs:
     _, heads, *size = tensor.shape
     row_stride, head_stride, *_ = tensor.stride()
     return _native.NodeInputs(
-        address=tensor.data_ptr(),
+        data=tensor.data_ptr(),
         dtype=DTYPES[tensor.dtype],
         heads=heads,
         size=size[0] if size else 1,

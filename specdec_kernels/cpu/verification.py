@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from .._ops.calls import VerifyCall
 from . import _native
-from .arguments import address, bitmask_of, rows_of, sampling_of
+from .arguments import address, rows_of, sampling_of, stride_of
 
-_RULES = _native.Rule.__members__
+_RULES: Mapping[str, _native.Rule] = _native.Rule.__members__
+_LOGITS, _LOGPROBS, _PROBS = _native.DraftForm
 
 
 def verify(
@@ -24,34 +27,35 @@ def verify(
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     draft_sampling, draft_pinned = sampling_of(call.draft_sampling, call.draft_sampling_rows)
     draft = call.draft_logits
-    args = _native.VerifyArgs(
+    _native.verify(
+        torch.get_num_threads(),
         target=rows_of(call.target_logits),
         target_rows=address(call.target_rows),
         rows_end_early=call.rows_end_early,
+        requests=call.cu_nodes.shape[0] - 1,
+        nodes=call.tokens.shape[0],
         tokens=call.tokens.data_ptr(),
         parents=call.parents.data_ptr(),
         cu_nodes=call.cu_nodes.data_ptr(),
         proposals=call.proposals.data_ptr(),
         first_child=address(call.first_child),
         next_sibling=address(call.next_sibling),
-        rows=call.tokens.shape[0],
-        requests=call.cu_nodes.shape[0] - 1,
-        draft=rows_of(draft),
+        draft=None if draft is None else rows_of(draft),
         draft_rows=address(call.draft_rows),
         draft_chain=draft.shape[1] if draft is not None and draft.dim() == 3 else 0,
         draft_ids=address(call.draft_ids),
         draft_columns=address(call.draft_columns),
-        draft_is_logprobs=call.draft_is_logprobs,
-        draft_is_probs=call.draft_is_probs,
+        draft_form=_LOGPROBS if call.draft_is_logprobs else _PROBS if call.draft_is_probs else _LOGITS,
         sampling=sampling,
         draft_sampling=draft_sampling,
         rule=_RULES[call.rule],
         rule_values=call.rule_values if call.rule_rates is None else call.rule_rates.tolist(),
         seeds=call.seeds.data_ptr(),
         positions=call.positions.data_ptr(),
-        bitmask=bitmask_of(call.token_bitmask),
+        bitmask=address(call.token_bitmask),
+        bitmask_stride=stride_of(call.token_bitmask),
         bonus_tokens=address(call.bonus_tokens),
-        bonus_is_int32=call.bonus_tokens is not None and call.bonus_tokens.dtype == torch.int32,
+        bonus_tokens_are_int32=call.bonus_tokens is not None and call.bonus_tokens.dtype == torch.int32,
         width=call.out_tokens.shape[1],
         out_tokens=call.out_tokens.data_ptr(),
         out_tokens_are_int32=call.out_tokens.dtype == torch.int32,
@@ -63,5 +67,4 @@ def verify(
         trace_thresholds=address(trace_thresholds),
         trace_masses=address(trace_masses),
     )
-    _native.verify(args, torch.get_num_threads())
     del pinned, draft_pinned

@@ -87,9 +87,10 @@ def threshold(request: Request, single: float, acc: float) -> Answer:
     """One coin u per node: u * acc < the sum of p over the node's children so far, or p(x) >= single."""
     node = 0
     while True:
-        p = request.target(node)
         children = request.children(node)
-        total, bars = 0.0, []
+        if not children:
+            return request.end(node)
+        p, total, bars = request.target(node), 0.0, []
         for child in children:
             x = request.at(p, child)
             total += x
@@ -98,7 +99,7 @@ def threshold(request: Request, single: float, acc: float) -> Answer:
         if passing == len(children):
             rest = p.clone()
             rest[[request.token(child) for child in children if request.at(p, child) > 0]] = 0.0
-            return node, request.draw(rest if rest.sum() > 0 else p, Purpose.RESIDUAL, node)
+            return request.end(node, rest if rest.sum() > 0 else p)
         node = children[passing]
 
 
@@ -151,12 +152,11 @@ def deferred(request: Request, entropy: float, window: float) -> Answer:
     for node in order:  # the list grows during the loop
         for child in request.children(node):
             still = outstanding(child, left[node])
-            if still is not None:
+            if still is not None and request.can_keep(child):
                 left[child] = still
                 order.append(child)
     kept = [node for node in order if left[node] == 0]
-    best = min(kept, key=lambda node: (-request.depth(node), node))
-    return best, request.draw(request.target(best), Purpose.RESIDUAL, best)
+    return request.end(min(kept, key=lambda node: (-request.depth(node), node)))
 
 
 def lenient(request: Request, factor: float) -> Answer:

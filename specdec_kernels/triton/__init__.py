@@ -13,6 +13,7 @@ from .attention import tree_attention  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .dispatch import INTERPRETED
+from .links import enter_links  # noqa: F401
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401
 from .sampling import sample  # noqa: F401

@@ -7,7 +7,7 @@ The host fills each NamedTuple once, and kernels take it whole. Functions at the
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,11 +17,13 @@ from triton.runtime import driver
 
 from .dispatch import INTERPRETED, dtype_of, multiples_of_16
 from .launch import registers
+from .logarithm import LN2
 from .row import number_of
 
 
 class Target(NamedTuple):
-    """Rows of a [R, V] matrix, or of a [G, N, V] one seen as [G * N, V]."""
+    """Rows of a [Rt, V] matrix, or of a [G, N, V] one seen as [G * N, V], and which of them belongs to a
+    node."""
 
     data: tl.tensor
     vocab: tl.tensor  # V
@@ -30,6 +32,7 @@ class Target(NamedTuple):
     row_stride: tl.tensor
     bitmask: tl.tensor  # [R, ceil(V / 32)] or None
     bitmask_stride: tl.tensor
+    rows: tl.tensor  # [R] row of each node, -1 = none; or None: those of the same number
 
 
 class Draft(NamedTuple):
@@ -44,9 +47,10 @@ class Draft(NamedTuple):
     chain: tl.tensor  # K > 0: [B, K, Vd], node i of request b has row b K + i
     ids: tl.tensor  # [Vd] token of each column or None
     columns: tl.tensor  # [V] column of each token or None
+    probs: tl.tensor  # 1 where the rows are probabilities, or None
 
 
-NO_DRAFT = Draft(None, 0, 1, 0, 0, None, 0, None, None)
+NO_DRAFT = Draft(None, 0, 1, 0, 0, None, 0, None, None, None)
 
 
 class Sampling(NamedTuple):
@@ -119,9 +123,10 @@ def rows_form(target: Target) -> RowsForm:
     return RowsForm(logits.dtype, target.bitmask is not None, aligned)
 
 
-def draft_form(draft: Draft) -> tuple[torch.dtype | None, ...]:
-    """Dtypes, or None, of a draft's tensors."""
-    return dtype_of(draft.data), dtype_of(draft.rows), dtype_of(draft.ids), dtype_of(draft.columns)
+def draft_form(draft: Draft) -> tuple[Any, ...]:
+    """Dtypes, or None, of a draft's tensors, and whether it has probabilities."""
+    dtypes = dtype_of(draft.data), dtype_of(draft.rows), dtype_of(draft.ids), dtype_of(draft.columns)
+    return *dtypes, draft.probs
 
 
 def draft_aligned(draft: Draft) -> bool:
@@ -144,10 +149,10 @@ def layout(rows: Tensor) -> tuple[int, int, int]:
     return max(rows.shape[1], 1), rows.stride(0), rows.stride(1)
 
 
-def target_of(logits: Tensor, token_bitmask: Tensor | None = None) -> Target:
+def target_of(logits: Tensor, token_bitmask: Tensor | None = None, rows: Tensor | None = None) -> Target:
     """Rows to sample from or to verify by."""
     stride = 0 if token_bitmask is None else token_bitmask.stride(0)
-    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride)
+    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride, rows)
 
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
@@ -224,8 +229,27 @@ def row_data(rows, row):
 
 
 @triton.jit
+def target_row(target, row):
+    """The row of the target's logits of the node with that row, int64; -1 = none."""
+    found = row
+    if target.rows is not None:
+        found = tl.load(target.rows + row).to(tl.int64)
+    return found
+
+
+@triton.jit
+def target_data(target, row):
+    """-> the first entry of the row of the node with that row (int64), which has one if it is read."""
+    if target.rows is not None:
+        found = tl.maximum(target_row(target, row), 0)
+    else:
+        found = row
+    return row_data(target, found)
+
+
+@triton.jit
 def bitmask_of(target, row):
-    """-> the words of a row (int64), or None."""
+    """-> the words of the node with that row (int64), or None."""
     bitmask = None
     if target.bitmask is not None:
         bitmask = target.bitmask + row * target.bitmask_stride
@@ -242,3 +266,11 @@ def drawn_from(draft, count, request, row, node):
     else:
         found = row
     return tl.where((found >= 0) & (found < count), found, -1)
+
+
+@triton.jit
+def draft_logits(draft, x):
+    """Entries of a draft's rows as logits."""
+    if draft.probs is not None:
+        x = tl.log2(tl.where(x < 0, 0.0, x)) * LN2
+    return x

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Draft, Scratch, Target
+from .arguments import Draft, Scratch, Target, target_row
 from .chances import load_chance, load_coin
 from .tree import Tree, family_of, key_of, node_of, parent_of, proposal_of, token_of
 from .wanted import DRAFT, TARGET
@@ -29,6 +29,7 @@ class Context(NamedTuple):
     draft_count: tl.tensor  # rows of the draft's logits
     seed: tl.tensor  # -> int64: kept in a register, it would be one with its schedule of keys
     position: tl.tensor  # -> int64
+    bonus: tl.tensor  # -> the token after its chain, or None
 
 
 class Child(NamedTuple):
@@ -60,6 +61,9 @@ def look_up(ctx, node, after):
         q = load_chance(ctx.scratch, row, DRAFT)
     coin = load_coin(ctx.scratch, row)
     following, proposals = family_of(ctx.tree, node, after)
+    if ctx.target.rows is not None:  # without its row no child is tested
+        there = target_row(ctx.target, row) >= 0
+        following, proposals = tl.where(there, following, -1), tl.where(there, proposals, 0)
     return Child(
         key, node, parent_of(word), token_of(word), proposal_of(word), p, q, coin, following, proposals
     )

@@ -45,8 +45,8 @@ class RowPasses:
 
     @property
     def select_warps(self) -> int:
-        """Of the programs that hold what all splits of a row collected, with 32 scores a lane."""
-        return max(self.collect.padded, 4)
+        """Of the programs that hold what all splits of a row collected, with up to 32 scores a lane."""
+        return max(self.collect.padded, 8)
 
     @property
     def settle_warps(self) -> int:
@@ -134,7 +134,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     """
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
     splits = _splits(longest, split, warps)
-    sequential = rule in ("token", "traversal", "ensemble")
+    sequential = rule in ("token", "traversal", "ensemble", "threshold")  # with fewer warps it spills
     return VerifyLaunch(
         rows=RowPasses(splits, _lanes(splits), _collected(longest)),
         sums=_splits(longest, 8192, warps=4),

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..verification import Status
-from .arguments import bitmask_of, row_data
+from .arguments import bitmask_of, draft_logits, row_data, target_data
 from .logarithm import LN2, LOG2E
 from .record import load
 from .row import Row, exponent_of
@@ -88,7 +88,7 @@ def weights(top, law, x, token):
 def target_scores(target, row, token, inside):
     """Scores of some tokens (int64); -inf for those outside the vocabulary, masked, or NaN."""
     inside = inside & (token >= 0) & (token < target.vocab)
-    scores = Row(row_data(target, row), target.vocab, bitmask_of(target, row))
+    scores = Row(target_data(target, row), target.vocab, bitmask_of(target, row))
     x = tl.load(scores.data + token, mask=inside, other=float("-inf")).to(tl.float32)
     if target.bitmask is not None:
         word = tl.load(scores.bitmask + (token >> 5), mask=inside, other=0)
@@ -107,6 +107,7 @@ def draft_scores(draft, drawn_from, vocab, token, inside):
     x = tl.load(
         Row(row_data(draft, drawn_from), draft.size, None).data + column, mask=inside, other=float("-inf")
     ).to(tl.float32)
+    x = draft_logits(draft, x)
     return tl.where(x == x, x, float("-inf"))
 
 

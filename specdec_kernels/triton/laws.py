@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, drawn_from, params_of, row_data
+from .arguments import bitmask_of, drawn_from, params_of, row_data, target_data
 from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
@@ -16,7 +16,16 @@ from .row import Row, exponent_of
 from .settle import Settled, close_row, collect_row, is_open, save_settled, select_row, settle_row
 from .sums import ENTROPY, NOTHING, RESIDUAL_MASS, REST_MASS, ask
 from .tree import lay_out_node, save_owner
-from .wanted import DRAFT, TARGET, bar_params, children_of, place_of, wanted_draft_row, wants_target
+from .wanted import (
+    DRAFT,
+    TARGET,
+    bar_params,
+    children_of,
+    has_row,
+    place_of,
+    wanted_draft_row,
+    wants_target,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "draft_count"])
@@ -55,8 +64,9 @@ def verify_settle_kernel(
                 if RULE != "match":
                     save_coin(scratch, batch, place, row)
                     if SUMS:
-                        ask(scratch, row, _asked_sum(batch, place, RULE, ALL))
-            if wants_target(batch, place, params, target.vocab, RULE):
+                        if has_row(target, place, row):
+                            ask(scratch, row, _asked_sum(batch, place, RULE, ALL))
+            if wants_target(target, batch, place, row, params, RULE):
                 if RULE == "relaxed":
                     if side != TARGET:
                         params = bar_params(params, bar)
@@ -65,7 +75,7 @@ def verify_settle_kernel(
                     scratch,
                     row,
                     TARGET,
-                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                     results,
                     params,
                     SPLIT,
@@ -149,7 +159,7 @@ def verify_collect_kernel(
                     scratch,
                     row,
                     side,
-                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                     split,
                     SPLIT,
                     SPLITS,
@@ -191,7 +201,7 @@ def verify_select_kernel(
                 scratch,
                 row,
                 side,
-                Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                 params,
                 SPLIT,
                 SPLITS,

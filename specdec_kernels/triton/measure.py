@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, has_cuts, params_of, row_data
+from .arguments import bitmask_of, has_cuts, params_of, row_data, target_data
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
@@ -234,7 +234,7 @@ def verify_measure_kernel(
             clear_ranks(scratch, batch, row)
         if (split * SPLIT < target.vocab) & (place.node >= 0):
             params = params_of(sampling, place.request)
-            if wants_target(batch, place, params, target.vocab, RULE):
+            if wants_target(target, batch, place, row, params, RULE):
                 position = tl.load(batch.positions + place.request)
                 lists = has_cuts(params, target.vocab)
                 if RULE == "match":
@@ -246,7 +246,7 @@ def verify_measure_kernel(
                     row,
                     TARGET,
                     split,
-                    Row(row_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
                     params.temperature,
                     not lists,
                     lists,

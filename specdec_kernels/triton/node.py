@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import drawn_from, row_data
+from .arguments import draft_logits, drawn_from, row_data
 from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, law_if, logprobs_law, probability
 from .residual import Residual
 from .row import Row, read_row
@@ -132,11 +132,12 @@ def _drafted_the_impossible(ctx, index, q, drawn_from):
 
 @triton.jit
 def _is_sound(ctx, drawn_from, TILE: tl.constexpr):
-    """Whether a row of log-probabilities is without NaN and has something left."""
+    """Whether a row of probabilities, or of their logarithms, is without NaN and has something left."""
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, ctx.draft.size, TILE):
         x = read_row(Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None), begin + tl.arange(0, TILE))
+        x = draft_logits(ctx.draft, x)
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))
     return (nan == 0) & (some > 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, row_data
+from .arguments import bitmask_of, draft_logits, row_data, target_data
 from .law import weights
 from .row import Row, read_row, read_tokens
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_mass
@@ -88,7 +88,7 @@ def pair_of(node, state):
 @triton.jit
 def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    scores = Row(row_data(target, pair.row), target.vocab, bitmask_of(target, pair.row))
+    scores = Row(target_data(target, pair.row), target.vocab, bitmask_of(target, pair.row))
     if draft.data is None:
         x = read_row(scores, token)
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
@@ -98,7 +98,7 @@ def residual_weights(target, draft, pair, token):
         x = read_row(scores, token)
         y = read_tokens(drafted, token, draft.columns, target.vocab, pair.ratio > 0)
         of_p = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
-        of_q = weights(pair.rest_top, pair.q, y, token)
+        of_q = weights(pair.rest_top, pair.q, draft_logits(draft, y), token)
         left = of_p
         if pair.ratio > 0:
             left = tl.maximum(of_p - pair.ratio * of_q, 0.0)

@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, look_up
-from .draw import leave_draw
+from .end import can_keep, draws_at, end_walk, law_drawn_from
 from .law import exp2_wide, store_logprob, target_scores
 from .logarithm import LN2
 from .node import load_laws, load_node, test_child, unloaded, with_law
 from .residual import nothing_rejected
 from .rule_traversal import visit_words
-from .settle import law_of, likeliest_law, load_settled
+from .settle import law_of
 from .sums import load_sums
 from .tree import next_child
-from .wanted import BAR, TARGET
+from .wanted import BAR
 
 
 class Bars(NamedTuple):
@@ -96,16 +96,16 @@ def lossy(
                     else:
                         x = target_scores(ctx.target, node.row, child.token, passes)
                         passes = passes & (p > 0) & (p >= bars.p) & (x >= bars.score)
-                if passes:
+                if passes & can_keep(ctx, child.node):
                     tl.store(visit_words(ctx, child.node), (depth + 2).to(tl.float64))
                 key = next_child(ctx.tree, index, key)
     node = unloaded(ctx, best)
-    loaded = ctx.greedy | ctx.has_cuts
+    loaded = (ctx.greedy | ctx.has_cuts) & draws_at(ctx, best)
     if loaded:
-        law, found = _law_drawn_from(ctx, best, RULE)
+        law, found = law_drawn_from(ctx, best, RULE)
         status |= found
         node = with_law(node, law)
-    leave_draw(ctx, node, nothing_rejected(), best_depth, loaded, status)
+    end_walk(ctx, out, node, nothing_rejected(), best_depth, loaded, status, RULE)
     index = best
     for up in range(0, best_depth):
         here = look_up(ctx, index, tl.full([], -1, tl.int64))
@@ -113,7 +113,7 @@ def lossy(
         tl.store(out.tokens + place, here.token)
         tl.store(out.path + place + 1, index)
         if out.logprobs is not None:
-            law, _ = _law_drawn_from(ctx, here.parent, RULE)
+            law, _ = law_drawn_from(ctx, here.parent, RULE)
             store_logprob(out.logprobs, place, ctx.target, ctx.first + here.parent, law, here.token)
         index = here.parent
     return best_depth
@@ -149,14 +149,3 @@ def _rate(depth, rates, RATES: tl.constexpr):
         for i in tl.static_range(len(RATES)):
             rate = tl.where(depth == i, RATES[i], rate)
     return rate
-
-
-@triton.jit
-def _law_drawn_from(ctx, index, RULE: tl.constexpr):
-    """The law of the next token at a node. At temperature 0 rules that test p itself test the law at
-    temperature 1."""
-    law, settled = load_settled(ctx.scratch, ctx.first + index, TARGET)
-    if (RULE == "typical") | (RULE == "relaxed") | (RULE == "deferred"):
-        if ctx.greedy:
-            law = likeliest_law(law, settled.token)
-    return law, settled.status

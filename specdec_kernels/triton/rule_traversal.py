@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, look_up, root_of
-from .draw import leave_draw
+from .end import draws_at, end_walk
 from .law import store_logprob
 from .node import acceptance, load_laws, load_node, test_child
 from .record import load, save, whole_sectors
@@ -59,6 +59,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
     visit, state = Visit(one, one), nothing_rejected()
     rejected = tl.full([], 0, tl.int32)  # the child under test
     walking = tl.full([], 1, tl.int32)
+    lost = tl.full([], 0, tl.int32)  # 1 where the last accepted node cannot be kept
     steps = 3 * ctx.tree.count + 3  # more than a sound tree needs
     while (walking > 0) & (steps > 0):
         steps -= 1
@@ -70,6 +71,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
         # not needed.
         failed = (rejected > 0) & (following < 0) & (depth > 0) & (here.coin >= w)
         loaded = ((here.proposals > 0) & (depth + 1 < ctx.width)) | ctx.has_cuts
+        loaded = loaded & draws_at(ctx, here.node)
         node, found = load_node(ctx, here, laws, loaded & (not failed), LOGPROBS, SUMS, TILE)
         status |= found
         if (rejected > 0) & (not failed):
@@ -98,7 +100,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
             rejected = tl.full([], 1, tl.int32)
         elif ready:
             walking = tl.full([], 0, tl.int32)
-            leave_draw(ctx, node, state, depth, loaded, status)
+            lost = depth - end_walk(ctx, out, node, state, depth, loaded, status, "traversal")
         else:
             child = next
             left, q, state, found = test_child(ctx, node, state, child)
@@ -117,7 +119,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
                 rejected = tl.full([], 1, tl.int32)  # nothing below can be accepted
                 here = look_up(ctx, here.node, child.key)
     store_path_logprobs(ctx, out, here, depth)
-    return depth
+    return depth - lost
 
 
 @triton.jit

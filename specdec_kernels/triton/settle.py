@@ -118,7 +118,7 @@ def settle_row(
         point = tl.where(greedy, token, point)
     if top == float("-inf"):
         status |= EMPTY
-        token = lowest_allowed(scores, SPLIT)
+        token = lowest_allowed(scores, 1024)  # 32 tokens a lane of one warp
         point = token
     elif LANES > 0:
         if cutting:

@@ -2,6 +2,7 @@
 """Verification in launches whose number depends on which arguments are given, and never on data or on the
 tree.
 
+rows      (R,)                  with rows by number, or none of last nodes: the row of each node
 measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
 settle    (R, 1 or 2)           merges the laws, and finds their cuts among the largest scores
 collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more than was listed
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from ..rules import READS_DRAFT
 from .arguments import (
@@ -43,7 +43,7 @@ from .arguments import (
     target_of,
 )
 from .chances import CHANCES
-from .dispatch import Launch, current, device_of
+from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, verify_draw_kernel
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
@@ -54,7 +54,7 @@ from .settle import settling_of
 from .sum_rows import verify_sum_kernel, verify_weigh_kernel
 from .sums import SUM
 from .walk import Out, verify_walk_kernel
-from .wanted import Batch
+from .wanted import Batch, verify_rows_kernel
 
 
 class _Form(NamedTuple):
@@ -65,15 +65,16 @@ class _Form(NamedTuple):
     rates: tuple[float, ...]  # of `Synthetic`; () where they are a tensor
     target: RowsForm
     vocab: int
-    draft: tuple[torch.dtype | None, ...]  # its rows, their indices, and the ids and columns of its tokens
+    draft: tuple[Any, ...]  # its rows, their indices, the ids and columns of its tokens, and what they are
     draft_vocab: int
     draft_aligned: bool
-    draft_is_logprobs: bool
+    draft_is_law: bool
     sampling: SamplingForm
     draft_sampling: SamplingForm
     cuts: bool
     draft_cuts: bool
     links: bool
+    rows: tuple[torch.dtype | None, ...]  # numbers of rows, bonus tokens and the tokens that are written
     others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
     traced: bool
 
@@ -92,7 +93,7 @@ class _Form(NamedTuple):
 
     @property
     def measured_sides(self) -> int:
-        return 2 if self.drafted and not self.draft_is_logprobs else 1
+        return 2 if self.drafted and not self.draft_is_law else 1
 
     @property
     def sides(self) -> int:
@@ -120,7 +121,7 @@ def _kernels(form: _Form) -> _Kernels:
     rows, collect, sums, draw = launch.rows.splits, launch.rows.collect, launch.sums, launch.draw
     aligned = form.target._replace(aligned=form.target.aligned and form.draft_aligned).names
     lanes = launch.rows.lanes if form.settling else 0
-    rule, logprobs = dict(RULE=form.rule), dict(LOGPROBS=form.draft_is_logprobs)
+    rule, logprobs = dict(RULE=form.rule), dict(LOGPROBS=form.draft_is_law)
     splits = dict(SPLIT=rows.length, SPLITS=rows.padded)
     whole = form.vocab % rows.length == 0 and form.draft_vocab % rows.length == 0
     measuring = dict(**rule, LANES=lanes, **splits, RACE_TILE=rows.race_tile, WHOLE=whole)
@@ -180,9 +181,34 @@ def _draft(call: VerifyCall) -> tuple[Draft, int]:
     chain = logits.shape[1] if logits.dim() == 3 else 0
     draft = Draft(
         logits, logits.shape[-1], *layout(logits),
-        call.draft_rows, chain, call.draft_ids, call.draft_columns,
+        call.draft_rows, chain, call.draft_ids, call.draft_columns, 1 if call.draft_is_probs else None,
     )  # fmt: skip
     return draft, logits.shape[0] * (chain if logits.dim() == 3 else 1)
+
+
+def _batch(call: VerifyCall) -> Batch:
+    return Batch(
+        call.tokens, call.parents, call.proposals, call.first_child, call.next_sibling,
+        call.cu_nodes, call.seeds, call.positions, call.bonus_tokens,
+    )  # fmt: skip
+
+
+@cache
+def _rows_kernel(device: Any, links: bool, given: bool, bonus: torch.dtype | None) -> Launch:
+    return Launch(verify_rows_kernel, device, {}, num_warps=1)
+
+
+def _rows(call: VerifyCall) -> Tensor:
+    """[R] int32: the row of every node, -1 = none."""
+    given, bonus, logits = call.target_rows, call.bonus_tokens, call.target_logits
+    rows, requests = call.tokens.shape[0], call.seeds.shape[0]
+    found = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    if rows > 0:
+        form = call.first_child is not None, given is not None, dtype_of(bonus)
+        kernel = _rows_kernel(device_of(logits), *form)
+        count = logits.shape[:-1].numel()
+        kernel((rows, 1, 1), _batch(call), given, found, rows, requests, count)
+    return found
 
 
 def verify(
@@ -193,35 +219,34 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    if call.target_rows is not None or call.bonus_tokens is not None or call.draft_is_probs:
-        raise BackendUnavailable("verify: triton serves no target_rows, bonus_tokens or draft probabilities")
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
-    target, (draft, count) = target_of(call.target_logits, call.token_bitmask), _draft(call)
+    numbers = _rows(call) if call.target_rows is not None or call.rows_end_early else None
+    target, (draft, count) = target_of(call.target_logits, call.token_bitmask, numbers), _draft(call)
     drawn_by = drafted_by = sampling_of(call.sampling, call.sampling_rows)
     drawn_form = drafted_form = sampling_form(drawn_by)
     if call.draft_sampling is not call.sampling or call.draft_sampling_rows is not call.sampling_rows:
         drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
         drafted_form = sampling_form(drafted_by)
-    measured = draft.data is not None and not call.draft_is_logprobs
+    drafted = draft.data is not None  # and read by the rule
+    given = drafted and (call.draft_is_logprobs or call.draft_is_probs)
+    measured = drafted and not given
     form = _Form(
         device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
         rows_form(target), target.vocab,
-        draft_form(draft), draft.size, draft_aligned(draft), call.draft_is_logprobs,
+        draft_form(draft), draft.size, draft_aligned(draft), given,
         drawn_form, drafted_form,
         may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
+        (dtype_of(numbers), dtype_of(call.bonus_tokens), call.out_tokens.dtype),
         (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
         trace_masses is not None,
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
     scratch = scratch_of(target.data.device, _layout(form, launch, rows, requests))
-    batch = Batch(
-        call.tokens, call.parents, call.proposals, call.first_child, call.next_sibling,
-        call.cu_nodes, call.seeds, call.positions,
-    )  # fmt: skip
+    batch = _batch(call)
     value0 = values[0] if values else 0.0
     if rows > 0:
         laws = target, draft, drawn_by, drafted_by, batch, scratch, rows, requests, count

@@ -16,6 +16,7 @@ import triton.language as tl
 from .arguments import has_cuts, params_of
 from .context import Context
 from .draw import SETTLED, draw_words, save_kind
+from .end import can_keep
 from .rule_lossy import Rates, lossy
 from .rule_match import match
 from .rule_token import token
@@ -64,6 +65,7 @@ def verify_walk_kernel(
         target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
         b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
         width, draft_count, batch.seeds + b, batch.positions + b,
+        _part(batch.bonus, b),
     )  # fmt: skip
     out = Out(
         out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width,
@@ -72,7 +74,11 @@ def verify_walk_kernel(
     )  # fmt: skip
     save_kind(draw_words(scratch, b), SETTLED)  # unless the walk says otherwise
     depth = tl.full([], -1, tl.int32)
-    if ctx.tree.count > 0:
+    walks = ctx.tree.count > 0
+    if ctx.target.rows is not None:
+        if walks:
+            walks = can_keep(ctx, tl.full([], 0, tl.int32))
+    if walks:
         if RULE == "match":
             depth = match(ctx, out)
         elif (RULE == "typical") | (RULE == "relaxed") | (RULE == "lenient") | (RULE == "deferred"):

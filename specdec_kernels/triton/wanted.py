@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Params, drawn_from, has_cuts, params_of
+from .arguments import Params, drawn_from, has_cuts, params_of, target_row
 from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     cu_nodes: tl.tensor  # [B + 1]
     seeds: tl.tensor  # [B]
     positions: tl.tensor  # [B]
+    bonus: tl.tensor  # [B] or None: the token after a chain
 
 
 class Place(NamedTuple):
@@ -89,14 +90,43 @@ def depth_of(batch, place):
     return depth
 
 
+@triton.jit(do_not_specialize=["rows", "requests", "count"])
+def verify_rows_kernel(
+    batch,
+    given_ptr,  # [R] or None
+    out_ptr,  # [R]
+    rows,
+    requests,
+    count,  # rows of the target
+):
+    """A launch before all others, where rows are numbered or last nodes have none: the row of every node, -1
+    = none. Node row r has the given row, or r less the number of its request."""
+    row = tl.program_id(0)
+    if given_ptr is not None:
+        found = tl.load(given_ptr + row)
+    else:
+        place = place_of(batch, row, rows, requests)
+        found = tl.where(place.node + 1 < place.count, row - place.request, -1)
+    tl.store(out_ptr + row, tl.where((found >= 0) & (found < count), found, -1))
+
+
 @triton.jit
-def wants_target(batch, place, params, vocab, RULE: tl.constexpr):
+def has_row(target, place, row):
+    """Whether a row belongs to a node that the target has a row of."""
+    found = place.node >= 0
+    if target.rows is not None:
+        found = found & (target_row(target, row) >= 0)
+    return found
+
+
+@triton.jit
+def wants_target(target, batch, place, row, params, RULE: tl.constexpr):
     """A row without children is only drawn from, unless its law has cuts: its law is found in the same
-    pass."""
-    wanted = place.node >= 0
+    pass. Where a bonus token is given it may be asked for the log-probability of that."""
+    wanted = has_row(target, place, row)
     if wanted:
-        if RULE != "match":
-            if (params.temperature > 0) & (not has_cuts(params, vocab)):
+        if (RULE != "match") and (batch.bonus is None):
+            if (params.temperature > 0) & (not has_cuts(params, target.vocab)):
                 count, _, _ = children_of(batch, place)
                 wanted = count > 0
     return wanted

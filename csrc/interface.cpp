@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of specdec.h before commits: what they are given is checked, and handed on. Values of arrays
+// are not looked at here: the core takes any.
+#include "attention.h"
+#include "check.h"
+#include "children.h"
+#include "kernels.h"
+#include "ngram.h"
+#include "verify.h"
+
+#ifndef SPECDEC_VERSION
+#error "SPECDEC_VERSION is the version of the package, as a string"
+#endif
+
+namespace specdec {
+namespace {
+
+void check_rows(const Check& check, const specdec_rows& rows, int64_t least_size = 1) {
+  check.value("dtype", rows.dtype, SPECDEC_FLOAT32, SPECDEC_FLOAT16);
+  check.value("count", rows.count, 0, kMostItems);
+  check.value("size", rows.size, least_size, kMostItems);
+  check.value("group", rows.group, 0, kMostItems);
+  const int64_t unit = bytes_of(rows.dtype), in_group = rows.group > 0 ? rows.group : rows.count;
+  const int64_t groups = rows.group > 0 ? (rows.count + rows.group - 1) / rows.group : 1;
+  check.memory("data", rows.data, unit, rows.size * unit,
+               {{groups, rows.group_stride}, {in_group, rows.row_stride}});
+}
+
+void check_sampling(const Check& check, const specdec_sampling& sampling, int64_t count) {
+  check.not_nan("temperature", sampling.temperature);
+  check.not_nan("top_k", sampling.top_k);
+  check.not_nan("top_p", sampling.top_p);
+  check.not_nan("min_p", sampling.min_p);
+  check.optional_array("temperatures", sampling.temperatures, count);
+  check.optional_array("top_ks", sampling.top_ks, count);
+  check.optional_array("top_ps", sampling.top_ps, count);
+  check.optional_array("min_ps", sampling.min_ps, count);
+  check.flag("min_p_last", sampling.min_p_last);
+}
+
+// Puts checked copies in place of the caller's logits and sampling.
+void check_logits(const Check& check, const specdec_rows*& logits, specdec_rows& copy,
+                  const specdec_sampling*& sampling, specdec_sampling& law) {
+  check.required("logits", logits);
+  check.replace("logits", logits, copy);
+  check_rows(check.in("logits"), copy);
+  check.replace("sampling", sampling, law);
+  if (sampling) check_sampling(check.in("sampling"), law, copy.count);
+}
+
+void check_bitmask(const Check& check, const uint32_t* bitmask, int64_t stride, int64_t rows, int64_t size) {
+  if (!bitmask) return;
+  check.value("bitmask_stride", stride, 0, kMostItems);
+  check.memory("bitmask", bitmask, 4, 4, {{rows, stride}, {(size + 31) / 32, 1}});
+}
+
+void check_tokens(const Check& check, const char* name, const void* tokens, int32_t are_int32, int64_t count,
+                  int64_t width) {
+  if (are_int32 != 0 && are_int32 != 1)
+    check.refuse(SPECDEC_ERROR_VALUE, name, "must be int32_t (1) or int64_t (0), got %d", are_int32);
+  if (are_int32)
+    check.array(name, static_cast<const int32_t*>(tokens), count, width);
+  else
+    check.array(name, static_cast<const int64_t*>(tokens), count, width);
+}
+
+void check_rule(const Check& check, const specdec_verify_args& args) {
+  check.value("rule", args.rule, SPECDEC_MATCH, SPECDEC_ENSEMBLE);
+  const int64_t counts[] = {0, 0, 0, 2, 2, 1, 1, 2, 2, 1};
+  const bool many = args.rule == SPECDEC_SYNTHETIC;
+  check.value("rule_value_count", args.rule_value_count, many ? 1 : counts[args.rule],
+              many ? kMostItems : counts[args.rule]);
+  check.array("rule_values", args.rule_values, args.rule_value_count);
+  if (many) return;  // coins are compared with rates, whatever they are
+  for (int64_t i = 0; i < args.rule_value_count; ++i) check.number("rule_values", args.rule_values[i], 0);
+  if (args.rule == SPECDEC_RELAXED || args.rule == SPECDEC_LENIENT)
+    check.number("rule_values[0]", args.rule_values[0], 1);
+}
+
+void check_draft(const Check& check, const specdec_verify_args& args, int64_t vocab) {
+  check_rows(check.in("draft"), *args.draft, 0);
+  check.value("draft_chain", args.draft_chain, 0, kMostItems);
+  check.value("draft_form", args.draft_form, SPECDEC_DRAFT_LOGITS, SPECDEC_DRAFT_PROBS);
+  check.optional_array("draft_rows", args.draft_rows, args.nodes);
+  check.optional_array("draft_ids", args.draft_ids, args.draft->size);
+  check.optional_array("draft_columns", args.draft_columns, vocab);
+  if (!args.draft_ids != !args.draft_columns && args.draft->size)
+    check.refuse(SPECDEC_ERROR_NULL, args.draft_ids ? "draft_columns" : "draft_ids",
+                 "must not be null where its inverse is given");
+}
+
+void check_verify(const Check& check, const specdec_verify_args& args) {
+  const int64_t vocab = args.target->size, nodes = args.nodes, requests = args.requests;
+  check_rows(check.in("target"), *args.target);
+  check.value("requests", requests, 0, kMostItems);
+  check.flag("rows_end_early", args.rows_end_early);
+  const bool row_of_each = !args.target_rows && !args.rows_end_early;
+  check.value("nodes", nodes, 0, row_of_each ? args.target->count : kMostItems);
+  check.optional_array("target_rows", args.target_rows, nodes);
+  check.value("width", args.width, 1, kMostItems);
+  check.array("tokens", args.tokens, nodes);
+  check.array("parents", args.parents, nodes);
+  check.array("cu_nodes", args.cu_nodes, requests + 1);
+  check.array("proposals", args.proposals, nodes);
+  if (args.first_child || args.next_sibling) {
+    check.array("first_child", args.first_child, nodes);
+    check.array("next_sibling", args.next_sibling, nodes);
+  }
+  if (args.draft) check_draft(check, args, vocab);
+  if (args.sampling) check_sampling(check.in("sampling"), *args.sampling, requests);
+  if (args.draft_sampling) check_sampling(check.in("draft_sampling"), *args.draft_sampling, requests);
+  check_rule(check, args);
+  check.array("seeds", args.seeds, requests);
+  check.array("positions", args.positions, requests);
+  check_bitmask(check, args.bitmask, args.bitmask_stride, nodes, vocab);
+  check_tokens(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
+  if (args.bonus_tokens)
+    check_tokens(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
+  check.array("out_num_tokens", args.out_num_tokens, requests);
+  check.array("out_num_accepted", args.out_num_accepted, requests);
+  check.array("out_path", args.out_path, requests, args.width);
+  check.optional_array("out_logprobs", args.out_logprobs, requests, args.width);
+  check.array("out_status", args.out_status, requests);
+  check.optional_array("trace_thresholds", args.trace_thresholds, nodes);
+  check.optional_array("trace_masses", args.trace_masses, nodes);
+}
+
+void check_search(const Check& check, const specdec_ngram_search& search) {
+  check.value("requests", search.requests, 0, kMostItems);
+  check.value("width", search.width, 0);
+  check.value("min_ngram", search.min_ngram, 1);
+  check.value("max_ngram", search.max_ngram, search.min_ngram);
+  check.flag("cyclic", search.cyclic);
+  check.array("tokens", search.tokens, search.requests, search.width);
+  check.array("lengths", search.lengths, search.requests);
+}
+
+void check_head_rows(const Check& check, const specdec_head_rows& rows, int64_t nodes, int64_t heads,
+                     int64_t size) {
+  check.value("dtype", rows.dtype, SPECDEC_FLOAT32, SPECDEC_FLOAT16);
+  check.memory("data", rows.data, bytes_of(rows.dtype), size * bytes_of(rows.dtype),
+               {{nodes, rows.row_stride}, {heads, rows.head_stride}});
+}
+
+void check_head_cache(const Check& check, const specdec_head_cache& cache, const specdec_attention_args& args,
+                      int64_t size) {
+  check.value("dtype", cache.dtype, SPECDEC_FLOAT32, SPECDEC_FLOAT8_E4M3FN);
+  const int64_t unit = bytes_of(cache.dtype);
+  check.memory("data", cache.data, unit, size * unit,
+               {{args.pages, cache.page_stride},
+                {args.page_size, cache.slot_stride},
+                {args.heads, cache.head_stride}});
+  check.optional_array("scales", cache.scales, args.heads);
+  check.not_nan("scale", cache.scale);
+}
+
+void check_attention(const Check& check, const specdec_attention_args& args) {
+  check.value("nodes", args.nodes, 0, kMostItems);
+  check.value("query_heads", args.query_heads, 0, kMostHeads);
+  check.value("heads", args.heads, 0, kMostHeads);
+  if (args.heads ? args.query_heads % args.heads : args.query_heads)
+    check.refuse(SPECDEC_ERROR_VALUE, "heads", "must divide query_heads, got %d for %d",
+                 static_cast<int>(args.heads), static_cast<int>(args.query_heads));
+  check.value("head", args.head, 0, kMostHeads);
+  check.value("value_size", args.value_size, 0, kMostHeads);
+  check.value("requests", args.requests, 0, kMostItems);
+  check.value("table_width", args.table_width, 0, kMostItems);
+  check.value("pages", args.pages, 0, kMostItems);
+  check.value("page_size", args.page_size, 1, kMostItems);
+  check.value("max_prefix", args.max_prefix, 0);
+  check.value("window", args.window, 0);
+  check.not_nan("scale", args.scale);
+  check.number("softcap", args.softcap, 0);
+  check.flag("deterministic", args.deterministic);
+  check_head_rows(check.in("query"), *args.query, args.nodes, args.query_heads, args.head);
+  if (!args.new_key != !args.new_value)
+    check.refuse(SPECDEC_ERROR_NULL, args.new_key ? "new_value" : "new_key",
+                 "must not be null where the other is given");
+  if (args.new_key) {
+    check_head_rows(check.in("new_key"), *args.new_key, args.nodes, args.heads, args.head);
+    check_head_rows(check.in("new_value"), *args.new_value, args.nodes, args.heads, args.value_size);
+  }
+  check_head_cache(check.in("key"), *args.key, args, args.head);
+  check_head_cache(check.in("value"), *args.value, args, args.value_size);
+  check.array("parents", args.parents, args.nodes);
+  check.array("cu_nodes", args.cu_nodes, args.requests + 1);
+  check.array("block_table", args.block_table, args.requests, args.table_width);
+  check.array("prefix_lens", args.prefix_lens, args.requests);
+  check.optional_array("sinks", args.sinks, args.query_heads);
+  const int64_t unit = bytes_of(args.query->dtype), row = args.query_heads * args.value_size;
+  check.memory("out", args.out, unit, row * unit, {{args.nodes, row}});
+  check.optional_array("out_lse", args.out_lse, args.nodes, args.query_heads);
+}
+
+}  // namespace
+}  // namespace specdec
+
+using namespace specdec;
+
+const char* specdec_version(void) { return SPECDEC_VERSION; }
+uint32_t specdec_abi_version(void) { return SPECDEC_ABI_VERSION; }
+const char* specdec_instruction_set(void) { return kernels().name; }
+
+specdec_result specdec_verify(const specdec_verify_args* given, int32_t threads) {
+  return guarded("specdec_verify", threads, [&](const Check& check) {
+    specdec_verify_args args = check.known("args", given);
+    specdec_rows target, draft;
+    specdec_sampling sampling, draft_sampling;
+    check.required("target", args.target);
+    check.replace("target", args.target, target);
+    check.replace("draft", args.draft, draft);
+    check.replace("sampling", args.sampling, sampling);
+    check.replace("draft_sampling", args.draft_sampling, draft_sampling);
+    check_verify(check, args);
+    if (!args.draft_sampling) args.draft_sampling = args.sampling;
+    verify(args, threads);
+  });
+}
+
+specdec_result specdec_sample(const specdec_sample_args* given, int32_t threads) {
+  return guarded("specdec_sample", threads, [&](const Check& check) {
+    specdec_sample_args args = check.known("args", given);
+    specdec_rows logits;
+    specdec_sampling sampling;
+    check_logits(check, args.logits, logits, args.sampling, sampling);
+    check.array("seeds", args.seeds, logits.count);
+    check.array("positions", args.positions, logits.count);
+    check_bitmask(check, args.bitmask, args.bitmask_stride, logits.count, logits.size);
+    check.array("out_tokens", args.out_tokens, logits.count);
+    check.optional_array("out_logprobs", args.out_logprobs, logits.count);
+    sample(args, threads);
+  });
+}
+
+specdec_result specdec_sample_children(const specdec_children_args* given, int32_t threads) {
+  return guarded("specdec_sample_children", threads, [&](const Check& check) {
+    specdec_children_args args = check.known("args", given);
+    specdec_rows logits;
+    specdec_sampling sampling;
+    check_logits(check, args.logits, logits, args.sampling, sampling);
+    check.value("k", args.k, 1, 256);
+    check.value("method", args.method, SPECDEC_CHILDREN_INDEPENDENT, SPECDEC_CHILDREN_HYBRID);
+    check.value("purpose", args.purpose, SPECDEC_PURPOSE_NEXT, SPECDEC_PURPOSE_DRAFT);
+    check.array("seeds", args.seeds, logits.count);
+    check.array("positions", args.positions, logits.count);
+    check.array("nodes", args.nodes, logits.count);
+    check.array("out_tokens", args.out_tokens, logits.count, args.k);
+    check.array("out_scores", args.out_scores, logits.count, args.k);
+    sample_children(args, threads);
+  });
+}
+
+specdec_result specdec_ngram_draft(const specdec_ngram_draft_args* given, int32_t threads) {
+  return guarded("specdec_ngram_draft", threads, [&](const Check& check) {
+    specdec_ngram_draft_args args = check.known("args", given);
+    specdec_ngram_search search;
+    check.required("search", args.search);
+    check.replace("search", args.search, search);
+    check_search(check.in("search"), search);
+    check.flag("frequent", args.frequent);
+    check.value("num_draft", args.num_draft, 0, kMostItems);
+    check.array("out", args.out, search.requests, args.num_draft);
+    ngram_draft(args, threads);
+  });
+}
+
+specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* given, int32_t threads) {
+  return guarded("specdec_ngram_tree", threads, [&](const Check& check) {
+    specdec_ngram_tree_args args = check.known("args", given);
+    specdec_ngram_search search;
+    check.required("search", args.search);
+    check.replace("search", args.search, search);
+    check_search(check.in("search"), search);
+    check.value("max_depth", args.max_depth, 0);
+    check.value("branches", args.branches, 1);
+    check.value("max_nodes", args.max_nodes, 1, kMostItems);
+    check.value("trust_count", args.trust_count, 1);
+    check.array("trust", args.trust, args.trust_count);
+    for (int64_t i = 0; i < args.trust_count; ++i) check.number("trust", args.trust[i], 0, 1);
+    check.array("out_tokens", args.out_tokens, search.requests, args.max_nodes);
+    check.array("out_parents", args.out_parents, search.requests, args.max_nodes);
+    check.array("out_scores", args.out_scores, search.requests, args.max_nodes);
+    ngram_tree(args, threads);
+  });
+}
+
+specdec_result specdec_tree_attention(const specdec_attention_args* given, int32_t threads) {
+  return guarded("specdec_tree_attention", threads, [&](const Check& check) {
+    specdec_attention_args args = check.known("args", given);
+    specdec_head_rows query, new_key, new_value;
+    specdec_head_cache key, value;
+    check.required("query", args.query);
+    check.required("key", args.key);
+    check.required("value", args.value);
+    check.replace("query", args.query, query);
+    check.replace("new_key", args.new_key, new_key);
+    check.replace("new_value", args.new_value, new_value);
+    check.replace("key", args.key, key);
+    check.replace("value", args.value, value);
+    check_attention(check, args);
+    tree_attention(args, threads);
+  });
+}

@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+// The verification kernels of speculative decoding on the CPU, for every language that can call C. How to
+// build and link the library, and what a call promises, is in docs/c.md.
+//
+// Arrays are dense and row-major unless they have a stride. Strides count elements, and bytes where a
+// comment says so. R = nodes of all trees of a batch, B = requests, V = tokens of the vocabulary.
+#ifndef SPECDEC_H
+#define SPECDEC_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define SPECDEC_ENUM(name) enum name : int32_t
+#else
+#define SPECDEC_ENUM(name) \
+  typedef int32_t name;    \
+  enum
+#endif
+
+#if defined(__GNUC__)
+#define SPECDEC_API __attribute__((visibility("default")))
+#else
+#define SPECDEC_API
+#endif
+
+// Every struct begins with its size and this number. A library takes structs of callers that were compiled
+// with an older header; a newer one's as long as the fields that it does not know are zero.
+#define SPECDEC_ABI_VERSION 1
+// In an initialiser: `specdec_rows rows = {SPECDEC_STRUCT(specdec_rows), .data = logits, ...};`
+#define SPECDEC_STRUCT(type) .struct_size = sizeof(type), .version = SPECDEC_ABI_VERSION
+
+#define SPECDEC_MAX_THREADS 4096
+
+// What a function returns. After anything but SPECDEC_OK no output was written, except after
+// SPECDEC_ERROR_MEMORY and SPECDEC_ERROR_INTERNAL, where outputs may hold anything.
+SPECDEC_ENUM(specdec_result){
+    SPECDEC_OK = 0,
+    SPECDEC_ERROR_STRUCT = 1,    // a struct has a size or version that the library does not know
+    SPECDEC_ERROR_NULL = 2,      // a pointer is null
+    SPECDEC_ERROR_VALUE = 3,     // a size, stride, option or alignment
+    SPECDEC_ERROR_MEMORY = 4,    // none is left
+    SPECDEC_ERROR_INTERNAL = 5,  // a bug of the library
+};
+
+// What was wrong with the last call of this thread that did not return SPECDEC_OK: function, argument, rule
+// and what came. Valid until the next such call of this thread; "" before any.
+SPECDEC_API const char* specdec_error_message(void);
+
+SPECDEC_API const char* specdec_version(void);          // of the package, as "0.1.0"
+SPECDEC_API uint32_t specdec_abi_version(void);         // the newest that the library takes
+SPECDEC_API const char* specdec_instruction_set(void);  // "avx512", "avx2" or "baseline"
+
+// The last two in caches only: two's complement, and E4M3 without infinities.
+SPECDEC_ENUM(specdec_dtype){
+    SPECDEC_FLOAT32 = 0, SPECDEC_BFLOAT16 = 1,      SPECDEC_FLOAT16 = 2,
+    SPECDEC_INT8 = 3,    SPECDEC_FLOAT8_E4M3FN = 4,
+};
+
+// A matrix [count, size] of scores. With `group` > 0, row r lies at (r / group) * group_stride + (r % group)
+// * row_stride.
+typedef struct specdec_rows {
+  uint32_t struct_size, version;
+  const void* data;
+  specdec_dtype dtype;  // of 32 or 16 bits
+  int64_t count, size;
+  int64_t group, group_stride, row_stride;
+} specdec_rows;
+
+// How logits become a law: temperature, min-p, top-k, top-p, in this order. Temperature 0 is greedy; top_k 0,
+// top_p 1 and min_p 0 are off. An array, where one is given, has a value for each request and replaces the
+// number.
+typedef struct specdec_sampling {
+  uint32_t struct_size, version;
+  double temperature, top_k, top_p, min_p;
+  const double *temperatures, *top_ks, *top_ps, *min_ps;  // [B] or null
+  int32_t min_p_last;                                     // 1: min-p cuts after top-k and top-p
+} specdec_sampling;
+
+// ---- Verification ----
+
+// How a drafted token came to be, given its earlier siblings. Other values count as a point.
+enum {
+  SPECDEC_POINT = 0,                // chosen
+  SPECDEC_INDEPENDENT = 1,          // sampled from the draft's law at its parent
+  SPECDEC_WITHOUT_REPLACEMENT = 2,  // the same, without earlier such siblings and all points
+};
+
+// Bits of a request's status.
+enum {
+  SPECDEC_STATUS_NAN = 1,         // a visited row has a NaN
+  SPECDEC_STATUS_EMPTY = 2,       // a visited row has nothing left
+  SPECDEC_STATUS_IMPOSSIBLE = 4,  // a drafted token cannot have been drawn as declared
+};
+
+SPECDEC_ENUM(specdec_rule){
+    SPECDEC_MATCH = 0,      // lossless; the tokens that specdec_sample draws
+    SPECDEC_TOKEN = 1,      // lossless
+    SPECDEC_TRAVERSAL = 2,  // lossless; accepts the most
+    // Not lossless. rule_values:
+    SPECDEC_TYPICAL = 3,    // epsilon, delta
+    SPECDEC_RELAXED = 4,    // top_k, delta
+    SPECDEC_LENIENT = 5,    // factor
+    SPECDEC_SYNTHETIC = 6,  // rates by depth, the last for all below
+    SPECDEC_DEFERRED = 7,   // entropy, window
+    SPECDEC_THRESHOLD = 8,  // single, acc
+    SPECDEC_ENSEMBLE = 9,   // weight
+};
+
+// What the rows of `draft` hold.
+SPECDEC_ENUM(specdec_draft_form){
+    SPECDEC_DRAFT_LOGITS = 0,    // logits, of which `draft_sampling` makes the law
+    SPECDEC_DRAFT_LOGPROBS = 1,  // the logarithms of the law itself
+    SPECDEC_DRAFT_PROBS = 2,     // the law itself
+};
+
+typedef struct specdec_verify_args {
+  uint32_t struct_size, version;
+  // The target's laws: node i has row i; or the row that target_rows says, -1 = none; or, of the nodes of
+  // request b, row i - b, and the last one none. A node without a row is kept at the end of a chain only.
+  const specdec_rows* target;  // [rows, V]
+  const int32_t* target_rows;  // [R] or null
+  int32_t rows_end_early;      // 1: the last
+  // The trees: request b has the nodes [cu_nodes[b], cu_nodes[b + 1]), its root first, parents before
+  // children.
+  int64_t requests, nodes;      // B, R
+  const int64_t* tokens;        // [R], -1 = none
+  const int32_t* parents;       // [R], index within the request, of a root -1
+  const int32_t* cu_nodes;      // [B + 1]
+  const uint8_t* proposals;     // [R]
+  const int32_t* first_child;   // [R], with next_sibling, index within the request, -1 = none; both null:
+  const int32_t* next_sibling;  // siblings in the order of their indices
+  // The draft's laws; null = every drafted token is a point.
+  const specdec_rows* draft;  // node i has row i; or, of a request's chain of draft_chain, row i of its own
+  const int32_t* draft_rows;  // [R] or null: the row of each node, -1 = none
+  int64_t draft_chain;        // 0 = none
+  const int64_t* draft_ids;   // [draft size] or null: the token of each column
+  const int32_t* draft_columns;  // [V], with draft_ids: the column of each token, -1 = none
+  specdec_draft_form draft_form;
+  const specdec_sampling* sampling;        // null: temperature 1, nothing cut
+  const specdec_sampling* draft_sampling;  // null: as `sampling`
+  specdec_rule rule;
+  const double* rule_values;
+  int64_t rule_value_count;
+  const int64_t* seeds;      // [B]
+  const int64_t* positions;  // [B], in its sequence, of the first new token
+  const uint32_t* bitmask;   // [R, bitmask_stride] or null: bit t % 32 of word t / 32 = token t is allowed
+  int64_t bitmask_stride;
+  // [B] or null: the token after a chain's last node, drawn by the caller; int64_t, or int32_t.
+  const void* bonus_tokens;
+  int32_t bonus_tokens_are_int32;
+  int64_t width;  // 1 + depth of the deepest node that may be accepted
+  // Outputs.
+  void* out_tokens;              // [B, width], int64_t: accepted tokens, the next token, then -1
+  int32_t out_tokens_are_int32;  // 1: int32_t
+  int32_t* out_num_tokens;       // [B]
+  int32_t* out_num_accepted;     // [B]
+  int32_t* out_path;             // [B, width]: 0, accepted nodes, then -1
+  float* out_logprobs;           // [B, width] or null: of out_tokens under the target's law
+  int32_t* out_status;           // [B]
+  // [R] or null, for tests: what each tested node's coin was compared with, the mass that a rejection left.
+  double *trace_thresholds, *trace_masses;
+} specdec_verify_args;
+
+SPECDEC_API specdec_result specdec_verify(const specdec_verify_args* args, int32_t threads);
+
+typedef struct specdec_sample_args {
+  uint32_t struct_size, version;
+  const specdec_rows* logits;        // [B, V]
+  const specdec_sampling* sampling;  // null: temperature 1, nothing cut
+  const int64_t *seeds, *positions;  // [B]
+  const uint32_t* bitmask;           // [B, bitmask_stride] or null
+  int64_t bitmask_stride;
+  int64_t* out_tokens;  // [B]
+  float* out_logprobs;  // [B] or null
+} specdec_sample_args;
+
+SPECDEC_API specdec_result specdec_sample(const specdec_sample_args* args, int32_t threads);
+
+// ---- Drafting ----
+
+SPECDEC_ENUM(specdec_method){
+    SPECDEC_CHILDREN_INDEPENDENT = 0,
+    SPECDEC_CHILDREN_WITHOUT_REPLACEMENT = 1,
+    SPECDEC_CHILDREN_TOP_K = 2,
+    SPECDEC_CHILDREN_HYBRID = 3,  // one sampled outside the k - 1 likeliest, then these
+};
+
+// What noise is for, and so which it is. Drafts share the target's own only on purpose.
+SPECDEC_ENUM(specdec_purpose){
+    SPECDEC_PURPOSE_NEXT = 0,
+    SPECDEC_PURPOSE_RESIDUAL = 1,
+    SPECDEC_PURPOSE_ACCEPT = 2,
+    SPECDEC_PURPOSE_DRAFT = 3,
+};
+
+typedef struct specdec_children_args {
+  uint32_t struct_size, version;
+  const specdec_rows* logits;  // [N, V], of N parents
+  int64_t k;                   // children of each, at most 256
+  specdec_method method;
+  specdec_purpose purpose;
+  const specdec_sampling* sampling;  // of parents, not of requests; null: temperature 1, nothing cut
+  const int64_t *seeds, *positions;  // [N]
+  const int64_t* nodes;              // [N], of the parent within its request
+  int64_t* out_tokens;               // [N, k], -1 = none
+  float* out_scores;                 // [N, k], log-probabilities
+} specdec_children_args;
+
+SPECDEC_API specdec_result specdec_sample_children(const specdec_children_args* args, int32_t threads);
+
+// Texts, and which n-grams of theirs to look up: those that a text ends with, the longest first.
+typedef struct specdec_ngram_search {
+  uint32_t struct_size, version;
+  const int64_t* tokens;   // [B, width]
+  const int64_t* lengths;  // [B]
+  int64_t requests, width;
+  int64_t min_ngram, max_ngram;
+  int32_t cyclic;  // 1: what reaches the end of the text goes on with itself
+} specdec_ngram_search;
+
+typedef struct specdec_ngram_draft_args {
+  uint32_t struct_size, version;
+  const specdec_ngram_search* search;
+  int32_t frequent;  // 1: the most frequent continuation, 0: the latest
+  int64_t num_draft;
+  int64_t* out;  // [B, num_draft], -1 beyond the end
+} specdec_ngram_draft_args;
+
+SPECDEC_API specdec_result specdec_ngram_draft(const specdec_ngram_draft_args* args, int32_t threads);
+
+typedef struct specdec_ngram_tree_args {
+  uint32_t struct_size, version;
+  const specdec_ngram_search* search;
+  int64_t max_depth, branches, max_nodes;
+  const double*
+      trust;  // [trust_count], the chance that a match of n + 1 tokens goes on; the last for all longer
+  int64_t trust_count;
+  int64_t* out_tokens;   // [B, max_nodes], the root first, -1 beyond the end
+  int32_t* out_parents;  // [B, max_nodes]
+  float* out_scores;     // [B, max_nodes], log-probabilities
+} specdec_ngram_tree_args;
+
+SPECDEC_API specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* args, int32_t threads);
+
+// ---- Attention ----
+
+// [R, heads, size].
+typedef struct specdec_head_rows {
+  uint32_t struct_size, version;
+  const void* data;
+  specdec_dtype dtype;
+  int64_t row_stride, head_stride;
+} specdec_head_rows;
+
+// A paged cache [pages, slots, heads, size], whichever of slots and heads comes first.
+typedef struct specdec_head_cache {
+  uint32_t struct_size, version;
+  const void* data;
+  specdec_dtype dtype;
+  int64_t page_stride, slot_stride, head_stride;
+  const float* scales;  // [heads] or null: what stored numbers are multiplied with
+  float scale;          // where scales is null
+} specdec_head_cache;
+
+typedef struct specdec_attention_args {
+  uint32_t struct_size, version;
+  const specdec_head_rows* query;  // [R, query_heads, head]
+  const specdec_head_rows *new_key,
+      *new_value;  // [R, heads, ...]; both null: the trees' rows are in the cache
+  const specdec_head_cache *key, *value;
+  int64_t nodes, query_heads, heads;  // R; heads of the cache, which divide query_heads
+  int64_t head, value_size;           // elements of a key, of a value
+  const int32_t* parents;             // [R]
+  const int32_t* cu_nodes;            // [B + 1]
+  int64_t requests;
+  const int32_t* block_table;  // [B, table_width], pages
+  int64_t table_width, pages, page_size;
+  const int32_t* prefix_lens;  // [B]
+  int64_t max_prefix;          // no prefix counts for more
+  float scale, softcap;        // of scores; softcap 0 = none
+  int64_t window;              // positions seen, 0 = all
+  const float* sinks;          // [query_heads] or null
+  int32_t deterministic;       // 1: a row has the same bits whatever tree it is in
+  void* out;                   // [R, query_heads, value_size] of the query's dtype
+  float* out_lse;              // [R, query_heads] or null
+} specdec_attention_args;
+
+SPECDEC_API specdec_result specdec_tree_attention(const specdec_attention_args* args, int32_t threads);
+
+// ---- Committing ----
+
+// Kept paths, as specdec_verify leaves them.
+typedef struct specdec_paths {
+  uint32_t struct_size, version;
+  const int32_t* nodes;  // [B, width], index within the request, -1 beyond the end
+  int64_t width;
+  const int32_t* cu_nodes;  // [B + 1]
+  int64_t rows, requests;   // R, B
+} specdec_paths;
+
+// A paged cache, as bytes; strides in bytes. These two lie in arrays, with their size beside the array.
+typedef struct specdec_cache {
+  void* data;
+  int64_t pages, page_stride, slot_stride, heads, head_stride, row_bytes;
+} specdec_cache;
+
+// Rows to write, one for each node, in place of those in the cache; strides in bytes.
+typedef struct specdec_new_rows {
+  const void* data;
+  int64_t row_stride, head_stride;
+} specdec_new_rows;
+
+typedef struct specdec_commit_args {
+  uint32_t struct_size, version;
+  const specdec_cache* caches;       // [cache_count]
+  const specdec_new_rows* new_rows;  // [cache_count]; null: node i of a request lies in slot prefix + i
+  int64_t cache_count;
+  uint32_t cache_struct_size, new_rows_struct_size;  // sizeof(specdec_cache), sizeof(specdec_new_rows)
+  const specdec_paths* paths;
+  const int32_t* block_table;  // [B, table_width], pages
+  int64_t table_width;
+  const int32_t* prefix_lens;  // [B]
+  int64_t page_size;
+  int32_t* out_lengths;     // [B]
+  int32_t* out_pages_kept;  // [B]
+} specdec_commit_args;
+
+SPECDEC_API specdec_result specdec_commit_kv(const specdec_commit_args* args, int32_t threads);
+
+// ---- States of recurrent layers ----
+// A request's state, in the slot that `slots` says, becomes the one after its kept path. A slot outside a
+// layer's range = none. The structs of layers lie in arrays, with their size beside the array.
+
+// [slots, ...]; strides in bytes.
+typedef struct specdec_states {
+  void* data;
+  int64_t slots, slot_stride, row_bytes;
+} specdec_states;
+
+// [R, ...], the state after each node; strides in bytes.
+typedef struct specdec_snapshots {
+  const void* data;
+  int64_t row_stride;
+} specdec_snapshots;
+
+typedef struct specdec_commit_state_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_states* states;
+  const specdec_snapshots* snapshots;
+  int64_t state_count, snapshot_count;  // the same: layers
+  uint32_t state_struct_size, snapshot_struct_size;
+} specdec_commit_state_args;
+
+SPECDEC_API specdec_result specdec_commit_state(const specdec_commit_state_args* args, int32_t threads);
+
+// The last inputs of convolutions, [slots, channels, taps], the latest last; strides in bytes.
+typedef struct specdec_windows {
+  void* data;
+  int64_t slots, channels, taps, slot_stride, channel_stride, tap_stride, item_bytes;
+} specdec_windows;
+
+// [R, channels]; strides in bytes.
+typedef struct specdec_window_inputs {
+  const void* data;
+  int64_t row_stride, channel_stride;
+} specdec_window_inputs;
+
+typedef struct specdec_replay_conv_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_windows* windows;
+  const specdec_window_inputs* inputs;
+  int64_t window_count, input_count;  // the same: layers
+  uint32_t window_struct_size, input_struct_size;
+} specdec_replay_conv_args;
+
+SPECDEC_API specdec_result specdec_replay_conv(const specdec_replay_conv_args* args, int32_t threads);
+
+// [slots, heads, rows, columns].
+typedef struct specdec_matrices {
+  void* data;
+  specdec_dtype dtype;  // of 32 or 16 bits
+  int64_t slots, heads, rows, columns, slot_stride, head_stride, row_stride, column_stride;
+} specdec_matrices;
+
+// [R, heads, size], or scalars, of size 1. Neighbouring heads of the states share one where there are fewer.
+typedef struct specdec_node_inputs {
+  const void* data;
+  specdec_dtype dtype;  // of 32 or 16 bits
+  int64_t heads, size, row_stride, head_stride;
+} specdec_node_inputs;
+
+typedef struct specdec_replay_args {
+  uint32_t struct_size, version;
+  const specdec_paths* paths;
+  const int64_t* slots;  // [B]
+  const specdec_matrices* states;
+  const specdec_node_inputs* inputs;  // [layers, 4]
+  int64_t state_count, input_count;   // layers, 4 * layers
+  uint32_t state_struct_size, input_struct_size;
+} specdec_replay_args;
+
+// S = a S + k d^T with a = exp(log_decay), d = beta (v - a S^T k). Inputs: keys, values, log_decay, beta.
+SPECDEC_API specdec_result specdec_replay_gated_delta(const specdec_replay_args* args, int32_t threads);
+// S = exp(dt A) S + dt x B^T. Inputs: x, B, dt, and A, the same for every node.
+SPECDEC_API specdec_result specdec_replay_mamba2(const specdec_replay_args* args, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // SPECDEC_H

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LMDeploy's verification step by `verify`, for a patch: LMDeploy has no hook for a verifier.
+
+Names, shapes and meanings are those of LMDeploy 0.18.0 (2026-09-28).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sampling import SamplingParams
+from ..tree import DraftTree
+from ..verification import verify
+
+
+def rejection_sample(
+    target_logits: Tensor,
+    draft_token_ids: Tensor,
+    expanded_sampling_inputs: Any,
+    draft_probs: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `lmdeploy.pytorch.spec_decode.reject_sampler.RejectionSampler.forward` computes.
+
+    Args:
+        target_logits: [B, K + 1, V], after LMDeploy's logits processors: penalties, temperature, bad words
+            and the grammar.
+        draft_token_ids: [B, K] int64; -1 = no draft.
+        expanded_sampling_inputs: `SamplingInputs` of B * (K + 1) rows. Read are `max_top_k`, `has_greedy`,
+            `top_k`, `top_p`, `min_p`, `random_seeds` and `random_offsets`. top_k = 1 is greedy.
+        draft_probs: [B, K, V] of the tokens' proposal, if they were sampled from it.
+
+    Returns:
+        output_token_ids [B, K + 1] int64, accepted tokens and the next one, then -1; num_rejected_tokens [B]
+        int64; last_token_ids [B] int64, the last of every request.
+
+    Raises:
+        ValueError: wrong shapes.
+        TypeError: wrong dtypes or devices.
+
+    Notes:
+        Rule `match` without `draft_probs`, otherwise `traversal`. A request's seed and offset key its random
+        numbers. So with `match` its text does not depend on drafts or on the batch. Never synchronises.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> inputs = SimpleNamespace(max_top_k=1)
+        >>> logits = torch.eye(4)[torch.tensor([[2, 3, 1]])]
+        >>> rejection_sample(logits, torch.tensor([[2, 0]]), inputs)
+        (tensor([[ 2,  3, -1]]), tensor([1]), tensor([3]))
+    """
+    tree = DraftTree.chain(draft_token_ids, check=False)
+    stride = target_logits.shape[1]
+    law, seeds, positions = _of_requests(expanded_sampling_inputs, stride)
+    verified = verify(
+        target_logits,
+        tree,
+        draft_probs.log() if draft_probs is not None else None,
+        draft_sampling="logprobs" if draft_probs is not None else None,
+        sampling=law,
+        seeds=seeds,
+        positions=positions,
+    )
+    accepted = verified.num_accepted.long()
+    last = verified.tokens.gather(1, accepted.unsqueeze(1)).squeeze(1)
+    return verified.tokens, stride - 1 - accepted, last
+
+
+def _of_requests(inputs: Any, stride: int) -> tuple[SamplingParams, Tensor | None, Tensor | None]:
+    """The law, seeds and positions of the requests, whose rows repeat `stride` times."""
+
+    def rows(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[::stride]
+
+    if inputs.max_top_k == 1:
+        return SamplingParams(temperature=0.0), None, None
+    top_k, top_p, min_p = (rows(getattr(inputs, name)) for name in ("top_k", "top_p", "min_p"))
+    law = SamplingParams(
+        temperature=(top_k != 1).float() if inputs.has_greedy and top_k is not None else 1.0,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+        min_p=0.0 if min_p is None else min_p,
+        order="min_p_last",
+    )
+    seeds, offsets = rows(inputs.random_seeds), rows(inputs.random_offsets)
+    if seeds is None or offsets is None:
+        return law, None, None
+    return law, seeds.to(torch.int64), offsets.to(torch.int64)

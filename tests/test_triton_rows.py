@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the target by number, bonus tokens, draft probabilities and int32 tokens as Triton kernels, against
+the reference. Cases are brought into one form, as in test_triton_verify.py, and to compile few kernels a rule
+stands for others; `make test-rows` has all of them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from cases import (
+    MAY_DIFFER,
+    all_equal,
+    check_in_range,
+    random_case,
+    rule_name,
+    shared_form,
+    with_trace,
+)
+from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
+
+import specdec_kernels as sdk
+
+ALL = os.environ.get("SPECDEC_TEST_RULES") == "all"
+
+
+def outcome(arguments, rule, backend):
+    """Results, with int32 tokens, and traces."""
+    tree = arguments["tree"]
+    grid, line = (tree.batch_size, tree.max_depth + 1), tree.batch_size
+    numbers = [torch.empty(shape, dtype=torch.int32) for shape in (grid, line, line, grid)]
+    out = sdk.Verified(*numbers, torch.empty(grid), torch.empty(line, dtype=torch.int32))
+    return with_trace(dict(arguments, out=out), rule, backend)
+
+
+def check_agreement(arguments, rule, case):
+    (ours, our_trace), (reference, trace) = (outcome(arguments, rule, b) for b in ("triton", "reference"))
+    check_in_range(ours, arguments)
+    for field in ("tokens", "path", "num_tokens", "num_accepted", "status"):
+        assert torch.equal(getattr(ours, field), getattr(reference, field)), (case, field)
+    torch.testing.assert_close(ours.logprobs, reference.logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if rule in ("token", "traversal"):
+        for a, b in ((our_trace.thresholds, trace.thresholds), (our_trace.masses, trace.masses)):
+            both = ~a.isnan() & ~b.isnan()
+            torch.testing.assert_close(a[both], b[both], **MAY_DIFFER, msg=lambda m: f"case {case}: {m}")
+
+
+def trees(count):
+    """Random trees with rows shared, missing and out of range, or none at all. Rows of the mask belong to
+    nodes."""
+    found, seed = 0, 0
+    while found < count:
+        arguments = random_case(seed, vocab=(69, 203, 1501)[seed % 3])
+        plain = not {"draft_vocab", "draft_sampling"} & arguments.keys()
+        if plain and "draft_logits" in arguments and arguments["tree"].tokens.numel() > 0:
+            found += 1
+            arguments = choose_rows(shared_form(arguments), seed, hostile=found % 2 == 0)
+            if found == count:
+                arguments["target_logits"] = arguments["target_logits"][:0]
+            yield seed, arguments
+        seed += 1
+
+
+@pytest.mark.parametrize("rule", EVERY if ALL else ["traversal"], ids=rule_name)
+def test_rows_of_trees_agree(rule):
+    for seed, arguments in trees(12):
+        check_agreement(arguments, rule, seed)
+
+
+@pytest.mark.parametrize("rule", EVERY if ALL else ["token"], ids=rule_name)
+def test_bonus_tokens_agree(rule):
+    """With probabilities; with all rows, and without the last ones; and each request alone is the same."""
+    for seed in range(4):
+        arguments = as_probabilities(chains(seed, vocab=69, hostile=seed == 3))
+        check_agreement(arguments, rule, seed)
+        check_agreement(without_last_rows(arguments), rule, seed)
+    whole, _ = outcome(arguments, rule, "triton")
+    ends = arguments["tree"].cu_nodes.tolist()
+    for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        one = {name: arguments[name][b : b + 1].clone() for name in ("bonus_tokens", "seeds", "positions")}
+        tree = sdk.DraftTree.chain(
+            arguments["tree"].tokens[start:end].clone(),
+            cu_nodes=torch.tensor([0, end - start]).int(),
+            max_nodes=arguments["tree"].max_nodes,
+        )
+        rows = {name: arguments[name][start:end] for name in ("target_logits", "draft_logits")}
+        law = sdk.SamplingParams(arguments["sampling"].temperature[b : b + 1].clone())
+        alone, _ = outcome(dict(arguments, **one, **rows, tree=tree, sampling=law), rule, "triton")
+        assert all_equal([part[b : b + 1] for part in whole], alone), b
