@@ -171,7 +171,7 @@ SUITE = Suite(
         GpuCase(*case)
         for case in (
             ("verify, token rule", partial(_verify_chain, "token"),
-             _goals(launches=5, moved=1.05, instructions=48), "70 (SGLang)"),
+             _goals(launches=5, moved=1.05, instructions=50), "70 (SGLang)"),
             ("verify, traversal", partial(_verify_chain, "traversal"),
              _goals(launches=6, moved=1.75, instructions=60), "94 (vLLM)"),
             ("verify, top_k = 50, top_p = 0.9", partial(_verify_chain, "token", top_k=50, top_p=0.9),
