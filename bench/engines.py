@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
+from itertools import product
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from specdec_kernels import _tree_refresh
 from specdec_kernels._ops import backends
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 from specdec_kernels.integrations.sglang.sample import EagleSample
+from specdec_kernels.integrations.vllm import runner1
 
 VOCAB, STEPS = 1024, 5  # drafted tokens of a path
 
@@ -74,6 +77,45 @@ def sglang(backend: str) -> Iterator[Step]:
                     backend=backend,
                 ),
             )
+
+
+def vllm() -> Iterator[Step]:
+    """`RejectionSampler.forward` of vLLM's model runner V1 on the CPU: chains of 5 drafts, and of 4 and 5."""
+    for name in ("vllm", "vllm.v1", "vllm.v1.outputs"):  # as if it were installed
+        sys.modules.setdefault(name, ModuleType(name))
+    sys.modules["vllm.v1.outputs"].__dict__.setdefault("SamplerOutput", SimpleNamespace)
+    forward = runner1._forward(lambda *_: None)
+    for shape, batch in product(("5 drafts", "4 or 5 drafts"), (1, 32)):
+        lengths = [STEPS - (shape != "5 drafts" and request % 2) for request in range(batch)]
+        ends = torch.tensor(lengths).cumsum(0).int()
+        rows = torch.arange(sum(lengths) + batch).int()
+        bonus = ends + torch.arange(batch).int()
+        metadata = SimpleNamespace(
+            draft_token_ids=torch.zeros(sum(lengths), dtype=torch.int32),
+            num_draft_tokens=lengths,
+            max_spec_len=max(lengths),
+            cu_num_draft_tokens=ends,
+            target_logits_indices=rows[~torch.isin(rows, bonus)],
+            logits_indices=rows,
+        )
+        nothing = dict.fromkeys(("logprob_token_ids", "bad_words_token_ids", "allowed_token_ids_mask"))
+        processors = SimpleNamespace(argmax_invariant=[], non_argmax_invariant=[])
+        generators = {request: torch.Generator().manual_seed(request) for request in range(batch)}
+        temperature, positions = torch.full((batch,), 0.8), torch.arange(batch)
+        sampling = SimpleNamespace(
+            **nothing, temperature=temperature, all_greedy=False, top_k=None, top_p=None,
+            generators=generators, max_num_logprobs=None, no_penalties=True, logitsprocs=processors,
+            thinking_budget_state_holder=None,
+        )  # fmt: skip
+        sampler = SimpleNamespace(synthetic_conditional_rates=None, specdec_positions=positions)
+        logits = torch.zeros(len(rows), VOCAB, dtype=torch.bfloat16)
+        chain = runner1._drafts(metadata, None)[0]
+        law, keys = sdk.SamplingParams(temperature), dict(seeds=positions, positions=positions)
+        yield Step(
+            f"vLLM, {shape}, B = {batch}",
+            partial(forward, sampler, metadata, None, logits, sampling),
+            partial(sdk.verify, logits, chain, sampling=law, rule="match", **keys),
+        )
 
 
 def functions() -> Iterator[Step]:

@@ -81,7 +81,7 @@ def calls() -> list[Call]:
         )
 
     def adapters() -> Iterator[Call]:
-        for step in (*engines.sglang("triton"), *engines.functions()):
+        for step in (*engines.sglang("triton"), *engines.vllm(), *engines.functions()):
             compared = f"verify of {step.name}"
             yield Call(compared, step.verify)
             yield Call(step.name, step.run, Limit(30, 4), beyond=compared)
