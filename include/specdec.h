@@ -117,7 +117,7 @@ SPECDEC_ENUM(specdec_draft_form){
 typedef struct specdec_verify_args {
   uint32_t struct_size, version;
   // The target's laws: node i has row i; or the row that target_rows says, -1 = none; or, of the nodes of
-  // request b, row i - b, and the last one none. A node without a row is kept at the end of a chain only.
+  // request b, row i - b, and the last one none. A node without a row is kept only if bonus_tokens follow it.
   const specdec_rows* target;  // [rows, V]
   const int32_t* target_rows;  // [R] or null
   int32_t rows_end_early;      // 1: the last

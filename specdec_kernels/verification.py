@@ -82,7 +82,8 @@ def verify(
 
     As `tree.proposals` declares, Q is the point mass at x, or q_v, or q_v without the tokens of removed
     siblings. A sampled child counts as POINT if its parent has no draft row, or one with a NaN or without a
-    possible token. Requests with temperature 0 are verified greedily under every lossless rule.
+    possible token. Requests with temperature 0 are verified greedily under every lossless rule, `Threshold`
+    and `Ensemble`.
 
     Args:
         target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
@@ -93,7 +94,8 @@ def verify(
             [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
         target_rows: [R] int32, row of `target_logits` per node, -1 = none. Nodes may share rows. A node
             without a row is tested, but never kept: if its coin accepts it, its token is the next token. If a
-            root has no row, the request counts as empty. Numbers out of range count as -1.
+            root has no row, the request counts as empty. Numbers out of range count as -1. Lossy rules other
+            than `Threshold` and `Ensemble` never accept such a node.
         bonus_tokens: [B] int64 or int32, only for chains: the token after the last node, which the caller has
             drawn from the target's law there. That node needs no row. The log-probability of the token is nan
             without the row. Tokens outside [0, V) count as none.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding loops around other libraries' models."""
+"""Loops around other libraries' models, and `verify` inside other engines."""

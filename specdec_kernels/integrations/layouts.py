@@ -85,10 +85,10 @@ def fill_tensorrt_llm(
         verified: what `verify` returned.
         accepted_lengths: [B] int32 | int64: emitted tokens, the next token counted.
         accepted_lengths_cumsum: [B + 1] int32 | int64: accepted tokens of the requests before, the next
-            tokens not counted; the last entry is their number.
+            tokens not counted; the last entry counts those of all requests.
         paths_offsets: [P] int32 | int64, P >= B * max_depth: the accepted nodes of all requests one after the
-            other, counted from the first drafted node, so 1 less than in `verified.path`. Entries beyond
-            their number keep what they hold.
+            other, counted from the first drafted node, so 1 less than in `verified.path`. Entries after the
+            last accepted node keep what they hold.
         accepted_tokens: shaped and packed as `paths_offsets`: the tokens of these nodes.
 
     Raises:

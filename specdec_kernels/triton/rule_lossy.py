@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lossy rules. Every drafted node is tested against the unchanged p; the deepest that passes with all its
-ancestors is kept, the lowest index among equals."""
+"""The lossy rules but `threshold` and `ensemble`. Every drafted node is tested against the unchanged p; the
+deepest that passes with all its ancestors is kept, the lowest index among equals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`match`, and greedy requests under the lossless rules: the target's own token at each node."""
+"""`match`, and greedy requests under the rules that are not in `rule_lossy`: the target's own token at each
+node."""
 
 from __future__ import annotations
 
