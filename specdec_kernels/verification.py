@@ -87,7 +87,8 @@ def verify(
     Args:
         target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
             The row of a node is the law of the token after it. [Rt, V] with `target_rows`; with
-            `bonus_tokens` also [R - B, V] or [B, N - 1, V], without the rows of last nodes.
+            `bonus_tokens` also [R - B, V] or [B, N - 1, V], without the rows of last nodes; then empty
+            requests come last.
         tree: the drafted tokens, R rows of B requests.
         draft_logits: [R, Vd], where the row of node i is the law from which its children were drawn; or
             [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
