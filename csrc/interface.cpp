@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of specdec.h before commits: what they are given is checked, and handed on. Values of arrays
 // are not looked at here: the core takes any.
+#include <iterator>
+
 #include "attention.h"
 #include "check.h"
 #include "children.h"
@@ -64,17 +66,35 @@ void check_tokens(const Check& check, const char* name, const void* tokens, int3
     check.array(name, static_cast<const int64_t*>(tokens), count, width);
 }
 
+// How many numbers a rule has, and the ranges of each.
+struct RuleValues {
+  int64_t count;
+  double least[2], most[2];
+};
+constexpr RuleValues kRuleValues[] = {
+    {},
+    {},
+    {},
+    {2, {0, 0}, {1, HUGE_VAL}},         // SPECDEC_TYPICAL
+    {2, {1, 0}, {HUGE_VAL, 1}},         // SPECDEC_RELAXED
+    {1, {1}, {HUGE_VAL}},               // SPECDEC_LENIENT
+    {},                                 // SPECDEC_SYNTHETIC: any number of rates, whatever they are
+    {2, {0, 0}, {HUGE_VAL, HUGE_VAL}},  // SPECDEC_DEFERRED
+    {2, {0, 0}, {1, 1}},                // SPECDEC_THRESHOLD
+    {1, {0}, {1}},                      // SPECDEC_ENSEMBLE
+};
+static_assert(std::size(kRuleValues) == SPECDEC_ENSEMBLE + 1);
+
 void check_rule(const Check& check, const specdec_verify_args& args) {
   check.value("rule", args.rule, SPECDEC_MATCH, SPECDEC_ENSEMBLE);
-  const int64_t counts[] = {0, 0, 0, 2, 2, 1, 1, 2, 2, 1};
+  const RuleValues& values = kRuleValues[args.rule];
   const bool many = args.rule == SPECDEC_SYNTHETIC;
-  check.value("rule_value_count", args.rule_value_count, many ? 1 : counts[args.rule],
-              many ? kMostItems : counts[args.rule]);
+  check.value("rule_value_count", args.rule_value_count, many ? 1 : values.count,
+              many ? kMostItems : values.count);
   check.array("rule_values", args.rule_values, args.rule_value_count);
-  if (many) return;  // coins are compared with rates, whatever they are
-  for (int64_t i = 0; i < args.rule_value_count; ++i) check.number("rule_values", args.rule_values[i], 0);
-  if (args.rule == SPECDEC_RELAXED || args.rule == SPECDEC_LENIENT)
-    check.number("rule_values[0]", args.rule_values[0], 1);
+  const char* names[] = {"rule_values[0]", "rule_values[1]"};
+  for (int64_t i = 0; i < values.count; ++i)
+    check.number(names[i], args.rule_values[i], values.least[i], values.most[i]);
 }
 
 void check_draft(const Check& check, const specdec_verify_args& args, int64_t vocab) {

@@ -49,14 +49,19 @@ def check_rates(operation: str, rates: Tensor) -> None:
 
 def check_verify(tree: DraftTree, call: VerifyCall) -> None:
     """Raise for a NaN in a row that belongs to a node, a drafted token outside [0, V), a row that is neither
-    -1 nor there, a bonus token that is neither -1 nor in [0, V), and draft probabilities that do not sum
-    to 1."""
+    -1 nor there, an empty request where the rows after it are counted by requests, a bonus token that is
+    neither -1 nor in [0, V), and draft probabilities that do not sum to 1."""
     request, node = tree._owners
     owned, vocab = request < tree.batch_size, call.target_logits.shape[-1]
     count = call.target_logits.shape[:-1].numel()
     rows = _target_rows(call, request)
     if call.target_rows is not None:
         _check_row_numbers("target_rows", "Rt", rows, count, owned, request, node)
+    if call.rows_end_early:
+        nodes = tree.cu_nodes.diff()
+        later = nodes.flip(0).cumsum(0).flip(0) - nodes
+        rule = "must have its empty requests last where target_logits have no rows of last nodes"
+        _check_requests("verify", "tree", rule, (nodes == 0) & (later > 0), nodes)
     bad = _at(call.target_logits.isnan().any(-1).flatten(), rows)
     _check_rows("target_logits", bad & owned, request, node, "NaN")
     tokens = tree.tokens

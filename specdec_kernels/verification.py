@@ -88,14 +88,15 @@ def verify(
     Args:
         target_logits: [R, V], or [B, N, V] for uniform trees; float32 | bfloat16 | float16, last stride 1.
             The row of a node is the law of the token after it. [Rt, V] with `target_rows`; with
-            `bonus_tokens` also [R - B, V] or [B, N - 1, V], without the rows of last nodes.
+            `bonus_tokens` also [R - B, V] or [B, N - 1, V], without the rows of last nodes; then empty
+            requests come last.
         tree: the drafted tokens, R rows of B requests.
         draft_logits: [R, Vd], where the row of node i is the law from which its children were drawn; or
             [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
         target_rows: [R] int32, row of `target_logits` per node, -1 = none. Nodes may share rows. A node
-            without a row is tested, but never kept: if its coin accepts it, its token is the next token. If a
-            root has no row, the request counts as empty. Numbers out of range count as -1. Lossy rules other
-            than `Threshold` and `Ensemble` never accept such a node.
+            without a row is tested, but never kept: if its coin accepts it, its token is the next token.
+            Under lossy rules but `Threshold` and `Ensemble` it does not pass. If a root has no row, the
+            request counts as empty. Numbers out of range count as -1.
         bonus_tokens: [B] int64 or int32, only for chains: the token after the last node, which the caller has
             drawn from the target's law there. That node needs no row. The log-probability of the token is nan
             without the row. Tokens outside [0, V) count as none.

@@ -119,8 +119,12 @@ static void check_values(Case* c) {
   c->target.row_stride = INT64_MAX / 2, refused(c, SPECDEC_ERROR_VALUE);
   c->sampling.temperature = 0.0 / 0.0 * c->sampling.top_p, refused(c, SPECDEC_ERROR_VALUE);
   c->sampling.min_p_last = 2, refused(c, SPECDEC_ERROR_VALUE);
-  const double values[1] = {0.5};
+  const double values[2] = {0.5, 1.5};
   c->args.rule = SPECDEC_LENIENT, c->args.rule_values = values, c->args.rule_value_count = 1;
+  refused(c, SPECDEC_ERROR_VALUE);
+  c->args.rule = SPECDEC_THRESHOLD, c->args.rule_values = values, c->args.rule_value_count = 2;
+  refused(c, SPECDEC_ERROR_VALUE);
+  c->args.rule = SPECDEC_ENSEMBLE, c->args.rule_values = values + 1, c->args.rule_value_count = 1;
   refused(c, SPECDEC_ERROR_VALUE);
   const int32_t counts[] = {0, -1, SPECDEC_MAX_THREADS + 1};
   for (int i = 0; i < 3; ++i) {

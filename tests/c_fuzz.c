@@ -32,6 +32,14 @@ static specdec_sampling sampling(int64_t requests) {
   return out;
 }
 
+// Mostly such as some rule takes.
+static double* rule_values(void) {
+  double* values = reals(2);
+  for (int i = 0; i < 2; ++i)
+    if (!rarely(6)) values[i] = (double)below(3) / 2;
+  return values;
+}
+
 static specdec_result fuzz_verify(int32_t threads) {
   const int64_t vocab = rarely(20) ? 20000 : between(1, 300), words = (vocab + 31) / 32 + below(2);
   const int64_t requests = below(4), nodes = requests * between(0, 7) + below(2), width = between(1, 6);
@@ -49,8 +57,8 @@ static specdec_result fuzz_verify(int32_t threads) {
                               .proposals = proposals,
                               .draft_chain = rarely(2) ? below(6) : 0,
                               .draft_form = (specdec_draft_form)below(3),
-                              .rule = (specdec_rule)below(7),
-                              .rule_values = reals(2),
+                              .rule = (specdec_rule)below(SPECDEC_ENSEMBLE + 1),
+                              .rule_values = rule_values(),
                               .seeds = longs(requests, 9),
                               .positions = longs(requests, 9),
                               .width = width,
@@ -59,7 +67,8 @@ static specdec_result fuzz_verify(int32_t threads) {
                               .out_num_accepted = memory(requests * 4),
                               .out_path = memory(requests * width * 4),
                               .out_status = memory(requests * 4)};
-  const int64_t counts[] = {0, 0, 0, 2, 2, 1, 2};
+  const int64_t counts[] = {0, 0, 0, 2, 2, 1, 2, 2, 2, 1};
+  _Static_assert(sizeof counts / sizeof *counts == SPECDEC_ENSEMBLE + 1, "a count for each rule");
   args.rule_value_count = rarely(10) ? below(3) : counts[args.rule];
   if (rarely(3)) args.target_rows = ints(nodes, target.count), args.nodes = nodes;
   if (rarely(4)) args.rows_end_early = 1;

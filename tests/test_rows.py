@@ -11,6 +11,7 @@ from each import QUICK
 from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
+from specdec_kernels import _debug as debug
 
 
 def compare(arguments, rule, backend):
@@ -109,6 +110,19 @@ def test_the_layouts_of_bonus_tokens_are_one(rule, backend):
         same = arguments["bonus_tokens"] >= 0
         for field in ("tokens", "num_tokens", "path", "status"):
             assert torch.equal(getattr(want, field)[same], getattr(numbered, field)[same]), field
+
+
+def test_debug_tells_of_empty_requests_between_others(monkeypatch):
+    """Without rows of last nodes the rows after them would be those of other nodes."""
+    monkeypatch.setattr(debug, "ENABLED", True)
+    bonus = torch.tensor([1, 1, 1])
+    for ends, last in (([0, 3, 6, 6], True), ([0, 3, 3, 6], False)):
+        tree = sdk.DraftTree.chain(torch.ones(7).long(), cu_nodes=torch.tensor(ends))
+        if last:
+            sdk.verify(torch.zeros(4, 5), tree, bonus_tokens=bonus)
+        else:
+            with pytest.raises(ValueError, match="must have its empty requests last .* got 0 at request 1"):
+                sdk.verify(torch.zeros(4, 5), tree, bonus_tokens=bonus)
 
 
 def test_a_chain_that_was_refreshed_to_a_tree_takes_no_bonus_token():
