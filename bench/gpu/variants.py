@@ -98,6 +98,10 @@ def verify() -> Iterator[Callable[[], object]]:
     forms += [(torch.float32, chain, VOCAB, "traversal", plain, {})]
     forms += [(torch.bfloat16, chain, None, "match", plain, {})]
     forms += [(torch.bfloat16, tree, VOCAB, "traversal", plain, {"draft_sampling": "logprobs"})]
+    numbered = {"target_rows": torch.arange(ROWS).int(), "draft_sampling": "probs"}
+    forms += [(torch.bfloat16, tree, VOCAB, rule, cuts, numbered) for rule in ("token", "traversal")]
+    bonus = {"bonus_tokens": torch.zeros(BATCH, dtype=torch.int64)}
+    forms += [(torch.bfloat16, chain, VOCAB, rule, plain, bonus) for rule in ("match", "token", "traversal")]
     for vocab, cut in ((VOCAB, cuts), (LARGE, cuts), (LARGE, plain)):
         ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
         bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
