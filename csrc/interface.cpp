@@ -233,6 +233,7 @@ specdec_result specdec_verify(const specdec_verify_args* given, int32_t threads)
     check.replace("draft_sampling", args.draft_sampling, draft_sampling);
     check_verify(check, args);
     if (!args.draft_sampling) args.draft_sampling = args.sampling;
+    if (args.rule == SPECDEC_THRESHOLD) args.draft = nullptr;  // all children count as POINT
     verify(args, threads);
   });
 }

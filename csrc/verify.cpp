@@ -328,9 +328,7 @@ class Walk {
 
 }  // namespace
 
-void verify(const VerifyArgs& given, int threads) {
-  VerifyArgs args = given;
-  if (args.rule == SPECDEC_THRESHOLD) args.draft = nullptr;  // all children count as POINT
+void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.nodes;
   Team team(threads_for(rows * args.target->size, threads));
   team.items(args.requests, grain_of(args.target->size), [&](Worker& worker, int64_t b) {
