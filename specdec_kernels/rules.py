@@ -335,7 +335,7 @@ def resolve(operation: str, rule: Rule, has_draft_logits: bool) -> tuple[str, li
             names = ", ".join(("auto", *LOSSLESS))
             bad_value(operation, "rule", f"must be one of {names} or a rule object", repr(rule))
         return rule, []
-    if not isinstance(rule, (Typical, Relaxed, Lenient, Synthetic, Deferred, Threshold, Ensemble)):
+    if not isinstance(rule, Rule):
         bad_type(operation, "rule", "must be a name or a rule object", type(rule).__name__)
     return rule.name, rule.values
 
