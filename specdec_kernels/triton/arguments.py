@@ -206,6 +206,15 @@ def params_of(sampling, request):
 
 
 @triton.jit
+def draft_params_of(sampling, draft_sampling, request):
+    """Of the draft's law, which is made as the target's if `draft_sampling` is None."""
+    params = params_of(sampling, request)
+    if draft_sampling is not None:
+        params = params_of(draft_sampling, request)
+    return params
+
+
+@triton.jit
 def has_cuts(params, vocab):
     top_k = (params.top_k >= 1) & (params.top_k < tl.cast(vocab, tl.float32))
     return top_k | (params.top_p < 1) | (params.min_p > 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, drawn_from, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_params_of, drawn_from, params_of, row_data, target_data
 from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
@@ -99,7 +99,7 @@ def verify_settle_kernel(
                     save_draft_chances(draft, scratch, batch, place, source, target.vocab, logprobs_law())
                 else:
                     results = split_results(scratch, row, DRAFT, draft.size, SPLIT, SPLITS)
-                    params = params_of(draft_sampling, place.request)
+                    params = draft_params_of(sampling, draft_sampling, place.request)
                     law, settled, bracket = settle_row(
                         scratch,
                         row,
@@ -211,7 +211,7 @@ def verify_select_kernel(
         elif draft.data is not None:
             source = drawn_from(draft, draft_count, place.request, row, place.node)
             if source >= 0:
-                params = params_of(draft_sampling, place.request)
+                params = draft_params_of(sampling, draft_sampling, place.request)
                 law = select_row(
                     scratch, row, DRAFT, Row(row_data(draft, source), draft.size, None), params, SPLIT, SPLITS
                 )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, has_cuts, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_params_of, has_cuts, params_of, row_data, target_data
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
@@ -263,7 +263,7 @@ def verify_measure_kernel(
         if split * SPLIT < draft.size:
             source = wanted_draft_row(draft, batch, place, row, sampling, draft_count, RULE)
             if source >= 0:
-                params = params_of(draft_sampling, place.request)
+                params = draft_params_of(sampling, draft_sampling, place.request)
                 measure_split(
                     scratch,
                     row,

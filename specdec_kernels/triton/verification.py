@@ -70,7 +70,7 @@ class _Form(NamedTuple):
     draft_aligned: bool
     draft_is_law: bool
     sampling: SamplingForm
-    draft_sampling: SamplingForm
+    draft_sampling: SamplingForm | None  # None = as `sampling`
     cuts: bool
     draft_cuts: bool
     links: bool
@@ -225,20 +225,23 @@ def verify(
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
     numbers = _rows(call) if call.target_rows is not None or call.rows_end_early else None
     target, (draft, count) = target_of(call.target_logits, call.token_bitmask, numbers), _draft(call)
-    drawn_by = drafted_by = sampling_of(call.sampling, call.sampling_rows)
-    drawn_form = drafted_form = sampling_form(drawn_by)
-    if call.draft_sampling is not call.sampling or call.draft_sampling_rows is not call.sampling_rows:
-        drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
-        drafted_form = sampling_form(drafted_by)
     drafted = draft.data is not None  # and read by the rule
     given = drafted and (call.draft_is_logprobs or call.draft_is_probs)
     measured = drafted and not given
+    drawn_by, drafted_by = sampling_of(call.sampling, call.sampling_rows), None
+    drawn_form, drafted_form = sampling_form(drawn_by), None
+    cuts = draft_cuts = may_cut(drawn_by)
+    if measured and (
+        call.draft_sampling is not call.sampling or call.draft_sampling_rows is not call.sampling_rows
+    ):
+        drafted_by = sampling_of(call.draft_sampling, call.draft_sampling_rows)
+        drafted_form, draft_cuts = sampling_form(drafted_by), may_cut(drafted_by)
     form = _Form(
         device_of(target.data), rule, tuple(values) if rule == "synthetic" else (),
         rows_form(target), target.vocab,
         draft_form(draft), draft.size, draft_aligned(draft), given,
         drawn_form, drafted_form,
-        may_cut(drawn_by), measured and may_cut(drafted_by), call.first_child is not None,
+        cuts, measured and draft_cuts, call.first_child is not None,
         (dtype_of(numbers), dtype_of(call.bonus_tokens), call.out_tokens.dtype),
         (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
         trace_masses is not None,
