@@ -15,6 +15,7 @@ from ._ops.backends import explain
 from .attention import tree_attention
 from .commit import CachePlan, Committed, commit_kv
 from .compilation import Heads, Warmup, warmup
+from .counts import TokenCounts
 from .drafting import (
     AcceptanceStats,
     Budget,
@@ -29,6 +30,7 @@ from .drafting import (
     ngram_tree,
     sample_children,
 )
+from .edits import LogitEdits, edit_logits_
 from .integrations.layouts import fill_sglang, fill_tensorrt_llm
 from .integrations.transformers import (
     AssistantDrafter,
@@ -68,6 +70,7 @@ __all__ = [
     "GrownTree",
     "Heads",
     "Lenient",
+    "LogitEdits",
     "NgramTree",
     "Proposal",
     "Relaxed",
@@ -76,6 +79,7 @@ __all__ = [
     "Status",
     "Synthetic",
     "Threshold",
+    "TokenCounts",
     "Typical",
     "Verdict",
     "Verified",
@@ -84,6 +88,7 @@ __all__ = [
     "commit_state",
     "custom_generate",
     "draft_token",
+    "edit_logits_",
     "explain",
     "explain_model",
     "fill_sglang",

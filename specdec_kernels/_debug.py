@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._checks import INF, bad_value
 from ._ops.backends import load
-from ._ops.calls import OPERATORS, VerifyCall
+from ._ops.calls import OPERATORS, EditTensors, VerifyCall
 from .tree import DraftTree
 
 ENABLED = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")  # read once, at import
@@ -215,6 +215,26 @@ def check_kept(
         column = torch.where(kept, (prefix + where) // page_size, 0)
         seen.scatter_add_(1, column, kept.long())
     _check_table(operation, block_table, seen > 0, pages)
+
+
+def check_edits(operation: str, edits: EditTensors, vocab: int) -> None:
+    """Raise for penalties out of range, and for tokens that are neither -1 nor in [0, V)."""
+    for name, low in (("repetition", 0.0), ("frequency", -INF), ("presence", -INF)):
+        penalty = getattr(edits, name)
+        if penalty is not None:
+            rule = "must be finite" + (" and > 0" if low == 0 else "")
+            _check_edit(operation, f"{name}_penalty", rule, ~penalty.isfinite() | (penalty <= low), penalty)
+    for name in ("bias_tokens", "banned_tokens", "bad_words", "forced_tokens"):
+        tokens = getattr(edits, name)
+        if tokens is not None:
+            rule = f"must be -1 or in [0, V) = [0, {vocab})"
+            _check_edit(operation, name, rule, (tokens < -1) | (tokens >= vocab), tokens)
+
+
+def _check_edit(operation: str, name: str, rule: str, bad: Tensor, values: Tensor) -> None:
+    if bool(bad.any()):
+        got = f"{values[bad][0].item()} at request {int(bad.nonzero()[0, 0])}"
+        bad_value(operation, f"edits.{name}", rule, got)
 
 
 def check_lengths(operation: str, lengths: Tensor, longest: int) -> None:

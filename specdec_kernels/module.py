@@ -14,6 +14,7 @@ from ._ops import backends
 from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
+from .edits import LogitEdits
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
@@ -107,6 +108,7 @@ class SpeculativeVerifier(torch.nn.Module):
         seeds: Tensor | None = None,
         positions: Tensor | None = None,
         token_bitmask: Tensor | None = None,
+        edits: LogitEdits | None = None,
         out: Verified | None = None,
     ) -> Verified:
         """`verify` with the module's options; counts what it accepted.
@@ -134,6 +136,7 @@ class SpeculativeVerifier(torch.nn.Module):
             seeds=seeds,
             positions=positions,
             token_bitmask=token_bitmask,
+            edits=edits,
             return_logprobs=self.return_logprobs,
             out=out,
             backend=self.backend,

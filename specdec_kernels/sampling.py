@@ -29,6 +29,7 @@ from ._checks import (
 )
 from ._memory import check_last_stride
 from ._ops.calls import SampleCall
+from .edits import LogitEdits, unpack_edits
 
 Numbers = tuple[list[float], list[Tensor | None]]
 Class = TypeVar("Class", bound=type)
@@ -257,6 +258,7 @@ def sample(
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: Literal[False] = False,
     backend: str = "auto",
 ) -> Tensor: ...
@@ -270,6 +272,7 @@ def sample(
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: Literal[True],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
@@ -283,6 +286,7 @@ def sample(
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: bool,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -295,6 +299,7 @@ def sample(
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -315,6 +320,8 @@ def sample(
         seeds: [B] int64; default: fresh seeds from the default generator of the device.
         positions: [B] int64, the index in its sequence of the token to draw; only with `seeds`.
         token_bitmask: [B, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed.
+        edits: penalties, biases, bans and forced tokens, made in each row where it is read. No token of a
+            path is counted. A request whose slot has overflowed has no penalties: `TokenCounts.overflowed`.
         return_logprobs: also return the log-probability of each token under the processed law.
         backend: "auto", "reference", "cpu" or "triton".
 
@@ -351,6 +358,7 @@ def sample(
     seeds, positions = noise_keys("sample", seeds, positions, batch, device)
     check_bool("sample", "return_logprobs", return_logprobs)
     check_bitmask("sample", token_bitmask, "[B, ceil(V / 32)]", batch, vocab, device)
+    edit_tensors, edit_numbers = unpack_edits("sample", edits, batch, vocab, device)
     if _debug.enabled():
         _debug.check_logits("sample", "logits", logits)
     tokens = torch.empty(batch, dtype=torch.int64, device=device)
@@ -364,6 +372,8 @@ def sample(
         token_bitmask=token_bitmask,
         out_tokens=tokens,
         out_logprobs=logprobs,
+        edits=edit_tensors,
+        edit_numbers=edit_numbers,
     )
     _ops.sample(call, backend)
     return tokens if logprobs is None else (tokens, logprobs)

@@ -14,6 +14,7 @@ from . import _verify_checks as checks
 from ._checks import FLOATS, bad_value, check_bool, check_device, check_dtype, check_tensor, check_type
 from ._memory import check_contiguous
 from ._ops.calls import VerifyCall
+from .edits import LogitEdits, unpack_edits
 from .rules import Rule
 from .sampling import PLAIN, DraftVocab, SamplingParams, check_bitmask, noise_keys, unpack
 from .tree import DraftTree
@@ -30,6 +31,9 @@ class Status(enum.IntFlag):
     """A tested token in [0, V) has no probability under the law of its proposal. It was not drawn as
     declared, so a lossless rule may not be lossless here. The bit changes nothing else in the result.
     docs/verification.md says which children are tested."""
+    OVERFLOW = 8
+    """A capacity was too small. The slot of `TokenCounts` that the request has needs more distinct tokens
+    than it has room for, and the request's penalties were off."""
 
 
 class Verified(NamedTuple):
@@ -64,6 +68,7 @@ def verify(
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: bool = False,
     out: Verified | None = None,
     backend: str = "auto",
@@ -114,6 +119,8 @@ def verify(
         positions: [B] int64, the index in its sequence of the first new token; only with `seeds`.
         token_bitmask: [R, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed. It
             applies to the target's law only.
+        edits: penalties, biases, bans and forced tokens, made in each target row where it is read, with what
+            stands on the path to its node.
         return_logprobs: fill `Verified.logprobs`.
         out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present. Its
             tokens may be int64 or int32.
@@ -168,6 +175,7 @@ def verify(
     rule_name, rule_values = rules.resolve("verify", rule, draft_logits is not None)
     seeds, positions = noise_keys("verify", seeds, positions, batch, device)
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
+    edit_tensors, edit_numbers = unpack_edits("verify", edits, batch, vocab, device)
     check_bool("verify", "return_logprobs", return_logprobs)
     out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
@@ -204,6 +212,8 @@ def verify(
         bonus_tokens=bonus_tokens.contiguous() if bonus_tokens is not None else None,
         draft_is_probs=draft_sampling == "probs",
         rule_rates=rules.rates_on("verify", rule, device),
+        edits=edit_tensors,
+        edit_numbers=edit_numbers,
     )
     if _debug.enabled():
         _debug.check_verify(tree, call)

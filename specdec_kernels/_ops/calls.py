@@ -3,7 +3,8 @@
 
 The fields of a record are the arguments of the operator `specdec_kernels::<operation>` after `backend`. The
 operator's schema is made of them (see `operators`). A public function fills a record by name, and a backend
-reads it by name. A new option is a field at the end with a default.
+reads it by name. A new option is a field at the end with a default; a list of tensors, for which a schema has
+no default, stands before the first that has one.
 
 Conventions of the fields:
 
@@ -20,6 +21,11 @@ Conventions of the fields:
   holds for the draft.
 - `rule` is "match", "token", "traversal" or the name of a lossy rule, whose numbers are `rule_values`. Those
   of "synthetic" may be `rule_rates` [D] float32 in their place.
+- `edits` has the tensors of `EditTensors`, or is empty if nothing is edited. The first four are given
+  together, if a penalty may be on; `counts_recent`, if bad words of several tokens are given. `slots` may be
+  given with either. `repetition`, `frequency` and `presence` are [B] float32, for those given per request.
+  `edit_numbers` has these three (1, 0 and 0 if given per request), and 1 if frequency and presence count the
+  prompt, otherwise 0; it is empty with `edits`. reference/edits.py says what they mean.
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 if
   there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
@@ -40,6 +46,29 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 SymInt = int  # an int that a tracer may keep symbolic
+
+
+class EditTensors(NamedTuple):
+    """The tensors of `edits`, in their order."""
+
+    counts_tokens: Tensor | None
+    counts_prompt: Tensor | None
+    counts_output: Tensor | None
+    counts_sizes: Tensor | None
+    counts_recent: Tensor | None
+    slots: Tensor | None
+    repetition: Tensor | None
+    frequency: Tensor | None
+    presence: Tensor | None
+    bias_tokens: Tensor | None
+    bias_values: Tensor | None
+    banned_tokens: Tensor | None
+    banned_until: Tensor | None
+    bad_words: Tensor | None
+    forced_tokens: Tensor | None
+
+
+EDITS = EditTensors._fields
 
 
 class VerifyCall(NamedTuple):
@@ -72,6 +101,8 @@ class VerifyCall(NamedTuple):
     out_path: Tensor
     out_logprobs: Tensor | None
     out_status: Tensor
+    edits: list[Tensor | None]
+    edit_numbers: list[float]
     target_rows: Tensor | None = None
     rows_end_early: bool = False
     bonus_tokens: Tensor | None = None
@@ -90,6 +121,34 @@ class SampleCall(NamedTuple):
     token_bitmask: Tensor | None
     out_tokens: Tensor
     out_logprobs: Tensor | None
+    edits: list[Tensor | None]
+    edit_numbers: list[float]
+
+
+class EditLogitsCall(NamedTuple):
+    """Of `edit_logits_`."""
+
+    logits: Tensor
+    tokens: Tensor | None
+    parents: Tensor | None
+    cu_nodes: Tensor | None
+    target_rows: Tensor | None
+    edits: list[Tensor | None]
+    edit_numbers: list[float]
+
+
+class CountTokensCall(NamedTuple):
+    """Of `TokenCounts.update_`."""
+
+    tokens: Tensor
+    num_tokens: Tensor | None
+    slots: Tensor | None
+    vocab_size: int
+    counts_tokens: Tensor
+    counts_prompt: Tensor
+    counts_output: Tensor
+    counts_sizes: Tensor
+    counts_recent: Tensor
 
 
 class SampleChildrenCall(NamedTuple):
@@ -252,6 +311,12 @@ OPERATORS = {
         chosen_by=("target_logits", "draft_logits"),
     ),
     "sample": Operator(SampleCall, written=("out_tokens", "out_logprobs"), chosen_by=("logits",)),
+    "edit_logits": Operator(EditLogitsCall, written=("logits",), chosen_by=("logits",)),
+    "count_tokens": Operator(
+        CountTokensCall,
+        written=("counts_tokens", "counts_prompt", "counts_output", "counts_sizes", "counts_recent"),
+        chosen_by=("tokens",),
+    ),
     "sample_children": Operator(
         SampleChildrenCall, written=("out_tokens", "out_scores"), chosen_by=("logits",)
     ),

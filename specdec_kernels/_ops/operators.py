@@ -113,6 +113,8 @@ def _register(operation: str) -> Callable[[Any, str], None]:
 
 verify = _register("verify")
 sample = _register("sample")
+edit_logits = _register("edit_logits")
+count_tokens = _register("count_tokens")
 sample_children = _register("sample_children")
 ngram_draft = _register("ngram_draft")
 ngram_tree = _register("ngram_tree")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from .._checks import BackendUnavailable
 from .._ops.calls import SampleCall, SampleChildrenCall
 from . import _native
 from .arguments import address, rows_of, sampling_of, stride_of
@@ -16,6 +17,10 @@ _METHODS: Mapping[str, _native.Method] = _native.Method.__members__
 
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
+    if call.edits:
+        raise BackendUnavailable(
+            "sample: backend 'cpu' cannot serve this call: it has no edits, which backend 'reference' has"
+        )
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     _native.sample(
         torch.get_num_threads(),

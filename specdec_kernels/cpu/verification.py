@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from . import _native
 from .arguments import address, rows_of, sampling_of, stride_of
@@ -24,6 +25,10 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
+    if call.edits:
+        raise BackendUnavailable(
+            "verify: backend 'cpu' cannot serve this call: it has no edits, which backend 'reference' has"
+        )
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     draft_sampling, draft_pinned = sampling_of(call.draft_sampling, call.draft_sampling_rows)
     draft = call.draft_logits

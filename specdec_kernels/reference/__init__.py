@@ -8,6 +8,8 @@ backends are tested against it.
 from .attention import tree_attention
 from .children import sample_children
 from .commit import commit_kv
+from .counts import count_tokens
+from .edits import edit_logits
 from .ngram import ngram_draft, ngram_tree
 from .request import Trace
 from .sampling import sample
@@ -18,6 +20,8 @@ __all__ = [
     "Trace",
     "commit_kv",
     "commit_state",
+    "count_tokens",
+    "edit_logits",
     "ngram_draft",
     "ngram_tree",
     "replay_conv",

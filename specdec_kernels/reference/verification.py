@@ -18,7 +18,9 @@ from torch import Tensor
 from .._ops.calls import VerifyCall
 from .._random import Purpose
 from ..rules import GREEDILY
+from .edits import Edits, edits_of
 from .law import Params, allowed_tokens, draft_law, params_of, target_law
+from .path import tokens_to
 from .random import Noise
 from .request import Answer, Request, Trace, Tree, ratio
 
@@ -206,16 +208,18 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         tree = Tree(*(column[start:end].tolist() for column in columns))
         params = params_of(call.sampling, call.sampling_rows, b)
         draft_params = params_of(call.draft_sampling, call.draft_sampling_rows, b)
+        edits = edits_of(call.edits, call.edit_numbers, b, vocab_size)
         greedy = not params.temperature > 0
+        target = partial(_target, call, tree, edits, b, start)
         has_row = partial(_has_row, call, b, start, end)
         request = Request(
             tree,
             vocab_size,
-            target=partial(_target, call, params, b, start),
+            target=partial(target, params),
             draft=partial(_draft, call, draft_params, b, start),
             noise=noise(int(call.seeds[b]), int(call.positions[b])),
             max_depth=width - 1,
-            unscaled=partial(_target, call, params._replace(temperature=1.0), b, start) if greedy else None,
+            unscaled=partial(target, params._replace(temperature=1.0)) if greedy else None,
             trace=trace,
             start=start,
             has_row=has_row,
@@ -232,7 +236,7 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         call.out_tokens[b, : len(path)] = torch.tensor(emitted)
         call.out_num_accepted[b] = len(path) - 1
         call.out_num_tokens[b] = len(path)
-        call.out_status[b] = request.status
+        call.out_status[b] = request.status | (0 if edits is None else edits.status)
         if call.out_logprobs is not None:
             for i, (node, x) in enumerate(zip(path, emitted, strict=True)):
                 if has_row(node):
@@ -260,12 +264,16 @@ def _bonus(call: VerifyCall, request: int) -> int | None:
     return token if 0 <= token < call.target_logits.shape[-1] else None
 
 
-def _target(call: VerifyCall, params: Params, request: int, start: int, node: int) -> tuple[Tensor, int]:
+def _target(
+    call: VerifyCall, tree: Tree, edits: Edits | None, request: int, start: int, params: Params, node: int
+) -> tuple[Tensor, int]:
     logits, allowed = call.target_logits, None
     if call.token_bitmask is not None:
         allowed = allowed_tokens(call.token_bitmask[start + node].cpu(), logits.shape[-1])
     row = _target_row(call, request, start, node)
     row_logits = logits[row] if logits.dim() == 2 else logits[row // logits.shape[1], row % logits.shape[1]]
+    if edits is not None:
+        row_logits = edits.row(row_logits, tokens_to(tree.tokens, tree.parents, node))
     return target_law(row_logits.cpu(), params, allowed)
 
 

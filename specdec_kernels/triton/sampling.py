@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._checks import BackendUnavailable
 from .._ops.calls import SampleCall
 from .arguments import (
     RowsForm,
@@ -89,6 +90,10 @@ def _kernels(
 
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
+    if call.edits:
+        raise BackendUnavailable(
+            "sample: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
+        )
     batch = call.logits.shape[0]
     if batch == 0:
         return

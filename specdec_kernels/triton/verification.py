@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from ..rules import READS_DRAFT
 from .arguments import (
@@ -219,6 +220,10 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
+    if call.edits:
+        raise BackendUnavailable(
+            "verify: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
+        )
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
