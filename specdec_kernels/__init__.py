@@ -31,6 +31,7 @@ from .drafting import (
     sample_children,
 )
 from .edits import LogitEdits, edit_logits_
+from .grammar import ForcedDraft, TreeBitmask, advance_matchers, forced_draft, tree_bitmask
 from .integrations.layouts import fill_sglang, fill_tensorrt_llm
 from .integrations.transformers import (
     AssistantDrafter,
@@ -41,6 +42,7 @@ from .integrations.transformers import (
     explain_model,
     generate,
 )
+from .matchers import AfterToken, LLGuidanceMatcher, Matcher
 from .module import SpeculativeVerifier
 from .rules import Deferred, Ensemble, Lenient, Relaxed, Synthetic, Threshold, Typical
 from .sampling import DraftVocab, SamplingParams, sample
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceptanceStats",
+    "AfterToken",
     "AssistantDrafter",
     "BackendUnavailable",
     "Budget",
@@ -65,12 +68,15 @@ __all__ = [
     "Drafts",
     "DraftVocab",
     "Ensemble",
+    "ForcedDraft",
     "Frontier",
     "Generated",
     "GrownTree",
     "Heads",
     "Lenient",
     "LogitEdits",
+    "LLGuidanceMatcher",
+    "Matcher",
     "NgramTree",
     "Proposal",
     "Relaxed",
@@ -80,10 +86,12 @@ __all__ = [
     "Synthetic",
     "Threshold",
     "TokenCounts",
+    "TreeBitmask",
     "Typical",
     "Verdict",
     "Verified",
     "Warmup",
+    "advance_matchers",
     "commit_kv",
     "commit_state",
     "custom_generate",
@@ -93,6 +101,7 @@ __all__ = [
     "explain_model",
     "fill_sglang",
     "fill_tensorrt_llm",
+    "forced_draft",
     "generate",
     "grow_tree",
     "ngram_draft",
@@ -104,6 +113,7 @@ __all__ = [
     "sample_children",
     "seeds_from_generators",
     "tree_attention",
+    "tree_bitmask",
     "verify",
     "warmup",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy_grammar import Toy
 
 import specdec_kernels as sdk
 
@@ -23,10 +24,11 @@ NAN, INF = float("nan"), float("inf")
 
 # Made by the operations, not by callers; enumerations; an exception.
 RESULTS = {
-    "Children", "Committed", "Drafts", "Frontier", "Generated", "GrownTree", "NgramTree", "Verdict",
-    "Verified", "Warmup",
+    "Children", "Committed", "Drafts", "ForcedDraft", "Frontier", "Generated", "GrownTree", "NgramTree",
+    "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
-OTHERS = {"BackendUnavailable", "Heads", "Proposal", "Status"}
+OTHERS = {"BackendUnavailable", "Heads", "Matcher", "Proposal", "Status"}
+MATCHERS = {"AfterToken", "LLGuidanceMatcher"}  # whose methods operations call, with tokens that they checked
 COMPILING = {"warmup"}  # refuses in test_triton_warmup.py
 INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
 
@@ -142,6 +144,24 @@ def recurrent(**tensors: Tensor) -> dict:
 def stepped() -> dict:
     slots = dict(snapshots=[torch.zeros(R, 4)], slots=torch.arange(B))
     return paged() | slots
+
+
+class Forced(Toy):
+    """With a string that has to come next."""
+
+    def find_jump_forward_string(self) -> str:
+        return "a"
+
+
+def matchers() -> list[sdk.Matcher]:
+    return [Forced(((0,) * V,)) for _ in range(B)]
+
+
+class Guidance:
+    """With the methods of llguidance's matcher."""
+
+    validate_tokens = consume_token = rollback = unsafe_compute_mask_ptr = is_accepting = lambda *_: None
+    compute_ff_bytes = is_error = lambda *_: None
 
 
 def verifier() -> sdk.SpeculativeVerifier:
@@ -307,6 +327,18 @@ CASES = [
     Case("Calibration.after", sdk.Calibration().after, lambda: dict(
         chances=CHANCES, parents=[-1, 0, 1], path=[0, 1]
     ), ("chances",)),
+    Case("tree_bitmask", sdk.tree_bitmask, lambda: dict(
+        matchers=matchers(), tree=chain(), vocab_size=V, active=[True, False],
+        target_rows=torch.arange(R).int(), out=sdk.TreeBitmask(short(R, 1), long(R), short(R)),
+    ), ("matchers", "tree", "vocab_size")),
+    Case("advance_matchers", sdk.advance_matchers, lambda: dict(
+        matchers=matchers(), emitted=[[1, 2], [3]], active=[True, False]
+    ), ("matchers", "emitted")),
+    Case("forced_draft", sdk.forced_draft, lambda: dict(
+        matchers=matchers(), vocab_size=V, num_draft=2, tokenize=lambda text: [1], active=[True, False]
+    ), ("matchers",)),
+    Case("AfterToken", sdk.AfterToken, lambda: dict(matcher=Forced(((0,) * V,)), token=3)),
+    Case("LLGuidanceMatcher", sdk.LLGuidanceMatcher, lambda: dict(matcher=Guidance(), stop_tokens=[2])),
     Case("explain", sdk.explain, dict),
 ]  # fmt: skip
 
@@ -371,6 +403,11 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
+    "AfterToken": dict(token="zero"),
+    "LLGuidanceMatcher": dict(stop_tokens="empty, item zero, longer"),
+    "advance_matchers": dict(matchers="item none", emitted="item empty, item item zero, item longer"),
+    "forced_draft": dict(matchers="item none"),
+    "tree_bitmask": dict(matchers="item none"),
     "commit_kv": dict(block_table="size 1", caches="item size 0"),
     "commit_state": dict(states="item size 0"),
     "draft_token": dict(node="zero"),
@@ -395,6 +432,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "verify": dict(target_logits="size 0", draft_logits="size 0"),
 }
+
+
+FIELDS = (sdk.TreeBitmask, sdk.Verified)  # tuples of tensors, each of which may be wrong
 
 
 def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
@@ -423,7 +463,7 @@ def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
             yield "fraction", 1.5
     elif isinstance(value, str):
         yield from (("name", "nonsense"), ("list", []), ("number", 3), ("tensor", torch.ones(7)))
-    elif isinstance(value, (list, tuple)) and not isinstance(value, (sdk.SamplingParams, sdk.Verified)):
+    elif isinstance(value, (list, tuple)) and not isinstance(value, (sdk.SamplingParams, *FIELDS)):
         yield from (("number", 3), ("bool", True), ("tensor", torch.ones(7)), ("empty", value[:0]))
         yield "longer", value + value
         for what, item in wrong(value[0], False):
@@ -437,7 +477,7 @@ def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
         yield "shape of a field", value._replace(top_p=torch.ones(B + 1))
         yield "dtype of a field", value._replace(temperature=torch.ones(B).bool())
         yield "device of a field", value._replace(min_p=torch.ones(B, device="meta"))
-    if isinstance(value, sdk.Verified):
+    if isinstance(value, FIELDS):
         for field, part in value._asdict().items():
             yield from (
                 (f"{field} {what}", value._replace(**{field: bad})) for what, bad in wrong(part, False)
@@ -509,7 +549,7 @@ def public() -> dict[str, Callable]:
     for name in set(sdk.__all__) - RESULTS - OTHERS - INTEGRATIONS - COMPILING:
         value = getattr(sdk, name)
         found[name] = value
-        if inspect.isclass(value):
+        if inspect.isclass(value) and name not in MATCHERS:
             found |= {
                 f"{name}.{method}": getattr(value, method)
                 for method, kind in vars(value).items()
