@@ -43,6 +43,7 @@ from .integrations.transformers import (
     generate,
 )
 from .matchers import AfterToken, LLGuidanceMatcher, Matcher
+from .metrics import AcceptanceCollector, prometheus_text
 from .module import SpeculativeVerifier
 from .rules import Deferred, Ensemble, Lenient, Relaxed, Synthetic, Threshold, Typical
 from .sampling import DraftVocab, SamplingParams, sample
@@ -54,6 +55,7 @@ from .verification import Status, Verified, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptanceCollector",
     "AcceptanceStats",
     "AfterToken",
     "AssistantDrafter",
@@ -106,6 +108,7 @@ __all__ = [
     "grow_tree",
     "ngram_draft",
     "ngram_tree",
+    "prometheus_text",
     "replay_conv",
     "replay_gated_delta",
     "replay_mamba2",

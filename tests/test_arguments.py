@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ RESULTS = {
     "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
 OTHERS = {"BackendUnavailable", "Heads", "Matcher", "Proposal", "Status"}
-MATCHERS = {"AfterToken", "LLGuidanceMatcher"}  # whose methods operations call, with tokens that they checked
+# Whose methods are called by operations, with tokens that they checked, and by Prometheus.
+CALLED = {"AcceptanceCollector", "AfterToken", "LLGuidanceMatcher"}
 COMPILING = {"warmup"}  # refuses in test_triton_warmup.py
 INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
 
@@ -311,6 +313,13 @@ CASES = [
     Case("AcceptanceStats.expected_speedup", STATS.expected_speedup, lambda: dict(cost_ratio=0.5, depth=2)),
     Case("AcceptanceStats.measured_speedup", STATS.measured_speedup, lambda: dict(cost_ratio=0.5)),
     Case("AcceptanceStats.warning", STATS.warning, lambda: dict(cost_ratio=0.5)),
+    Case("AcceptanceStats.to_dict", STATS.to_dict, dict),
+    Case("AcceptanceCollector", sdk.AcceptanceCollector, lambda: dict(
+        statistics=lambda: STATS, labels={"model": "m"}, prefix="vllm:"
+    )),
+    Case("prometheus_text", sdk.prometheus_text, lambda: dict(
+        statistics=STATS, labels={"model": "m"}, prefix="vllm:"
+    )),
     Case("Budget", sdk.Budget, lambda: dict(
         costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, max_credit=4.0, idle_steps=2, patience=9
     )),
@@ -403,6 +412,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
+    "AcceptanceCollector": dict(labels="empty", prefix="name"),
     "AfterToken": dict(token="zero"),
     "LLGuidanceMatcher": dict(stop_tokens="empty, item zero, longer"),
     "advance_matchers": dict(matchers="item none", emitted="item empty, item item zero, item longer"),
@@ -414,6 +424,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "grow_tree": dict(roots="size 0"),
     "fill_sglang": dict(verified=UNREAD),
     "fill_tensorrt_llm": dict(verified=UNREAD),
+    "prometheus_text": dict(labels="empty", prefix="name"),
     "ngram_draft": dict(tokens="size 1"),
     "ngram_tree": dict(tokens="size 1", max_depth="zero", trust="longer"),
     "replay_conv": dict(windows="item size 0, item size 2"),
@@ -507,7 +518,9 @@ def outcome(case: Case, argument: str, what: str, value: object) -> str | None:
 
 
 def named(cases: list[Case]) -> list:
-    return [pytest.param(case, id=f"{i}-{case.name}") for i, case in enumerate(cases)]
+    found = find_spec("prometheus_client")
+    there = [case for case in cases if found or case.name != "prometheus_text"]
+    return [pytest.param(case, id=f"{i}-{case.name}") for i, case in enumerate(there)]
 
 
 @pytest.mark.parametrize("case", named(CASES))
@@ -549,7 +562,7 @@ def public() -> dict[str, Callable]:
     for name in set(sdk.__all__) - RESULTS - OTHERS - INTEGRATIONS - COMPILING:
         value = getattr(sdk, name)
         found[name] = value
-        if inspect.isclass(value) and name not in MATCHERS:
+        if inspect.isclass(value) and name not in CALLED:
             found |= {
                 f"{name}.{method}": getattr(value, method)
                 for method, kind in vars(value).items()

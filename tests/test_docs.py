@@ -19,6 +19,7 @@ import specdec_kernels
 ROOT = Path(__file__).parent.parent
 MISSING = [".cpu", *([] if "triton" in BACKENDS else [".triton"])]
 MISSING += [] if find_spec("transformers") else [".transformers."]
+MISSING += [] if find_spec("prometheus_client") else [".metrics"]
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(specdec_kernels.__path__, "specdec_kernels.")
@@ -41,6 +42,8 @@ def test_code_in_pages_runs(page, monkeypatch):
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M):
         if "import transformers" in block or "from transformers" in block:
             pytest.importorskip("transformers")
+        if "import prometheus_client" in block:
+            pytest.importorskip("prometheus_client")
         if "import sglang" in block:
             monkeypatch.setenv("SPECDEC_SGLANG", "0")
             sglang_stand_in.install(monkeypatch)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from .._checks import bad_value, check_int, check_ints, check_number
 
@@ -94,6 +96,72 @@ class AcceptanceStats:
         if not (self.seconds > 0 and self.plain_seconds > 0):
             return None
         return self.tokens * self.plain_seconds / self.seconds
+
+    @property
+    def num_spec_steps(self) -> int:
+        """Steps in which the root had a draft: the `num_drafts` of vLLM's counters."""
+        return self.tested[0] if self.tested else 0
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """`drafted`, under the name that vLLM has for it. It counts every node of a tree."""
+        return self.drafted
+
+    @property
+    def num_accepted_draft_tokens(self) -> int:
+        """Accepted drafts."""
+        return sum(self.accepted)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per step that had a draft, with the next token: 1 + accepted drafts / `num_spec_steps`."""
+        return 1.0 + _ratio(self.num_accepted_draft_tokens, self.num_spec_steps)
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Accepted drafts divided by drafted tokens. On trees at most one of several siblings is accepted."""
+        return _ratio(self.num_accepted_draft_tokens, self.num_draft_tokens)
+
+    @property
+    def acceptance_histogram(self) -> list[int]:
+        """At index j, the steps that had a draft and accepted exactly j; the last entry is not 0. At the
+        deepest depth that is counted: j or more. Its sum is `num_spec_steps`.
+
+        Example:
+            >>> AcceptanceStats(10, 20, 20, (10, 8), (8, 4)).acceptance_histogram
+            [2, 4, 4]
+        """
+        reached = [self.num_spec_steps, *self.accepted, 0]
+        counts = [before - after for before, after in pairwise(reached)]
+        while counts and counts[-1] == 0:
+            counts.pop()
+        return counts
+
+    @property
+    def per_position_acceptance_rates(self) -> list[float]:
+        """At index d - 1, the share of `num_spec_steps` that accepted a draft at depth d, up to the deepest
+        tested depth. `acceptance_by_depth` divides by the steps that reached the depth instead."""
+        deepest = sum(1 for count in self.tested if count)
+        return [_ratio(count, self.num_spec_steps) for count in self.accepted[:deepest]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The statistics as JSON holds them, under the names that vLLM reports for a request and that load
+        generators read. The histogram leaves out zeros, and its keys are strings.
+
+        Example:
+            >>> AcceptanceStats(10, 20, 20, (10, 8), (8, 0)).to_dict()["acceptance_histogram"]
+            {'0': 2, '1': 8}
+        """
+        histogram = {str(j): count for j, count in enumerate(self.acceptance_histogram) if count}
+        return {
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "draft_acceptance_rate": self.draft_acceptance_rate,
+            "acceptance_histogram": histogram,
+            "per_position_acceptance_rates": self.per_position_acceptance_rates,
+            "num_spec_steps": self.num_spec_steps,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_draft_tokens": self.num_accepted_draft_tokens,
+        }
 
     @property
     def mean_accepted_length(self) -> float:
