@@ -142,6 +142,26 @@ void bind_drafting(py::module_& m) {
        field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});
 }
 
+void bind_trees(py::module_& m) {
+  using C = specdec_enter_chains_args;
+  bind_function<specdec_enter_chains, C>(
+      m, "enter_chains",
+      {field<C, &C::drafts>("drafts"), field<C, &C::drafts_are_int32>("drafts_are_int32"),
+       field<C, &C::draft_count>("draft_count"), field<C, &C::cu_drafts>("cu_drafts"),
+       field<C, &C::cu_drafts_are_int32>("cu_drafts_are_int32"), field<C, &C::requests>("requests"),
+       field<C, &C::out_tokens>("out_tokens"), field<C, &C::out_parents>("out_parents"),
+       field<C, &C::out_cu_nodes>("out_cu_nodes")});
+  using L = specdec_enter_links_args;
+  bind_function<specdec_enter_links, L>(
+      m, "enter_links",
+      {field<L, &L::tokens>("tokens"), field<L, &L::tokens_are_int32>("tokens_are_int32"),
+       field<L, &L::columns>("columns"), field<L, &L::next_token>("next_token"),
+       field<L, &L::next_sibling>("next_sibling"), field<L, &L::links_are_int32>("links_are_int32"),
+       field<L, &L::requests>("requests"), field<L, &L::nodes>("nodes"),
+       field<L, &L::out_tokens>("out_tokens"), field<L, &L::out_parents>("out_parents"),
+       field<L, &L::out_first_child>("out_first_child"), field<L, &L::out_next_sibling>("out_next_sibling")});
+}
+
 void bind_attention(py::module_& m) {
   using R = specdec_head_rows;
   bind_struct<R>(m, "HeadRows",
@@ -291,6 +311,7 @@ PYBIND11_MODULE(_native, m) {
   bind_rows(m);
   bind_verify(m);
   bind_drafting(m);
+  bind_trees(m);
   bind_attention(m);
   bind_commit(m);
   bind_states(m);

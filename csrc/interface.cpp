@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "check.h"
 #include "children.h"
+#include "enter.h"
 #include "kernels.h"
 #include "ngram.h"
 #include "verify.h"
@@ -56,14 +57,14 @@ void check_bitmask(const Check& check, const uint32_t* bitmask, int64_t stride, 
   check.memory("bitmask", bitmask, 4, 4, {{rows, stride}, {(size + 31) / 32, 1}});
 }
 
-void check_tokens(const Check& check, const char* name, const void* tokens, int32_t are_int32, int64_t count,
-                  int64_t width) {
+void check_integers(const Check& check, const char* name, const void* data, int32_t are_int32, int64_t count,
+                    int64_t width) {
   if (are_int32 != 0 && are_int32 != 1)
     check.refuse(SPECDEC_ERROR_VALUE, name, "must be int32_t (1) or int64_t (0), got %d", are_int32);
   if (are_int32)
-    check.array(name, static_cast<const int32_t*>(tokens), count, width);
+    check.array(name, static_cast<const int32_t*>(data), count, width);
   else
-    check.array(name, static_cast<const int64_t*>(tokens), count, width);
+    check.array(name, static_cast<const int64_t*>(data), count, width);
 }
 
 // How many numbers a rule has, and the ranges of each.
@@ -133,9 +134,9 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   check.array("seeds", args.seeds, requests);
   check.array("positions", args.positions, requests);
   check_bitmask(check, args.bitmask, args.bitmask_stride, nodes, vocab);
-  check_tokens(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
+  check_integers(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
   if (args.bonus_tokens)
-    check_tokens(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
+    check_integers(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
   check.array("out_num_tokens", args.out_num_tokens, requests);
   check.array("out_num_accepted", args.out_num_accepted, requests);
   check.array("out_path", args.out_path, requests, args.width);
@@ -302,6 +303,41 @@ specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* given, int32_t 
     check.array("out_parents", args.out_parents, search.requests, args.max_nodes);
     check.array("out_scores", args.out_scores, search.requests, args.max_nodes);
     ngram_tree(args, threads);
+  });
+}
+
+specdec_result specdec_enter_chains(const specdec_enter_chains_args* given, int32_t threads) {
+  return guarded("specdec_enter_chains", threads, [&](const Check& check) {
+    const specdec_enter_chains_args args = check.known("args", given);
+    check.value("requests", args.requests, 0, kMostItems - 1);
+    check.value("draft_count", args.draft_count, 0, kMostItems - args.requests);
+    const int64_t rows = args.draft_count + args.requests;
+    check_integers(check, "drafts", args.drafts, args.drafts_are_int32, args.draft_count, 1);
+    check_integers(check, "cu_drafts", args.cu_drafts, args.cu_drafts_are_int32, args.requests, 1);
+    check.array("out_tokens", args.out_tokens, rows);
+    check.array("out_parents", args.out_parents, rows);
+    check.array("out_cu_nodes", args.out_cu_nodes, args.requests + 1);
+    enter_chains(args);
+  });
+}
+
+specdec_result specdec_enter_links(const specdec_enter_links_args* given, int32_t threads) {
+  return guarded("specdec_enter_links", threads, [&](const Check& check) {
+    const specdec_enter_links_args args = check.known("args", given);
+    check.value("requests", args.requests, 0, kMostItems);
+    check.value("nodes", args.nodes, 0, kMostItems);
+    check.value("columns", args.columns, 0, args.nodes);
+    if (args.tokens) {
+      check_integers(check, "tokens", args.tokens, args.tokens_are_int32, args.requests, args.columns);
+      check.array("out_tokens", args.out_tokens, args.requests, args.nodes);
+    }
+    const int32_t are_int32 = args.links_are_int32;
+    check_integers(check, "next_token", args.next_token, are_int32, args.requests, args.nodes);
+    check_integers(check, "next_sibling", args.next_sibling, are_int32, args.requests, args.nodes);
+    check.array("out_parents", args.out_parents, args.requests, args.nodes);
+    check.array("out_first_child", args.out_first_child, args.requests, args.nodes);
+    check.array("out_next_sibling", args.out_next_sibling, args.requests, args.nodes);
+    enter_links(args);
   });
 }
 

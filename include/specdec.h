@@ -243,6 +243,44 @@ typedef struct specdec_ngram_tree_args {
 
 SPECDEC_API specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* args, int32_t threads);
 
+// ---- Trees from what engines keep ----
+
+// Chains whose drafted tokens lie one after the other, without roots. Rows that no request owns, because sums
+// are smaller than draft_count, have token -1.
+typedef struct specdec_enter_chains_args {
+  uint32_t struct_size, version;
+  const void* drafts;  // [draft_count], int64_t, or int32_t
+  int32_t drafts_are_int32;
+  int64_t draft_count;
+  const void* cu_drafts;  // [B], drafted tokens of requests 0 to b together; int64_t, or int32_t
+  int32_t cu_drafts_are_int32;
+  int64_t requests;
+  int64_t* out_tokens;    // [draft_count + B], of roots -1
+  int32_t* out_parents;   // [draft_count + B]
+  int32_t* out_cu_nodes;  // [B + 1]
+} specdec_enter_chains_args;
+
+SPECDEC_API specdec_result specdec_enter_chains(const specdec_enter_chains_args* args, int32_t threads);
+
+// Trees of `nodes` nodes each, the root first, that are given by links: the index of the first child, and of
+// the next child of the same parent; others than those of nodes count as none.
+typedef struct specdec_enter_links_args {
+  uint32_t struct_size, version;
+  // [B, columns], int64_t, or int32_t, of the last nodes; null: nothing is written to out_tokens.
+  const void* tokens;
+  int32_t tokens_are_int32;
+  int64_t columns;
+  const void *next_token, *next_sibling;  // [B, nodes], int64_t, or int32_t
+  int32_t links_are_int32;
+  int64_t requests, nodes;
+  int64_t* out_tokens;       // [B, nodes]; of nodes without a column they stay
+  int32_t* out_parents;      // [B, nodes], 0 of nodes that no link reaches
+  int32_t* out_first_child;  // [B, nodes]
+  int32_t* out_next_sibling;
+} specdec_enter_links_args;
+
+SPECDEC_API specdec_result specdec_enter_links(const specdec_enter_links_args* args, int32_t threads);
+
 // ---- Attention ----
 
 // [R, heads, size].

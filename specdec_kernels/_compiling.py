@@ -170,13 +170,23 @@ def _count(depths: int) -> None:
     verifier._count(Verified(tokens, count, count, path, None, count), _tree(2))
 
 
-def _links(dtype: torch.dtype) -> None:
-    """`DraftTree.refresh_` with links of a dtype."""
+def _links(dtype: torch.dtype, tokens: torch.dtype | None) -> None:
+    """Trees of links and tokens of these dtypes; without tokens as `from_links` makes them."""
     from .triton.links import enter_links
 
-    tree, none = _tree(2, linked=True), torch.full((1, 2), -1, dtype=dtype)
-    assert tree.links is not None
-    enter_links(torch.zeros(1, 2, dtype=torch.int64), none, none, tree.tokens, tree.parents, tree.links)
+    links, given = torch.full((1, 2), -1, dtype=dtype), None
+    if tokens is not None:
+        given = torch.zeros(1, 2, dtype=tokens)
+    rows, nodes = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)
+    enter_links(given, links, links, rows, nodes, (nodes, nodes))
+
+
+def _chains(drafts: torch.dtype, sums: torch.dtype) -> None:
+    """`DraftTree.chain` of sums."""
+    from .triton.chains import enter_chains
+
+    given, rows = torch.zeros(1, dtype=drafts), torch.zeros(2, dtype=torch.int32)
+    enter_chains(given, torch.ones(1, dtype=sums), torch.zeros(2, dtype=torch.int64), rows, rows)
 
 
 _OPERATIONS: dict[str, Callable[..., None]] = dict(
@@ -187,6 +197,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = dict(
     commit=_commit,
     count=_count,
     links=_links,
+    chains=_chains,
 )
 
 

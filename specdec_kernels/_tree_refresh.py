@@ -68,9 +68,9 @@ class Refresh:
         if self._proposals is not None:
             tree.proposals.view(self._proposals.shape).copy_(self._proposals)
         if self._links is not None and self._contiguous():
-            kernels = backends.kernels("verify", "auto", tree.tokens.device.type)
-            if kernels is not None:
-                kernels.enter_links(self._tokens, *self._links, tree.tokens, tree.parents, tree.links)
+            filler = backends.filler(self._tokens, *self._links, tree.tokens)
+            if filler is not None:
+                filler.enter_links(self._tokens, *self._links, tree.tokens, tree.parents, tree.links)
                 return
         if self._tokens.shape == tree.tokens.shape:
             tree.tokens.copy_(self._tokens)

@@ -18,6 +18,7 @@ from ._ops import backends
 from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
 
+WIDTHS = (torch.int64, torch.int32)
 METHODS = ("independent", "without_replacement", "top_k", "hybrid")
 
 
@@ -69,6 +70,7 @@ def warmup(
     token_bitmask: Sequence[bool] = (False,),
     return_logprobs: Sequence[bool] = (False,),
     links: Sequence[bool] = (False,),
+    cu_drafts: bool = False,
     aligned: Sequence[bool] = (True,),
     children: Sequence[tuple[str, int]] = (),
     heads: Sequence[Heads] = (),
@@ -95,6 +97,7 @@ def warmup(
         draft_logits: whether rules that read the draft's logits are called with them.
         token_bitmask, return_logprobs: whether calls pass it; `(False, True)` compiles for both.
         links: whether trees come from `DraftTree.from_links`, and are refreshed.
+        cu_drafts: whether chains come from `DraftTree.chain` with `cu_drafts`.
         aligned: whether rows of logits begin at multiples of 16 bytes and V is a multiple of 16.
         children: the methods of `sample_children` and the most children of a node.
         heads: of each kind of attention layers, see `Heads`; no entry, no attention.
@@ -129,6 +132,7 @@ def warmup(
         check_int(call, "max_depth", max_depth, 0),
     )
     check_bool(call, "draft_logits", draft_logits)
+    check_bool(call, "cu_drafts", cu_drafts)
     check_name(call, "layout", layout, SLOT_DIM)
     for name, flags in dict(
         token_bitmask=token_bitmask, return_logprobs=return_logprobs, links=links, aligned=aligned
@@ -165,7 +169,9 @@ def warmup(
         counts = {min(1 << bits, kind.max_nodes) for bits in range((kind.max_nodes - 1).bit_length() + 1)}
         tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
     if True in links:
-        tasks += [Task("links", (dtype,)) for dtype in (torch.int64, torch.int32)]
+        tasks += [Task("links", dtypes) for dtypes in product(WIDTHS, (*WIDTHS, None))]
+    if cu_drafts:
+        tasks += [Task("chains", dtypes) for dtypes in product(WIDTHS, WIDTHS)]
     tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
     found = compile_all(tasks, device, workers, progress)
     return Warmup(len(tasks), found, time.perf_counter() - begin)

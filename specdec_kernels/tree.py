@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from . import _topology as topology
+from . import _tree_arrays as arrays
 from . import _tree_checks as checks
 from ._checks import (
     INTEGERS,
@@ -133,8 +134,8 @@ class DraftTree:
 
     @classmethod
     def _made(cls, *values: Any) -> DraftTree:
-        """A tree of tensors that a constructor made, which it need not check again."""
-        return cls(*values) if traced() else _unchecked(*values, None)
+        """A tree of tensors that a constructor made, which it need not check again; links may be left out."""
+        return cls(*values) if traced() else _unchecked(*values, *[None] * (7 - len(values)))
 
     @classmethod
     def chain(
@@ -160,7 +161,8 @@ class DraftTree:
             cu_nodes: [B + 1] int32, only with flat tokens.
             cu_drafts: [B] integers, how many tokens were drafted for requests 0 to b together: inclusive sums
                 without a leading 0, as vLLM's `cu_num_draft_tokens` are. Tokens beyond the last sum are
-                ignored. Only with flat tokens, and not with `cu_nodes`.
+                ignored. Only with flat tokens, and not with `cu_nodes`. On a GPU one launch makes the chains,
+                of a kernel that `warmup` or the first call compiles, before a capture.
             proposal: how all the tokens were obtained.
             max_nodes: host bound on nodes of a request, default K + 1; for flat tokens `max_depth + 1` where
                 that is given and values are not read, otherwise read from the offsets.
@@ -184,7 +186,7 @@ class DraftTree:
             ([-1, 7, 8, -1, -1, 9], [0, 3, 4, 6])
         """
         call = "DraftTree.chain"
-        tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
+        check_dtype(call, "tokens", tokens, INTEGERS)
         checks.check_flag(call, check)
         for argument, given in (("lengths", lengths), ("cu_nodes", cu_nodes)):
             if cu_drafts is not None and given is not None:
@@ -192,15 +194,17 @@ class DraftTree:
         if cu_drafts is not None:
             check_dim(call, "tokens", tokens, 1, "[S] with cu_drafts")
             checks.check_cu_drafts(call, cu_drafts, tokens, check)
-            tokens, cu_nodes, node = topology.with_roots(tokens, cu_drafts)
+            tokens, parents, cu_nodes = arrays.chains(tokens, cu_drafts)
         elif cu_nodes is not None:
             if lengths is not None:
                 bad_value(call, "lengths", "must be None with cu_nodes", what(lengths))
             check_dim(call, "tokens", tokens, 1, "[R] with cu_nodes")
+            tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
             cu_nodes = checks.as_offsets(call, cu_nodes, tokens, check)
-            _, node = topology.owners(cu_nodes, tokens.numel())
+            parents = (topology.owners(cu_nodes, tokens.numel())[1] - 1).int()
         else:
             check_dim(call, "tokens", tokens, 2, "[B, K], [R] with cu_nodes, or [S] with cu_drafts")
+            tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
             batch, depth = tokens.shape
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
@@ -212,14 +216,13 @@ class DraftTree:
                 checks.bound(call, "max_depth", max_depth, depth),
             )
             return cls._made(rows, parents, cu_nodes, kinds, *bounds)._as_chain()
-        parents = (node - 1).int()
         if max_nodes is None and max_depth is not None and not checks.reads_values(check, tokens):
             max_nodes = check_int(call, "max_depth", max_depth, 0) + 1
         nodes = checks.largest(call, cu_nodes, max_nodes, check)
         deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
         depth = checks.depth_bound(call, max_depth, nodes, deepest)
         kinds = checks.as_kind(call, "proposal", proposal, tokens)
-        return cls(tokens, parents, cu_nodes, kinds, nodes, depth)._as_chain()
+        return cls._made(tokens, parents, cu_nodes, kinds, nodes, depth)._as_chain()
 
     @classmethod
     def from_parents(
@@ -416,12 +419,13 @@ class DraftTree:
                 "DraftTree.from_links", argument, link, "[B, N]", tokens.shape, INTEGERS, tokens.device
             )
             links.append(link)
+        parents, copies = arrays.linked(*links)
         if checks.reads_values(check, tokens):
             checks.check_links("DraftTree.from_links", tokens, *links)
-        parents = topology.parents_from_links(*links)
+            parents = topology.parents_from_links(*links)  # which tells nodes of a ring from unused slots
         return cls._build(
-            "DraftTree.from_links", tokens, parents, None, proposals, max_nodes, max_depth, check,
-            links=(_copied(links[0]), _copied(links[1])),
+            "DraftTree.from_links", tokens, parents.view(tokens.shape), None, proposals, max_nodes, max_depth,
+            check, links=copies,
         )  # fmt: skip
 
     @classmethod
@@ -595,11 +599,6 @@ class DraftTree:
 
     def _all_depths(self) -> Tensor:
         return topology.depths(self._up, max(self.max_nodes - 1, 0))
-
-
-def _copied(link: Tensor) -> Tensor:
-    """[R] int32, never the caller's own memory."""
-    return link.to(torch.int32, copy=True).flatten()
 
 
 def _flatten(tree: DraftTree) -> tuple[list[Tensor], tuple[int, int]]:

@@ -223,16 +223,28 @@ def verify(
     return out
 
 
+def empty_outputs(
+    batch: int,
+    width: int,
+    device: torch.device,
+    tokens: torch.dtype = torch.int64,
+    *,
+    logprobs: bool = False,
+) -> Verified:
+    """Outputs that `verify` can fill, with tokens of a dtype."""
+    return Verified(
+        tokens=torch.empty((batch, width), dtype=tokens, device=device),
+        num_tokens=torch.empty(batch, dtype=torch.int32, device=device),
+        num_accepted=torch.empty(batch, dtype=torch.int32, device=device),
+        path=torch.empty((batch, width), dtype=torch.int32, device=device),
+        logprobs=torch.empty((batch, width), dtype=torch.float32, device=device) if logprobs else None,
+        status=torch.empty(batch, dtype=torch.int32, device=device),
+    )
+
+
 def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:
     if out is None:
-        return Verified(
-            tokens=torch.empty((batch, width), dtype=torch.int64, device=device),
-            num_tokens=torch.empty(batch, dtype=torch.int32, device=device),
-            num_accepted=torch.empty(batch, dtype=torch.int32, device=device),
-            path=torch.empty((batch, width), dtype=torch.int32, device=device),
-            logprobs=torch.empty((batch, width), dtype=torch.float32, device=device) if logprobs else None,
-            status=torch.empty(batch, dtype=torch.int32, device=device),
-        )
+        return empty_outputs(batch, width, device, logprobs=logprobs)
     check_type("verify", "out", out, Verified, "a Verified")
     if logprobs and out.logprobs is None:
         bad_value("verify", "out.logprobs", "must be a tensor with return_logprobs", "None")

@@ -162,6 +162,48 @@ static void check_caches(void) {
   REQUIRE(specdec_commit_kv(&args, 1) == SPECDEC_OK && length[0] == 1 && pages[0] == 1);
 }
 
+// Chains and links of both widths, and what is refused of them.
+static void check_trees(void) {
+  const int32_t drafts[3] = {7, 8, 9}, sums[2] = {2, 3};
+  int64_t tokens[5];
+  int32_t parents[5], offsets[3];
+  specdec_enter_chains_args chains = {SPECDEC_STRUCT(specdec_enter_chains_args),
+                                      .drafts = drafts,
+                                      .drafts_are_int32 = 1,
+                                      .draft_count = 3,
+                                      .cu_drafts = sums,
+                                      .cu_drafts_are_int32 = 1,
+                                      .requests = 2,
+                                      .out_tokens = tokens,
+                                      .out_parents = parents,
+                                      .out_cu_nodes = offsets};
+  REQUIRE(specdec_enter_chains(&chains, 1) == SPECDEC_OK);
+  const int64_t expected[5] = {-1, 7, 8, -1, 9};
+  REQUIRE(memcmp(tokens, expected, sizeof tokens) == 0 && offsets[1] == 3 && offsets[2] == 5);
+  REQUIRE(parents[2] == 1 && parents[3] == -1 && parents[4] == 0);
+  chains.cu_drafts_are_int32 = 2;
+  REQUIRE(specdec_enter_chains(&chains, 1) == SPECDEC_ERROR_VALUE);
+  puts(specdec_error_message());
+  const int64_t first[3] = {1, -1, -1}, after[3] = {-1, 2, -1};
+  int32_t children[3], siblings[3];
+  specdec_enter_links_args links = {SPECDEC_STRUCT(specdec_enter_links_args),
+                                    .next_token = first,
+                                    .next_sibling = after,
+                                    .requests = 1,
+                                    .nodes = 3,
+                                    .out_parents = parents,
+                                    .out_first_child = children,
+                                    .out_next_sibling = siblings};
+  REQUIRE(specdec_enter_links(&links, 1) == SPECDEC_OK);
+  REQUIRE(parents[0] == -1 && parents[1] == 0 && parents[2] == 0 && children[0] == 1 && siblings[1] == 2);
+  links.columns = 4;
+  REQUIRE(specdec_enter_links(&links, 1) == SPECDEC_ERROR_VALUE);
+  puts(specdec_error_message());
+  links.columns = 0, links.out_parents = NULL;
+  REQUIRE(specdec_enter_links(&links, 1) == SPECDEC_ERROR_NULL);
+  puts(specdec_error_message());
+}
+
 // Every other call is wrong in this thread's own way.
 static void* calls(void* number) {
   const int64_t mine = *(const int64_t*)number;
@@ -187,6 +229,7 @@ int main(void) {
   check_nulls(&c);
   check_values(&c);
   check_caches();
+  check_trees();
   pthread_t threads[4];
   int64_t numbers[4] = {1, 2, 3, 4};
   for (int i = 0; i < 4; ++i) REQUIRE(pthread_create(&threads[i], NULL, calls, &numbers[i]) == 0);

@@ -165,6 +165,44 @@ static specdec_result fuzz_ngram(int32_t threads) {
   return specdec_ngram_tree(&args, threads);
 }
 
+static specdec_result fuzz_enter(int32_t threads) {
+  const int64_t requests = below(5), nodes = between(0, 9), narrow = below(2);
+  if (rarely(2)) {
+    const int64_t drafts = requests * below(6) + below(3), most = drafts, rows = drafts + requests;
+    specdec_enter_chains_args args = {SPECDEC_STRUCT(specdec_enter_chains_args),
+                                      .drafts = narrow ? (void*)ints(drafts, 300) : longs(drafts, 300),
+                                      .drafts_are_int32 = (int32_t)narrow,
+                                      .draft_count = drafts,
+                                      .cu_drafts = longs(requests, most),
+                                      .requests = requests,
+                                      .out_tokens = memory(rows * 8),
+                                      .out_parents = memory(rows * 4),
+                                      .out_cu_nodes = memory((requests + 1) * 4)};
+    spoil(&args, sizeof args, offsetof(specdec_enter_chains_args, drafts_are_int32),
+          offsetof(specdec_enter_chains_args, drafts_are_int32) + 8);
+    return specdec_enter_chains(&args, threads);
+  }
+  const int64_t columns = rarely(3) ? below(nodes + 1) : nodes, count = requests * nodes;
+  specdec_enter_links_args args = {SPECDEC_STRUCT(specdec_enter_links_args),
+                                   .tokens = rarely(3) ? NULL : longs(requests * columns, 300),
+                                   .columns = columns,
+                                   .next_token = narrow ? (void*)ints(count, nodes) : longs(count, nodes),
+                                   .next_sibling = narrow ? (void*)ints(count, nodes) : longs(count, nodes),
+                                   .links_are_int32 = (int32_t)narrow,
+                                   .requests = requests,
+                                   .nodes = nodes,
+                                   .out_tokens = memory(count * 8),
+                                   .out_parents = memory(count * 4),
+                                   .out_first_child = memory(count * 4),
+                                   .out_next_sibling = memory(count * 4)};
+  spoil(&args, sizeof args, offsetof(specdec_enter_links_args, links_are_int32),
+        offsetof(specdec_enter_links_args, links_are_int32) + 8);
+  const specdec_result result = specdec_enter_links(&args, threads);
+  for (int64_t i = 0; result == SPECDEC_OK && args.requests == requests && i < count; ++i)
+    if (args.nodes == nodes && (args.out_parents[i] < -1 || args.out_parents[i] >= nodes)) abort();
+  return result;
+}
+
 static specdec_head_rows head_rows(int64_t nodes, int64_t heads, int64_t size, specdec_dtype dtype) {
   return (specdec_head_rows){SPECDEC_STRUCT(specdec_head_rows), .data = scores(nodes * heads * size, dtype),
                              .dtype = dtype, .row_stride = heads * size, .head_stride = size};
@@ -228,14 +266,14 @@ static specdec_result fuzz_attention(int32_t threads) {
 
 int main(int count, char** arguments) {
   if (count != 3) return 2;
-  specdec_result (*const functions[])(int32_t) = {fuzz_verify, fuzz_sample,    fuzz_children,
-                                                  fuzz_ngram,  fuzz_attention, fuzz_commit,
-                                                  fuzz_states, fuzz_windows,   fuzz_replay};
+  specdec_result (*const functions[])(int32_t) = {fuzz_verify,    fuzz_sample, fuzz_children, fuzz_ngram,
+                                                  fuzz_attention, fuzz_commit, fuzz_states,   fuzz_windows,
+                                                  fuzz_replay,    fuzz_enter};
   long done = 0, calls = strtol(arguments[2], NULL, 10);
   for (long call = 0; call < calls; ++call) {
     state = strtoull(arguments[1], NULL, 10) * 1000003u + (uint64_t)call;
     const int64_t threads = rarely(30) ? between(-1, 0) : between(1, 3);
-    const specdec_result result = functions[call % 9]((int32_t)threads);
+    const specdec_result result = functions[call % 10]((int32_t)threads);
     if (result < SPECDEC_OK || result > SPECDEC_ERROR_VALUE) {
       fprintf(stderr, "call %ld: %s\n", call, specdec_error_message());
       return 1;

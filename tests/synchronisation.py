@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mode in which whatever would make the host wait for a GPU fails, though the tensors lie on the CPU."""
+"""A mode in which whatever would make the host wait for a GPU fails, though the tensors lie on the CPU; and
+one that counts operators."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
+from torch import is_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 READ_BY_HOST = (
     "tolist",
@@ -71,3 +74,22 @@ def no_synchronisation() -> Iterator[None]:
         stack.enter_context(_Functions())
         stack.enter_context(_Operators())
         yield
+
+
+class Counted(TorchDispatchMode):
+    """Operators of torch other than views, and tensors with memory of their own that they return."""
+
+    def __enter__(self):
+        self.operators = self.tensors = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        if not function.is_view and function.namespace == "aten":
+            self.operators += 1
+            self.tensors += len(memory(returned) - memory((args, kwargs)))
+        return returned
+
+
+def memory(values) -> set[int]:
+    return {value.untyped_storage().data_ptr() for value in tree_leaves(values) if is_tensor(value)}

@@ -102,7 +102,7 @@ def test_stubs_name_the_fields_of_the_core():
     functions = {node.name: node for node in stubs.body if isinstance(node, ast.FunctionDef)}
     assert set(functions) == {name for name, value in vars(_native).items() if callable(value)} - set(classes)
     by_name = [name for name, node in functions.items() if node.args.posonlyargs]
-    assert len(by_name) == 11
+    assert len(by_name) == 13
     for name in by_name:
         threads, *fields = inspect.signature(getattr(_native, name)).parameters
         assert [one.arg for one in functions[name].args.posonlyargs] == [threads]

@@ -17,14 +17,15 @@ from specdec_kernels.integrations import layouts
 KEEPS = -77  # what entries that are not written hold
 
 
-def filled_sglang(verified, tree, dtype=torch.int32):
+def filled_sglang(verified, tree, dtype=torch.int32, spare=0):
     batch, rows = verified.path.shape[0], tree.tokens.shape[0]
     arrays = dict(
-        predicts=torch.full((rows,), KEEPS, dtype=dtype),
+        predicts=torch.full((rows + spare,), KEEPS, dtype=dtype),
         accept_index=torch.full(verified.path.shape, KEEPS, dtype=dtype),
         accept_token_num=torch.full((batch,), KEEPS, dtype=dtype),
     )
     sdk.fill_sglang(verified, tree, **arrays)
+    arrays["predicts"] = arrays["predicts"][:rows]
     return {name: array.tolist() for name, array in arrays.items()}
 
 
@@ -78,7 +79,8 @@ def test_arrays_are_what_plain_loops_write(seed):
     given = random_case(seed, hostile=seed % 2 == 1)
     given["sampling"] = sdk.SamplingParams(0.3)
     verified = sdk.verify(**given, rule="token")
-    assert filled_sglang(verified, given["tree"]) == plain_sglang(verified, given["tree"])
+    for spare in (0, 1):
+        assert filled_sglang(verified, given["tree"], spare=spare) == plain_sglang(verified, given["tree"])
     assert filled_tensorrt_llm(verified) == plain_tensorrt_llm(verified)
 
 
@@ -101,7 +103,7 @@ def test_a_tree_of_sglang_by_hand():
 
 
 def test_offsets_that_are_none_write_nothing_beside_the_arrays():
-    """Rows of an offset out of range are dropped."""
+    """Rows of an offset out of range are dropped, and write over no other."""
     given = random_case(3, batch=3)
     verified = sdk.verify(**given, rule="match")
     rows = given["tree"].tokens.numel()
@@ -110,7 +112,11 @@ def test_offsets_that_are_none_write_nothing_beside_the_arrays():
             given["tree"].tokens, given["tree"].parents, torch.tensor(offsets).int(),
             given["tree"].proposals, 8, given["tree"].max_depth,
         )  # fmt: skip
-        assert len(filled_sglang(verified, tree)["predicts"]) == rows
+        for spare in (0, 1):
+            found = filled_sglang(verified, tree, spare=spare)
+            index = {row for line in found["accept_index"] for row in line if 0 <= row < rows}
+            written = {row for row, token in enumerate(found["predicts"]) if token != KEEPS}
+            assert len(found["predicts"]) == rows and written == index
 
 
 def test_filling_does_not_synchronise():
@@ -143,6 +149,10 @@ def test_too_little_room_is_refused():
     given = random_case(5)
     verified = sdk.verify(**given, rule="match")
     batch, width = verified.path.shape
+    with pytest.raises(
+        ValueError, match=r"^fill_sglang: predicts must have shape \[R\] = \[\d+\] or \[R \+ 1\]"
+    ):
+        filled_sglang(verified, given["tree"], spare=2)
     with pytest.raises(ValueError, match=r"^fill_tensorrt_llm: paths_offsets must have at least B \* max_"):
         sdk.fill_tensorrt_llm(
             verified,
@@ -155,10 +165,11 @@ def test_too_little_room_is_refused():
 EDITS = {
     "nodes counted from the root": ("path[:, 1:] - 1", "path[:, 1:]"),
     "inclusive sums": ("cumsum(0), (1, 0))", "cumsum(0), (0, 1))"),
-    "rows of the first request": ("path + tree.cu_nodes[:-1, None]", "path"),
+    "rows of the first request": ("torch.add(path, starts,", "torch.add(path, starts[0],"),
     "the next token counted": ("copy_(verified.num_accepted)", "copy_(verified.num_tokens)"),
     "the next token not counted": ("copy_(verified.num_tokens)", "copy_(verified.num_accepted)"),
-    "no token after the last node": ("(index < count)", "(index < count - 1)"),
+    "no token after the last node": ("clamp(*_bounds(count, ", "clamp(*_bounds(count - 2, "),
+    "the last node's place is spare": ("remainder_(count + 1)", "remainder_(count)"),
 }
 
 

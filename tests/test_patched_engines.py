@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from gtest import LEAST_P, MUTANT_P, choose, g_test
-from synchronisation import no_synchronisation
+from synchronisation import Counted, no_synchronisation
 
 import specdec_kernels as sdk
+from bench import engines
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 
 VOCAB, ROOT, TOP_K = 6, 2, 3
@@ -214,3 +215,26 @@ def test_nothing_synchronises():
         lmdeploy.rejection_sample(logits, drafts, inputs, q)
         tensorrt_llm.rejection_sampling_one_model(q, drafts, p, seed=seed, offset=seed)
         tree_step(drafts, logits.flatten(0, 1), valid, 1.0, seed, seed)
+
+
+BEYOND_VERIFY = {
+    "LMDeploy, path of 6, B = 1": (4, 4),
+    "LMDeploy, path of 6, B = 32": (6, 6),  # `verify` copies seeds and positions, which are strided
+    "TensorRT-LLM, tree of 16, B = 1": (9, 8),
+    "TensorRT-LLM, tree of 16, B = 32": (10, 9),  # the stand-in gives drafted tokens that are strided
+}
+
+
+def test_operators_and_memory_of_a_step_beyond_verify(monkeypatch):
+    """docs/patched_engines.md has these numbers."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    found = {}
+    for step in engines.functions():
+        counts = []
+        for run in (step.run, step.verify):
+            run()
+            with no_synchronisation(), Counted() as counted:
+                run()
+            counts.append((counted.operators, counted.tensors))
+        found[step.name] = tuple(a - b for a, b in zip(*counts, strict=True))
+    assert found == BEYOND_VERIFY

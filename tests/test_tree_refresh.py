@@ -16,7 +16,9 @@ from trees import DERIVED, FIELDS, assert_same, batches, random_parents, tokens_
 import ptx_emulator
 import specdec_kernels as sdk
 from specdec_kernels import DraftTree, Proposal, _compiling
+from specdec_kernels import _topology as topology
 from specdec_kernels._ops import backends
+from specdec_kernels.integrations.trees import chain_of_step, links_of_step
 
 COUNTS = st.lists(st.integers(0, 4), max_size=5)
 
@@ -36,6 +38,49 @@ def test_chains_of_sums_are_chains_with_roots(counts, padding, dtype):
     for field in ("tokens", "parents", "proposals", "depths", "first_child"):
         assert torch.equal(getattr(tree, field)[:owned], getattr(wanted, field)), field
     assert (tree.max_nodes, tree.max_depth) == (wanted.max_nodes, wanted.max_depth)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+def test_backends_fill_the_arrays_that_torch_makes(dtype, monkeypatch):
+    """What is asked for without a tree's values being read: the torch operators are the specification."""
+    g = torch.Generator().manual_seed(7)
+    for trial in range(20):
+        counts = torch.randint(5, (trial % 6,), generator=g)
+        padding = trial % 3 == 0
+        drafts = torch.randint(99, (int(counts.sum()) + padding,), generator=g).to(dtype)
+        nodes = trial % 7 + 1
+        parents = [(-1, *(int(torch.randint(i, (), generator=g)) for i in range(1, nodes)))] * 2
+        links = [link.to(dtype) for link in links_of(parents).values()]
+        tokens = torch.randint(99, (2, nodes - 1), generator=g).to(dtype)
+
+        sums = counts.cumsum(0).to(dtype)
+
+        def made(sums=sums, drafts=drafts, tokens=tokens, links=links, nodes=nodes):
+            flat = DraftTree.chain(drafts, cu_drafts=sums, max_depth=4, check=False)
+            root = torch.nn.functional.pad(tokens, (1, 0), value=-1)
+            tree = DraftTree.from_links(root, *links, max_depth=nodes, check=False)
+            return flat, tree, links_of_step(tokens, *links, nodes)
+
+        ours = made()
+        with monkeypatch.context() as torchs:
+            torchs.setattr(backends, "filler", lambda *given: None)
+            theirs = made()
+        owned = int(counts.sum()) + len(counts)
+        for mine, other in zip(ours, theirs, strict=True):
+            rows = owned if mine is ours[0] else mine.tokens.numel()
+            for field in FIELDS:
+                new, old = getattr(mine, field), getattr(other, field)
+                assert torch.equal(new[:rows], old[:rows]) and new.dtype == old.dtype, field
+        assert_same(ours[1], ours[2])
+        assert bool((ours[0].tokens[owned:] == -1).all())  # of nobody, and no memory of others
+
+
+def test_trees_of_a_step_share_their_constants():
+    tokens = torch.tensor([[7, 8], [9, -1]])
+    for kind in Proposal:
+        one, other = (chain_of_step(tokens.int(), kind) for _ in range(2))
+        assert_same(one, DraftTree.chain(tokens, proposal=kind))
+        assert one._is_chain and one.parents is other.parents and one.tokens is not other.tokens
 
 
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])
@@ -315,7 +360,7 @@ def test_a_refreshed_tree_is_a_pytree_and_compiles():
 @pytest.fixture
 def by_kernels(monkeypatch):
     triton = pytest.importorskip("specdec_kernels.triton")
-    monkeypatch.setattr(backends, "kernels", lambda *args: triton)
+    monkeypatch.setattr(backends, "filler", lambda *args: triton)
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
@@ -360,7 +405,46 @@ def test_warmup_compiles_what_refreshes_links_on_triton(by_kernels, dtype):
 
     tree = made([(-1, 0, 0)] * 2, "links", max_depth=2)
     links = {name: link.to(dtype) for name, link in links_of([(-1, 0, 1)] * 2).items()}
-    _compiling.Task("links", (dtype,)).run(torch.device("cpu"))
+    _compiling.Task("links", (dtype, torch.int64)).run(torch.device("cpu"))
     before = len(dispatch.Launch.met)
     tree.refresh_(torch.tensor([[-1, 5, 6]] * 2), **links)
     assert len(dispatch.Launch.met) == before and tree.depths.tolist() == [0, 1, 2] * 2
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_chains_of_sums_are_entered_in_one_launch_on_triton(by_kernels, dtype):
+    """Of none to many requests, rows of nobody, and sums that are none."""
+    g = torch.Generator().manual_seed(3)
+    for batch, padding in ((0, 0), (1, 3), (3, 0), (70, 40)):
+        sums = torch.randint(5, (batch,), generator=g).cumsum(0).to(dtype)
+        drafts = torch.arange(10, 10 + int(sums[-1:].sum()) + padding, dtype=dtype)
+        with ptx_emulator.count() as launches:
+            tree = DraftTree.chain(drafts, cu_drafts=sums, max_depth=4, check=False)
+        assert len(launches) == 1
+        wanted = topology.with_roots(drafts.long(), sums)
+        owned = int(wanted[1][-1])
+        assert torch.equal(tree.cu_nodes, wanted[1])
+        assert torch.equal(tree.tokens[:owned], wanted[0][:owned])
+        assert torch.equal(tree.parents[:owned], wanted[2][:owned].int() - 1)
+        assert bool((tree.tokens[owned:] == -1).all())
+    for sums in ([5, 2, 3], [-4, 2, 3], [2**30, -(2**31), 7]):
+        given_ = torch.tensor(sums, dtype=dtype)
+        tree = DraftTree.chain(torch.tensor([7, 8, 9]), cu_drafts=given_, max_depth=3, check=False)
+        assert set(tree.tokens.tolist()) <= {-1, 7, 8, 9} and bool((tree.parents >= -1).all())
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+def test_warmup_compiles_what_enters_chains_and_links_on_triton(by_kernels):
+    from specdec_kernels.triton import dispatch
+
+    _compiling.Task("chains", (torch.int32, torch.int32)).run(torch.device("cpu"))
+    for tokens in (None, torch.int32):
+        _compiling.Task("links", (torch.int32, tokens)).run(torch.device("cpu"))
+    before = len(dispatch.Launch.met)
+    DraftTree.chain(torch.tensor([7, 8]).int(), cu_drafts=torch.tensor([2]).int(), max_depth=2, check=False)
+    links = [link.int() for link in links_of([(-1, 0, 1)] * 2).values()]
+    tokens = torch.tensor([[5, 6]] * 2)
+    DraftTree.from_links(torch.nn.functional.pad(tokens, (1, 0)), *links, max_depth=2, check=False)
+    links_of_step(tokens.int(), *links, 2)
+    assert len(dispatch.Launch.met) == before

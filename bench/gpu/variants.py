@@ -76,13 +76,16 @@ def ngrams() -> Iterator[Callable[[], object]]:
 
 
 def links() -> Iterator[Callable[[], object]]:
-    """Of `DraftTree.refresh_`."""
-    from specdec_kernels.triton import enter_links
+    """Of `DraftTree.refresh_` and `from_links`, and chains of sums."""
+    from specdec_kernels.triton import enter_chains, enter_links
 
     tokens, rows = torch.zeros(BATCH, NODES, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int32)
     for dtype in (torch.int64, torch.int32):
-        given = (tokens, tokens.to(dtype), tokens.to(dtype))
-        yield lambda a=given: enter_links(*a, tokens.flatten(), rows, (rows, rows))
+        links = (tokens.to(dtype), tokens.to(dtype))
+        for given in (tokens, None):
+            yield lambda a=(given, *links): enter_links(*a, tokens.flatten(), rows, (rows, rows))
+        drafts, sums = tokens[:, 1:].flatten().to(dtype), torch.arange(BATCH, dtype=dtype)
+        yield lambda a=(drafts, sums): enter_chains(*a, tokens.flatten(), rows, rows)
 
 
 def verify() -> Iterator[Callable[[], object]]:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .._checks import BackendUnavailable
@@ -42,6 +43,18 @@ def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None
         return None
     name = choose(operation, device_type)[0] if backend == "auto" else backend
     return _triton()[0] if name == "triton" else None
+
+
+def filler(*given: Tensor | None) -> ModuleType | None:
+    """The native or the Triton backend, whose `enter_chains` and `enter_links` make trees of these tensors in
+    one call; None where operators of torch have to: inside of tracers, of other devices, of subclasses."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return None
+    tensors = [tensor for tensor in given if tensor is not None]
+    if not {Tensor}.issuperset(map(type, tensors)):
+        return None
+    name = choose("enter_links", tensors[0].device.type)[0]
+    return None if name == "reference" else _module(name)[0]
 
 
 def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from .commit import commit_kv
 from .ngram import ngram_draft, ngram_tree
 from .sampling import sample, sample_children
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
+from .trees import enter_chains, enter_links
 from .verification import verify
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "commit_state",
     "describe",
     "device_type",
+    "enter_chains",
+    "enter_links",
     "ngram_draft",
     "ngram_tree",
     "replay_conv",

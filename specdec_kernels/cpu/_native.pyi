@@ -283,6 +283,37 @@ def ngram_tree(
     out_parents: int,
     out_scores: int,
 ) -> None: ...
+def enter_chains(
+    threads: int,
+    /,
+    *,
+    drafts: int,
+    drafts_are_int32: bool,
+    draft_count: int,
+    cu_drafts: int,
+    cu_drafts_are_int32: bool,
+    requests: int,
+    out_tokens: int,
+    out_parents: int,
+    out_cu_nodes: int,
+) -> None: ...
+def enter_links(
+    threads: int,
+    /,
+    *,
+    tokens: int,
+    tokens_are_int32: bool,
+    columns: int,
+    next_token: int,
+    next_sibling: int,
+    links_are_int32: bool,
+    requests: int,
+    nodes: int,
+    out_tokens: int,
+    out_parents: int,
+    out_first_child: int,
+    out_next_sibling: int,
+) -> None: ...
 def tree_attention(
     threads: int,
     /,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import bad_value, check_dim, check_dtype, check_tensor, check_type
+from .._checks import bad_value, check_device, check_dim, check_dtype, check_tensor, check_type
+from .._kept import kept
 from ..tree import DraftTree
 from ..verification import Verified
 
@@ -29,8 +30,8 @@ def fill_sglang(
     Args:
         verified: what `verify` returned for `tree`.
         tree: of R nodes.
-        predicts: [R] int32 | int64. The row of each kept node receives the token after that node. Other
-            rows keep what they hold.
+        predicts: [R] or [R + 1], int32 | int64. The row of each kept node receives the token after that
+            node. Other rows keep what they hold. Row R may receive anything; with it nothing is copied.
         accept_index: [B, max_depth + 1] int32 | int64: rows of the kept nodes, the root's first, then -1.
         accept_token_num: [B] int32 | int64: accepted tokens, the next token not counted.
 
@@ -59,16 +60,34 @@ def fill_sglang(
     check_type(call, "tree", tree, DraftTree, "a DraftTree")
     check_tensor(call, "tree.cu_nodes", tree.cu_nodes, "[B + 1]", (len(path) + 1,), _INTEGERS, path.device)
     rows = tree.tokens.shape[0]
+    check_dtype(call, "predicts", predicts, _INTEGERS)
+    check_device(call, "predicts", predicts, path.device)
+    if predicts.dim() != 1 or predicts.shape[0] not in (rows, rows + 1):
+        rule = f"must have shape [R] = [{rows}] or [R + 1]"
+        bad_value(call, "predicts", rule, list(predicts.shape))
     for argument, value, symbols, shape in (
-        ("predicts", predicts, "[R]", (rows,)),
         ("accept_index", accept_index, "[B, max_depth + 1]", path.shape),
         ("accept_token_num", accept_token_num, "[B]", (len(path),)),
     ):
         check_tensor(call, argument, value, symbols, shape, _INTEGERS, path.device)
-    index = torch.where(path < 0, -1, path + tree.cu_nodes[:-1, None])
-    accept_index.copy_(index)
     accept_token_num.copy_(verified.num_accepted)
-    _put(predicts, index, verified.tokens)
+    starts, spare = tree.cu_nodes[:-1].unsqueeze(1), predicts.shape[0] > rows
+    buffer = predicts if spare else _with_spare(predicts)
+    enter_path(verified, starts, accept_index=accept_index, buffer=buffer, rows=rows)
+    if not spare:
+        predicts.copy_(buffer[:rows])
+
+
+def enter_path(
+    verified: Verified, starts: Tensor, *, accept_index: Tensor, buffer: Tensor, rows: int
+) -> None:
+    """Fill SGLang's `accept_index`, and `buffer` [rows + 1 or more] with the token after each kept node.
+
+    Trees begin at the rows `starts` [B, 1]. What belongs to no row goes to place `rows`.
+    """
+    path = verified.path
+    index = torch.add(path, starts, out=accept_index).masked_fill_(path < 0, -1)
+    _put(buffer, index, verified.tokens, rows)
 
 
 def fill_tensorrt_llm(
@@ -130,9 +149,12 @@ def fill_tensorrt_llm(
     accepted_lengths_cumsum.copy_(sums)
     place = torch.arange(depth, device=path.device)
     index = torch.where(place < verified.num_accepted[:, None], place + sums[:-1, None], -1)
-    _put(paths_offsets, index, path[:, 1:] - 1)
-    if accepted_tokens is not None:
-        _put(accepted_tokens, index, verified.tokens[:, :-1])
+    nodes = path[:, 1:] - 1
+    for out, values in ((paths_offsets, nodes), (accepted_tokens, verified.tokens[:, :-1])):
+        if out is not None:
+            buffer = _with_spare(out)
+            _put(buffer, index, values, out.shape[0])
+            out.copy_(buffer[:-1])
 
 
 def _path_of(call: str, verified: Verified) -> Tensor:
@@ -149,9 +171,19 @@ def _path_of(call: str, verified: Verified) -> Tensor:
     return path
 
 
-def _put(out: Tensor, index: Tensor, values: Tensor) -> None:
-    """`out[index] = values` where an index is inside of `out`."""
-    count = out.shape[0]
-    place = torch.where((index >= 0) & (index < count), index, count).flatten().long()
-    padded = torch.nn.functional.pad(out, (0, 1))
-    out.copy_(padded.scatter_(0, place, values.flatten().to(out.dtype))[:count])
+def _with_spare(out: Tensor) -> Tensor:
+    """A copy with one more place."""
+    return torch.nn.functional.pad(out, (0, 1))
+
+
+def _put(buffer: Tensor, index: Tensor, values: Tensor, count: int) -> None:
+    """`buffer[index] = values`, for what is none of the first `count` places at the one behind them."""
+    place = index.flatten().clamp(*_bounds(count, index.device)).remainder_(count + 1)
+    buffer.scatter_(0, place, values.flatten().to(buffer.dtype))
+
+
+@kept
+def _bounds(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """-1 and `count`, [1] int64 each, which make places of them."""
+    low = torch.full((1,), -1, dtype=torch.int64, device=device)
+    return low, torch.full_like(low, count)

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sampling import SamplingParams
-from ..tree import DraftTree
+from .._kept import kept
+from ..sampling import PLAIN, SamplingParams
 from ..verification import verify
+from .trees import chain_of_step
+
+_GREEDY = SamplingParams(temperature=0.0)
 
 
 def rejection_sample(
@@ -51,21 +54,27 @@ def rejection_sample(
         >>> rejection_sample(logits, torch.tensor([[2, 0]]), inputs)
         (tensor([[ 2,  3, -1]]), tensor([1]), tensor([3]))
     """
-    tree = DraftTree.chain(draft_token_ids, check=False)
-    stride = target_logits.shape[1]
+    batch, stride = target_logits.shape[:2]
     law, seeds, positions = _of_requests(expanded_sampling_inputs, stride)
     verified = verify(
         target_logits,
-        tree,
+        chain_of_step(draft_token_ids),
         draft_probs,
         draft_sampling="probs" if draft_probs is not None else None,
         sampling=law,
         seeds=seeds,
         positions=positions,
     )
-    accepted = verified.num_accepted.long()
-    last = verified.tokens.gather(1, accepted.unsqueeze(1)).squeeze(1)
-    return verified.tokens, stride - 1 - accepted, last
+    drafted, ends = _places(batch, stride, verified.tokens.device)
+    rejected = drafted - verified.num_accepted
+    return verified.tokens, rejected, verified.tokens.take(ends - rejected)
+
+
+@kept
+def _places(batch: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[1], the number of drafted tokens; [B], the last places of requests in a flat tensor of tokens."""
+    starts = torch.arange(batch, device=device) * stride
+    return torch.full((1,), stride - 1, dtype=torch.int64, device=device), starts + stride - 1
 
 
 def _of_requests(inputs: Any, stride: int) -> tuple[SamplingParams, Tensor | None, Tensor | None]:
@@ -75,15 +84,17 @@ def _of_requests(inputs: Any, stride: int) -> tuple[SamplingParams, Tensor | Non
         return None if value is None else value[::stride]
 
     if inputs.max_top_k == 1:
-        return SamplingParams(temperature=0.0), None, None
+        return _GREEDY, None, None
     top_k, top_p, min_p = (rows(getattr(inputs, name)) for name in ("top_k", "top_p", "min_p"))
-    law = SamplingParams(
-        temperature=(top_k != 1).float() if inputs.has_greedy and top_k is not None else 1.0,
-        top_k=0 if top_k is None else top_k,
-        top_p=1.0 if top_p is None else top_p,
-        min_p=0.0 if min_p is None else min_p,
-        order="min_p_last",
-    )
+    law = PLAIN
+    if top_k is not None or top_p is not None or min_p is not None:
+        law = SamplingParams(
+            temperature=(top_k != 1).float() if inputs.has_greedy and top_k is not None else 1.0,
+            top_k=0 if top_k is None else top_k,
+            top_p=1.0 if top_p is None else top_p,
+            min_p=0.0 if min_p is None else min_p,
+            order="min_p_last",
+        )
     seeds, offsets = rows(inputs.random_seeds), rows(inputs.random_offsets)
     if seeds is None or offsets is None:
         return law, None, None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._kept import kept
 from ..sampling import SamplingParams
-from ..tree import DraftTree
-from ..verification import verify
+from ..verification import empty_outputs, verify
+from .trees import chain_of_step, links_of_step
 
 GREEDY_UP_TO = 1e-4  # temperatures that TensorRT-LLM takes for 0
 
@@ -68,19 +69,13 @@ def verify_dynamic_tree_rejection_out(
     """
     if tree_valid is not None:
         draft_tokens = draft_tokens.masked_fill(~tree_valid.unsqueeze(1), -1)
-    tree = DraftTree.from_links(
-        torch.nn.functional.pad(draft_tokens, (1, 0), value=-1),
-        retrieve_next_token,
-        retrieve_next_sibling,
-        max_depth=num_spec_step - 1,
-        check=False,
-    )
+    tree = links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)
     seeds, positions = _noise(seed, offset, num_gens, num_spec_step, target_logits_tree.device)
     verified = verify(
         target_logits_tree,
         tree,
         sampling=SamplingParams(
-            temperature=torch.where(temperatures > GREEDY_UP_TO, temperatures, 0.0),
+            temperature=torch.threshold(temperatures, GREEDY_UP_TO, 0.0),
             top_k=0 if top_k is None else top_k,
             top_p=1.0 if top_p is None else top_p,
         ),
@@ -88,7 +83,14 @@ def verify_dynamic_tree_rejection_out(
         seeds=seeds,
         positions=positions,
     )
-    return verified.path.clamp_min(0).long(), verified.num_accepted.long(), verified.tokens.clamp_min(0)
+    zero = _zero(verified.path.device)
+    return torch.maximum(verified.path, zero), verified.num_accepted.long(), verified.tokens.clamp_min_(0)
+
+
+@kept
+def _zero(device: torch.device) -> Tensor:
+    """[1] int64, which makes other integers int64 too."""
+    return torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def rejection_sampling_one_model(
@@ -131,13 +133,14 @@ def rejection_sampling_one_model(
         seeds, positions = _noise(seed, 0 if offset is None else offset, batch, width, target_probs.device)
     verified = verify(
         target_probs.log(),
-        DraftTree.chain(draft_token_ids, check=False),
+        chain_of_step(draft_token_ids),
         draft_probs,
         draft_sampling="probs",
         seeds=seeds,
         positions=positions,
+        out=empty_outputs(batch, width, target_probs.device, torch.int32),
     )
-    return verified.tokens.int(), verified.num_tokens
+    return verified.tokens, verified.num_tokens
 
 
 def _noise(
@@ -147,5 +150,14 @@ def _noise(
 
     A request has `width` positions for itself, so that no two requests have random numbers in common.
     """
-    seeds = torch.zeros(batch, dtype=torch.int64, device=device) + seed + offset * 2**32
-    return seeds, torch.arange(batch, device=device) * width
+    seeds, positions = _first_noise(batch, width, device)
+    if isinstance(offset, Tensor) or offset:
+        seed = seed + offset * 2**32
+    return seeds + seed, positions
+
+
+@kept
+def _first_noise(batch: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Those of seed and offset 0."""
+    places = torch.arange(batch, device=device)
+    return torch.zeros_like(places), places * width

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...tree import DraftTree
 from ...verification import Verified
+from ..layouts import enter_path
 
 
 class Results(NamedTuple):
@@ -81,14 +82,12 @@ class Arrays:
 
     def fill(self, results: Results, out: Verified) -> None:
         """`predict` and `accept_index` from what `verify` found."""
-        beyond = out.path < 0
         if self._chain:  # whose path is all nodes up to the last that is kept
-            torch.where(beyond, out.path, self._rows, out=results.accept_index)
+            torch.where(out.path < 0, out.path, self._rows, out=results.accept_index)
             results.predict.view(self._rows.shape).copy_(out.tokens).clamp_min_(0)
             return
-        index = torch.add(out.path, self._first_rows, out=results.accept_index).masked_fill_(beyond, -1)
-        slot = index.view(-1).long().remainder_(self._slots)  # that of -1 is the last, beyond `predict`
-        results.buffer.scatter_(0, slot, out.tokens.view(-1))
+        rows = self._shape[0]
+        enter_path(out, self._first_rows, accept_index=results.accept_index, buffer=results.buffer, rows=rows)
 
 
 def _aligned(count: int) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...sampling import SamplingParams
 from ...seeds import seeds_from_generators
 from ...tree import DraftTree, Proposal
-from ...verification import verify
+from ...verification import empty_outputs, verify
+from ..trees import chain_of_step
 from .serving import Method, count, replace, rule_of
 
 
@@ -81,8 +82,9 @@ def _forward(original: Method) -> Method:
             rule=rule,
             seeds=seeds,
             positions=None if seeds is None else positions,
+            out=empty_outputs(tree.batch_size, tree.max_depth + 1, rows.device, torch.int32),
         )
-        tokens = verified.tokens.int()
+        tokens = verified.tokens
         logprobs = _logprobs(self, metadata, logits, rows, tokens, sampling_metadata)
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
 
@@ -125,7 +127,7 @@ def _drafts(metadata: Any, laws: Tensor | None) -> tuple[DraftTree, Tensor | Non
     batch, depth, drafts = len(metadata.num_draft_tokens), metadata.max_spec_len, metadata.draft_token_ids
     proposal = Proposal.POINT if laws is None else Proposal.INDEPENDENT
     if depth and len(drafts) == batch * depth:  # chains of one length
-        tree = DraftTree.chain(drafts.view(batch, depth), proposal=proposal, check=False)
+        tree = chain_of_step(drafts.view(batch, depth), proposal)
         return tree, None if laws is None else laws.view(batch, depth, -1), None
     ends = metadata.cu_num_draft_tokens
     tree = DraftTree.chain(drafts, cu_drafts=ends, proposal=proposal, max_depth=depth, check=False)

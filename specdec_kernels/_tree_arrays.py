@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of trees of what engines keep: filled in one call of a backend where there is one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _topology as topology
+from ._ops import backends
+
+Links = tuple[Tensor, Tensor]
+
+
+def chains(drafts: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [R] int64, parents [R] int32 and row offsets [B + 1] int32 of chains: roots of -1, and drafted
+    tokens [S] in the order of the requests, whose numbers have the inclusive sums [B]."""
+    filler = backends.filler(drafts, cu_drafts)
+    if filler is None:
+        tokens, cu_nodes, node = topology.with_roots(drafts.long(), cu_drafts)
+        return tokens, (node - 1).int(), cu_nodes
+    batch, device = cu_drafts.shape[0], drafts.device
+    rows = drafts.shape[0] + batch
+    tokens = torch.empty(rows, dtype=torch.int64, device=device)
+    parents = torch.empty(rows, dtype=torch.int32, device=device)
+    cu_nodes = torch.empty(batch + 1, dtype=torch.int32, device=device)
+    filler.enter_chains(drafts, cu_drafts, tokens, parents, cu_nodes)
+    return tokens, parents, cu_nodes
+
+
+def linked(next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Links]:
+    """Parents [R] int32 of trees that are given by links [B, N], and copies of the links, [R] int32 each."""
+    filler = backends.filler(next_token, next_sibling)
+    if filler is None:
+        parents = topology.parents_from_links(next_token, next_sibling).int().flatten()
+        return parents, (_copied(next_token), _copied(next_sibling))
+    parents, links = _three(next_token)
+    filler.enter_links(None, next_token, next_sibling, None, parents, links)
+    return parents, links
+
+
+def linked_tokens(tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Tensor, Links]:
+    """The same with tokens [R] int64 before them: of roots -1, of other nodes [B, N - 1]."""
+    filler = backends.filler(tokens, next_token, next_sibling)
+    if filler is None:
+        rows = torch.nn.functional.pad(tokens.long(), (1, 0), value=-1).flatten()
+        return rows, *linked(next_token, next_sibling)
+    parents, links = _three(next_token)
+    rows = torch.full(parents.shape, -1, dtype=torch.int64, device=parents.device)
+    filler.enter_links(tokens, next_token, next_sibling, rows, parents, links)
+    return rows, parents, links
+
+
+def _three(next_token: Tensor) -> tuple[Tensor, Links]:
+    count, device = next_token.numel(), next_token.device
+    parents, first_child, next_sibling = (
+        torch.empty(count, dtype=torch.int32, device=device) for _ in range(3)
+    )
+    return parents, (first_child, next_sibling)
+
+
+def _copied(link: Tensor) -> Tensor:
+    """[R] int32, never the caller's own memory."""
+    return link.to(torch.int32, copy=True).flatten()
