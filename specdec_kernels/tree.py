@@ -530,7 +530,8 @@ class DraftTree:
 
     def _derive_again(self) -> None:
         """Compute what is kept of the topology, into the tensors that hold it."""
-        self._cache.pop("_is_chain", None)
+        for name in ("_is_chain", "_made_as_chain"):
+            self._cache.pop(name, None)
         kept = dict(self._cache)
         object.__setattr__(self, "_refreshed", False)  # what depends on each other is computed once
         for name in kept.keys() - {"_owners"}:
@@ -571,8 +572,13 @@ class DraftTree:
 
     def _as_chain(self) -> DraftTree:
         if not traced():
-            self._cache["_is_chain"] = True
+            self._cache["_is_chain"] = self._cache["_made_as_chain"] = True
         return self
+
+    @property
+    def _made_as_chain(self) -> bool:
+        """Whether `chain` made this. No values are read, on any device."""
+        return "_made_as_chain" in self._cache
 
     @_derived
     def _is_chain(self) -> bool:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of trees as [B, N] tensors: a row for each request, a column for each node.
+
+Nothing is read on the host, so a malformed tree must do no harm: a node whose parent is not an earlier node,
+or that links do not reach, counts as none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..tree import DraftTree
+
+
+class Nodes(NamedTuple):
+    """Nodes of trees; N = max_nodes. Whatever is not `live` holds some number in range."""
+
+    rows: Tensor  # [B, N] int64, the row of the batch
+    sizes: Tensor  # [B] int64, the number of nodes of each request
+    tokens: Tensor  # [B, N] int64
+    parents: Tensor  # [B, N] int64
+    kinds: Tensor  # [B, N] uint8
+    depths: Tensor  # [B, N] int64
+    live: Tensor  # [B, N] bool: the root, and nodes that may be tested
+    tested: Tensor  # [B, N] bool: live nodes but the root
+    siblings: Tensor  # [B, N, N] bool: both live, the same parent; a node is its own sibling
+    earlier: Tensor  # [B, N, N] bool: [b, i, j] = j is a sibling that is verified before i
+    above: Tensor  # [B, N, N] bool: [b, i, j] = j is i or an ancestor of i
+    order: Tensor  # [B, N] int64: parents before children, siblings as they are verified; the others last
+    post: Tensor  # [B, N] int64: the place of a node where children come before their parent
+    first_post: Tensor  # [B, N] int64: the least `post` of the nodes at or below
+
+    def of_parent(self, values: Tensor) -> Tensor:
+        """values [B, N] of nodes -> those of the nodes' parents."""
+        return values.gather(1, self.parents)
+
+
+def nodes_of(tree: DraftTree) -> Nodes:
+    """The trees of a batch with at least one row."""
+    last_row, count = tree.tokens.shape[0] - 1, tree.max_nodes
+    bounds = tree.cu_nodes.long().clamp(0, last_row + 1)
+    node = torch.arange(count, device=bounds.device)
+    sizes = (bounds[1:] - bounds[:-1]).clamp(0, count)
+    valid = node < sizes[:, None]
+    rows = (bounds[:-1, None] + node).clamp_max(last_row)
+    tokens, parents = tree.tokens[rows], tree.parents[rows].long()
+    named = valid & (parents >= 0) & (parents < node)
+    place = node.expand_as(rows)
+    if tree.links is not None:
+        first_child, next_sibling = (link[rows].long() for link in tree.links)
+        place = _places(first_child, next_sibling, parents, named)
+        named &= place < count
+    drafted = named & (tokens >= 0)
+    up = torch.where(drafted, parents, node)
+    depths, live, above = _ancestors(up, drafted | (valid & (node == 0)), tree.max_depth)
+    tested = live & (node > 0)
+    siblings = tested[:, :, None] & tested[:, None, :] & (up[:, :, None] == up[:, None, :])
+    earlier = siblings & (place[:, None, :] < place[:, :, None])
+    below = (above & live[:, :, None]).sum(1)  # the number of nodes at or below each
+    steps = 1 + torch.where(earlier, below[:, None, :], 0).sum(-1)  # from the parent in order
+    pre = torch.where(above & (node > 0), steps[:, None, :], 0).sum(-1)
+    post = pre + below - 1 - depths
+    return Nodes(
+        rows=rows,
+        sizes=sizes,
+        tokens=tokens,
+        parents=up,
+        kinds=tree.proposals[rows],
+        depths=depths,
+        live=live,
+        tested=tested,
+        siblings=siblings,
+        earlier=earlier,
+        above=above,
+        order=torch.where(live, pre, count + node).argsort(-1),
+        post=post,
+        first_post=post - below + 1,
+    )
+
+
+def _ancestors(up: Tensor, found: Tensor, max_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Depths, which nodes are reached within `max_depth`, and ancestors [B, N, N], by pointer doubling."""
+    count = up.shape[1]
+    node = torch.arange(count, device=up.device)
+    depths = (up != node).long()
+    above = (node[:, None] == node).expand(len(up), -1, -1)
+    for _ in range(max(count - 1, 1).bit_length()):
+        found = found & found.gather(1, up)
+        depths = depths + depths.gather(1, up)
+        above = above | above.gather(1, up[:, :, None].expand_as(above))
+        up = up.gather(1, up)
+    return depths, found & (depths <= max_depth), above
+
+
+def _places(first_child: Tensor, next_sibling: Tensor, parents: Tensor, named: Tensor) -> Tensor:
+    """The place of every node among its siblings as linked, [B, N]; N = no link of its parent leads there."""
+    count = parents.shape[1]
+    node = torch.arange(count, device=parents.device)
+    places = torch.full((len(parents), count + 1), count, device=parents.device)
+    child = first_child
+    for step in range(count - 1):
+        inside = (child > node) & (child < count)
+        to = torch.where(inside, child, 0)
+        linked = inside & named.gather(1, to) & (parents.gather(1, to) == node)
+        linked &= places.gather(1, to) == count  # listed once
+        places.scatter_(1, torch.where(linked, child, count), step)
+        places[:, count] = count
+        child = torch.where(linked, next_sibling.gather(1, to), -1)
+    return places[:, :count]

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`verify` on logits whose vocabulary is sharded."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import rules as all_rules
+from .. import verification
+from .._checks import (
+    BackendUnavailable,
+    bad_type,
+    bad_value,
+    check_bool,
+    check_device,
+    check_dtype,
+    check_type,
+)
+from .._random import Purpose
+from .._verify_checks import check_draft, check_draft_sampling, check_target
+from ..rules import READS_DRAFT, Rule
+from ..sampling import PLAIN, SamplingParams, noise_keys, unpack
+from ..tree import DraftTree
+from ..verification import Status, Verified
+from . import rules, sums
+from .call import DTYPES, Call, check_bitmask, check_keys, check_shard
+from .facts import ask, settle_empty, target_side
+from .law import laws, params_of
+from .nodes import Nodes, nodes_of
+from .noise import coins, race, race_keys
+from .residual import Residual
+from .shard import VocabShard
+
+SERVED = ("match", "token", "traversal", "ensemble")
+
+
+class Outcome(NamedTuple):
+    """What a rule decided, and what is reported of it."""
+
+    decision: rules.Decision
+    next_tokens: Tensor  # [B] int64
+    next_p: Tensor  # [B] float64, their probability under p
+    p: Tensor  # [B, N] float64, that of every node's token at its parent
+    nan: Tensor  # [R] bool
+    empty: Tensor  # [R] bool
+    impossible: Tensor  # [B, N] bool: the token could not have been drawn as declared
+
+
+def verify(
+    target_logits: Tensor,
+    tree: DraftTree,
+    draft_logits: Tensor | None = None,
+    *,
+    shard: VocabShard,
+    seeds: Tensor,
+    positions: Tensor,
+    draft_rows: Tensor | None = None,
+    sampling: SamplingParams = PLAIN,
+    draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
+    rule: Rule = "auto",
+    token_bitmask: Tensor | None = None,
+    return_logprobs: bool = False,
+    **unserved: Any,
+) -> Verified:
+    """`specdec_kernels.verify` where each process of a group has the logits of some tokens.
+
+    Every process of the group calls it with its own columns, and with everything else alike; every process
+    gets the same result. It is that of the whole rows, to the last bit for every number of processes and
+    every border between shards.
+
+    Args:
+        target_logits: [R, size] or [B, N, size]; float32 | bfloat16 | float16, last stride 1: columns
+            [start, start + size) of the rows of `specdec_kernels.verify`.
+        tree: the drafted tokens, R rows of B requests; tokens are those of the whole vocabulary.
+        draft_logits: [R, Vd], [Rq, Vd] with `draft_rows`, or [B, K, Vd]. Vd = size: columns
+            [start, start + size); Vd >= V: whole rows, with padding from column V on.
+        shard: which tokens this process has.
+        seeds, positions: [B] int64; required, and the same in every process.
+        draft_rows, sampling, draft_sampling, return_logprobs: as for `specdec_kernels.verify`.
+        rule: `"auto"`, `"match"`, `"token"`, `"traversal"` or `Ensemble`.
+        token_bitmask: [R, ceil(size / 32)] int32: the words of this shard, whose start is a multiple of 32.
+        unserved: the other options of `specdec_kernels.verify`; they are refused.
+
+    Returns:
+        `Verified`, the same in every process.
+
+    Raises:
+        ValueError: wrong shapes, numbers out of range.
+        TypeError: wrong dtypes or devices, unknown arguments.
+        BackendUnavailable: an option or a rule that is not served with shards.
+
+    Notes:
+        Every process of the group has to make the call, with the same shapes, rule and options. The number of
+        collectives follows from them and never from values; a process that makes fewer leaves the others
+        waiting. `traffic` tells their number and bytes. Nothing else synchronises with the device. The
+        arithmetic is the reference's, in float64. docs/sharding.md has the memory that it takes.
+
+    Example:
+        >>> import os, tempfile
+        >>> import torch.distributed as dist
+        >>> folder = tempfile.mkdtemp()
+        >>> dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=0, world_size=1)
+        >>> shard = VocabShard(0, 3, vocab_size=3)  # of one process only
+        >>> target = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]])
+        >>> keys = dict(seeds=torch.tensor([1]), positions=torch.tensor([7]))
+        >>> tree = DraftTree.chain(torch.tensor([[1, 0]]))
+        >>> greedy = SamplingParams(temperature=0.0)
+        >>> verify(target, tree, shard=shard, sampling=greedy, **keys).tokens.tolist()
+        [[1, 2, -1]]
+        >>> dist.destroy_process_group()
+    """
+    operation = "sharded.verify"
+    _refuse(operation, unserved)
+    check_type(operation, "tree", tree, DraftTree, "a DraftTree")
+    check_dtype(operation, "target_logits", target_logits, DTYPES)
+    batch, device = tree.batch_size, target_logits.device
+    check_target(target_logits, tree, None, None)
+    check_shard(operation, shard, "target_logits", target_logits.shape[-1])
+    check_device(operation, "tree", tree.tokens, device)
+    _check_draft(draft_logits, draft_rows, tree, shard, device)
+    check_draft_sampling(operation, draft_sampling)
+    numbers = unpack(operation, "sampling", sampling, batch, device)
+    law, form = sampling if draft_sampling is None else draft_sampling, "logits"
+    if isinstance(law, str):
+        form, law = law, PLAIN
+    name, values = all_rules.resolve(operation, rule, draft_logits is not None)
+    if name not in SERVED:
+        raise BackendUnavailable(f"{operation}: rule {name!r} is not served with shards")
+    check_keys(operation, seeds, positions)
+    seeds, positions = noise_keys(operation, seeds, positions, batch, device)
+    check_bitmask(operation, token_bitmask, tree.tokens.shape[0], shard, device)
+    check_bool(operation, "return_logprobs", return_logprobs)
+    if draft_logits is not None and draft_logits.shape[:-1].numel() == 0:
+        draft_logits = draft_rows = None
+    call = Call(
+        shard=shard,
+        target_logits=target_logits.flatten(0, -2),
+        tree=tree,
+        draft_logits=draft_logits if name in READS_DRAFT else None,
+        draft_rows=draft_rows,
+        sampling=numbers,
+        draft_sampling=unpack(operation, "draft_sampling", law, batch, device),
+        draft_form=form,
+        token_bitmask=token_bitmask,
+        seeds=seeds,
+        positions=positions,
+    )
+    width = tree.max_depth + 1
+    if batch == 0 or tree.max_nodes == 0 or tree.tokens.numel() == 0:
+        return _empty(batch, width, return_logprobs, device)
+    nodes = nodes_of(tree)
+    decided = _match(call, nodes, return_logprobs) if name == "match" else _reject(call, nodes, name, values)
+    return _verified(call, nodes, decided, return_logprobs)
+
+
+def _refuse(operation: str, unserved: dict[str, Any]) -> None:
+    for name, value in unserved.items():
+        if name not in inspect.signature(verification.verify).parameters:
+            bad_type(operation, name, "is no argument", type(value).__name__)
+        raise BackendUnavailable(f"{operation}: {name} is not served with shards")
+
+
+def _check_draft(
+    draft_logits: Tensor | None,
+    draft_rows: Tensor | None,
+    tree: DraftTree,
+    shard: VocabShard,
+    device: torch.device,
+) -> None:
+    operation = "sharded.verify"
+    check_draft(draft_logits, draft_rows, None, tree, shard.size, device)
+    if draft_logits is None:
+        return
+    check_dtype(operation, "draft_logits", draft_logits, DTYPES)
+    width, vocab = draft_logits.shape[-1], shard.vocab_size
+    if width != shard.size and width < vocab:
+        rule = f"must have size = {shard.size} columns, those of the shard, or at least V = {vocab}"
+        bad_value(operation, "draft_logits", rule, width)
+
+
+def _requests(call: Call) -> Tensor:
+    """The request of every row, [R] int64; rows that no request owns count as the last one's."""
+    return call.tree._owners[0].clamp_max(call.tree.batch_size - 1)
+
+
+def _match(call: Call, nodes: Nodes, wants_mass: bool) -> Outcome:
+    shard, request = call.shard, _requests(call)
+    params = params_of(call.sampling, request)
+    bits = sums.bits_for(shard.vocab_size)
+    side = target_side(shard, call.target_logits, call.token_bitmask, params)
+    (law,) = laws(shard, [side], bits)
+    law = settle_empty(shard, law)
+    places = call.positions[request] + call.tree.depths
+    keys = race_keys(call.seeds[request], places, Purpose.NEXT, shard.start, shard.size)
+    won = race(shard, law.weights, keys, law.weights)
+    mass = torch.ones_like(won.values)
+    if wants_mass:
+        mass = sums.value(shard._collectives.total(sums.parts(law.weights, bits)), bits)
+    drawn, p = won.tokens[nodes.rows], (won.values / mass)[nodes.rows]
+    decision = rules.match(nodes, drawn)
+    last = decision.last[:, None]
+    return Outcome(
+        decision=decision,
+        next_tokens=drawn.gather(1, last)[:, 0],
+        next_p=p.gather(1, last)[:, 0],
+        p=nodes.of_parent(p),
+        nan=law.nan,
+        empty=law.empty,
+        impossible=torch.zeros_like(nodes.tested),
+    )
+
+
+def _reject(call: Call, nodes: Nodes, rule: str, values: list[float]) -> Outcome:
+    shard = call.shard
+    target, facts, rows = ask(call, nodes, _requests(call))
+    residual = Residual(shard, facts, rows, sums.bits_for(shard.vocab_size))
+    noise = coins(call.seeds, call.positions, call.tree.max_nodes)
+    every = torch.arange(call.tree.batch_size, device=noise.device)
+    greedy = ~(params_of(call.sampling, every).temperature > 0)  # [B, 1]
+    chain = call.tree._made_as_chain
+    if rule == "traversal":
+        decision = rules.traversal(residual, noise, chain)
+    else:
+        weight = torch.where(greedy, 1.0, values[0]) if values else None
+        decision = rules.token(residual, noise, chain, weight)
+    last = decision.last[:, None]
+    places = call.positions + nodes.depths.gather(1, last)[:, 0]
+    keys = race_keys(call.seeds, places, Purpose.RESIDUAL, shard.start, shard.size)
+    row = nodes.rows.gather(1, last)[:, 0]
+    won = race(shard, residual.left(decision.last), keys, target.weights[row])
+    return Outcome(
+        decision=decision,
+        next_tokens=won.tokens,
+        next_p=won.values / target.mass[row],
+        p=facts.p,
+        nan=target.nan,
+        empty=target.empty,
+        impossible=facts.impossible & ~greedy,
+    )
+
+
+def _verified(call: Call, nodes: Nodes, decided: Outcome, wants_logprobs: bool) -> Verified:
+    last, width = decided.decision.last[:, None], call.tree.max_depth + 1
+    own = nodes.above.gather(1, last[:, :, None].expand(-1, -1, nodes.tokens.shape[1]))[:, 0] & nodes.live
+    depth = nodes.depths.gather(1, last)
+    lives = nodes.sizes[:, None] > 0
+
+    def along(values: Tensor, after: Tensor | None, rest: float) -> Tensor:
+        """values [B, N] at the depths of the kept nodes, or, with the value `after` the last, one before."""
+        out = torch.full((len(last), width + 1), rest, dtype=values.dtype, device=values.device)
+        if after is None:
+            return out.scatter_(1, torch.where(own, nodes.depths, width), values)[:, :width].contiguous()
+        out.scatter_(1, torch.where(own & nodes.tested, nodes.depths - 1, width), values)
+        out.scatter_(1, torch.where(lives, depth, width), after[:, None])
+        return out[:, :width].contiguous()
+
+    node = torch.arange(nodes.tokens.shape[1], dtype=torch.int32, device=last.device)
+    count = torch.where(lives, depth + 1, 0)[:, 0]
+    status = torch.zeros_like(count)
+    for bit, where in (
+        (Status.NAN, decided.decision.visited & decided.nan[nodes.rows]),
+        (Status.EMPTY, decided.decision.visited & decided.empty[nodes.rows]),
+        (Status.IMPOSSIBLE, decided.decision.tested & decided.impossible),
+    ):
+        status += int(bit) * where.any(1)
+    logprobs = along(decided.p.log().float(), decided.next_p.log().float(), torch.nan)
+    return Verified(
+        tokens=along(nodes.tokens, decided.next_tokens, -1),
+        num_tokens=count.int(),
+        num_accepted=(count - 1).clamp_min(0).int(),
+        path=along(node.expand_as(nodes.tokens), None, -1),
+        logprobs=logprobs if wants_logprobs else None,
+        status=torch.where(lives[:, 0], status, 0).int(),
+    )
+
+
+def _empty(batch: int, width: int, wants_logprobs: bool, device: torch.device) -> Verified:
+    """Of requests without nodes."""
+    nothing = torch.full((batch, width), -1, dtype=torch.int32, device=device)
+    none = torch.zeros(batch, dtype=torch.int32, device=device)
+    logprobs = torch.full_like(nothing, torch.nan, dtype=torch.float32) if wants_logprobs else None
+    return Verified(nothing.long(), none, none.clone(), nothing, logprobs, none.clone())

@@ -1,0 +1,684 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharded vocabularies: equal to whole rows, alike in every process, exact; and what must be refused."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from cases import all_equal, rule_name
+from exact import Case, distance
+from exact_cases import CASES, EXACT, FAR
+from shard_processes import here, process, results, served
+from shard_threads import everywhere
+
+import specdec_kernels as sdk
+from specdec_kernels import sharded
+from specdec_kernels.sampling import ORDERS
+from specdec_kernels.sharded import facts, law, noise, residual, sums, verification
+from specdec_kernels.sharded import rules as sharded_rules
+from specdec_kernels.tree import Proposal
+
+RULES = ("match", "token", "traversal", sdk.Ensemble(0.7))
+NOT_SERVED = ("target_rows", "bonus_tokens", "draft_vocab", "out", "backend")
+
+
+def verify_everywhere(arguments, rule, borders, *, whole_draft=True, order=None):
+    def run(shard):
+        return sharded.verify(shard=shard, rule=rule, **here(arguments, shard, whole_draft))
+
+    return everywhere(borders, run, order)
+
+
+def same_result(ours, theirs):
+    assert all_equal(ours[:4], theirs[:4])
+    assert torch.equal(ours.status, theirs.status)
+    torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_one_process_agrees_with_the_reference(rule, hostile):
+    for arguments in served(range(10), hostile=hostile):
+        (ours,) = verify_everywhere(arguments, rule, [0, arguments["target_logits"].shape[1]])
+        same_result(ours, sdk.verify(rule=rule, backend="reference", **arguments))
+
+
+def borders_for(vocab: int, masked: bool) -> list[list[int]]:
+    if masked:
+        return [[0, 32, vocab], [0, 32, 64, vocab] if vocab > 64 else [0, vocab]]
+    return [[0, 1, vocab], [0, vocab // 3, vocab // 3 + 2, vocab - 1, vocab]]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_borders_change_no_bit(rule):
+    tried = 0
+    for arguments in served(range(9), hostile=True):
+        vocab = arguments["target_logits"].shape[1]
+        if vocab < 64:
+            continue
+        (whole,) = verify_everywhere(arguments, rule, [0, vocab])
+        for borders in borders_for(vocab, "token_bitmask" in arguments):
+            last_first = range(len(borders) - 1)[::-1]  # ranks need not be in the order of tokens
+            for result in verify_everywhere(arguments, rule, borders, order=last_first):
+                assert all_equal(result, whole), borders
+            tried += 1
+    assert tried > 3
+
+
+def test_drafts_may_be_sharded_alike():
+    for arguments in served(range(12), vocab=200):
+        if "draft_logits" not in arguments or arguments["draft_logits"].shape[1] != 200:
+            continue
+        whole = verify_everywhere(arguments, "traversal", [0, 96, 200])
+        parts = verify_everywhere(arguments, "traversal", [0, 96, 200], whole_draft=False)
+        assert all_equal(whole[0], parts[0])
+
+
+def links_case():
+    """Siblings in the order of links, and links that lead nowhere, back, or to another's children."""
+    g = torch.Generator().manual_seed(3)
+    first = torch.tensor([[4, -1, 3, -1, -1, -1], [2, 3, -1, -1, -1, -1]])
+    after = torch.tensor([[-1, -1, 1, -1, 2, -1], [-1, -1, 1, 1, -1, -1]])
+    tokens = torch.tensor([[-1, 3, 3, 7, 9, 2], [-1, 5, 1, 0, 4, 4]])
+    tree = sdk.DraftTree.from_links(tokens, first, after, proposals=2, max_depth=4, check=False)
+    row = torch.randn(12, 40, generator=g)
+    draft = row + torch.randn(12, 40, generator=g)
+    return [
+        dict(
+            target_logits=row,
+            tree=tree,
+            draft_logits=draft,
+            seeds=torch.tensor([seed, 5 * seed]),
+            positions=torch.tensor([4, 5]),
+            return_logprobs=True,
+        )
+        for seed in range(10)
+    ]
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+def test_links_order_siblings(rule):
+    for arguments in links_case():
+        same_result(
+            verify_everywhere(arguments, rule, [0, 40])[0],
+            sdk.verify(rule=rule, backend="reference", **arguments),
+        )
+
+
+def test_malformed_trees_do_no_harm():
+    """Any integers in the place of a tree: results are in range and every process has the same."""
+    g = torch.Generator().manual_seed(1)
+    for trial in range(6):
+        wild = lambda low, high, n=12: torch.randint(low, high, (n,), generator=g)  # noqa: E731
+        tree = sdk.DraftTree(
+            tokens=wild(-3, 60),
+            parents=wild(-2, 13).int(),
+            cu_nodes=wild(-2, 20, 4).int(),
+            proposals=wild(0, 5).to(torch.uint8),
+            max_nodes=6,
+            max_depth=3,
+            links=(wild(-2, 9).int(), wild(-2, 9).int()) if trial % 2 else None,
+        )
+        rows = torch.randn(12, 50, generator=g)
+        arguments = dict(target_logits=rows, tree=tree, draft_logits=rows.flip(0))
+        arguments |= dict(seeds=torch.arange(3), positions=torch.arange(3))
+        for rule in ("match", "token", "traversal"):
+            one, two = verify_everywhere(arguments, rule, [0, 20, 50])
+            assert all_equal(one[:4], two[:4])
+            inside = torch.arange(4) < one.num_tokens[:, None]
+            assert bool(((one.tokens >= 0) & (one.tokens < 50))[inside].all())
+            assert bool((one.tokens[~inside] == -1).all())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuts_agree_where_values_tie(dtype, order):
+    """Integer logits, some -0: every cut falls on ties, all of which are kept."""
+    g = torch.Generator().manual_seed(1)
+    for trial in range(12):
+        vocab = (7, 64, 1500)[trial % 3]
+        logits = torch.randint(-3, 4, (4, vocab), generator=g).to(dtype)
+        logits = torch.where((logits == 0) & (torch.rand(logits.shape, generator=g) < 0.5), -logits, logits)
+        sampling = sdk.SamplingParams(
+            temperature=0.7,
+            top_k=(0, 1, 5, 100, 2000, vocab - 1)[trial % 6],
+            top_p=(1.0, 0.77, 0.0, 0.31)[trial % 4],
+            min_p=(0.0, 0.013, 1.0)[trial % 3],
+            order=order,
+        )
+        keys = dict(seeds=torch.arange(4), positions=torch.full((4,), trial), return_logprobs=True)
+
+        def run(shard, logits=logits, sampling=sampling, keys=keys):
+            return sharded.sample(logits[:, shard.start : shard.end], sampling, shard=shard, **keys)
+
+        reference = sdk.sample(logits, sampling, backend="reference", **keys)
+        for tokens, logprobs in everywhere([0, vocab // 2, vocab], run):
+            assert torch.equal(tokens, reference[0]), (trial, sampling)
+            torch.testing.assert_close(logprobs, reference[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(600, 1.0), (5000, 0.9), (0, 0.9999), (0, 1 - 1e-9)])
+def test_wide_cuts_agree(top_k, top_p):
+    logits = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(top_k)) * 1.3
+    keys = dict(seeds=torch.arange(3), positions=torch.arange(3), return_logprobs=True)
+    sampling = sdk.SamplingParams(1.2, top_k, top_p, 2e-4)
+    (tokens, logprobs), _ = everywhere(
+        [0, 8192, 20_000],
+        lambda shard: sharded.sample(logits[:, shard.start : shard.end], sampling, shard=shard, **keys),
+    )
+    reference = sdk.sample(logits, sampling, backend="reference", **keys)
+    assert torch.equal(tokens, reference[0])
+    torch.testing.assert_close(logprobs, reference[1], rtol=1e-6, atol=1e-7)
+
+
+class Recorded:
+    """Thresholds of nodes, and what is left at each, from inside a call of `verify`."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        for name in ("token", "traversal"):
+            monkeypatch.setattr(sharded_rules, name, self.around(getattr(sharded_rules, name)))
+
+    def around(self, rule):
+        def recording(state, *args):
+            decision = rule(state, *args)
+            tree = state.facts.nodes
+            every = range(tree.tokens.shape[1])
+            left = [state.left(torch.full_like(tree.sizes, node)) for node in every]
+            self.calls.append((state.shard.start, tree, decision.thresholds, torch.stack(left, 1)))
+            return decision
+
+        return recording
+
+    def whole(self):
+        """The trees, their thresholds, and the laws of next tokens [B, N, V]."""
+        calls = sorted(self.calls, key=lambda call: call[0])
+        left = torch.cat([call[3] for call in calls], -1)
+        for call in calls:
+            assert torch.equal(call[2], calls[0][2])
+        return calls[0][1], calls[0][2], left / left.sum(-1, keepdim=True)
+
+
+class Rounded(Case):
+    """The same trees, with laws that are those of float32 logits."""
+
+    def p(self, prefix):
+        return super().p(prefix).log().float().double().softmax(-1)
+
+    def q(self, prefix):
+        return super().q(prefix).log().float().double().softmax(-1)
+
+
+def batch_of(case: Case) -> tuple[list, dict]:
+    """All drafts of a case, with their probabilities, as one batch."""
+    drafts, count = list(case.drafts()), len(case.parents) + 1
+    every = range(1, count)
+    tokens = torch.tensor([[-1, *(tokens.get(n, -1) for n in every)] for tokens, _ in drafts])
+    kinds = torch.tensor([0, *map(case.kind, every)], dtype=torch.uint8)
+    first, after = [-1] * count, [-1] * count
+    for parent in range(count):
+        children = [n for n in every if case.parents[n - 1] == parent]
+        children = children[::-1] if case.reverse else children
+        first[parent] = children[0] if children else -1
+        for child, following in itertools.pairwise(children):
+            after[child] = following
+    links = (torch.tensor([each] * len(drafts)) for each in (first, after))
+    tree = sdk.DraftTree.from_links(tokens, *links, proposals=kinds.expand_as(tokens), check=False)
+    prefixes = [[tuple(t.get(n, -1) for n in case.above(node)) for node in range(count)] for t, _ in drafts]
+    flat = [prefix for each in prefixes for prefix in each]
+    rows = torch.arange(len(flat), dtype=torch.int32)
+    without = torch.isin(torch.arange(count).repeat(len(drafts)), torch.tensor(case.no_row))
+    return drafts, dict(
+        target_logits=torch.stack([Case.p(case, prefix) for prefix in flat]).log().float(),
+        draft_logits=torch.stack([Case.q(case, prefix) for prefix in flat]).log().float(),
+        draft_rows=torch.where(without, -1, rows),
+        tree=tree,
+        seeds=torch.arange(len(drafts)),
+        positions=torch.arange(len(drafts)),
+    )
+
+
+def law_of(case: Case, rule: str, recorded: Recorded, drafts: list) -> dict:
+    """The law of the emitted tokens that thresholds and residuals give."""
+    tree, thresholds, left = recorded.whole()
+    law: dict = {}
+    for b, (tokens, chance) in enumerate(drafts):
+        ends = descends(tree, thresholds, b) if rule == "token" else ascends(tree, thresholds, b)
+        for node, probability in ends:
+            prefix = tuple(tokens[n] for n in case.above(node))
+            for token, p in enumerate(left[b, node].tolist()):
+                key = (*prefix, token)
+                law[key] = law.get(key, 0.0) + chance * probability * p
+    return law
+
+
+def descends(tree, thresholds, b):
+    """(last node, probability) of a walk from the root to children that are accepted in their order."""
+    open_nodes = [(0, 1.0)]
+    for node, probability in open_nodes:
+        children = [c for c in tree.order[b].tolist() if tree.tested[b, c] and tree.parents[b, c] == node]
+        for child in children:
+            open_nodes.append((child, probability * float(thresholds[b, child])))
+            probability *= 1.0 - float(thresholds[b, child])
+        yield node, probability
+
+
+def ascends(tree, thresholds, b):
+    """The same where the first accepted node counts, children before parents."""
+    rest = 1.0
+    live = [node for node in range(tree.tokens.shape[1]) if tree.live[b, node]]
+    for node in sorted(live, key=lambda node: int(tree.post[b, node])):
+        accepted = 1.0 if node == 0 else float(thresholds[b, node])
+        yield node, rest * accepted
+        rest *= 1.0 - accepted
+
+
+def exact_law(monkeypatch, name, rule, borders):
+    case = Rounded(**{field: getattr(CASES[name], field) for field in CASES[name].__dataclass_fields__})
+    recorded = Recorded(monkeypatch)
+    drafts, arguments = batch_of(case)
+    verify_everywhere(arguments, rule, borders, whole_draft=True)
+    return case, law_of(case, rule, recorded, drafts)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+@pytest.mark.parametrize("name", CASES)
+def test_rule_is_lossless(monkeypatch, name, rule):
+    """By enumeration of the drafts: what two shards compute gives the target's law exactly."""
+    vocab = CASES[name].vocab
+    case, law = exact_law(monkeypatch, name, rule, [0, 1, vocab])
+    assert math.isclose(sum(law.values()), 1.0, rel_tol=0, abs_tol=EXACT)
+    assert distance(case, law) < EXACT
+
+
+def changed_race_keys(original):
+    return lambda seeds, positions, purpose, start, size: original(seeds, positions, purpose, 0, size)
+
+
+def own_nan(original):
+    """NaN is not told to the others."""
+    return lambda shard, side, everyone: original(shard, side, everyone)._replace(nan=side.nan)
+
+
+def own_largest(original):
+    """Weights are relative to the largest score of this process."""
+
+    def changed(shard, side, everyone):
+        mine = everyone.clone()
+        mine[..., :1] = law._measured(shard, side)[:, :1]
+        return original(shard, side, mine)
+
+    return changed
+
+
+def own_candidate(original):
+    """The winner of the own shard counts."""
+
+    def changed(shard, weights, keys, values):
+        return original(Alone(shard), weights, keys, values)
+
+    return changed
+
+
+class Alone:
+    """A shard whose collectives lead nowhere."""
+
+    def __init__(self, shard):
+        self.start, self.size, self.vocab_size = shard.start, shard.size, shard.vocab_size
+        self._collectives = self
+
+    def gather(self, values):
+        return values[None]
+
+
+def swapped_columns(original):
+    """Whole draft rows are read from column 0 on."""
+    return lambda shard, width: slice(0, shard.size) if width != shard.size else original(shard, width)
+
+
+MUTANTS = {
+    "noise by local id": (noise, "race_keys", changed_race_keys, "match"),
+    "largest score stays local": (law, "_law", own_largest, "traversal"),
+    "winner stays local": (noise, "race", own_candidate, "match"),
+    "columns of whole drafts from 0": (facts, "_columns", swapped_columns, "token"),
+}
+
+
+def refused(rule) -> bool:
+    """Whether two shards fail to give the reference's results, or differ."""
+    for arguments in served(range(60), vocab=200, batch=4):
+        reference = sdk.verify(rule=rule, backend="reference", **arguments)
+        for result in verify_everywhere(arguments, rule, [0, 64, 200]):
+            if not all_equal(result[:4], reference[:4]):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_refused(monkeypatch, name):
+    module, function, change, rule = MUTANTS[name]
+    changed = change(getattr(module, function))
+    for each in (module, verification):
+        if hasattr(each, function):
+            monkeypatch.setattr(each, function, changed)
+    assert refused(rule)
+
+
+def test_shards_in_other_places_are_refused(monkeypatch):
+    """Processes that swap their columns."""
+
+    proper = here
+
+    def swapped(arguments, shard, whole_draft):
+        rows = arguments["target_logits"].roll(100, -1)
+        return proper(arguments, shard, whole_draft) | dict(target_logits=rows[..., shard.start : shard.end])
+
+    monkeypatch.setitem(globals(), "here", swapped)
+    assert refused("match")
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_nan_of_one_shard_is_known_to_all(monkeypatch, local):
+    """And would not be, if its bit stayed where it was found."""
+    if local:
+        monkeypatch.setattr(law, "_law", own_nan(law._law))
+    arguments = plain_arguments()
+    arguments["target_logits"][0, 25] = math.nan
+    for rule in ("match", "traversal"):
+        status = [int(result.status) for result in verify_everywhere(arguments, rule, [0, 20, 40])]
+        assert status == ([0, 1] if local else [1, 1])
+
+
+def edited(source: str, old: str, new: str, scope: dict) -> dict:
+    """What a text defines with one place changed."""
+    assert source.count(old) == 1
+    scope = dict(scope)
+    exec("from __future__ import annotations\n" + source.replace(old, new), scope)
+    return scope
+
+
+CHANGES = {
+    "token-wise residual": (
+        residual.Residual,
+        "(w[:, :, None] * self.at[:, None, :] - law)",
+        "(self.at[:, None, :] - law)",
+        "deep",
+    ),
+    "earlier rejections forgotten": (
+        residual.Residual,
+        "w * self.b.gather(1, parent) + drawn",
+        "drawn",
+        "deep",
+    ),
+    "weight not updated": (
+        sharded_rules.traversal,
+        "where(mass > 0, mass / (mass + (1.0 - before)), before)",
+        "clone(before)",
+        "deep",
+    ),
+    "weight forgets the path": (
+        sharded_rules.traversal,
+        "ratio(w.gather(1, parent) * residual",
+        "ratio(residual",
+        "deep",
+    ),
+    "without replacement as independent": (
+        facts._facts,
+        "once = sampled & (",
+        "once = sampled & False & (",
+        "without_replacement",
+    ),
+    "points stay in the draft's law": (
+        facts._facts,
+        "(by_point[:, None, :] | by_kin)",
+        "by_kin",
+        "hybrid_sampled_first",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_mutant_has_another_law(monkeypatch, name):
+    changed, old, new, case_name = CHANGES[name]
+    module = inspect.getmodule(changed)
+    scope = edited(inspect.getsource(changed), old, new, vars(module))
+    for each in (module, verification):
+        if hasattr(each, changed.__name__):
+            monkeypatch.setattr(each, changed.__name__, scope[changed.__name__])
+    case, law = exact_law(monkeypatch, case_name, "traversal", [0, 1, CASES[case_name].vocab])
+    assert distance(case, law) > FAR
+
+
+def test_a_draft_law_of_one_token_beside_nothing():
+    """What is left of q without its first token is 1e-39 of it: summed relative to its own largest."""
+    q = torch.tensor([[90.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    p = torch.tensor([[0.0, 2.0, 1.0, 0.0]] * 3)
+    tree = sdk.DraftTree.from_parents(
+        torch.tensor([[-1, 0, 3]]), torch.tensor([[-1, 0, 0]]), proposals=Proposal.WITHOUT_REPLACEMENT
+    )
+    for seed in range(8):
+        keys = dict(seeds=torch.tensor([seed]), positions=torch.tensor([0]))
+        arguments = dict(target_logits=p, tree=tree, draft_logits=q, return_logprobs=True, **keys)
+        same_result(
+            verify_everywhere(arguments, "token", [0, 1, 4])[0],
+            sdk.verify(rule="token", backend="reference", **arguments),
+        )
+
+
+def test_fixed_point_sums_do_not_depend_on_order():
+    numbers = torch.rand(3, 5000, dtype=torch.float64) ** 9
+    bits = sums.bits_for(5000)
+    whole = sums.parts(numbers, bits)
+    parts = sum(sums.parts(part, bits) for part in numbers.flip(1).split(77, 1))
+    assert torch.equal(whole, parts)
+    exact = torch.tensor([math.fsum(row) for row in numbers.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(sums.value(whole, bits), exact, rtol=4e-16, atol=0.0)
+    assert bool((sums.value(whole * torch.tensor([1, 0]), bits) < exact).all())  # the finer integer counts
+    largest = torch.ones(1, 5000, dtype=torch.float64)
+    assert float(sums.value(sums.parts(largest, bits), bits)) == 5000.0
+
+
+def counted(arguments, rule):
+    """What one process exchanges in a call."""
+
+    def run(shard):
+        sharded.verify(shard=shard, rule=rule, **here(arguments, shard, True))
+        return shard._collectives.sent
+
+    return everywhere([0, 32, arguments["target_logits"].shape[1]], run)
+
+
+def as_traffic(sent):
+    gathers, total = ([size for kind, size in sent if kind == name] for name in ("gather", "sum"))
+    return sharded.Traffic(len(gathers), len(total), sum(gathers), sum(total))
+
+
+def test_traffic_follows_from_shapes_and_rule():
+    """What is exchanged is as documented, the same in every process, and for any values."""
+    seen = set()
+    kinds = (served(range(6), vocab=65, hostile=hostile) for hostile in (False, True))
+    for arguments, spoiled in zip(*kinds, strict=True):
+        for rule in RULES:
+            shapes = ("tree", "sampling", "draft_sampling", "return_logprobs")
+            given = {name: arguments[name] for name in shapes if name in arguments}
+            given["dtype"] = arguments["target_logits"].dtype
+            expected = sharded.traffic(rule=rule, drafted="draft_logits" in arguments, **given)
+            for each in (arguments, spoiled):
+                one, two = counted(each, rule)
+                assert one == two and as_traffic(one) == expected, rule
+            seen.add(expected.sums)
+    assert len(seen) > 3
+
+
+def test_chains_exchange_their_residuals_once():
+    rows = torch.randn(3 * 6, 64)
+    tokens = torch.randint(64, (3, 5))
+    chain = sdk.DraftTree.chain(tokens)
+    columns = (chain.tokens.view(3, 6), chain.parents.view(3, 6))
+    tree = sdk.DraftTree.from_parents(*columns, proposals=Proposal.INDEPENDENT)
+    keys = dict(seeds=torch.arange(3), positions=torch.arange(3), return_logprobs=True)
+    for rule in ("token", "traversal"):
+        results = []
+        for each, number in ((chain, 2), (tree, 6)):
+            arguments = dict(target_logits=rows, draft_logits=rows.flip(0), tree=each, **keys)
+            sent, _ = counted(arguments, rule)
+            assert as_traffic(sent) == sharded.traffic(each, rule=rule, drafted=True)
+            assert as_traffic(sent).sums == number
+            results.append(verify_everywhere(arguments, rule, [0, 32, 64])[0])
+        assert all_equal(*results)
+
+
+def test_sample_exchanges_what_it_says():
+    for sampling, logprobs in ((sdk.SamplingParams(), False), (sdk.SamplingParams(top_k=3, top_p=0.5), True)):
+
+        def run(shard, sampling=sampling, logprobs=logprobs):
+            sharded.sample(
+                torch.zeros(5, shard.size), sampling, shard=shard, return_logprobs=logprobs,
+                seeds=torch.arange(5), positions=torch.arange(5),
+            )  # fmt: skip
+            return shard._collectives.sent
+
+        expected = sharded.traffic(5, sampling=sampling, return_logprobs=logprobs)
+        assert as_traffic(everywhere([0, 9, 20], run)[0]) == expected
+
+
+def one_shard(run):
+    return everywhere([0, 40], run)[0]
+
+
+def plain_arguments():
+    return dict(
+        target_logits=torch.zeros(3, 40),
+        tree=sdk.DraftTree.chain(torch.tensor([[1, 2]])),
+        seeds=torch.zeros(1, dtype=torch.int64),
+        positions=torch.zeros(1, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_options_that_are_not_served_are_refused(name):
+    assert name in inspect.signature(sdk.verify).parameters
+    with pytest.raises(sdk.BackendUnavailable, match=f"sharded.verify: {name} is not served with shards"):
+        one_shard(lambda shard: sharded.verify(shard=shard, **plain_arguments(), **{name: None}))
+
+
+def test_every_option_of_verify_is_served_or_refused():
+    options = set(inspect.signature(sdk.verify).parameters) - set(
+        inspect.signature(sharded.verify).parameters
+    )
+    assert set(NOT_SERVED) <= options
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [sdk.Typical(), sdk.Relaxed(), sdk.Lenient(2.0), sdk.Synthetic(0.5), sdk.Deferred(), sdk.Threshold()],
+)
+def test_rules_that_are_not_served_are_refused(rule):
+    with pytest.raises(sdk.BackendUnavailable, match=f"rule '{rule.name}' is not served with shards"):
+        one_shard(lambda shard: sharded.verify(shard=shard, rule=rule, **plain_arguments()))
+
+
+COLUMNS = "must have size = 40 columns, those of the shard"
+BAD = {
+    "columns": (dict(target_logits=torch.zeros(3, 39)), ValueError, f"target_logits {COLUMNS}, got 39"),
+    "float64": (dict(target_logits=torch.zeros(3, 40).double()), TypeError, "must have dtype float32"),
+    "seeds": (dict(seeds=None), ValueError, "seeds must be given, the same in every process, got None"),
+    "draft": (dict(draft_logits=torch.zeros(3, 30)), ValueError, f"{COLUMNS}, or at least V = 40, got 30"),
+    "unknown": (dict(temperature=1.0), TypeError, "sharded.verify: temperature is no argument, got float"),
+    "mask": (dict(token_bitmask=torch.zeros(3, 1).int()), ValueError, "[rows, ceil(size / 32)] = [3, 2]"),
+    "shard": (dict(shard=3), TypeError, "sharded.verify: shard must be a VocabShard, got int"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused(name):
+    change, kind, message = BAD[name]
+    with pytest.raises(kind, match=re.escape(message)):
+        one_shard(lambda shard: sharded.verify(**(dict(shard=shard) | plain_arguments() | change)))
+
+
+def test_masks_need_shards_of_whole_words():
+    def run(shard):
+        words = torch.zeros(3, 1, dtype=torch.int32)
+        mine = here(plain_arguments(), shard) | dict(token_bitmask=words)
+        if shard.start % 32 == 0:
+            return None
+        with pytest.raises(
+            ValueError, match="shard.start must be a multiple of 32 with token_bitmask, got 20"
+        ):
+            sharded.verify(shard=shard, **mine)
+        return None
+
+    everywhere([0, 20, 40], run)
+
+
+@pytest.mark.parametrize("spans, message", [
+    ([(0, 10, 30), (20, 10, 30)], "must make up [0, V) = [0, 30), got [0, 10), [20, 30)"),
+    ([(0, 20, 30), (10, 20, 30)], "must make up [0, V) = [0, 30), got [0, 20), [10, 30)"),
+    ([(0, 20, 30), (20, 5, 30)], "must make up [0, V) = [0, 30), got [0, 20), [20, 25)"),
+    ([(0, 20, 30), (20, 10, 31)], "vocab_size must be the same in every process"),
+])  # fmt: skip
+def test_shards_have_to_make_up_the_vocabulary(spans, message):
+    def run(shard_of):
+        for rank in (0, 1):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                sharded.VocabShard._over(Known(spans), *spans[rank])
+
+    run(None)
+
+
+class Known(sharded.shard.Collectives):
+    """Collectives that answer with given spans."""
+
+    def __init__(self, spans):
+        self.given = spans
+
+    def spans(self, span):
+        return self.given
+
+
+def test_requests_without_nodes():
+    none, ends = torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
+    tree = sdk.DraftTree.from_parents(none, none, ends, max_nodes=0, max_depth=0)
+    keys = dict(seeds=torch.arange(2), positions=torch.arange(2), return_logprobs=True)
+    result = one_shard(lambda shard: sharded.verify(torch.zeros(0, 40), tree, shard=shard, **keys))
+    assert all_equal(result, sdk.verify(torch.zeros(0, 40), tree, **keys))
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_processes_of_a_group_agree_with_one(tmp_path):
+    """Four processes, and two groups of two of them, over gloo."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["shard_processes"])  # torch is imported once for all of them
+    queue = context.SimpleQueue()
+    started = torch.multiprocessing.start_processes(
+        process, (str(tmp_path / "init"), queue), nprocs=4, join=False, start_method="forkserver"
+    )
+    everyone = queue.get()
+    started.join()
+    (expected,) = everywhere([0, 200], results)
+    for found in everyone:
+        assert repr(found) == repr(2 * expected)  # NaN are alike, too
+
+
+def test_attention_needs_nothing_for_shards_of_heads():
+    """Processes that have some heads each get the rows of the whole, to the last bit."""
+    g = torch.Generator().manual_seed(0)
+    tree = sdk.DraftTree.from_parents(torch.tensor([[-1, 4, 5, 6]]), torch.tensor([[-1, 0, 0, 1]]))
+    rows, heads, kv_heads, size = 4, 8, 4, 16
+    query = torch.randn(rows, heads, size, generator=g)
+    keys, values = (torch.randn(3, 16, kv_heads, size, generator=g) for _ in range(2))
+    place = (tree, torch.tensor([[2, 0, 1]], dtype=torch.int32), torch.tensor([20], dtype=torch.int32))
+    whole, lse = sdk.tree_attention(query, keys, values, *place, deterministic=True, return_lse=True)
+    for shards in (2, 4):
+        parts = zip(*(x.chunk(shards, dim) for x, dim in ((query, 1), (keys, 2), (values, 2))), strict=True)
+        found = [sdk.tree_attention(*part, *place, deterministic=True, return_lse=True) for part in parts]
+        assert torch.equal(torch.cat([out for out, _ in found], 1), whole)
+        assert torch.equal(torch.cat([each for _, each in found], 1), lse)
