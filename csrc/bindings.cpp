@@ -42,6 +42,9 @@ void bind_enums(py::module_& m) {
   m.attr("DraftForm") = int_enum("DraftForm", {{"logits", SPECDEC_DRAFT_LOGITS},
                                                {"logprobs", SPECDEC_DRAFT_LOGPROBS},
                                                {"probs", SPECDEC_DRAFT_PROBS}});
+  m.attr("LawKind") = int_enum("LawKind", {{"processed", SPECDEC_LAW_PROCESSED},
+                                           {"raw", SPECDEC_LAW_RAW},
+                                           {"temperature", SPECDEC_LAW_TEMPERATURE}});
   m.attr("Method") = int_enum("Method", {{"independent", SPECDEC_CHILDREN_INDEPENDENT},
                                          {"without_replacement", SPECDEC_CHILDREN_WITHOUT_REPLACEMENT},
                                          {"top_k", SPECDEC_CHILDREN_TOP_K},
@@ -64,6 +67,21 @@ void bind_rows(py::module_& m) {
       {number_or_array<S, &S::temperature, &S::temperatures>("temperature"),
        number_or_array<S, &S::top_k, &S::top_ks>("top_k"), number_or_array<S, &S::top_p, &S::top_ps>("top_p"),
        number_or_array<S, &S::min_p, &S::min_ps>("min_p"), field<S, &S::min_p_last>("min_p_last")});
+}
+
+void bind_reports(py::module_& m) {
+  using L = specdec_logprobs;
+  bind_struct<L>(
+      m, "Logprobs",
+      {field<L, &L::kind>("kind"), field<L, &L::top>("top"), field<L, &L::chosen>("chosen"),
+       field<L, &L::chosen_count>("chosen_count"), field<L, &L::out_top_logprobs>("out_top_logprobs"),
+       field<L, &L::out_top_tokens>("out_top_tokens"), field<L, &L::out_ranks>("out_ranks"),
+       field<L, &L::out_chosen_logprobs>("out_chosen_logprobs")});
+  using M = specdec_masks;
+  bind_struct<M>(m, "Masks",
+                 {field<M, &M::out_bits>("out_bits"), field<M, &M::out_ids>("out_ids"),
+                  field<M, &M::capacity>("capacity"), field<M, &M::out_offsets>("out_offsets"),
+                  field<M, &M::out_counts>("out_counts"), field<M, &M::out_mass>("out_mass")});
 }
 
 void bind_verify(py::module_& m) {
@@ -104,6 +122,8 @@ void bind_verify(py::module_& m) {
                                     field<V, &V::out_path>("out_path"),
                                     field<V, &V::out_logprobs>("out_logprobs"),
                                     field<V, &V::out_status>("out_status"),
+                                    field<V, &V::logprobs>("logprobs"),
+                                    field<V, &V::masks>("masks"),
                                     field<V, &V::trace_thresholds>("trace_thresholds"),
                                     field<V, &V::trace_masses>("trace_masses")});
   using S = specdec_sample_args;
@@ -112,7 +132,7 @@ void bind_verify(py::module_& m) {
       {field<S, &S::logits>("logits"), field<S, &S::sampling>("sampling"), field<S, &S::seeds>("seeds"),
        field<S, &S::positions>("positions"), field<S, &S::bitmask>("bitmask"),
        field<S, &S::bitmask_stride>("bitmask_stride"), field<S, &S::out_tokens>("out_tokens"),
-       field<S, &S::out_logprobs>("out_logprobs")});
+       field<S, &S::out_logprobs>("out_logprobs"), field<S, &S::logprobs>("logprobs")});
 }
 
 void bind_drafting(py::module_& m) {
@@ -309,6 +329,7 @@ void bind_kernels(py::module_& m) {
 PYBIND11_MODULE(_native, m) {
   bind_enums(m);
   bind_rows(m);
+  bind_reports(m);
   bind_verify(m);
   bind_drafting(m);
   bind_trees(m);

@@ -9,6 +9,7 @@
 #include "enter.h"
 #include "kernels.h"
 #include "ngram.h"
+#include "report.h"
 #include "verify.h"
 
 #ifndef SPECDEC_VERSION
@@ -110,6 +111,33 @@ void check_draft(const Check& check, const specdec_verify_args& args, int64_t vo
                  "must not be null where its inverse is given");
 }
 
+void check_logprobs(const Check& check, const specdec_logprobs& logprobs, int64_t requests, int64_t width) {
+  const int64_t places = requests * width;
+  check.value("kind", logprobs.kind, SPECDEC_LAW_PROCESSED, SPECDEC_LAW_TEMPERATURE);
+  check.value("top", logprobs.top, 0, kMostTop);
+  check.value("chosen_count", logprobs.chosen_count, 0, kMostItems);
+  check.array("chosen", logprobs.chosen, requests, logprobs.chosen_count);
+  check.array("out_top_logprobs", logprobs.out_top_logprobs, places, logprobs.top);
+  check.array("out_top_tokens", logprobs.out_top_tokens, places, logprobs.top);
+  check.array("out_ranks", logprobs.out_ranks, requests, width);
+  check.array("out_chosen_logprobs", logprobs.out_chosen_logprobs, places, logprobs.chosen_count);
+}
+
+void check_masks(const Check& check, const specdec_masks& masks, const specdec_verify_args& args) {
+  const int64_t places = args.requests * args.width;
+  if (masks.out_bits && masks.out_ids)
+    check.refuse(SPECDEC_ERROR_VALUE, "out_ids", "must be null where out_bits is given, got another");
+  check.value("capacity", masks.capacity, 0, kMostItems);
+  if (masks.out_bits) {
+    check.array("out_bits", masks.out_bits, places, (args.target->size + 31) / 32);
+  } else {
+    check.array("out_ids", masks.out_ids, masks.capacity);
+    check.array("out_offsets", masks.out_offsets, places + 1);
+  }
+  check.array("out_counts", masks.out_counts, args.requests, args.width);
+  check.array("out_mass", masks.out_mass, args.requests, args.width);
+}
+
 void check_verify(const Check& check, const specdec_verify_args& args) {
   const int64_t vocab = args.target->size, nodes = args.nodes, requests = args.requests;
   check_rows(check.in("target"), *args.target);
@@ -142,6 +170,8 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   check.array("out_path", args.out_path, requests, args.width);
   check.optional_array("out_logprobs", args.out_logprobs, requests, args.width);
   check.array("out_status", args.out_status, requests);
+  if (args.logprobs) check_logprobs(check.in("logprobs"), *args.logprobs, requests, args.width);
+  if (args.masks) check_masks(check.in("masks"), *args.masks, args);
   check.optional_array("trace_thresholds", args.trace_thresholds, nodes);
   check.optional_array("trace_masses", args.trace_masses, nodes);
 }
@@ -227,11 +257,15 @@ specdec_result specdec_verify(const specdec_verify_args* given, int32_t threads)
     specdec_verify_args args = check.known("args", given);
     specdec_rows target, draft;
     specdec_sampling sampling, draft_sampling;
+    specdec_logprobs logprobs;
+    specdec_masks masks;
     check.required("target", args.target);
     check.replace("target", args.target, target);
     check.replace("draft", args.draft, draft);
     check.replace("sampling", args.sampling, sampling);
     check.replace("draft_sampling", args.draft_sampling, draft_sampling);
+    check.replace("logprobs", args.logprobs, logprobs);
+    check.replace("masks", args.masks, masks);
     check_verify(check, args);
     if (!args.draft_sampling) args.draft_sampling = args.sampling;
     if (args.rule == SPECDEC_THRESHOLD) args.draft = nullptr;  // all children count as POINT
@@ -250,6 +284,9 @@ specdec_result specdec_sample(const specdec_sample_args* given, int32_t threads)
     check_bitmask(check, args.bitmask, args.bitmask_stride, logits.count, logits.size);
     check.array("out_tokens", args.out_tokens, logits.count);
     check.optional_array("out_logprobs", args.out_logprobs, logits.count);
+    specdec_logprobs logprobs;
+    check.replace("logprobs", args.logprobs, logprobs);
+    if (args.logprobs) check_logprobs(check.in("logprobs"), *args.logprobs, logits.count, 1);
     sample(args, threads);
   });
 }

@@ -54,6 +54,8 @@ struct Kernels {
                           float ratio, const Stream& stream, int64_t first, Leader& leader);
   // Writes the scores >= bar, and NaNs, to out and returns how many.
   int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
+  // Sets bit i where x[i] > bar, or with `ties` where x[i] >= bar, of n / 32 words, and returns how many.
+  int64_t (*flag)(const float* x, int64_t n, float bar, bool ties, uint32_t* bits);
   // 2^x of n non-positive numbers; n is a multiple of kGroup.
   void (*exp2)(const float* x, float* out, int64_t n);
 

@@ -351,6 +351,22 @@ int64_t keep(const float* x, int64_t n, float bar, float* out) {
   return count;
 }
 
+template <unsigned (*passes)(F, F)>
+int64_t flag_where(const float* x, int64_t n, F bar, uint32_t* bits) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 32) {
+    uint32_t word = 0;
+    for (int j = 0; j < 32; j += kLanes) word |= passes(load(x + i + j), bar) << j;
+    count += __builtin_popcount(word);
+    bits[i / 32] = word;
+  }
+  return count;
+}
+
+int64_t flag(const float* x, int64_t n, float bar, bool ties, uint32_t* bits) {
+  return ties ? flag_where<at_least>(x, n, set(bar), bits) : flag_where<greater>(x, n, set(bar), bits);
+}
+
 void exp2_all(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) store(out + i, exp2_negative(load(x + i)));
 }
@@ -370,6 +386,7 @@ constexpr Kernels kTable = {SPECDEC_TARGET,
                             residual,
                             residual_race,
                             keep,
+                            flag,
                             exp2_all,
                             &kAttention};
 

@@ -102,6 +102,7 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
   if (has_nan) law.status |= kNaN;
   if (settle_extremes(worker, sampling, law, mass.max)) return law;
   law.weight = Weight{mass.max, slope_of(sampling.temperature), -kInf};
+  if (!listed) law.whole = mass.sum;
   if (listed)
     law.log2_mass = std::log2(cut_scores(scores, sampling, law.weight));
   else if (sampling.cuts(row.vocab))

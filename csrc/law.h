@@ -21,6 +21,7 @@ struct Law {
   Reader reader;
   Weight weight;
   double log2_mass = 0;  // of the weights
+  double whole = 0;      // the mass without cuts, in the same unit; 0 = not known
   int64_t point = -1;    // >= 0: the law is this token for certain (greedy, or nothing left in the row)
   int32_t status = 0;
 

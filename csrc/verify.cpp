@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "node.h"
 #include "path.h"
+#include "report.h"
 
 namespace specdec {
 namespace {
@@ -15,24 +15,21 @@ namespace {
 // Writes one request's outputs.
 class Output {
  public:
-  Output(const VerifyArgs& args, int64_t b)
-      : args_(args),
-        path_(args.out_path + b * args.width),
-        logprobs_(args.out_logprobs ? args.out_logprobs + b * args.width : nullptr),
-        b_(b) {
+  Output(const VerifyArgs& args, Report& report, Worker& worker, int64_t b)
+      : args_(args), report_(report), worker_(worker), path_(args.out_path + b * args.width), b_(b) {
     for (int64_t i = 0; i < args.width; ++i) write(i, -1);
     std::fill(path_, path_ + args.width, -1);
-    if (logprobs_) std::fill(logprobs_, logprobs_ + args.width, std::numeric_limits<float>::quiet_NaN());
+    report.clear(b, args.target->size);
   }
 
-  bool wants_logprobs() const { return logprobs_ != nullptr; }
+  bool wants_laws() const { return report_.asked(); }
 
   // The walk enters `node` by accepting its token, of which the parent's law is `p`; the root has no parent.
   void enter(int64_t node, int64_t token, const Law* p) {
     if (p) emit(token, p);
     path_[entered_++] = static_cast<int32_t>(node);
   }
-  // The walk ends with the next token; without a law its log-probability is not known.
+  // The walk ends with the next token; without a law nothing is reported of it.
   void finish(int64_t token, const Law* p, int32_t status) {
     emit(token, p);
     close(status);
@@ -45,7 +42,7 @@ class Output {
 
  private:
   void emit(int64_t token, const Law* p) {
-    if (logprobs_ && p) logprobs_[emitted_] = static_cast<float>(p->logprob(token));
+    if (p && wants_laws()) report_.emit(worker_, b_, emitted_, token, *p, sampling_of(args_.sampling, b_));
     write(emitted_++, token);
   }
   void write(int64_t i, int64_t token) {
@@ -57,8 +54,9 @@ class Output {
   }
 
   const VerifyArgs& args_;
+  Report& report_;
+  Worker& worker_;
   int32_t* path_;
-  float* logprobs_;
   int64_t b_, emitted_ = 0, entered_ = 0;
 };
 
@@ -233,7 +231,7 @@ class Walk {
       path[depth] = node;
     for (int64_t depth = 1; depth <= best.depth; ++depth) {
       Law p;
-      if (out_.wants_logprobs()) p = law_of(r_.worker, r_.target_row(path[depth - 1]), r_.sampling);
+      if (out_.wants_laws()) p = law_of(r_.worker, r_.target_row(path[depth - 1]), r_.sampling);
       out_.enter(path[depth], r_.tree.tokens[path[depth]], &p);
     }
     Node node(r_, best.node, best.depth);
@@ -316,7 +314,7 @@ class Walk {
 
   void finish_with_bonus(int64_t node) {
     Law p;
-    const bool known = out_.wants_logprobs() && r_.has_row(node);
+    const bool known = out_.wants_laws() && r_.has_row(node);
     if (known) p = law_of(r_.worker, r_.target_row(node), r_.sampling);
     out_.finish(r_.bonus(node), known ? &p : nullptr, r_.status);
   }
@@ -330,27 +328,33 @@ class Walk {
 
 void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.nodes;
+  Report report(args.requests, args.width, args.out_logprobs, args.logprobs, args.masks);
   Team team(threads_for(rows * args.target->size, threads));
   team.items(args.requests, grain_of(args.target->size), [&](Worker& worker, int64_t b) {
     const int64_t begin = first_row_of(args.cu_nodes, b, rows);
     const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
-    Output output(args, b);
+    Output output(args, report, worker, b);
     if (end <= begin) return output.close(0);
     Request request(args, worker, b, begin, end);
     if (!request.can_keep(0)) return output.close(0);
     Walk(args, request, output).run();
   });
+  report.list_ids(threads_for(rows * args.target->size, threads), args.out_status);
 }
 
 void sample(const specdec_sample_args& args, int threads) {
+  Report report(args.logits->count, 1, args.out_logprobs, args.logprobs, nullptr);
   Team team(threads_for(args.logits->count * args.logits->size, threads));
   team.items(args.logits->count, grain_of(args.logits->size), [&](Worker& worker, int64_t b) {
     Row row = row_of(*args.logits, b);
     if (args.bitmask) row.bitmask = args.bitmask + b * args.bitmask_stride;
+    const Sampling sampling = sampling_of(args.sampling, b);
     Law p;
-    args.out_tokens[b] = draw_with_law(worker, row, sampling_of(args.sampling, b),
-                                       Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
-    if (args.out_logprobs) args.out_logprobs[b] = static_cast<float>(p.logprob(args.out_tokens[b]));
+    args.out_tokens[b] =
+        draw_with_law(worker, row, sampling, Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);
+    if (!report.asked()) return;
+    report.clear(b, args.logits->size);
+    report.emit(worker, b, 0, args.out_tokens[b], p, sampling);
   });
 }
 

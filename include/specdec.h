@@ -91,6 +91,7 @@ enum {
   SPECDEC_STATUS_NAN = 1,         // a visited row has a NaN
   SPECDEC_STATUS_EMPTY = 2,       // a visited row has nothing left
   SPECDEC_STATUS_IMPOSSIBLE = 4,  // a drafted token cannot have been drawn as declared
+  SPECDEC_STATUS_OVERFLOW = 8,    // ids of a sampling mask did not fit
 };
 
 SPECDEC_ENUM(specdec_rule){
@@ -113,6 +114,38 @@ SPECDEC_ENUM(specdec_draft_form){
     SPECDEC_DRAFT_LOGPROBS = 1,  // the logarithms of the law itself
     SPECDEC_DRAFT_PROBS = 2,     // the law itself
 };
+
+// The law that log-probabilities are of.
+SPECDEC_ENUM(specdec_law){
+    SPECDEC_LAW_PROCESSED = 0,    // after bitmask, temperature and cuts
+    SPECDEC_LAW_RAW = 1,          // of the row as it was given
+    SPECDEC_LAW_TEMPERATURE = 2,  // after temperature alone; at temperature 0 as raw
+};
+
+// What is reported of every emitted token, at the positions of out_tokens. Beyond: nan, token -1, rank 0.
+// `width` is that of the call, and 1 of specdec_sample.
+typedef struct specdec_logprobs {
+  uint32_t struct_size, version;
+  specdec_law kind;  // of out_logprobs, too
+  int64_t top;       // likeliest tokens of each position, at most 20
+  const int64_t* chosen;
+  int64_t chosen_count;        // of `chosen` [B, chosen_count]; outside [0, V) = none
+  float* out_top_logprobs;     // [B, width, top], descending
+  int64_t* out_top_tokens;     // [B, width, top]; among equals the lowest comes first
+  int32_t* out_ranks;          // [B, width], 1 + how many tokens are likelier than the emitted one
+  float* out_chosen_logprobs;  // [B, width, chosen_count]
+} specdec_logprobs;
+
+// The tokens that bitmask and cuts left at every position: either bits, or ids with their offsets.
+typedef struct specdec_masks {
+  uint32_t struct_size, version;
+  uint32_t* out_bits;    // [B, width, ceil(V / 32)] or null: bit t % 32 of word t / 32 = token t was left
+  int64_t* out_ids;      // [capacity] or null: ascending at each position, -1 after the last
+  int64_t capacity;      // ids beyond it are left out, and set SPECDEC_STATUS_OVERFLOW
+  int64_t* out_offsets;  // [B * width + 1], with out_ids: where the ids of each position begin
+  int32_t* out_counts;   // [B, width], right whatever the capacity is
+  float* out_mass;       // [B, width], how much of the law after bitmask and temperature was left
+} specdec_masks;
 
 typedef struct specdec_verify_args {
   uint32_t struct_size, version;
@@ -151,13 +184,16 @@ typedef struct specdec_verify_args {
   int32_t bonus_tokens_are_int32;
   int64_t width;  // 1 + depth of the deepest node that may be accepted
   // Outputs.
-  void* out_tokens;              // [B, width], int64_t: accepted tokens, the next token, then -1
-  int32_t out_tokens_are_int32;  // 1: int32_t
-  int32_t* out_num_tokens;       // [B]
-  int32_t* out_num_accepted;     // [B]
-  int32_t* out_path;             // [B, width]: 0, accepted nodes, then -1
-  float* out_logprobs;           // [B, width] or null: of out_tokens under the target's law
-  int32_t* out_status;           // [B]
+  void* out_tokens;                  // [B, width], int64_t: accepted tokens, the next token, then -1
+  int32_t out_tokens_are_int32;      // 1: int32_t
+  int32_t* out_num_tokens;           // [B]
+  int32_t* out_num_accepted;         // [B]
+  int32_t* out_path;                 // [B, width]: 0, accepted nodes, then -1
+  float* out_logprobs;               // [B, width] or null: of out_tokens under the target's processed law, or
+                                     // the kind that `logprobs` names
+  int32_t* out_status;               // [B]
+  const specdec_logprobs* logprobs;  // or null
+  const specdec_masks* masks;        // or null
   // [R] or null, for tests: what each tested node's coin was compared with, the mass that a rejection left.
   double *trace_thresholds, *trace_masses;
 } specdec_verify_args;
@@ -171,8 +207,9 @@ typedef struct specdec_sample_args {
   const int64_t *seeds, *positions;  // [B]
   const uint32_t* bitmask;           // [B, bitmask_stride] or null
   int64_t bitmask_stride;
-  int64_t* out_tokens;  // [B]
-  float* out_logprobs;  // [B] or null
+  int64_t* out_tokens;               // [B]
+  float* out_logprobs;               // [B] or null
+  const specdec_logprobs* logprobs;  // or null
 } specdec_sample_args;
 
 SPECDEC_API specdec_result specdec_sample(const specdec_sample_args* args, int32_t threads);

@@ -45,6 +45,7 @@ from .integrations.transformers import (
 from .matchers import AfterToken, LLGuidanceMatcher, Matcher
 from .metrics import AcceptanceCollector, prometheus_text
 from .module import SpeculativeVerifier
+from .reporting import Logprobs, Masks, Sampled, SamplingMasks
 from .rules import Deferred, Ensemble, Lenient, Relaxed, Synthetic, Threshold, Typical
 from .sampling import DraftVocab, SamplingParams, sample
 from .seeds import seeds_from_generators
@@ -77,11 +78,15 @@ __all__ = [
     "Heads",
     "Lenient",
     "LogitEdits",
+    "Logprobs",
     "LLGuidanceMatcher",
+    "Masks",
     "Matcher",
     "NgramTree",
     "Proposal",
     "Relaxed",
+    "Sampled",
+    "SamplingMasks",
     "SamplingParams",
     "SpeculativeVerifier",
     "Status",

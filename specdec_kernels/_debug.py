@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,10 @@ def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:
         return
     request, (owner, node) = int(impossible.nonzero()[0]), tree._owners
     written = OPERATORS["verify"].written
-    others = {name: out.clone() for name in written if (out := getattr(call, name)) is not None}
+    outputs = {name: out for name in written if (out := getattr(call, name)) is not None}
+    others: dict[str, Any] = {
+        name: out.clone() if isinstance(out, Tensor) else [] for name, out in outputs.items()
+    }
     reference = load("reference", "verify", owner.device.type, ())
     trace = reference.Trace(tree.tokens.numel())
     reference.verify(call._replace(**others), trace=trace)

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import bad_value, check_bool, check_device, check_int, check_list, check_name, check_type
+from ._checks import bad_value, check_device, check_int, check_list, check_name, check_type
 from ._ops import backends
 from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
 from .edits import LogitEdits
+from .reporting import Logprobs, Masks, check_masks
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
 from .state import commit_state
@@ -26,7 +27,7 @@ class SpeculativeVerifier(torch.nn.Module):
     """Holds the options of `verify` and the caches of a model, and counts what is accepted.
 
     Args:
-        rule, draft_vocab, return_logprobs, backend: as for `verify`.
+        rule, draft_vocab, return_logprobs, return_masks, backend: as for `verify`.
         sampling, draft_sampling: as for `verify`, for calls that pass none.
         plan: the paged caches that `commit` changes.
         states: for each recurrent layer the states [slots, ...] that `commit` changes.
@@ -62,7 +63,8 @@ class SpeculativeVerifier(torch.nn.Module):
         sampling: SamplingParams = PLAIN,
         draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
         draft_vocab: DraftVocab | None = None,
-        return_logprobs: bool = False,
+        return_logprobs: bool | Logprobs = False,
+        return_masks: Masks | None = None,
         plan: CachePlan | None = None,
         states: Sequence[Tensor] = (),
         max_depth: int = 64,
@@ -75,7 +77,10 @@ class SpeculativeVerifier(torch.nn.Module):
         check_draft_sampling(call, draft_sampling)
         if draft_vocab is not None:
             check_type(call, "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
-        check_bool(call, "return_logprobs", return_logprobs)
+        if not isinstance(return_logprobs, bool):
+            check_type(call, "return_logprobs", return_logprobs, Logprobs, "a bool or a Logprobs")
+        if return_masks is not None:
+            check_masks(call, return_masks)
         if plan is not None:
             check_type(call, "plan", plan, CachePlan, "a CachePlan")
         states = check_list(call, "states", states, "tensors")
@@ -88,6 +93,7 @@ class SpeculativeVerifier(torch.nn.Module):
         self.draft_sampling = draft_sampling
         self.draft_vocab = draft_vocab
         self.return_logprobs = return_logprobs
+        self.return_masks = return_masks
         self.plan = plan
         self.states = states
         self.backend = backend
@@ -138,6 +144,7 @@ class SpeculativeVerifier(torch.nn.Module):
             token_bitmask=token_bitmask,
             edits=edits,
             return_logprobs=self.return_logprobs,
+            return_masks=self.return_masks,
             out=out,
             backend=self.backend,
         )

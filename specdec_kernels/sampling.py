@@ -17,7 +17,6 @@ from ._checks import (
     INF,
     INTEGERS,
     bad_value,
-    check_bool,
     check_dim,
     check_dtype,
     check_int,
@@ -30,6 +29,7 @@ from ._checks import (
 from ._memory import check_last_stride
 from ._ops.calls import SampleCall
 from .edits import LogitEdits, unpack_edits
+from .reporting import Logprobs, Sampled, check_logprobs, reported, sampled
 
 Numbers = tuple[list[float], list[Tensor | None]]
 Class = TypeVar("Class", bound=type)
@@ -287,9 +287,23 @@ def sample(
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
     edits: LogitEdits | None = None,
-    return_logprobs: bool,
+    return_logprobs: Logprobs,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> Sampled: ...
+
+
+@overload
+def sample(
+    logits: Tensor,
+    sampling: SamplingParams = PLAIN,
+    *,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
+    return_logprobs: bool | Logprobs,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor] | Sampled: ...
 
 
 def sample(
@@ -300,9 +314,9 @@ def sample(
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
     edits: LogitEdits | None = None,
-    return_logprobs: bool = False,
+    return_logprobs: bool | Logprobs = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor] | Sampled:
     """Draw one token from every row, with the noise that `verify(rule="match")` uses.
 
     The token of row b is `argmax_x p(x) / E(x)`. Here p is the processed law, and E are standard exponential
@@ -322,11 +336,13 @@ def sample(
         token_bitmask: [B, ceil(V / 32)] int32, bit `x % 32` of word `x // 32` set = token x allowed.
         edits: penalties, biases, bans and forced tokens, made in each row where it is read. No token of a
             path is counted. A request whose slot has overflowed has no penalties: `TokenCounts.overflowed`.
-        return_logprobs: also return the log-probability of each token under the processed law.
+        return_logprobs: also return the log-probability of each token under the processed law; or what a
+            `Logprobs` asks for.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        tokens [B] int64 in [0, V), and with `return_logprobs` their log-probabilities [B] float32.
+        tokens [B] int64 in [0, V), and with `return_logprobs` their log-probabilities [B] float32; with a
+        `Logprobs` a `Sampled`.
 
     Raises:
         ValueError: wrong shapes, numbers out of range, seeds without positions or positions without seeds.
@@ -356,13 +372,18 @@ def sample(
     device = logits.device
     numbers, rows = unpack("sample", "sampling", sampling, batch, device)
     seeds, positions = noise_keys("sample", seeds, positions, batch, device)
-    check_bool("sample", "return_logprobs", return_logprobs)
+    kind, chosen, report = "processed", None, None
+    if return_logprobs is not True and return_logprobs is not False:
+        top, chosen = check_logprobs("sample", return_logprobs, batch, device)
+        kind, report = return_logprobs.kind, reported(batch, 1, top, chosen, device)
     check_bitmask("sample", token_bitmask, "[B, ceil(V / 32)]", batch, vocab, device)
     edit_tensors, edit_numbers = unpack_edits("sample", edits, batch, vocab, device)
     if _debug.enabled():
         _debug.check_logits("sample", "logits", logits)
     tokens = torch.empty(batch, dtype=torch.int64, device=device)
-    logprobs = torch.empty(batch, dtype=torch.float32, device=device) if return_logprobs else None
+    logprobs = (
+        torch.empty(batch, dtype=torch.float32, device=device) if return_logprobs is not False else None
+    )
     call = SampleCall(
         logits=logits,
         sampling=numbers,
@@ -374,8 +395,13 @@ def sample(
         out_logprobs=logprobs,
         edits=edit_tensors,
         edit_numbers=edit_numbers,
+        logprobs_kind=kind,
+        chosen_tokens=chosen,
+        out_report=[] if report is None else list(report),
     )
     _ops.sample(call, backend)
+    if logprobs is not None and report is not None:
+        return sampled(tokens, logprobs, report, chosen)
     return tokens if logprobs is None else (tokens, logprobs)
 
 

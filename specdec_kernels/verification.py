@@ -11,10 +11,22 @@ from torch import Tensor
 
 from . import _debug, _ops, rules
 from . import _verify_checks as checks
-from ._checks import FLOATS, bad_value, check_bool, check_device, check_dtype, check_tensor, check_type
+from ._checks import FLOATS, bad_value, check_device, check_dtype, check_tensor, check_type
 from ._memory import check_contiguous
 from ._ops.calls import VerifyCall
 from .edits import LogitEdits, unpack_edits
+from .reporting import (
+    Logprobs,
+    Masks,
+    SamplingMasks,
+    check_logprobs,
+    check_masks,
+    check_reported,
+    check_sampling_masks,
+    in_call,
+    reported,
+    sampling_masks,
+)
 from .rules import Rule
 from .sampling import PLAIN, DraftVocab, SamplingParams, check_bitmask, noise_keys, unpack
 from .tree import DraftTree
@@ -33,7 +45,7 @@ class Status(enum.IntFlag):
     docs/verification.md says which children are tested."""
     OVERFLOW = 8
     """A capacity was too small. The slot of `TokenCounts` that the request has needs more distinct tokens
-    than it has room for, and the request's penalties were off."""
+    than it has room for, and the request's penalties were off. Or ids of its sampling masks did not fit."""
 
 
 class Verified(NamedTuple):
@@ -48,9 +60,20 @@ class Verified(NamedTuple):
     path: Tensor
     """[B, max_depth + 1] int32: 0 (the root), the accepted nodes in order, then -1."""
     logprobs: Tensor | None
-    """[B, max_depth + 1] float32 of `tokens` under the processed target law; nan beyond."""
+    """[B, max_depth + 1] float32 of `tokens` under the processed target law, or the kind of law that
+    `Logprobs` names; nan beyond."""
     status: Tensor
     """[B] int32, bits of `Status`."""
+    top_logprobs: Tensor | None = None
+    """[B, max_depth + 1, top] float32, descending; nan where there are fewer tokens. With `Logprobs.top`."""
+    top_tokens: Tensor | None = None
+    """[B, max_depth + 1, top] int64, whose these are; -1 where there are fewer."""
+    ranks: Tensor | None = None
+    """[B, max_depth + 1] int32 of `tokens`: 1 + how many tokens are likelier; 0 beyond. With `Logprobs`."""
+    chosen_logprobs: Tensor | None = None
+    """[B, max_depth + 1, m] float32 of `Logprobs.chosen`; nan beyond, and for what is no token."""
+    masks: SamplingMasks | None = None
+    """With `return_masks`."""
 
 
 def verify(
@@ -69,7 +92,8 @@ def verify(
     positions: Tensor | None = None,
     token_bitmask: Tensor | None = None,
     edits: LogitEdits | None = None,
-    return_logprobs: bool = False,
+    return_logprobs: bool | Logprobs = False,
+    return_masks: Masks | None = None,
     out: Verified | None = None,
     backend: str = "auto",
 ) -> Verified:
@@ -121,9 +145,11 @@ def verify(
             applies to the target's law only.
         edits: penalties, biases, bans and forced tokens, made in each target row where it is read, with what
             stands on the path to its node.
-        return_logprobs: fill `Verified.logprobs`.
-        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present. Its
-            tokens may be int64 or int32.
+        return_logprobs: fill `Verified.logprobs`; a `Logprobs` says under which law, and which tokens'
+            log-probabilities and ranks are returned with them.
+        return_masks: fill `Verified.masks` with the tokens that bitmask and cuts left.
+        out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present, and
+            what `Logprobs` and `Masks` ask for has to be there. Its tokens may be int64 or int32.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -176,8 +202,17 @@ def verify(
     seeds, positions = noise_keys("verify", seeds, positions, batch, device)
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
     edit_tensors, edit_numbers = unpack_edits("verify", edits, batch, vocab, device)
-    check_bool("verify", "return_logprobs", return_logprobs)
-    out = _outputs(out, return_logprobs, batch, tree.max_depth + 1, device)
+    given, width = out, tree.max_depth + 1
+    out = _outputs(given, return_logprobs is not False, batch, width, device)
+    kind, chosen = "processed", None
+    report: list[Tensor] = []
+    masks: list[Tensor] = []
+    if return_logprobs is not True and return_logprobs is not False:
+        kind, chosen, report, out = _with_report(given, out, return_logprobs, width)
+    if return_masks is not None:
+        masks, out = _with_masks(given, out, return_masks, width, vocab)
+    if given is not None:
+        _refuse_unasked(given, bool(report), bool(masks))
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
     call = VerifyCall(
         target_logits=target_logits,
@@ -214,6 +249,10 @@ def verify(
         rule_rates=rules.rates_on("verify", rule, device),
         edits=edit_tensors,
         edit_numbers=edit_numbers,
+        logprobs_kind=kind,
+        chosen_tokens=chosen,
+        out_report=report,
+        out_masks=masks,
     )
     if _debug.enabled():
         _debug.check_verify(tree, call)
@@ -264,3 +303,45 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
         check_tensor("verify", f"out.{field}", value, symbols, shape, dtypes, device)
         check_contiguous("verify", f"out.{field}", value)
     return out
+
+
+def _with_report(
+    given: Verified | None, out: Verified, logprobs: Logprobs, width: int
+) -> tuple[str, Tensor | None, list[Tensor], Verified]:
+    """The kind of the law, the chosen tokens, the outputs that `logprobs` asks for, and `out` with them."""
+    batch, device = out.num_tokens.shape[0], out.num_tokens.device
+    top, chosen = check_logprobs("verify", logprobs, batch, device)
+    if given is None:
+        parts = reported(batch, width, top, chosen, device)
+        out = out._replace(
+            ranks=parts.ranks,
+            top_logprobs=parts.top_logprobs if top > 0 else None,
+            top_tokens=parts.top_tokens if top > 0 else None,
+            chosen_logprobs=parts.chosen_logprobs if chosen is not None else None,
+        )
+    else:
+        tensors = given.top_logprobs, given.top_tokens, given.ranks, given.chosen_logprobs
+        parts = check_reported(tensors, batch, width, top, chosen, device)
+    return logprobs.kind, chosen, list(parts), out
+
+
+def _with_masks(
+    given: Verified | None, out: Verified, masks: Masks, width: int, vocab: int
+) -> tuple[list[Tensor], Verified]:
+    """The outputs that `masks` asks for, as a call has them, and `out` with them."""
+    form, batch, device = check_masks("verify", masks), out.num_tokens.shape[0], out.num_tokens.device
+    if given is None:
+        filled = sampling_masks(batch, width, vocab, form, device)
+        return in_call(filled), out._replace(masks=filled)
+    return in_call(check_sampling_masks(given.masks, batch, width, vocab, form, device)), out
+
+
+def _refuse_unasked(given: Verified, report: bool, masks: bool) -> None:
+    """Raise where `out` has outputs that nothing asks for."""
+    for name in ("top_logprobs", "top_tokens", "ranks", "chosen_logprobs"):
+        if not report and getattr(given, name) is not None:
+            bad_value(
+                "verify", f"out.{name}", "must be None without return_logprobs=Logprobs(...)", "a value"
+            )
+    if not masks and given.masks is not None:
+        bad_value("verify", "out.masks", "must be None without return_masks", "a value")

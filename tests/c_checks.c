@@ -133,6 +133,29 @@ static void check_values(Case* c) {
   }
 }
 
+// What is reported of tokens is checked like the rest.
+static void check_reports(Case* c) {
+  int32_t ranks[NODES], counts[NODES];
+  float mass[NODES];
+  uint32_t bits[NODES];
+  int64_t ids[1], offsets[NODES + 1];
+  specdec_logprobs report = {SPECDEC_STRUCT(specdec_logprobs), .top = 21, .out_ranks = ranks};
+  c->args.logprobs = &report, refused(c, SPECDEC_ERROR_VALUE);
+  report.top = 1, c->args.logprobs = &report, refused(c, SPECDEC_ERROR_NULL);
+  report.top = 0, report.kind = (specdec_law)3, c->args.logprobs = &report, refused(c, SPECDEC_ERROR_VALUE);
+  report.kind = SPECDEC_LAW_RAW, report.struct_size = 4, c->args.logprobs = &report;
+  refused(c, SPECDEC_ERROR_STRUCT);
+  specdec_masks left = {SPECDEC_STRUCT(specdec_masks), .out_bits = bits, .out_ids = ids};
+  left.out_counts = counts, left.out_mass = mass, left.capacity = 1;
+  c->args.masks = &left, refused(c, SPECDEC_ERROR_VALUE);
+  left.out_bits = NULL, c->args.masks = &left, refused(c, SPECDEC_ERROR_NULL);  // without offsets
+  left.out_offsets = offsets, c->args.masks = &left;
+  c->sampling.temperature = 1;
+  REQUIRE(specdec_verify(&c->args, 1) == SPECDEC_OK);
+  REQUIRE(c->status == SPECDEC_STATUS_OVERFLOW && ids[0] == 0 && offsets[1] == counts[0]);
+  set_up(c);
+}
+
 // The structs of an array have their size beside it, and are checked one by one.
 static void check_caches(void) {
   char memory[64] = {0};
@@ -228,6 +251,7 @@ int main(void) {
   check_structs(&c);
   check_nulls(&c);
   check_values(&c);
+  check_reports(&c);
   check_caches();
   check_trees();
   pthread_t threads[4];

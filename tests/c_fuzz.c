@@ -40,6 +40,31 @@ static double* rule_values(void) {
   return values;
 }
 
+static specdec_logprobs logprobs(int64_t requests, int64_t width, int64_t vocab) {
+  const int64_t top = between(0, 20), chosen = below(4), places = requests * width;
+  return (specdec_logprobs){SPECDEC_STRUCT(specdec_logprobs),
+                            .kind = (specdec_law)below(3),
+                            .top = top,
+                            .chosen = longs(requests * chosen, vocab),
+                            .chosen_count = chosen,
+                            .out_top_logprobs = memory(places * top * 4),
+                            .out_top_tokens = memory(places * top * 8),
+                            .out_ranks = memory(places * 4),
+                            .out_chosen_logprobs = memory(places * chosen * 4)};
+}
+static specdec_masks masks(int64_t places, int64_t vocab) {
+  specdec_masks out = {SPECDEC_STRUCT(specdec_masks), .out_counts = memory(places * 4),
+                       .out_mass = memory(places * 4)};
+  if (rarely(2)) {
+    out.out_bits = memory(places * ((vocab + 31) / 32) * 4);
+    return out;
+  }
+  out.capacity = rarely(2) ? below(9) : places * vocab;
+  out.out_ids = memory(out.capacity * 8);
+  out.out_offsets = memory((places + 1) * 8);
+  return out;
+}
+
 static specdec_result fuzz_verify(int32_t threads) {
   const int64_t vocab = rarely(20) ? 20000 : between(1, 300), words = (vocab + 31) / 32 + below(2);
   const int64_t requests = below(4), nodes = requests * between(0, 7) + below(2), width = between(1, 6);
@@ -82,6 +107,12 @@ static specdec_result fuzz_verify(int32_t threads) {
   if (rarely(2)) args.draft_ids = longs(draft.size, vocab), args.draft_columns = ints(vocab, draft.size);
   if (rarely(2)) args.bitmask = (uint32_t*)ints(nodes * words, INT32_MAX), args.bitmask_stride = words;
   if (rarely(2)) args.out_logprobs = memory(requests * width * 4);
+  specdec_logprobs report = logprobs(requests, width, vocab);
+  specdec_masks left = masks(requests * width, vocab);
+  if (rarely(2)) args.logprobs = &report;
+  if (rarely(2)) args.masks = &left;
+  if (rarely(4)) spoil(&report, sizeof report, 0, 0);
+  if (rarely(4)) spoil(&left, sizeof left, 0, 0);
   spoil(&args, sizeof args, offsetof(specdec_verify_args, proposals),
         offsetof(specdec_verify_args, first_child));
   if (rarely(4)) spoil(&target, sizeof target, 16, 24);
@@ -107,6 +138,9 @@ static specdec_result fuzz_sample(int32_t threads) {
   if (rarely(2)) args.sampling = &law;
   if (rarely(2)) args.bitmask = (uint32_t*)ints(count * words, INT32_MAX), args.bitmask_stride = words;
   if (rarely(2)) args.out_logprobs = memory(count * 4);
+  specdec_logprobs report = logprobs(count, 1, vocab);
+  if (rarely(2)) args.logprobs = &report;
+  if (rarely(4)) spoil(&report, sizeof report, 0, 0);
   spoil(&args, sizeof args, 0, 0);
   if (rarely(4)) spoil(&logits, sizeof logits, 16, 24);
   return specdec_sample(&args, threads);

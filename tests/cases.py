@@ -7,6 +7,7 @@ import importlib
 from unittest import mock
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import specdec_kernels as sdk
 from specdec_kernels import _ops as ops
@@ -229,10 +230,15 @@ def uniform_case(seed, batch, vocab, nodes=6):
     )
 
 
+def leaves(results):
+    """All tensors of some results."""
+    return [leaf for leaf in tree_leaves(results) if leaf is not None]
+
+
 def all_equal(a, b):
     return all(
         torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
         if x.is_floating_point()
         else torch.equal(x, y)
-        for x, y in zip(a, b, strict=True)
+        for x, y in zip(leaves(a), leaves(b), strict=True)
     )

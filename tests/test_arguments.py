@@ -26,9 +26,9 @@ NAN, INF = float("nan"), float("inf")
 # Made by the operations, not by callers; enumerations; an exception.
 RESULTS = {
     "Children", "Committed", "Drafts", "ForcedDraft", "Frontier", "Generated", "GrownTree", "NgramTree",
-    "TreeBitmask", "Verdict", "Verified", "Warmup",
+    "Sampled", "SamplingMasks", "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
-OTHERS = {"BackendUnavailable", "Heads", "Matcher", "Proposal", "Status"}
+OTHERS = {"BackendUnavailable", "Heads", "Logprobs", "Masks", "Matcher", "Proposal", "Status"}
 # Whose methods are called by operations, with tokens that they checked, and by Prometheus.
 CALLED = {"AcceptanceCollector", "AfterToken", "LLGuidanceMatcher"}
 COMPILING = {"warmup"}  # refuses in test_triton_warmup.py
@@ -85,8 +85,21 @@ def verifying() -> dict:
         rule="token",
         token_bitmask=short(R, 1) - 1,
         return_logprobs=True,
+        return_masks=None,
         out=out,
     )  # fmt: skip
+
+
+def reporting() -> dict:
+    """`verify` with all that it can report of tokens."""
+    given = verifying()
+    ids = sdk.SamplingMasks(None, long(9), long(R + 1), short(B, N), torch.zeros(B, N))
+    out = given["out"]._replace(
+        top_logprobs=torch.zeros(B, N, 2), top_tokens=long(B, N, 2), ranks=short(B, N),
+        chosen_logprobs=torch.zeros(B, N, 3), masks=ids,
+    )  # fmt: skip
+    asked = dict(return_logprobs=sdk.Logprobs("raw", 2, long(B, 3)), return_masks=sdk.Masks("ids", 9))
+    return given | asked | dict(out=out)
 
 
 def forwarding() -> dict:
@@ -189,9 +202,15 @@ TREE = dict(proposals=long(B, N), max_nodes=N, max_depth=3, check=True)
 
 CASES = [
     Case("verify", sdk.verify, verifying, ("target_logits", "tree", "draft_logits", "draft_vocab")),
+    Case("verify", sdk.verify, reporting, (
+        "target_logits", "tree", "draft_logits", "draft_vocab", "return_logprobs", "return_masks"
+    )),
     Case("sample", sdk.sample, lambda: keys() | dict(
         logits=torch.zeros(B, V), sampling=sdk.SamplingParams(), token_bitmask=short(B, 1) - 1,
         return_logprobs=True,
+    ), ("logits",)),
+    Case("sample", sdk.sample, lambda: keys() | dict(
+        logits=torch.zeros(B, V), return_logprobs=sdk.Logprobs("raw", 2, long(B, 3)),
     ), ("logits",)),
     Case("sample_children", sdk.sample_children, lambda: keys() | dict(
         logits=torch.zeros(B, V), k=2, method="top_k", sampling=sdk.SamplingParams(), nodes=long(B),
@@ -297,7 +316,7 @@ CASES = [
     Case("Synthetic", sdk.Synthetic, lambda: dict(rate=torch.tensor([0.5, 0.25]))),
     Case("SpeculativeVerifier", sdk.SpeculativeVerifier, lambda: dict(
         rule="token", sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(),
-        draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True,
+        draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True, return_masks=sdk.Masks(),
         plan=sdk.CachePlan(caches(), page_size=4), states=[torch.zeros(B, 4)], max_depth=3,
         backend="reference",
     )),
@@ -400,6 +419,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
         min_p="scalar, tensor, zero",
     ),
     "SpeculativeVerifier": dict(
+        return_masks="capacity zero",
         sampling="device of a field, dtype of a field, shape of a field",
         draft_sampling="device of a field, dtype of a field, shape of a field",
         draft_vocab="device, size",
@@ -431,7 +451,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "replay_gated_delta": dict(states="item size 0"),
     "replay_mamba2": dict(states="item size 0"),
     "seeds_from_generators": dict(generators="empty, item none, longer"),
-    "sample": dict(logits="size 1"),
+    "sample": dict(logits="size 1", return_logprobs="chosen none, chosen size 1, top zero"),
     "sample_children": dict(logits="size 1"),
     "tree_attention": dict(
         block_table="size 1",
@@ -445,7 +465,13 @@ ACCEPTED: dict[str, dict[str, str]] = {
 }
 
 
-FIELDS = (sdk.TreeBitmask, sdk.Verified)  # tuples of tensors, each of which may be wrong
+FIELDS = (
+    sdk.TreeBitmask,
+    sdk.Verified,
+    sdk.SamplingMasks,
+    sdk.Logprobs,
+    sdk.Masks,
+)  # tuples of tensors, each of which may be wrong
 
 
 def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
@@ -490,9 +516,10 @@ def wrong(value: Any, optional: bool) -> Iterator[tuple[str, Any]]:
         yield "device of a field", value._replace(min_p=torch.ones(B, device="meta"))
     if isinstance(value, FIELDS):
         for field, part in value._asdict().items():
-            yield from (
-                (f"{field} {what}", value._replace(**{field: bad})) for what, bad in wrong(part, False)
-            )
+            if part is not None:
+                yield from (
+                    (f"{field} {what}", value._replace(**{field: bad})) for what, bad in wrong(part, False)
+                )
     if isinstance(value, sdk.DraftTree):
         yield "size", sdk.DraftTree.chain(long(B + 1, K))
         yield "device", sdk.DraftTree.chain(long(B, K).to("meta"))

@@ -668,6 +668,7 @@ def test_checks_read_no_values():
             (2, 4),
             (2, 4),
             (2,),
+            *[None] * 5,
         ]
         assert sdk.sample(torch.zeros(2, V)).shape == (2,)
 

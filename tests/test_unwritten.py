@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import leaves
 from each import DEVICE
-from torch.utils._pytree import tree_leaves
 
 import specdec_kernels as sdk
 from specdec_kernels import _ops as ops
@@ -25,8 +25,11 @@ def tree():
 
 
 RUNS = {
-    "verify": lambda: sdk.verify(LOGITS, tree(), sampling=sdk.SamplingParams(0.0), return_logprobs=True),
-    "sample": lambda: sdk.sample(LOGITS, return_logprobs=True, **KEYS),
+    "verify": lambda: sdk.verify(
+        LOGITS, tree(), sampling=sdk.SamplingParams(0.0), return_masks=sdk.Masks("ids", 4),
+        return_logprobs=sdk.Logprobs(top=2, chosen=torch.tensor([[1]])),
+    ),
+    "sample": lambda: sdk.sample(LOGITS, return_logprobs=sdk.Logprobs(top=2), **KEYS),
     "sample_children": lambda: sdk.sample_children(LOGITS, 2, method="top_k"),
     "ngram_draft": lambda: sdk.ngram_draft(*TEXT, 3),
     "ngram_tree": lambda: sdk.ngram_tree(*TEXT, 3),
@@ -59,9 +62,11 @@ def test_an_output_that_a_backend_leaves_unwritten_is_noticed(monkeypatch, opera
     expected, serve = RUNS[operation](), getattr(ops, operation)
 
     def mutant(call, backend):
-        serve(call._replace(**{field: torch.empty_like(getattr(call, field))}), backend)
+        out = getattr(call, field)
+        other = [torch.empty_like(o) for o in out] if isinstance(out, list) else torch.empty_like(out)
+        serve(call._replace(**{field: other}), backend)
 
-    torch.testing.assert_close(tree_leaves(RUNS[operation]()), tree_leaves(expected), equal_nan=True)
+    torch.testing.assert_close(leaves(RUNS[operation]()), leaves(expected), equal_nan=True)
     monkeypatch.setattr(ops, operation, mutant)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(tree_leaves(RUNS[operation]()), tree_leaves(expected), equal_nan=True)
+        torch.testing.assert_close(leaves(RUNS[operation]()), leaves(expected), equal_nan=True)

@@ -26,6 +26,10 @@ Conventions of the fields:
   given with either. `repetition`, `frequency` and `presence` are [B] float32, for those given per request.
   `edit_numbers` has these three (1, 0 and 0 if given per request), and 1 if frequency and presence count the
   prompt, otherwise 0; it is empty with `edits`. reference/edits.py says what they mean.
+- `logprobs_kind` is "processed", "raw" or "temperature", of `out_logprobs` and `out_report`. The latter is
+  empty, or has top_logprobs [B, W, top], top_tokens, ranks [B, W] and chosen_logprobs [B, W, m]; W = 1
+  of `sample`. `chosen_tokens` is [B, m], or None with m = 0. `out_masks` is empty, or has counts and mass
+  [B, W], then either bits [B, W, ceil(V / 32)], or ids [capacity] and offsets [B * W + 1].
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 if
   there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
@@ -103,6 +107,10 @@ class VerifyCall(NamedTuple):
     out_status: Tensor
     edits: list[Tensor | None]
     edit_numbers: list[float]
+    logprobs_kind: str
+    chosen_tokens: Tensor | None
+    out_report: list[Tensor]
+    out_masks: list[Tensor]
     target_rows: Tensor | None = None
     rows_end_early: bool = False
     bonus_tokens: Tensor | None = None
@@ -123,6 +131,9 @@ class SampleCall(NamedTuple):
     out_logprobs: Tensor | None
     edits: list[Tensor | None]
     edit_numbers: list[float]
+    logprobs_kind: str
+    chosen_tokens: Tensor | None
+    out_report: list[Tensor]
 
 
 class EditLogitsCall(NamedTuple):
@@ -307,10 +318,14 @@ OPERATORS = {
             "out_path",
             "out_logprobs",
             "out_status",
+            "out_report",
+            "out_masks",
         ),
         chosen_by=("target_logits", "draft_logits"),
     ),
-    "sample": Operator(SampleCall, written=("out_tokens", "out_logprobs"), chosen_by=("logits",)),
+    "sample": Operator(
+        SampleCall, written=("out_tokens", "out_logprobs", "out_report"), chosen_by=("logits",)
+    ),
     "edit_logits": Operator(EditLogitsCall, written=("logits",), chosen_by=("logits",)),
     "count_tokens": Operator(
         CountTokensCall,

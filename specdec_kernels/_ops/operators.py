@@ -9,6 +9,7 @@ a function per operation, which takes the record.
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_lowercase
 from typing import Any, ForwardRef
 
 import torch
@@ -42,7 +43,7 @@ def _kinds_of(record: type[Any]) -> list[str]:
 def schema(operation: str) -> str:
     """The operator's schema: `backend`, and the fields of its record in their order."""
     record, written, _ = calls.OPERATORS[operation]
-    arguments, letters = ["str backend"], iter("abcdefgh")
+    arguments, letters = ["str backend"], iter(ascii_lowercase)
     for name, kind in zip(record._fields, _kinds_of(record), strict=True):
         text = _KINDS[kind]
         if name in written:

@@ -27,6 +27,11 @@ class DraftForm(IntEnum):
     logprobs = ...
     probs = ...
 
+class LawKind(IntEnum):
+    processed = ...
+    raw = ...
+    temperature = ...
+
 class Method(IntEnum):
     independent = ...
     without_replacement = ...
@@ -63,6 +68,34 @@ class Sampling:
         top_p: tuple[float, int],
         min_p: tuple[float, int],
         min_p_last: bool,
+    ) -> None: ...
+
+class Logprobs:
+    fields: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        kind: LawKind,
+        top: int,
+        chosen: int,
+        chosen_count: int,
+        out_top_logprobs: int,
+        out_top_tokens: int,
+        out_ranks: int,
+        out_chosen_logprobs: int,
+    ) -> None: ...
+
+class Masks:
+    fields: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        out_bits: int,
+        out_ids: int,
+        capacity: int,
+        out_offsets: int,
+        out_counts: int,
+        out_mass: int,
     ) -> None: ...
 
 class NgramSearch:
@@ -230,6 +263,8 @@ def verify(
     out_path: int,
     out_logprobs: int,
     out_status: int,
+    logprobs: Logprobs | None,
+    masks: Masks | None,
     trace_thresholds: int,
     trace_masses: int,
 ) -> None: ...
@@ -245,6 +280,7 @@ def sample(
     bitmask_stride: int,
     out_tokens: int,
     out_logprobs: int,
+    logprobs: Logprobs | None,
 ) -> None: ...
 def sample_children(
     threads: int,

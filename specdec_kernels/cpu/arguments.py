@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from .._ops.calls import SampleCall, VerifyCall
 from . import _native
 
 DTYPES = {
@@ -15,6 +18,7 @@ DTYPES = {
     torch.int8: _native.DType.int8,
     torch.float8_e4m3fn: _native.DType.float8_e4m3fn,
 }
+_KINDS: Mapping[str, _native.LawKind] = _native.LawKind.__members__
 _NO_ADDRESSES = [0, 0, 0, 0]
 
 
@@ -58,3 +62,31 @@ def sampling_of(
 def stride_of(rows: Tensor | None) -> int:
     """Elements from row to row; 0 for None."""
     return 0 if rows is None else rows.stride(0)
+
+
+def logprobs_of(call: VerifyCall | SampleCall) -> _native.Logprobs:
+    """What is reported of emitted tokens."""
+    top_logprobs, top_tokens, ranks, chosen_logprobs = call.out_report
+    return _native.Logprobs(
+        kind=_KINDS[call.logprobs_kind],
+        top=top_tokens.shape[-1],
+        chosen=address(call.chosen_tokens),
+        chosen_count=chosen_logprobs.shape[-1],
+        out_top_logprobs=top_logprobs.data_ptr(),
+        out_top_tokens=top_tokens.data_ptr(),
+        out_ranks=ranks.data_ptr(),
+        out_chosen_logprobs=chosen_logprobs.data_ptr(),
+    )
+
+
+def masks_of(masks: list[Tensor]) -> _native.Masks:
+    """The sampling masks, as a call has them."""
+    counts, mass, tokens, *offsets = masks
+    return _native.Masks(
+        out_bits=0 if offsets else tokens.data_ptr(),
+        out_ids=tokens.data_ptr() if offsets else 0,
+        capacity=tokens.shape[0] if offsets else 0,
+        out_offsets=offsets[0].data_ptr() if offsets else 0,
+        out_counts=counts.data_ptr(),
+        out_mass=mass.data_ptr(),
+    )

@@ -10,7 +10,7 @@ import torch
 from .._checks import BackendUnavailable
 from .._ops.calls import SampleCall, SampleChildrenCall
 from . import _native
-from .arguments import address, rows_of, sampling_of, stride_of
+from .arguments import address, logprobs_of, rows_of, sampling_of, stride_of
 
 _METHODS: Mapping[str, _native.Method] = _native.Method.__members__
 
@@ -32,6 +32,7 @@ def sample(call: SampleCall) -> None:
         bitmask_stride=stride_of(call.token_bitmask),
         out_tokens=call.out_tokens.data_ptr(),
         out_logprobs=address(call.out_logprobs),
+        logprobs=logprobs_of(call) if call.out_report else None,
     )
     del pinned
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from . import _native
-from .arguments import address, rows_of, sampling_of, stride_of
+from .arguments import address, logprobs_of, masks_of, rows_of, sampling_of, stride_of
 
 _RULES: Mapping[str, _native.Rule] = _native.Rule.__members__
 _LOGITS, _LOGPROBS, _PROBS = _native.DraftForm
@@ -69,6 +69,8 @@ def verify(
         out_path=call.out_path.data_ptr(),
         out_logprobs=address(call.out_logprobs),
         out_status=call.out_status.data_ptr(),
+        logprobs=logprobs_of(call) if call.out_report else None,
+        masks=masks_of(call.out_masks) if call.out_masks else None,
         trace_thresholds=address(trace_thresholds),
         trace_masses=address(trace_masses),
     )

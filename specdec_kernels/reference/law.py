@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..sampling import ORDERS, SamplingParams
 
-NAN, EMPTY, IMPOSSIBLE = 1, 2, 4
+NAN, EMPTY, IMPOSSIBLE, OVERFLOW = 1, 2, 4, 8
 
 
 class Params(NamedTuple):
@@ -25,7 +25,15 @@ class Params(NamedTuple):
 
 
 def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | None) -> tuple[Tensor, int]:
-    """The target's law [V] and the bits of `Status` that its row [V] sets.
+    """The target's law [V] and the bits of `Status` that its row [V] sets."""
+    z, status = target_exponents(row, params, allowed)
+    return normalised(z), status
+
+
+def target_exponents(
+    row: Tensor, params: Params | SamplingParams, allowed: Tensor | None
+) -> tuple[Tensor, int]:
+    """The same law as `exponents`.
 
     NaN counts as `-inf`. A row without a possible token gives the point mass at the lowest allowed token, or
     at 0 if none is allowed.
@@ -36,9 +44,9 @@ def target_law(row: Tensor, params: Params | SamplingParams, allowed: Tensor | N
     if allowed is not None:
         row = torch.where(allowed, row, -math.inf)
     if (row > -math.inf).any():
-        return law(row, params), status
+        return exponents(row, params), status
     lowest = first(allowed) if allowed is not None and allowed.any() else 0
-    return point(lowest, row.numel()), status | EMPTY
+    return point(lowest, row.numel()).log(), status | EMPTY
 
 
 def draft_law(
@@ -70,14 +78,25 @@ def law(row: Tensor, params: Params | SamplingParams) -> Tensor:
 
     Cuts compare values, so tied tokens are kept or dropped together.
     """
+    return normalised(exponents(row, params))
+
+
+def normalised(z: Tensor) -> Tensor:
+    """The law with these exponents."""
+    weight = z.exp()
+    return weight / weight.sum()
+
+
+def exponents(row: Tensor, params: Params | SamplingParams) -> Tensor:
+    """The same law as logarithms of weights: 0 for the likeliest tokens, `-inf` for what is dropped."""
     temperature, top_k, top_p, min_p, order = params
     best = row.max()
     if not temperature > 0:
-        return point(first(row == best), row.numel())
+        return point(first(row == best), row.numel()).log()
     if best == math.inf:  # the infinite entries share all the mass; they are tied, so every cut keeps them
-        weight = (row == math.inf).double()
-        return weight / weight.sum()
-    weight = torch.where(row > -math.inf, (row - best) / temperature, -math.inf).exp()
+        return (row == math.inf).double().log()
+    z = torch.where(row > -math.inf, (row - best) / temperature, -math.inf)
+    weight = z.exp()
     keep = row > -math.inf
     likely = weight >= min(min_p, 1.0) if min_p > 0 else keep.clone()  # the largest weight is 1
     if order == "min_p_first":
@@ -93,8 +112,7 @@ def law(row: Tensor, params: Params | SamplingParams) -> Tensor:
         keep[keep.clone()] = kept[index]
     if order == "min_p_last":
         keep &= likely
-    weight = torch.where(keep, weight, 0.0)
-    return weight / weight.sum()
+    return torch.where(keep, z, -math.inf)
 
 
 def allowed_tokens(bitmask: Tensor, vocab_size: int) -> Tensor:

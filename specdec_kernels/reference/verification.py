@@ -19,9 +19,10 @@ from .._ops.calls import VerifyCall
 from .._random import Purpose
 from ..rules import GREEDILY
 from .edits import Edits, edits_of
-from .law import Params, allowed_tokens, draft_law, params_of, target_law
+from .law import OVERFLOW, Params, allowed_tokens, draft_law, params_of, target_law
 from .path import tokens_to
 from .random import Noise
+from .reporting import Report, Scores
 from .request import Answer, Request, Trace, Tree, ratio
 
 
@@ -196,8 +197,7 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
     call.out_path.fill_(-1)
     for out in (call.out_num_tokens, call.out_num_accepted, call.out_status):
         out.fill_(0)
-    if call.out_logprobs is not None:
-        call.out_logprobs.fill_(torch.nan)
+    report = Report(call.logprobs_kind, call.out_logprobs, call.out_report, call.out_masks)
 
     values = call.rule_values if call.rule_rates is None else call.rule_rates.tolist()
     for b, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
@@ -237,10 +237,12 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         call.out_num_accepted[b] = len(path) - 1
         call.out_num_tokens[b] = len(path)
         call.out_status[b] = request.status | (0 if edits is None else edits.status)
-        if call.out_logprobs is not None:
-            for i, (node, x) in enumerate(zip(path, emitted, strict=True)):
-                if has_row(node):
-                    call.out_logprobs[b, i] = request.target(node)[x].log()
+        for i, (node, x) in enumerate(zip(path, emitted, strict=True)):
+            if report.asked and has_row(node):
+                scores = Scores(*_target_scores(call, tree, edits, b, start, node), params)
+                report.position((b, i), scores, x, call.chosen_tokens)
+    for b in report.finish():
+        call.out_status[b] |= OVERFLOW
 
 
 def _target_row(call: VerifyCall, request: int, start: int, node: int) -> int:
@@ -267,14 +269,24 @@ def _bonus(call: VerifyCall, request: int) -> int | None:
 def _target(
     call: VerifyCall, tree: Tree, edits: Edits | None, request: int, start: int, params: Params, node: int
 ) -> tuple[Tensor, int]:
+    _, row, allowed = _target_scores(call, tree, edits, request, start, node)
+    return target_law(row, params, allowed)
+
+
+def _target_scores(
+    call: VerifyCall, tree: Tree, edits: Edits | None, request: int, start: int, node: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The row of a node that has one, as it was given and with its edits, and the tokens that its bitmask
+    allows."""
     logits, allowed = call.target_logits, None
     if call.token_bitmask is not None:
         allowed = allowed_tokens(call.token_bitmask[start + node].cpu(), logits.shape[-1])
     row = _target_row(call, request, start, node)
     row_logits = logits[row] if logits.dim() == 2 else logits[row // logits.shape[1], row % logits.shape[1]]
+    given = row_logits.cpu()
     if edits is not None:
         row_logits = edits.row(row_logits, tokens_to(tree.tokens, tree.parents, node))
-    return target_law(row_logits.cpu(), params, allowed)
+    return given, row_logits.cpu(), allowed
 
 
 def _draft(call: VerifyCall, params: Params, request: int, start: int, node: int) -> Tensor | None:

@@ -94,6 +94,8 @@ def sample(call: SampleCall) -> None:
         raise BackendUnavailable(
             "sample: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
         )
+    if call.out_report:
+        raise BackendUnavailable("sample: triton has no Logprobs yet; use reference or cpu")
     batch = call.logits.shape[0]
     if batch == 0:
         return

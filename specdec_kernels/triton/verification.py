@@ -224,6 +224,8 @@ def verify(
         raise BackendUnavailable(
             "verify: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
         )
+    if call.out_report or call.out_masks:
+        raise BackendUnavailable("verify: triton has no Logprobs and no Masks yet; use reference or cpu")
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
