@@ -165,11 +165,17 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   check_integers(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
   if (args.bonus_tokens)
     check_integers(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
+  check.value("stop_count", args.stop_count, 0, kMostItems);
+  check.array("stop_tokens", args.stop_tokens, requests, args.stop_count);
+  check.optional_array("new_tokens_left", args.new_tokens_left, requests);
+  check.optional_array("context_left", args.context_left, requests);
+  check.optional_array("finished", args.finished, requests);
   check.array("out_num_tokens", args.out_num_tokens, requests);
   check.array("out_num_accepted", args.out_num_accepted, requests);
   check.array("out_path", args.out_path, requests, args.width);
   check.optional_array("out_logprobs", args.out_logprobs, requests, args.width);
   check.array("out_status", args.out_status, requests);
+  check.optional_array("out_finish", args.out_finish, requests);
   if (args.logprobs) check_logprobs(check.in("logprobs"), *args.logprobs, requests, args.width);
   if (args.masks) check_masks(check.in("masks"), *args.masks, args);
   check.optional_array("trace_thresholds", args.trace_thresholds, nodes);

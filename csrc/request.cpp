@@ -31,7 +31,8 @@ Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int6
       children(tree),
       sampling(sampling_of(in.sampling, b)),
       draft_sampling(sampling_of(in.draft_sampling, b)),
-      bonus_token(bonus_of(in, b)) {}
+      bonus_token(bonus_of(in, b)),
+      ends(Ends(in, b).of(tree)) {}
 
 int64_t Request::target_row_of(int64_t node) const {
   int64_t r = first_row + node;
@@ -43,7 +44,7 @@ int64_t Request::target_row_of(int64_t node) const {
 }
 
 int64_t Request::bonus(int64_t node) const {
-  if (bonus_token < 0) return -1;
+  if (bonus_token < 0 || ends_at(node)) return -1;
   const bool ends = node + 1 == tree.nodes || (!has_row(node) && tree.tokens[node + 1] < 0);
   return ends ? bonus_token : -1;
 }

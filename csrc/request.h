@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "ends.h"
 #include "law.h"
 #include "tree.h"
 #include "view.h"
@@ -22,15 +24,18 @@ struct Request {
   Children children;
   Sampling sampling, draft_sampling;
   int32_t status = 0;
-  int64_t bonus_token;  // -1 = none
+  int64_t bonus_token;     // -1 = none
+  std::vector<bool> ends;  // [nodes]: whether the request ends there; or empty
 
   // Of nodes in rows [begin, end).
   Request(const VerifyArgs& inputs, Worker& worker, int64_t index, int64_t begin, int64_t end);
 
-  bool has_row(int64_t node) const { return target_row_of(node) >= 0; }
+  // Whether a node may be kept for the target's row of it.
+  bool has_row(int64_t node) const { return !ends_at(node) && target_row_of(node) >= 0; }
   // Of a node that has one.
   Row target_row(int64_t node) const;
-  // The token after a node if the caller has drawn it, else -1.
+  bool ends_at(int64_t node) const { return !ends.empty() && ends[node]; }
+  // The token after a node if the caller has drawn it and the request does not end there, else -1.
   int64_t bonus(int64_t node) const;
   // Whether the token after a node can be told.
   bool can_keep(int64_t node) const { return has_row(node) || bonus(node) >= 0; }

@@ -30,17 +30,26 @@ class Output {
     path_[entered_++] = static_cast<int32_t>(node);
   }
   // The walk ends with the next token; without a law nothing is reported of it.
-  void finish(int64_t token, const Law* p, int32_t status) {
+  void finish(int64_t token, const Law* p, int32_t status, bool drafted = false) {
     emit(token, p);
     close(status);
+    Ends(args_, b_).finish(emitted_, token, drafted);
   }
+  // The walk ends with a drafted token as the next one.
+  void finish_with_drafted(int64_t token, const Law& p, int32_t status) { finish(token, &p, status, true); }
+  // Nothing is emitted; a request with nodes may have nothing left.
+  void close_empty(bool nodes) {
+    close(0);
+    const Ends ends(args_, b_);
+    nodes ? ends.finish(0, -1, false) : ends.say(0);
+  }
+
+ private:
   void close(int32_t status) {
     args_.out_num_tokens[b_] = static_cast<int32_t>(emitted_);
     args_.out_num_accepted[b_] = static_cast<int32_t>(std::max<int64_t>(entered_ - 1, 0));
     args_.out_status[b_] = status;
   }
-
- private:
   void emit(int64_t token, const Law* p) {
     if (p && wants_laws()) report_.emit(worker_, b_, emitted_, token, *p, sampling_of(args_.sampling, b_));
     write(emitted_++, token);
@@ -95,7 +104,8 @@ class Walk {
       r_.status |= p.status;
       int64_t child = first_child(node, depth);
       while (child >= 0 && r_.tree.tokens[child] != token) child = r_.children.next(child);
-      if (child < 0 || !r_.can_keep(child)) return out_.finish(token, &p, r_.status);
+      if (child < 0) return out_.finish(token, &p, r_.status);
+      if (!r_.can_keep(child)) return out_.finish_with_drafted(token, p, r_.status);
       out_.enter(child, token, &p);
       node = child;
     }
@@ -117,7 +127,7 @@ class Walk {
       }
       if (child < 0) return finish(node);
       const int64_t token = r_.tree.tokens[child];
-      if (!r_.can_keep(child)) return out_.finish(token, &node.p(), r_.status);
+      if (!r_.can_keep(child)) return out_.finish_with_drafted(token, node.p(), r_.status);
       out_.enter(child, token, &node.p());
       node = Node(r_, child, node.depth() + 1);
     }
@@ -193,7 +203,7 @@ class Walk {
     for (size_t i = 1; i < path.size(); ++i) {
       const int64_t node = path[i].node.index(), token = r_.tree.tokens[node];
       const Law& p = path[i - 1].node.p();
-      if (!r_.can_keep(node)) return out_.finish(token, &p, r_.status);
+      if (!r_.can_keep(node)) return out_.finish_with_drafted(token, p, r_.status);
       out_.enter(node, token, &p);
     }
     finish(path.back().node);
@@ -220,8 +230,8 @@ class Walk {
       for (; child >= 0; child = r_.children.next(child)) {
         if (args_.rule == SPECDEC_DEFERRED) {
           const int64_t outstanding = test.outstanding(child, v.outstanding);
-          if (outstanding >= 0 && r_.can_keep(child)) open.push_back({child, v.depth + 1, outstanding});
-        } else if (test.passes(child) && r_.can_keep(child) && r_.tree.tokens[child] < args_.target->size) {
+          if (outstanding >= 0) open.push_back({child, v.depth + 1, outstanding});
+        } else if (test.passes(child) && r_.tree.tokens[child] < args_.target->size) {
           open.push_back({child, v.depth + 1, 0});
         }
       }
@@ -232,7 +242,9 @@ class Walk {
     for (int64_t depth = 1; depth <= best.depth; ++depth) {
       Law p;
       if (out_.wants_laws()) p = law_of(r_.worker, r_.target_row(path[depth - 1]), r_.sampling);
-      out_.enter(path[depth], r_.tree.tokens[path[depth]], &p);
+      const int64_t token = r_.tree.tokens[path[depth]];
+      if (!r_.can_keep(path[depth])) return out_.finish_with_drafted(token, p, r_.status);
+      out_.enter(path[depth], token, &p);
     }
     Node node(r_, best.node, best.depth);
     finish(node);
@@ -334,9 +346,9 @@ void verify(const VerifyArgs& args, int threads) {
     const int64_t begin = first_row_of(args.cu_nodes, b, rows);
     const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
     Output output(args, report, worker, b);
-    if (end <= begin) return output.close(0);
+    if (end <= begin) return output.close_empty(false);
     Request request(args, worker, b, begin, end);
-    if (!request.can_keep(0)) return output.close(0);
+    if (!request.can_keep(0)) return output.close_empty(true);
     Walk(args, request, output).run();
   });
   report.list_ids(threads_for(rows * args.target->size, threads), args.out_status);

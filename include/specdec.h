@@ -94,6 +94,14 @@ enum {
   SPECDEC_STATUS_OVERFLOW = 8,    // ids of a sampling mask did not fit
 };
 
+// Why a request ended, in bits; 0 = it goes on, or had ended before.
+enum {
+  SPECDEC_FINISH_STOP = 1,     // its last emitted token is one of its stop tokens
+  SPECDEC_FINISH_LENGTH = 2,   // no new token is left to it
+  SPECDEC_FINISH_CONTEXT = 4,  // its context is full
+  SPECDEC_FINISH_DRAFTED = 8,  // its last emitted token was a drafted one; this alone does not end it
+};
+
 SPECDEC_ENUM(specdec_rule){
     SPECDEC_MATCH = 0,      // lossless; the tokens that specdec_sample draws
     SPECDEC_TOKEN = 1,      // lossless
@@ -150,7 +158,8 @@ typedef struct specdec_masks {
 typedef struct specdec_verify_args {
   uint32_t struct_size, version;
   // The target's laws: node i has row i; or the row that target_rows says, -1 = none; or, of the nodes of
-  // request b, row i - b, and the last one none. A node without a row is kept only if bonus_tokens follow it.
+  // request b, row i - b, and the last one none. A node without a row is kept only if bonus_tokens follow it;
+  // else, if the rule accepts it, its token is the next token.
   const specdec_rows* target;  // [rows, V]
   const int32_t* target_rows;  // [R] or null
   int32_t rows_end_early;      // 1: the last
@@ -182,7 +191,14 @@ typedef struct specdec_verify_args {
   // [B] or null: the token after a chain's last node, drawn by the caller; int64_t, or int32_t.
   const void* bonus_tokens;
   int32_t bonus_tokens_are_int32;
-  int64_t width;  // 1 + depth of the deepest node that may be accepted
+  // Where requests end. A path is cut at the first stop token, and where nothing is left; this token is the
+  // last one emitted. All may be null. Those that are not const are changed.
+  const int64_t* stop_tokens;  // [B, stop_count], -1 = none
+  int64_t stop_count;
+  int32_t* new_tokens_left;  // [B], how many more tokens the request may emit
+  int32_t* context_left;     // [B], how many more its context can hold
+  uint8_t* finished;         // [B], not 0 = it has ended, and counts as a request without nodes
+  int64_t width;             // 1 + depth of the deepest node that may be accepted
   // Outputs.
   void* out_tokens;                  // [B, width], int64_t: accepted tokens, the next token, then -1
   int32_t out_tokens_are_int32;      // 1: int32_t
@@ -192,6 +208,7 @@ typedef struct specdec_verify_args {
   float* out_logprobs;               // [B, width] or null: of out_tokens under the target's processed law, or
                                      // the kind that `logprobs` names
   int32_t* out_status;               // [B]
+  int32_t* out_finish;               // [B] or null: why requests end
   const specdec_logprobs* logprobs;  // or null
   const specdec_masks* masks;        // or null
   // [R] or null, for tests: what each tested node's coin was compared with, the mass that a rejection left.

@@ -31,6 +31,7 @@ from .drafting import (
     sample_children,
 )
 from .edits import LogitEdits, edit_logits_
+from .ends import Ends, Finish
 from .grammar import ForcedDraft, TreeBitmask, advance_matchers, forced_draft, tree_bitmask
 from .integrations.layouts import fill_sglang, fill_tensorrt_llm
 from .integrations.transformers import (
@@ -70,7 +71,9 @@ __all__ = [
     "DraftTree",
     "Drafts",
     "DraftVocab",
+    "Ends",
     "Ensemble",
+    "Finish",
     "ForcedDraft",
     "Frontier",
     "Generated",

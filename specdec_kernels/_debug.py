@@ -54,6 +54,8 @@ def check_verify(tree: DraftTree, call: VerifyCall) -> None:
     neither -1 nor in [0, V), and draft probabilities that do not sum to 1."""
     request, node = tree._owners
     owned, vocab = request < tree.batch_size, call.target_logits.shape[-1]
+    if call.finished is not None:  # what an ended request holds is not read
+        owned = owned & (torch.nn.functional.pad(call.finished, (0, 1))[request] == 0)
     count = call.target_logits.shape[:-1].numel()
     rows = _target_rows(call, request)
     if call.target_rows is not None:
@@ -129,6 +131,19 @@ def _check_row_numbers(
         rule = f"must be -1 or in [0, {symbol}) = [0, {count})"
         got = f"{int(rows[row])} at request {int(request[row])} node {int(node[row])}"
         bad_value("verify", argument, rule, got)
+
+
+def before(call: VerifyCall) -> VerifyCall:
+    """A call with copies of what it changes in place, as that was before the call."""
+    return call._replace(
+        new_tokens_left=_copied(call.new_tokens_left),
+        context_left=_copied(call.context_left),
+        finished=_copied(call.finished),
+    )
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.clone()
 
 
 def check_drawn(tree: DraftTree, call: VerifyCall, impossible: Tensor) -> None:

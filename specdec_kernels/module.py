@@ -15,6 +15,7 @@ from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
 from .drafting.acceptance import AcceptanceStats
 from .edits import LogitEdits
+from .ends import Ends, Finish
 from .reporting import Logprobs, Masks, check_masks
 from .rules import Rule, resolve
 from .sampling import PLAIN, DraftVocab, SamplingParams
@@ -115,6 +116,7 @@ class SpeculativeVerifier(torch.nn.Module):
         positions: Tensor | None = None,
         token_bitmask: Tensor | None = None,
         edits: LogitEdits | None = None,
+        ends: Ends | None = None,
         out: Verified | None = None,
     ) -> Verified:
         """`verify` with the module's options; counts what it accepted.
@@ -145,6 +147,7 @@ class SpeculativeVerifier(torch.nn.Module):
             edits=edits,
             return_logprobs=self.return_logprobs,
             return_masks=self.return_masks,
+            ends=ends,
             out=out,
             backend=self.backend,
         )
@@ -211,17 +214,25 @@ class SpeculativeVerifier(torch.nn.Module):
             counts: Any = self._buffers["counts"]  # `self.counts` takes 0.5 us
             check_device("SpeculativeVerifier", "tree", tree.tokens, counts.device)
             trees = tree.tokens.contiguous(), tree.parents.contiguous(), tree.cu_nodes.contiguous()
-            kernels.count_accepted(*trees, verified.path, verified.num_accepted, counts)
+            found = verified.path, verified.num_accepted, verified.finish
+            kernels.count_accepted(*trees, *found, counts)
             return
         batch, (request, node) = tree.batch_size, tree._owners
         taken = verified.num_accepted.long().unsqueeze(1)
         last = verified.path.gather(1, taken).squeeze(1)
-        drafted = (tree.tokens >= 0) & (node > 0) & (request < batch)
+        served = verified.num_tokens > 0
+        there = torch.cat([served, served.new_zeros(1)])[request]
+        drafted = (tree.tokens >= 0) & (node > 0) & there
         # If the last kept node has a drafted child, one more depth was tested than accepted.
         below_last = drafted & (tree.parents == torch.cat([last, last.new_zeros(1)])[request])
         untaken = torch.zeros(batch + 1, dtype=torch.int64, device=last.device)
         untaken = untaken.index_add(0, request, below_last.long())[:batch, None] > 0
         depth = torch.arange(1, self.counts.shape[0] // 2, device=last.device)
-        active = (verified.num_tokens > 0).sum()
+        active = served.sum()
         totals = torch.stack([active, drafted.sum(), active * tree.max_depth])
-        self.counts += torch.cat([totals, (depth <= taken + untaken).sum(0), (depth <= taken).sum(0)])
+        tested = (depth <= taken + untaken).sum(0)
+        if (
+            verified.finish is not None
+        ):  # a last token that was drafted is accepted, though its node is not kept
+            taken = taken + (verified.finish & Finish.DRAFTED != 0).unsqueeze(1)
+        self.counts += torch.cat([totals, tested, (depth <= taken).sum(0)])

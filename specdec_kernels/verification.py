@@ -11,10 +11,11 @@ from torch import Tensor
 
 from . import _debug, _ops, rules
 from . import _verify_checks as checks
-from ._checks import FLOATS, bad_value, check_device, check_dtype, check_tensor, check_type
+from ._checks import FLOATS, bad_value, check_device, check_dtype, check_tensor, check_type, what
 from ._memory import check_contiguous
 from ._ops.calls import VerifyCall
 from .edits import LogitEdits, unpack_edits
+from .ends import Ends, check_ends
 from .reporting import (
     Logprobs,
     Masks,
@@ -54,7 +55,8 @@ class Verified(NamedTuple):
     tokens: Tensor
     """[B, max_depth + 1] int64: accepted tokens, the next token, then -1. `out` may have int32."""
     num_tokens: Tensor
-    """[B] int32: `num_accepted + 1`; 0 for an empty request, and for one whose root has no row."""
+    """[B] int32: `num_accepted + 1`; 0 for an empty request, for one whose root has no row, and for one that
+    has ended."""
     num_accepted: Tensor
     """[B] int32."""
     path: Tensor
@@ -64,6 +66,8 @@ class Verified(NamedTuple):
     `Logprobs` names; nan beyond."""
     status: Tensor
     """[B] int32, bits of `Status`."""
+    finish: Tensor | None = None
+    """[B] int32, bits of `Finish`: why a request ended; with `ends`."""
     top_logprobs: Tensor | None = None
     """[B, max_depth + 1, top] float32, descending; nan where there are fewer tokens. With `Logprobs.top`."""
     top_tokens: Tensor | None = None
@@ -94,6 +98,7 @@ def verify(
     edits: LogitEdits | None = None,
     return_logprobs: bool | Logprobs = False,
     return_masks: Masks | None = None,
+    ends: Ends | None = None,
     out: Verified | None = None,
     backend: str = "auto",
 ) -> Verified:
@@ -123,9 +128,8 @@ def verify(
         draft_logits: [R, Vd], where the row of node i is the law from which its children were drawn; or
             [Rq, Vd] with `draft_rows`; or [B, K, Vd] for a uniform chain of K drafted tokens.
         target_rows: [R] int32, row of `target_logits` per node, -1 = none. Nodes may share rows. A node
-            without a row is tested, but never kept: if its coin accepts it, its token is the next token.
-            Under lossy rules but `Threshold` and `Ensemble` it does not pass. If a root has no row, the
-            request counts as empty. Numbers out of range count as -1.
+            without a row is tested, but never kept: if the rule accepts it, its token is the next token. If a
+            root has no row, the request counts as empty. Numbers out of range count as -1.
         bonus_tokens: [B] int64 or int32, only for chains: the token after the last node, which the caller has
             drawn from the target's law there. That node needs no row. The log-probability of the token is nan
             without the row. Tokens outside [0, V) count as none.
@@ -148,8 +152,11 @@ def verify(
         return_logprobs: fill `Verified.logprobs`; a `Logprobs` says under which law, and which tokens'
             log-probabilities and ranks are returned with them.
         return_masks: fill `Verified.masks` with the tokens that bitmask and cuts left.
+        ends: stop tokens and limits. A path ends at the first token that ends its request; `Verified.finish`
+            says why, and the tensors of `ends` are changed in place.
         out: a `Verified` of contiguous tensors to fill and return; its logprobs are filled if present, and
-            what `Logprobs` and `Masks` ask for has to be there. Its tokens may be int64 or int32.
+            what `Logprobs` and `Masks` ask for has to be there. Its tokens may be int64 or int32. It has a
+            `finish` with `ends`, and only then.
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
@@ -203,7 +210,8 @@ def verify(
     check_bitmask("verify", token_bitmask, "[R, ceil(V / 32)]", rows, vocab, device)
     edit_tensors, edit_numbers = unpack_edits("verify", edits, batch, vocab, device)
     given, width = out, tree.max_depth + 1
-    out = _outputs(given, return_logprobs is not False, batch, width, device)
+    stops, new_tokens_left, context_left, finished = check_ends("verify", ends, batch, device)
+    out = _outputs(given, return_logprobs is not False, ends is not None, batch, width, device)
     kind, chosen = "processed", None
     report: list[Tensor] = []
     masks: list[Tensor] = []
@@ -249,16 +257,23 @@ def verify(
         rule_rates=rules.rates_on("verify", rule, device),
         edits=edit_tensors,
         edit_numbers=edit_numbers,
+        stop_tokens=stops,
+        new_tokens_left=new_tokens_left,
+        context_left=context_left,
+        finished=finished,
+        out_finish=out.finish,
         logprobs_kind=kind,
         chosen_tokens=chosen,
         out_report=report,
         out_masks=masks,
     )
+    before = call
     if _debug.enabled():
         _debug.check_verify(tree, call)
+        before = _debug.before(call)
     _ops.verify(call, backend)
     if _debug.enabled():
-        _debug.check_drawn(tree, call, (out.status & Status.IMPOSSIBLE) != 0)
+        _debug.check_drawn(tree, before, (out.status & Status.IMPOSSIBLE) != 0)
     return out
 
 
@@ -269,6 +284,7 @@ def empty_outputs(
     tokens: torch.dtype = torch.int64,
     *,
     logprobs: bool = False,
+    ends: bool = False,
 ) -> Verified:
     """Outputs that `verify` can fill, with tokens of a dtype."""
     return Verified(
@@ -278,15 +294,21 @@ def empty_outputs(
         path=torch.empty((batch, width), dtype=torch.int32, device=device),
         logprobs=torch.empty((batch, width), dtype=torch.float32, device=device) if logprobs else None,
         status=torch.empty(batch, dtype=torch.int32, device=device),
+        finish=torch.empty(batch, dtype=torch.int32, device=device) if ends else None,
     )
 
 
-def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, device: torch.device) -> Verified:
+def _outputs(
+    out: Verified | None, logprobs: bool, ends: bool, batch: int, width: int, device: torch.device
+) -> Verified:
     if out is None:
-        return empty_outputs(batch, width, device, logprobs=logprobs)
+        return empty_outputs(batch, width, device, logprobs=logprobs, ends=ends)
     check_type("verify", "out", out, Verified, "a Verified")
     if logprobs and out.logprobs is None:
         bad_value("verify", "out.logprobs", "must be a tensor with return_logprobs", "None")
+    if ends != (out.finish is not None):
+        rule = "must be a tensor with ends" if ends else "must be None without ends"
+        bad_value("verify", "out.finish", rule, "None" if ends else what(out.finish))
     grid, line = ("[B, max_depth + 1]", (batch, width)), ("[B]", (batch,))
     numbers = (torch.int32,)
     for field, (symbols, shape), dtypes in (
@@ -296,9 +318,10 @@ def _outputs(out: Verified | None, logprobs: bool, batch: int, width: int, devic
         ("path", grid, numbers),
         ("logprobs", grid, (torch.float32,)),
         ("status", line, numbers),
+        ("finish", line, numbers),
     ):
         value = getattr(out, field)
-        if field == "logprobs" and value is None:
+        if field in ("logprobs", "finish") and value is None:
             continue
         check_tensor("verify", f"out.{field}", value, symbols, shape, dtypes, device)
         check_contiguous("verify", f"out.{field}", value)

@@ -113,8 +113,15 @@ static specdec_result fuzz_verify(int32_t threads) {
   if (rarely(2)) args.masks = &left;
   if (rarely(4)) spoil(&report, sizeof report, 0, 0);
   if (rarely(4)) spoil(&left, sizeof left, 0, 0);
+  if (rarely(3)) args.stop_count = below(4), args.stop_tokens = longs(requests * args.stop_count, vocab);
+  if (rarely(3)) args.new_tokens_left = ints(requests, 5);
+  if (rarely(3)) args.context_left = ints(requests, 5);
+  if (rarely(2)) args.out_finish = memory(requests * 4);
   spoil(&args, sizeof args, offsetof(specdec_verify_args, proposals),
         offsetof(specdec_verify_args, first_child));
+  uint8_t* finished = memory(requests);  // of bytes too
+  for (int64_t i = 0; i < requests; ++i) finished[i] = (uint8_t)below(2);
+  if (rarely(3)) args.finished = finished;
   if (rarely(4)) spoil(&target, sizeof target, 16, 24);
   if (rarely(4)) spoil(&draft, sizeof draft, 16, 24);
   if (rarely(4)) spoil(&law, sizeof law, 0, 0);

@@ -237,7 +237,9 @@ def leaves(results):
 
 def all_equal(a, b):
     return all(
-        torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
+        x is y is None
+        if x is None or y is None
+        else torch.equal(torch.nan_to_num(x, nan=7.0), torch.nan_to_num(y, nan=7.0))
         if x.is_floating_point()
         else torch.equal(x, y)
         for x, y in zip(leaves(a), leaves(b), strict=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from specdec_kernels.reference.ends import Ending
 from specdec_kernels.reference.request import Request, Trace, Tree, ratio
 from specdec_kernels.tree import Proposal
 
@@ -81,7 +83,8 @@ class Case:
 
     `kinds` has a letter per node after the root. The laws at a node are random functions of the tokens above
     it; `point_token` is what a POINT child of given rank has, and `skip` nodes get token -1. `rowless` nodes
-    have no row of the target, and with `bonus` the token after a chain is drawn beforehand.
+    have no row of the target, and with `bonus` the token after a chain is drawn beforehand. The request ends
+    at one of `stops` and after `limit` tokens.
     """
 
     parents: tuple[int, ...]
@@ -95,6 +98,8 @@ class Case:
     duplicates: bool = False  # Proposal.POINT siblings all carry one token
     rowless: tuple[int, ...] = ()
     bonus: bool = False
+    stops: frozenset[int] = frozenset()
+    limit: float = math.inf
     seed: int = 0
 
     @property
@@ -220,6 +225,7 @@ class Case:
             self.vocab,
             has_row=lambda node: node not in rowless,
             bonus=bonus,
+            ending=Ending(self.stops, self.limit),
             target=lambda node: (self.p(prefix(node)), 0),
             draft=lambda node: None if node in self.no_row else self.q(prefix(node)),
             noise=noise,

@@ -28,7 +28,9 @@ RESULTS = {
     "Children", "Committed", "Drafts", "ForcedDraft", "Frontier", "Generated", "GrownTree", "NgramTree",
     "Sampled", "SamplingMasks", "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
-OTHERS = {"BackendUnavailable", "Heads", "Logprobs", "Masks", "Matcher", "Proposal", "Status"}
+OTHERS = {
+    "BackendUnavailable", "Ends", "Finish", "Heads", "Logprobs", "Masks", "Matcher", "Proposal", "Status",
+}  # fmt: skip
 # Whose methods are called by operations, with tokens that they checked, and by Prometheus.
 CALLED = {"AcceptanceCollector", "AfterToken", "LLGuidanceMatcher"}
 COMPILING = {"warmup"}  # refuses in test_triton_warmup.py
@@ -72,7 +74,8 @@ def keys(rows: int = B) -> dict:
 
 
 def verifying() -> dict:
-    out = sdk.Verified(long(B, N), short(B), short(B), short(B, N), torch.zeros(B, N), short(B))
+    out = sdk.Verified(long(B, N), short(B), short(B), short(B, N), torch.zeros(B, N), short(B), short(B))
+    ends = sdk.Ends(long(B, 1) - 1, short(B) + 5, short(B) + 5, torch.zeros(B, dtype=torch.bool))
     options = dict(sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(top_k=3))
     return keys() | options | dict(
         target_logits=torch.zeros(R, V),
@@ -86,6 +89,7 @@ def verifying() -> dict:
         token_bitmask=short(R, 1) - 1,
         return_logprobs=True,
         return_masks=None,
+        ends=ends,
         out=out,
     )  # fmt: skip
 
@@ -374,9 +378,10 @@ CASES = [
 # operation that is handed the object can judge.
 UNREAD = ", ".join(
     f"{field} {what}"
-    for field, dims in (("logprobs", ("size 0", "size 1")), ("status", ("size 0",)))
+    for field, dims in (("finish", ("size 0",)), ("logprobs", ("size 0", "size 1")), ("status", ("size 0",)))
     for what in sorted(("device", "dtype", "less", "list", "more", "none", "number", "string", *dims))
 )
+OPEN = "context_left none, finished none, new_tokens_left none, stop_tokens none, stop_tokens size 1"
 ACCEPTED: dict[str, dict[str, str]] = {
     "AcceptanceStats": dict(
         steps="zero",
@@ -428,7 +433,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     ),
     "SpeculativeVerifier.commit": dict(block_table="size 1"),
     "SpeculativeVerifier.forward": dict(
-        target_logits="size 0, size 1", draft_logits="size 0, size 1", out="logprobs none"
+        target_logits="size 0, size 1", draft_logits="size 0, size 1", ends=OPEN, out="logprobs none"
     ),
     "Synthetic": dict(rate="device, item zero, less, list, longer, scalar, size 0, tensor, zero"),
     "Typical": dict(epsilon="zero", delta="zero"),
@@ -461,11 +466,12 @@ ACCEPTED: dict[str, dict[str, str]] = {
         max_prefix_len="zero",
         key_cache="size 0, size 1",
     ),
-    "verify": dict(target_logits="size 0", draft_logits="size 0"),
+    "verify": dict(target_logits="size 0", draft_logits="size 0", ends=OPEN),
 }
 
 
 FIELDS = (
+    sdk.Ends,
     sdk.TreeBitmask,
     sdk.Verified,
     sdk.SamplingMasks,

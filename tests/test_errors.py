@@ -94,6 +94,34 @@ VALUES = {
         dict(target_logits=torch.zeros(V, R).T, draft_logits=None),
         "target_logits must have last stride 1, got strides [1, 8]",
     ),
+    "stop_tokens": (
+        dict(ends=sdk.Ends(stop_tokens=long(3, 1))),
+        "ends.stop_tokens must have shape [B, S] = [2, 1], got [3, 1]",
+    ),
+    "stop_tokens of all": (
+        dict(ends=sdk.Ends(stop_tokens=long(B))),
+        "ends.stop_tokens must have shape [B, S], got [2]",
+    ),
+    "new_tokens_left": (
+        dict(ends=sdk.Ends(new_tokens_left=long(1).int())),
+        "ends.new_tokens_left must have shape [B] = [2], got [1]",
+    ),
+    "strides of ends": (
+        dict(ends=sdk.Ends(context_left=long(2 * B).int()[::2])),
+        "ends.context_left must be contiguous, got strides [2]",
+    ),
+    "out without finish": (
+        dict(ends=sdk.Ends(), out=outputs()),
+        "out.finish must be a tensor with ends, got None",
+    ),
+    "out with finish": (
+        dict(out=outputs(finish=long(B).int())),
+        "out.finish must be None without ends, got [2]",
+    ),
+    "out with finish of another size": (
+        dict(ends=sdk.Ends(), out=outputs(finish=long(1).int())),
+        "out.finish must have shape [B] = [2], got [1]",
+    ),
     "no vocabulary": (dict(target_logits=torch.zeros(R, 0)), "target_logits must have V >= 1, got [8, 0]"),
     "draft rows": (
         dict(draft_logits=torch.zeros(3, V)),
@@ -218,6 +246,24 @@ TYPES = {
     "bitmask": (dict(token_bitmask=long(R, 1)), "token_bitmask must have dtype int32, got int64"),
     "sampling": (dict(sampling=(1.0, 0, 1.0, 0.0)), "sampling must be a SamplingParams, got tuple"),
     "rule": (dict(rule=sdk.Typical), "rule must be a name or a rule object, got type"),
+    "ends": (dict(ends=(None, None)), "ends must be an Ends, got tuple"),
+    "stop_tokens": (
+        dict(ends=sdk.Ends(stop_tokens=long(B, 1).int())),
+        "ends.stop_tokens must have dtype int64, got int32",
+    ),
+    "stops of a set": (dict(ends=sdk.Ends({5})), "ends.stop_tokens must be a tensor, got set"),
+    "new_tokens_left": (
+        dict(ends=sdk.Ends(new_tokens_left=long(B))),
+        "ends.new_tokens_left must have dtype int32, got int64",
+    ),
+    "finished": (
+        dict(ends=sdk.Ends(finished=long(B))),
+        "ends.finished must have dtype uint8 | bool, got int64",
+    ),
+    "device of ends": (
+        dict(ends=sdk.Ends(finished=torch.zeros(B, dtype=torch.bool, device="meta"))),
+        f"ends.finished must be on device {NAME}, got meta",
+    ),
     "out": (dict(out=long(B)), "out must be a Verified, got Tensor"),
     "out dtype": (dict(out=outputs(status=long(B))), "out.status must have dtype int32, got int64"),
 }
@@ -660,13 +706,17 @@ def test_checks_read_no_values():
     """On the meta device nothing can be read."""
     with torch.device("meta"):
         tree = sdk.DraftTree.chain(torch.ones((B, K), dtype=torch.int64))
-        verified = sdk.verify(torch.zeros(R, V), tree, torch.zeros(B, K, V), return_logprobs=True)
+        left = torch.zeros(B, dtype=torch.int32)
+        ends = sdk.Ends(torch.zeros(B, 2, dtype=torch.int64), left, left, torch.zeros(B, dtype=torch.bool))
+        given = torch.zeros(R, V), tree, torch.zeros(B, K, V)
+        verified = sdk.verify(*given, return_logprobs=True, ends=ends)
         assert [None if t is None else tuple(t.shape) for t in verified] == [
             (2, 4),
             (2,),
             (2,),
             (2, 4),
             (2, 4),
+            (2,),
             (2,),
             *[None] * 5,
         ]

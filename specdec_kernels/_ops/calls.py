@@ -30,6 +30,8 @@ Conventions of the fields:
   empty, or has top_logprobs [B, W, top], top_tokens, ranks [B, W] and chosen_logprobs [B, W, m]; W = 1
   of `sample`. `chosen_tokens` is [B, m], or None with m = 0. `out_masks` is empty, or has counts and mass
   [B, W], then either bits [B, W, ceil(V / 32)], or ids [capacity] and offsets [B * W + 1].
+- `stop_tokens` is [B, S]; `new_tokens_left`, `context_left` and `finished` (uint8) are [B] and changed in
+  place. Requests end only if `out_finish` is given.
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a
   `value_cache` the values are the first `value_dim` elements of the keys. `window` and `softcap` are 0 if
   there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
@@ -116,6 +118,11 @@ class VerifyCall(NamedTuple):
     bonus_tokens: Tensor | None = None
     draft_is_probs: bool = False
     rule_rates: Tensor | None = None
+    stop_tokens: Tensor | None = None
+    new_tokens_left: Tensor | None = None
+    context_left: Tensor | None = None
+    finished: Tensor | None = None
+    out_finish: Tensor | None = None
 
 
 class SampleCall(NamedTuple):
@@ -318,6 +325,10 @@ OPERATORS = {
             "out_path",
             "out_logprobs",
             "out_status",
+            "new_tokens_left",
+            "context_left",
+            "finished",
+            "out_finish",
             "out_report",
             "out_masks",
         ),

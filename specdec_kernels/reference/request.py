@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._random import Purpose
 from ..tree import Proposal
+from .ends import Ending
 from .law import IMPOSSIBLE, point
 from .random import Noise
 
@@ -60,6 +61,10 @@ class Request:
         trace, start: the record of thresholds and masses, and the row of node 0 in it.
         has_row: node -> whether the target has a row of it.
         bonus: the token after the chain, already drawn; None if there is none.
+        ending: the stop tokens and limits of the request.
+
+    Attributes:
+        last_drafted: whether the walk ended with a drafted token as the next one.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Request:
         start: int = 0,
         has_row: Callable[[int], bool] = lambda node: True,
         bonus: int | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self.tree = tree
         self.vocab_size = vocab_size
@@ -85,7 +91,9 @@ class Request:
         self._drafts: dict[int, Tensor | None] = {}
         self._max_depth = max_depth
         self._trace, self._start = trace, start
-        self.has_row, self._bonus = has_row, bonus
+        self._has_row, self._bonus = has_row, bonus
+        self._ending = ending or Ending()
+        self.last_drafted: bool = False
 
     def token(self, node: int) -> int:
         return self.tree.tokens[node]
@@ -195,10 +203,20 @@ class Request:
         """Draw the token after `node`."""
         return self.noise.draw(weights, purpose, self.depth(node))
 
+    def ends(self, node: int) -> bool:
+        """Whether the request ends with a node's token; at the root, whether it has ended."""
+        return self._ending.at(self.depth(node), self.token(node))
+
+    def has_row(self, node: int) -> bool:
+        """Whether a node may be kept for the target's row of it. One that ends the request may not."""
+        return not self.ends(node) and self._has_row(node)
+
     def bonus(self, node: int) -> int | None:
         """The token after `node` if the caller has drawn it: after the last node of a chain, or after one
-        without a row at which the chain ends."""
+        without a row at which the chain ends; never where the request ends."""
         tokens = self.tree.tokens
+        if self.ends(node):
+            return None
         if node + 1 == len(tokens) or (not self.has_row(node) and tokens[node + 1] < 0):
             return self._bonus
         return None
@@ -214,6 +232,7 @@ class Request:
         if bonus is not None:
             return node, bonus
         if not self.has_row(node):
+            self.last_drafted = True
             return self.tree.parents[node], self.token(node)
         return node, self.draw(self.target(node) if P is None else P, Purpose.RESIDUAL, node)
 

@@ -19,6 +19,7 @@ from .._ops.calls import VerifyCall
 from .._random import Purpose
 from ..rules import GREEDILY
 from .edits import Edits, edits_of
+from .ends import ending, finish
 from .law import OVERFLOW, Params, allowed_tokens, draft_law, params_of, target_law
 from .path import tokens_to
 from .random import Noise
@@ -107,10 +108,11 @@ def threshold(request: Request, single: float, acc: float) -> Answer:
 
 
 def lossy(request: Request, passes: Callable[[int], bool]) -> Answer:
-    """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there."""
+    """The deepest node that passes with all its ancestors, the lowest index among equals; next ~ p there, or
+    its own token where it has no row."""
     passing = [0]
     for node in passing:  # the list grows during the loop
-        passing += [child for child in request.children(node) if passes(child) and request.can_keep(child)]
+        passing += [child for child in request.children(node) if passes(child)]
     return request.end(min(passing, key=lambda node: (-request.depth(node), node)))
 
 
@@ -155,7 +157,7 @@ def deferred(request: Request, entropy: float, window: float) -> Answer:
     for node in order:  # the list grows during the loop
         for child in request.children(node):
             still = outstanding(child, left[node])
-            if still is not None and request.can_keep(child):
+            if still is not None:
                 left[child] = still
                 order.append(child)
     kept = [node for node in order if left[node] == 0]
@@ -195,8 +197,9 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
     ends = [min(max(end, 0), rows) for end in call.cu_nodes.tolist()]
     call.out_tokens.fill_(-1)
     call.out_path.fill_(-1)
-    for out in (call.out_num_tokens, call.out_num_accepted, call.out_status):
-        out.fill_(0)
+    for out in (call.out_num_tokens, call.out_num_accepted, call.out_status, call.out_finish):
+        if out is not None:
+            out.fill_(0)
     report = Report(call.logprobs_kind, call.out_logprobs, call.out_report, call.out_masks)
 
     values = call.rule_values if call.rule_rates is None else call.rule_rates.tolist()
@@ -211,7 +214,9 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         edits = edits_of(call.edits, call.edit_numbers, b, vocab_size)
         greedy = not params.temperature > 0
         target = partial(_target, call, tree, edits, b, start)
-        has_row = partial(_has_row, call, b, start, end)
+        before = ending(call, b)
+        if before.finished:
+            continue
         request = Request(
             tree,
             vocab_size,
@@ -222,10 +227,12 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
             unscaled=partial(target, params._replace(temperature=1.0)) if greedy else None,
             trace=trace,
             start=start,
-            has_row=has_row,
+            has_row=partial(_has_row, call, b, start, end),
             bonus=_bonus(call, b),
+            ending=before,
         )
         if not request.can_keep(0):
+            finish(call, b, [], False)
             continue
 
         rule = RULES["match" if greedy and call.rule in GREEDILY else call.rule]
@@ -237,8 +244,9 @@ def verify(call: VerifyCall, noise: type[Noise] = Noise, trace: Trace | None = N
         call.out_num_accepted[b] = len(path) - 1
         call.out_num_tokens[b] = len(path)
         call.out_status[b] = request.status | (0 if edits is None else edits.status)
+        finish(call, b, emitted, request.last_drafted)
         for i, (node, x) in enumerate(zip(path, emitted, strict=True)):
-            if report.asked and has_row(node):
+            if report.asked and request.has_row(node):
                 scores = Scores(*_target_scores(call, tree, edits, b, start, node), params)
                 report.position((b, i), scores, x, call.chosen_tokens)
     for b in report.finish():

@@ -11,11 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import Launch, device_of
+from .ends import DRAFTED
 from .tree import request_rows
 
 
 @cache
-def _kernel(device: Any, depths: int) -> Launch:
+def _kernel(device: Any, depths: int, finish: bool) -> Launch:
     constants = dict(NODES=64, DEPTHS=triton.next_power_of_2(max(depths, 1)))
     return Launch(_acceptance_kernel, device, constants, num_warps=1)
 
@@ -26,15 +27,16 @@ def count_accepted(
     cu_nodes: Tensor,
     path: Tensor,
     num_accepted: Tensor,
-    counts: list[Tensor],
+    finish: Tensor | None,
+    counts: Tensor,
 ) -> None:
     """Add to `counts`, which `SpeculativeVerifier` describes."""
     (batch, width), depths = path.shape, counts.shape[0] // 2 - 1
     if batch:
-        launch = _kernel(device_of(path), depths)
+        launch = _kernel(device_of(path), depths, finish is not None)
         launch(
             (batch, 1, 1),
-            tokens, parents, cu_nodes, path, num_accepted, counts, tokens.shape[0], width, depths,
+            tokens, parents, cu_nodes, path, num_accepted, finish, counts, tokens.shape[0], width, depths,
         )  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def _acceptance_kernel(
     cu_nodes_ptr,  # [B + 1]
     path_ptr,  # [B, width]
     num_accepted_ptr,  # [B]
+    finish_ptr,  # [B] or None
     counts_ptr,  # [3 + 2 * depths]: steps, drafted, passes, tested, accepted
     rows,
     width,
@@ -54,7 +57,7 @@ def _acceptance_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     first, count = request_rows(cu_nodes_ptr, b, rows)
-    if count > 0:
+    if (count > 0) & (tl.load(path_ptr + b * width) >= 0):
         taken = tl.load(num_accepted_ptr + b)
         last = tl.load(path_ptr + b * width + taken)
         drafted = tl.zeros([NODES], tl.int64)
@@ -72,8 +75,10 @@ def _acceptance_kernel(
         tl.atomic_add(counts_ptr + 2, one * (width - 1), sem="relaxed")
         depth = tl.arange(0, DEPTHS)
         ones = tl.full([DEPTHS], 1, tl.int64)
-        accepted = (depth < taken) & (depth < depths)
-        tl.atomic_add(counts_ptr + 3 + depths + depth, ones, mask=accepted, sem="relaxed")
         # If the last kept node has a drafted child, one more depth was tested than accepted.
         tested = (depth < taken + tl.max(below_last)) & (depth < depths)
         tl.atomic_add(counts_ptr + 3 + depth, ones, mask=tested, sem="relaxed")
+        if finish_ptr is not None:  # a last token that was drafted is accepted, though its node is not kept
+            taken += (tl.load(finish_ptr + b) & DRAFTED) // DRAFTED
+        accepted = (depth < taken) & (depth < depths)
+        tl.atomic_add(counts_ptr + 3 + depths + depth, ones, mask=accepted, sem="relaxed")

@@ -32,7 +32,7 @@ class Target(NamedTuple):
     row_stride: tl.tensor
     bitmask: tl.tensor  # [R, ceil(V / 32)] or None
     bitmask_stride: tl.tensor
-    rows: tl.tensor  # [R] row of each node, -1 = none; or None: those of the same number
+    rows: tl.tensor  # [R] row of each node, < 0 = none; or None: those of the same number
 
 
 class Draft(NamedTuple):
@@ -239,7 +239,7 @@ def row_data(rows, row):
 
 @triton.jit
 def target_row(target, row):
-    """The row of the target's logits of the node with that row, int64; -1 = none."""
+    """The row of the target's logits of the node with that row, int64; < 0 = none."""
     found = row
     if target.rows is not None:
         found = tl.load(target.rows + row).to(tl.int64)

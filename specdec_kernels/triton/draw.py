@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .arguments import bitmask_of, params_of, target_data
+from .ends import finish_request
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
 from .race import merge_races, race
@@ -75,7 +76,7 @@ def save_kind(words, kind):
 
 
 @triton.jit
-def _load_kind(words):
+def load_kind(words):
     return tl.load(words.to(tl.pointer_type(tl.int32)))
 
 
@@ -160,6 +161,7 @@ def verify_draw_kernel(
     out_tokens_ptr,  # [B, width]
     out_logprobs_ptr,  # [B, width] or None
     out_status_ptr,  # [B]
+    ends,
     rows,
     width,
     CUTS: tl.constexpr,
@@ -170,7 +172,7 @@ def verify_draw_kernel(
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     words = draw_words(scratch, request)
     # All is under way at once, whether or not it will be needed.
-    kind = _load_kind(words)
+    kind = load_kind(words)
     draw = _load_draw(words, CUTS)
     first, count = request_rows(batch.cu_nodes, request, rows)
     seed, position = tl.load(batch.seeds + request), tl.load(batch.positions + request)
@@ -203,6 +205,8 @@ def verify_draw_kernel(
             token, p, status = _merge(target, kind, draw, row, slope, results, SPLIT)
             emit(target, row, p, token, out_tokens_ptr, out_logprobs_ptr, request * width + draw.depth)
             tl.store(out_status_ptr + request, status)
+            if ends.finish is not None:
+                finish_request(ends, request, draw.depth + 1, token, False)
 
 
 @triton.jit

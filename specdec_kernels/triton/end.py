@@ -11,7 +11,7 @@ from .arguments import target_row
 from .draw import leave_draw
 from .law import store_logprob
 from .settle import likeliest_law, load_settled
-from .wanted import TARGET
+from .wanted import ENDED, TARGET
 
 
 @triton.jit
@@ -25,13 +25,14 @@ def _has_row(ctx, node):
 @triton.jit
 def _bonus_after(ctx, node):
     """The token after a node if the caller has drawn it, int64, else -1: after the last node of a chain, or
-    after one without a row at which the chain ends."""
+    after one without a row at which the chain ends; never where the request ends."""
     token = tl.full([], -1, tl.int64)
     if ctx.bonus is not None:
         ends = node + 1 == ctx.tree.count
         if ctx.target.rows is not None:
             after = tl.load(ctx.tree.nodes + node + 1, mask=node + 1 < ctx.tree.count, other=-1)
-            ends = ends | ((_has_row(ctx, node) == 0) & (after < 0))
+            row = target_row(ctx.target, ctx.first + node)
+            ends = (ends | ((row < 0) & (after < 0))) & (row != ENDED)
         token = tl.load(ctx.bonus).to(tl.int64)
         token = tl.where(ends & (token >= 0) & (token < ctx.target.vocab), token, -1)
     return token

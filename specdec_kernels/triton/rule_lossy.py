@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, look_up
-from .end import can_keep, draws_at, end_walk, law_drawn_from
+from .end import draws_at, end_walk, law_drawn_from
 from .law import exp2_wide, store_logprob, target_scores
 from .logarithm import LN2
 from .node import load_laws, load_node, test_child, unloaded, with_law
@@ -96,7 +96,7 @@ def lossy(
                     else:
                         x = target_scores(ctx.target, node.row, child.token, passes)
                         passes = passes & (p > 0) & (p >= bars.p) & (x >= bars.score)
-                if passes & can_keep(ctx, child.node):
+                if passes:
                     tl.store(visit_words(ctx, child.node), (depth + 2).to(tl.float64))
                 key = next_child(ctx.tree, index, key)
     node = unloaded(ctx, best)
@@ -105,7 +105,7 @@ def lossy(
         law, found = law_drawn_from(ctx, best, RULE)
         status |= found
         node = with_law(node, law)
-    end_walk(ctx, out, node, nothing_rejected(), best_depth, loaded, status, RULE)
+    kept = end_walk(ctx, out, node, nothing_rejected(), best_depth, loaded, status, RULE)
     index = best
     for up in range(0, best_depth):
         here = look_up(ctx, index, tl.full([], -1, tl.int64))
@@ -116,7 +116,7 @@ def lossy(
             law, _ = law_drawn_from(ctx, here.parent, RULE)
             store_logprob(out.logprobs, place, ctx.target, ctx.first + here.parent, law, here.token)
         index = here.parent
-    return best_depth
+    return kept
 
 
 @triton.jit

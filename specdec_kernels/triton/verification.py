@@ -2,7 +2,7 @@
 """Verification in launches whose number depends on which arguments are given, and never on data or on the
 tree.
 
-rows      (R,)                  with rows by number, or none of last nodes: the row of each node
+rows      (R,)                  with rows by number, none of last nodes, or ends: the row of each node
 measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
 settle    (R, 1 or 2)           merges the laws, and finds their cuts among the largest scores
 collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more than was listed
@@ -46,6 +46,7 @@ from .arguments import (
 from .chances import CHANCES
 from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, verify_draw_kernel
+from .ends import NO_ENDS, Ends, EndsForm, ends_form, ends_of
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
@@ -78,6 +79,7 @@ class _Form(NamedTuple):
     rows: tuple[torch.dtype | None, ...]  # numbers of rows, bonus tokens and the tokens that are written
     others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
     traced: bool
+    ends: EndsForm
 
     @property
     def drafted(self) -> bool:
@@ -195,20 +197,22 @@ def _batch(call: VerifyCall) -> Batch:
 
 
 @cache
-def _rows_kernel(device: Any, links: bool, given: bool, bonus: torch.dtype | None) -> Launch:
-    return Launch(verify_rows_kernel, device, {}, num_warps=1)
+def _rows_kernel(
+    device: Any, links: bool, given: bool, bonus: torch.dtype | None, ends: EndsForm, early: bool
+) -> Launch:
+    return Launch(verify_rows_kernel, device, dict(EARLY=early), num_warps=1)
 
 
-def _rows(call: VerifyCall) -> Tensor:
-    """[R] int32: the row of every node, -1 = none."""
+def _rows(call: VerifyCall, ends: Ends) -> Tensor:
+    """[R] int32: the row of every node, < 0 = none."""
     given, bonus, logits = call.target_rows, call.bonus_tokens, call.target_logits
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     found = torch.empty(rows, dtype=torch.int32, device=logits.device)
     if rows > 0:
-        form = call.first_child is not None, given is not None, dtype_of(bonus)
-        kernel = _rows_kernel(device_of(logits), *form)
+        form = call.first_child is not None, given is not None, dtype_of(bonus), ends_form(ends)
+        kernel = _rows_kernel(device_of(logits), *form, call.rows_end_early)
         count = logits.shape[:-1].numel()
-        kernel((rows, 1, 1), _batch(call), given, found, rows, requests, count)
+        kernel((rows, 1, 1), _batch(call), given, ends, found, rows, requests, count)
     return found
 
 
@@ -230,7 +234,9 @@ def verify(
     if requests == 0:
         return
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
-    numbers = _rows(call) if call.target_rows is not None or call.rows_end_early else None
+    ends = ends_of(call)
+    numbered = call.target_rows is not None or call.rows_end_early or ends is not NO_ENDS
+    numbers = _rows(call, ends) if numbered else None
     target, (draft, count) = target_of(call.target_logits, call.token_bitmask, numbers), _draft(call)
     drafted = draft.data is not None  # and read by the rule
     given = drafted and (call.draft_is_logprobs or call.draft_is_probs)
@@ -252,6 +258,7 @@ def verify(
         (dtype_of(numbers), dtype_of(call.bonus_tokens), call.out_tokens.dtype),
         (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
         trace_masses is not None,
+        ends_form(ends),
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
@@ -282,11 +289,11 @@ def verify(
         (requests, 1, 1),
         target, draft, drawn_by, batch, scratch, out,
         rows, count, width, value0, values[1] if len(values) > 1 else 0.0,
-        call.rule_rates, 0 if call.rule_rates is None else call.rule_rates.shape[0],
+        call.rule_rates, 0 if call.rule_rates is None else call.rule_rates.shape[0], ends,
     )  # fmt: skip
     if rule != "match":
         kernels.draw(
             (requests, launch.draw.count, 1),
             target, draft, drawn_by, batch, scratch,
-            call.out_tokens, call.out_logprobs, call.out_status, rows, width,
+            call.out_tokens, call.out_logprobs, call.out_status, ends, rows, width,
         )  # fmt: skip

@@ -15,13 +15,14 @@ import triton.language as tl
 
 from .arguments import has_cuts, params_of
 from .context import Context
-from .draw import SETTLED, draw_words, save_kind
-from .end import can_keep
+from .draw import SETTLED, draw_words, load_kind, save_kind
+from .end import can_keep, draws_at
+from .ends import finish_request
 from .rule_lossy import Rates, lossy
 from .rule_match import match
 from .rule_token import token
 from .rule_traversal import traversal
-from .tree import NODES, Tree, nodes_of, owned_rows, ranks_of
+from .tree import NODES, Tree, child_holding, nodes_of, owned_rows, ranks_of
 
 
 class Out(NamedTuple):
@@ -52,6 +53,7 @@ def verify_walk_kernel(
     value1,
     rates_ptr,  # [D] of `Synthetic`, or None
     rate_count,
+    ends,
     RULE: tl.constexpr,
     RATES: tl.constexpr,
     LOGPROBS: tl.constexpr,
@@ -97,7 +99,28 @@ def verify_walk_kernel(
     tl.store(out.num_accepted, tl.maximum(depth, 0))
     if depth < 0:
         tl.store(out.status, 0)
+    if ends.finish is not None:
+        _finish(ctx, ends, out, depth)
     _write_beyond(out, depth, width)
+
+
+@triton.jit
+def _finish(ctx, ends, out, depth):
+    """Where the walk wrote the last token, or none. If neither a draw nor the caller made it, it is that of a
+    child that is not kept."""
+    tl.debug_barrier()
+    token = tl.full([], -1, tl.int64)
+    drafted = tl.full([], False, tl.int1)
+    if load_kind(draw_words(ctx.scratch, ctx.request)) == SETTLED:
+        if ctx.tree.count > 0:
+            if depth >= 0:
+                token = tl.load(out.tokens + depth).to(tl.int64)
+                last = tl.load(out.path + depth)
+                if draws_at(ctx, last) & (depth + 1 < ctx.width):
+                    drafted = child_holding(ctx.tree, last, token) >= 0
+            finish_request(ends, ctx.request, depth + 1, token, drafted)
+        else:
+            tl.store(ends.finish + ctx.request, 0)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .arguments import Params, drawn_from, has_cuts, params_of, target_row
+from .ends import ends_at
 from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
@@ -16,6 +17,9 @@ DRAFT = tl.constexpr(1)
 BAR = tl.constexpr(1)  # of `Relaxed`: the score of the last of its top k
 _REQUESTS = tl.constexpr(32)  # looked through together
 _MANY = tl.constexpr(2**31 - 1)
+# In the place of a row's number.
+NO_ROW = tl.constexpr(-1)
+ENDED = tl.constexpr(-2)  # none, and no token may follow the node
 
 
 class Batch(NamedTuple):
@@ -94,20 +98,30 @@ def depth_of(batch, place):
 def verify_rows_kernel(
     batch,
     given_ptr,  # [R] or None
+    ends,
     out_ptr,  # [R]
     rows,
     requests,
     count,  # rows of the target
+    EARLY: tl.constexpr,  # last nodes have none
 ):
-    """A launch before all others, where rows are numbered or last nodes have none: the row of every node, -1
-    = none. Node row r has the given row, or r less the number of its request."""
+    """A launch before all others, where rows are numbered, last nodes have none, or requests end: the row of
+    every node. Node row r has the given row, or r less, with EARLY, the number of its request."""
     row = tl.program_id(0)
     if given_ptr is not None:
         found = tl.load(given_ptr + row)
-    else:
+    elif EARLY:
         place = place_of(batch, row, rows, requests)
-        found = tl.where(place.node + 1 < place.count, row - place.request, -1)
-    tl.store(out_ptr + row, tl.where((found >= 0) & (found < count), found, -1))
+        found = tl.where(place.node + 1 < place.count, row - place.request, NO_ROW)
+    else:
+        found = row
+    found = tl.where((found >= 0) & (found < count), found, NO_ROW)
+    if ends.finish is not None:
+        place = place_of(batch, row, rows, requests)
+        if place.node >= 0:
+            if ends_at(ends, batch, place):
+                found = tl.full([], ENDED, tl.int32)
+    tl.store(out_ptr + row, found)
 
 
 @triton.jit
