@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from cases import random_case
@@ -14,14 +11,6 @@ from specdec_kernels import sharded
 
 VOCAB = 200
 RULES = ("match", "token", "traversal")
-
-
-def served(seeds, **options) -> Iterator[dict[str, Any]]:
-    """Random cases whose options are served."""
-    for seed in seeds:
-        arguments = random_case(seed, **options)
-        if "draft_vocab" not in arguments:
-            yield arguments
 
 
 def here(arguments: dict, shard: sharded.VocabShard, whole_draft: bool = True) -> dict:
@@ -37,8 +26,8 @@ def here(arguments: dict, shard: sharded.VocabShard, whole_draft: bool = True) -
 def results(shard: sharded.VocabShard) -> list[list]:
     """Of all cases and rules, as lists."""
     return [
-        [each.tolist() for each in sharded.verify(shard=shard, rule=rule, **here(arguments, shard))]
-        for arguments in served(range(4), vocab=VOCAB, batch=3, hostile=True)
+        [each.tolist() for each in sharded.verify(shard=shard, rule=rule, **here(arguments, shard))[:6]]
+        for arguments in (random_case(seed, vocab=VOCAB, batch=3, hostile=True) for seed in range(4))
         for rule in RULES
     ]
 

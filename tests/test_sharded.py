@@ -12,21 +12,25 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from cases import all_equal, rule_name
+from cases import all_equal, random_case, rule_name
 from exact import Case, distance
 from exact_cases import CASES, EXACT, FAR
-from shard_processes import here, process, results, served
+from shard_processes import here, process, results
 from shard_threads import everywhere
 
 import specdec_kernels as sdk
 from specdec_kernels import sharded
 from specdec_kernels.sampling import ORDERS
-from specdec_kernels.sharded import facts, law, noise, residual, sums, verification
+from specdec_kernels.sharded import edits, facts, law, noise, residual, sums, verification
 from specdec_kernels.sharded import rules as sharded_rules
 from specdec_kernels.tree import Proposal
 
 RULES = ("match", "token", "traversal", sdk.Ensemble(0.7))
-NOT_SERVED = ("target_rows", "bonus_tokens", "draft_vocab", "out", "backend")
+EDITED = (0, 1, 2, 4, 5, 6, 10, 11, 15, 17)  # seeds
+NOT_SERVED = {
+    "verify": ("target_rows", "bonus_tokens", "return_masks", "out", "backend"),
+    "sample": ("backend",),
+}
 
 
 def verify_everywhere(arguments, rule, borders, *, whole_draft=True, order=None):
@@ -34,6 +38,10 @@ def verify_everywhere(arguments, rule, borders, *, whole_draft=True, order=None)
         return sharded.verify(shard=shard, rule=rule, **here(arguments, shard, whole_draft))
 
     return everywhere(borders, run, order)
+
+
+def some(seeds, **options):
+    return (random_case(seed, **options) for seed in seeds)
 
 
 def same_result(ours, theirs):
@@ -45,7 +53,7 @@ def same_result(ours, theirs):
 @pytest.mark.parametrize("hostile", [False, True])
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_one_process_agrees_with_the_reference(rule, hostile):
-    for arguments in served(range(10), hostile=hostile):
+    for arguments in some(range(10), hostile=hostile):
         (ours,) = verify_everywhere(arguments, rule, [0, arguments["target_logits"].shape[1]])
         same_result(ours, sdk.verify(rule=rule, backend="reference", **arguments))
 
@@ -59,7 +67,7 @@ def borders_for(vocab: int, masked: bool) -> list[list[int]]:
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_borders_change_no_bit(rule):
     tried = 0
-    for arguments in served(range(9), hostile=True):
+    for arguments in some(range(9), hostile=True):
         vocab = arguments["target_logits"].shape[1]
         if vocab < 64:
             continue
@@ -73,7 +81,7 @@ def test_borders_change_no_bit(rule):
 
 
 def test_drafts_may_be_sharded_alike():
-    for arguments in served(range(12), vocab=200):
+    for arguments in some(range(12), vocab=200):
         if "draft_logits" not in arguments or arguments["draft_logits"].shape[1] != 200:
             continue
         whole = verify_everywhere(arguments, "traversal", [0, 96, 200])
@@ -176,6 +184,81 @@ def test_wide_cuts_agree(top_k, top_p):
     reference = sdk.sample(logits, sampling, backend="reference", **keys)
     assert torch.equal(tokens, reference[0])
     torch.testing.assert_close(logprobs, reference[1], rtol=1e-6, atol=1e-7)
+
+
+def with_edits(seed: int, **options) -> dict:
+    from edit_cases import random_edits
+
+    arguments = random_case(seed, **options)
+    vocab, tree = arguments["target_logits"].shape[1], arguments["tree"]
+    hostile = options.get("hostile", False)
+    likely = tree.tokens.clamp(0, vocab - 1)
+    return arguments | dict(edits=random_edits(seed, tree.batch_size, vocab, likely=likely, hostile=hostile))
+
+
+def agrees_with_edits(seed, rule, **options) -> bool:
+    arguments = with_edits(seed, **options)
+    vocab = arguments["target_logits"].shape[1]
+    reference = sdk.verify(rule=rule, backend="reference", **arguments)
+    return all(
+        all_equal(each[:4], reference[:4]) and torch.equal(each.status, reference.status)
+        for each in verify_everywhere(arguments, rule, [0, 32, vocab] if vocab > 63 else [0, vocab])
+    )
+
+
+@pytest.mark.parametrize("rule", ["match", "traversal"])
+def test_edits_are_those_of_whole_rows(rule):
+    """Penalties, biases, bans, bad words and forced tokens, each made where its column is."""
+    pytest.importorskip("transformers")
+    for seed in EDITED:
+        assert agrees_with_edits(seed, rule, hostile=seed % 2 == 0), seed
+
+
+def test_edits_of_sampled_rows():
+    pytest.importorskip("transformers")
+    for seed in EDITED:
+        arguments = with_edits(seed, vocab=70)
+        rows = torch.randn(arguments["tree"].batch_size, 70, generator=torch.Generator().manual_seed(seed))
+        keys = {name: arguments[name] for name in ("edits", "seeds", "positions")}
+
+        def run(shard, rows=rows, keys=keys):
+            return sharded.sample(rows[:, shard.start : shard.end], shard=shard, **keys)
+
+        reference = sdk.sample(rows, backend="reference", **keys)
+        for tokens in everywhere([0, 33, 70], run):
+            assert torch.equal(tokens, reference), seed
+
+
+def no_path(original):
+    """Drafted tokens are not counted."""
+    return lambda *args: (text := original(*args))._replace(path=torch.full_like(text.path, -1))
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_drafted_tokens_are_counted(monkeypatch, counted):
+    if not counted:
+        monkeypatch.setattr(verification, "text_of", no_path(verification.text_of))
+    arguments = dict(
+        target_logits=torch.tensor([[0.0, 0.0, 0.0, 9.0], [0.0, 4.0, 0.0, 5.0]]),
+        tree=sdk.DraftTree.chain(torch.tensor([[3]])),
+        sampling=sdk.SamplingParams(temperature=0.0),
+        edits=sdk.LogitEdits(sdk.TokenCounts(1, 4, 4), presence_penalty=2.0),
+        seeds=torch.tensor([0]),
+        positions=torch.tensor([0]),
+    )
+    for result in verify_everywhere(arguments, "match", [0, 2, 4]):
+        assert result.tokens.tolist() == [[3, 1 if counted else 3]]
+
+
+def test_edits_by_local_ids_are_refused(monkeypatch):
+    pytest.importorskip("transformers")
+    proper = edits.Edits._places
+
+    def local(self, tokens, wanted):
+        return proper(self, tokens + self.shard.start, wanted)
+
+    monkeypatch.setattr(edits.Edits, "_places", local)
+    assert not all(agrees_with_edits(seed, "match", vocab=200) for seed in EDITED)
 
 
 class Recorded:
@@ -353,7 +436,7 @@ MUTANTS = {
 
 def refused(rule) -> bool:
     """Whether two shards fail to give the reference's results, or differ."""
-    for arguments in served(range(60), vocab=200, batch=4):
+    for arguments in some(range(60), vocab=200, batch=4):
         reference = sdk.verify(rule=rule, backend="reference", **arguments)
         for result in verify_everywhere(arguments, rule, [0, 64, 200]):
             if not all_equal(result[:4], reference[:4]):
@@ -503,7 +586,7 @@ def as_traffic(sent):
 def test_traffic_follows_from_shapes_and_rule():
     """What is exchanged is as documented, the same in every process, and for any values."""
     seen = set()
-    kinds = (served(range(6), vocab=65, hostile=hostile) for hostile in (False, True))
+    kinds = (some(range(6), vocab=65, hostile=hostile) for hostile in (False, True))
     for arguments, spoiled in zip(*kinds, strict=True):
         for rule in RULES:
             shapes = ("tree", "sampling", "draft_sampling", "return_logprobs")
@@ -562,18 +645,33 @@ def plain_arguments():
     )
 
 
-@pytest.mark.parametrize("name", NOT_SERVED)
-def test_options_that_are_not_served_are_refused(name):
-    assert name in inspect.signature(sdk.verify).parameters
-    with pytest.raises(sdk.BackendUnavailable, match=f"sharded.verify: {name} is not served with shards"):
-        one_shard(lambda shard: sharded.verify(shard=shard, **plain_arguments(), **{name: None}))
+def only_whole(operation: str) -> set[str]:
+    """Arguments that the operation on whole rows has and ours does not name."""
+    whole, ours = (set(inspect.signature(getattr(each, operation)).parameters) for each in (sdk, sharded))
+    return whole - ours
 
 
-def test_every_option_of_verify_is_served_or_refused():
-    options = set(inspect.signature(sdk.verify).parameters) - set(
-        inspect.signature(sharded.verify).parameters
-    )
-    assert set(NOT_SERVED) <= options
+@pytest.mark.parametrize("operation", NOT_SERVED)
+def test_options_that_are_not_served_are_refused(operation):
+    assert only_whole(operation) >= set(NOT_SERVED[operation])
+    for name in only_whole(operation):
+        arguments = plain_arguments() | {name: None}
+        if operation == "sample":
+            arguments["logits"] = arguments.pop("target_logits")[:1]
+            del arguments["tree"]
+
+        def run(shard, arguments=arguments):
+            return getattr(sharded, operation)(shard=shard, **arguments)
+
+        message = f"sharded.{operation}: {name} is not served with shards"
+        with pytest.raises(sdk.BackendUnavailable, match=message):
+            one_shard(run)
+
+
+def test_reports_are_refused():
+    arguments = plain_arguments() | dict(return_logprobs=sdk.Logprobs())
+    with pytest.raises(sdk.BackendUnavailable, match="sharded.verify: Logprobs is not served with shards"):
+        one_shard(lambda shard: sharded.verify(shard=shard, **arguments))
 
 
 @pytest.mark.parametrize(

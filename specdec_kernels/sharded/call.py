@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._checks import bad_value, check_tensor, check_type
+from .._checks import BackendUnavailable, bad_type, bad_value, check_bool, check_tensor, check_type
 from .._memory import check_last_stride
+from ..reporting import Logprobs
 from ..sampling import Numbers
 from ..tree import DraftTree
+from .edits import Edits
+from .nodes import Nodes
 from .shard import VocabShard
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,12 +30,15 @@ class Call(NamedTuple):
     tree: DraftTree
     draft_logits: Tensor | None  # [Rq, Vd] or [B, K, Vd]
     draft_rows: Tensor | None
+    draft_columns: Tensor | None  # [size] int32 of the draft's columns, -1 = none
     sampling: Numbers
     draft_sampling: Numbers
     draft_form: str  # "logits", "logprobs" or "probs"
     token_bitmask: Tensor | None
     seeds: Tensor
     positions: Tensor
+    nodes: Nodes
+    edits: Edits | None
 
 
 def check_shard(operation: str, shard: object, argument: str, width: int) -> None:
@@ -39,6 +47,21 @@ def check_shard(operation: str, shard: object, argument: str, width: int) -> Non
     assert isinstance(shard, VocabShard)
     if width != shard.size:
         bad_value(operation, argument, f"must have size = {shard.size} columns, those of the shard", width)
+
+
+def refuse(operation: str, unserved: dict[str, Any], whole: Callable[..., Any]) -> None:
+    """Raise if there are arguments that only the operation on whole rows takes, or that none takes."""
+    for name, value in unserved.items():
+        if name not in inspect.signature(whole).parameters:
+            bad_type(operation, name, "is no argument", type(value).__name__)
+        raise BackendUnavailable(f"{operation}: {name} is not served with shards")
+
+
+def check_logprobs(operation: str, return_logprobs: object) -> None:
+    """Raise unless `return_logprobs` is a bool."""
+    if isinstance(return_logprobs, Logprobs):
+        raise BackendUnavailable(f"{operation}: Logprobs is not served with shards")
+    check_bool(operation, "return_logprobs", return_logprobs)
 
 
 def check_keys(operation: str, seeds: object, positions: object) -> None:

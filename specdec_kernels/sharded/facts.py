@@ -11,6 +11,7 @@ from torch import Tensor
 from ..tree import Proposal
 from . import sums
 from .call import Call
+from .edits import Edits
 from .law import NONE, Law, Params, Side, allowed_tokens, keys_of, laws, params_of, read, scores_of, steps_for
 from .nodes import Nodes
 from .residual import MOST, Facts, Rows
@@ -28,7 +29,9 @@ class Target(NamedTuple):
     empty: Tensor  # [R] bool
 
 
-def target_side(shard: VocabShard, logits: Tensor, bitmask: Tensor | None, params: Params) -> Side:
+def target_side(
+    shard: VocabShard, logits: Tensor, bitmask: Tensor | None, edits: Edits | None, params: Params
+) -> Side:
     """The target's rows [R, size]. `last` is the lowest allowed token, negative."""
     allowed = None
     lowest = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -36,8 +39,9 @@ def target_side(shard: VocabShard, logits: Tensor, bitmask: Tensor | None, param
         allowed = allowed_tokens(bitmask, shard.size)
         first = allowed.byte().argmax(-1) + shard.start
         lowest = torch.where(allowed.any(-1), -first, _NO_TOKEN)
-    scores, nan = read(logits, allowed)
-    return Side(scores, nan, lowest, params, steps_for(logits.dtype))
+    rows = logits.float() if edits is None else edits.made_in(logits.float())
+    scores, nan = read(rows, allowed)
+    return Side(scores, nan, lowest, params, steps_for(logits.dtype if edits is None else rows.dtype))
 
 
 def settle_empty(shard: VocabShard, law: Law) -> Law:
@@ -48,11 +52,11 @@ def settle_empty(shard: VocabShard, law: Law) -> Law:
     return law._replace(weights=torch.where(law.empty[:, None], certain, law.weights))
 
 
-def draft_side(call: Call, nodes: Nodes, request: Tensor) -> tuple[Side, Tensor]:
+def draft_side(call: Call, request: Tensor) -> tuple[Side, Tensor]:
     """The draft's row of every node [R], and whether it has one [R]. `last` is the key of the largest score
     without the tokens of children."""
     assert call.draft_logits is not None
-    shard = call.shard
+    shard, nodes = call.shard, call.nodes
     node = torch.arange(len(request), device=request.device)
     logits = call.draft_logits.flatten(0, -2)
     row = node if call.draft_rows is None else call.draft_rows.long()
@@ -60,8 +64,14 @@ def draft_side(call: Call, nodes: Nodes, request: Tensor) -> tuple[Side, Tensor]
     if call.draft_logits.dim() == 3:
         chain = call.draft_logits.shape[1]
         row, has_row = node - request, (node + 1) % (chain + 1) > 0
-    logits = logits[row.clamp(0, len(logits) - 1), _columns(shard, logits.shape[1])]
-    scores, nan = read(logits, None)
+    row = row.clamp(0, len(logits) - 1)
+    if call.draft_columns is None:
+        logits = logits[row, _columns(shard, logits.shape[1])]
+    else:
+        column = call.draft_columns.long()
+        known = (column >= 0) & (column < logits.shape[1])
+        logits = torch.where(known, logits[row][:, torch.where(known, column, 0)], NONE)
+    scores, nan = read(logits.float(), None)
     rest = without_children(shard, scores, nodes, NONE).amax(-1)
     params = params_of(call.draft_sampling, request)
     steps = steps_for(logits.dtype)
@@ -106,15 +116,15 @@ class Asked(NamedTuple):
     at: Tensor  # [B, N] float64, the weight of a node's token in its parent's row
 
 
-def ask(call: Call, nodes: Nodes, request: Tensor) -> tuple[Target, Facts, Rows]:
+def ask(call: Call, request: Tensor) -> tuple[Target, Facts, Rows]:
     """The laws of all rows and the facts that follow from them: the collectives of `laws`, and one sum.
     `request` [R] is that of every row."""
-    shard, draft_logits = call.shard, call.draft_logits
+    shard, nodes, draft_logits = call.shard, call.nodes, call.draft_logits
     params = params_of(call.sampling, request)
-    sides = [target_side(shard, call.target_logits, call.token_bitmask, params)]
+    sides = [target_side(shard, call.target_logits, call.token_bitmask, call.edits, params)]
     has_row = torch.zeros_like(request, dtype=torch.bool)
     if draft_logits is not None:
-        side, has_row = draft_side(call, nodes, request)
+        side, has_row = draft_side(call, request)
         sides.append(side)
     bits = sums.bits_for(max(shard.vocab_size, draft_logits.shape[-1] if draft_logits is not None else 0))
     law, *draft = laws(shard, sides, bits)

@@ -87,9 +87,8 @@ def steps_for(*dtypes: torch.dtype) -> int:
     return max(-(-_KEY_BITS.get(dtype, 32) // RADIX) for dtype in dtypes)
 
 
-def read(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The scores [n, W] of rows [n, W], and whether a row has a NaN [n]. Masked NaN are reported."""
-    scores = logits.float()
+def read(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Float32 rows [n, W] without what is not allowed, and whether a row has a NaN [n]. Masked NaN count."""
     nan = scores.isnan()
     scores = torch.where(nan, NONE, scores) + 0.0  # -0 becomes +0: they tie
     if allowed is not None:

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_dim, check_dtype
+from .._checks import check_dim, check_dtype
 from .._memory import check_last_stride
 from .._random import Purpose
+from ..edits import LogitEdits, unpack_edits
 from ..sampling import PLAIN, SamplingParams, noise_keys, unpack
+from ..sampling import sample as whole_sample
 from . import sums
-from .call import DTYPES, check_bitmask, check_keys, check_shard
+from .call import DTYPES, check_bitmask, check_keys, check_logprobs, check_shard, refuse
+from .edits import Edits, no_text
 from .facts import settle_empty, target_side
 from .law import laws, params_of
 from .noise import race, race_keys
@@ -26,7 +31,9 @@ def sample(
     seeds: Tensor,
     positions: Tensor,
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: bool = False,
+    **unserved: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`specdec_kernels.sample` where each process of a group has the logits of some tokens.
 
@@ -39,14 +46,18 @@ def sample(
         shard: which tokens this process has.
         seeds, positions: [B] int64; required, and the same in every process.
         token_bitmask: [B, ceil(size / 32)] int32: the words of this shard, whose start is a multiple of 32.
+        edits: as for `specdec_kernels.sample`, the same in every process; its counts are of the whole
+            vocabulary.
         return_logprobs: also return the log-probability of each token under the processed law.
+        unserved: the other options of `specdec_kernels.sample`; they are refused.
 
     Returns:
         tokens [B] int64 in [0, V), and with `return_logprobs` their log-probabilities [B] float32.
 
     Raises:
         ValueError: wrong shapes, numbers out of range.
-        TypeError: wrong dtypes or devices.
+        TypeError: wrong dtypes or devices, unknown arguments.
+        BackendUnavailable: an option that is not served with shards.
 
     Notes:
         As for `verify` of this module: every process has to make the call, with the same shapes and options.
@@ -63,6 +74,7 @@ def sample(
         >>> dist.destroy_process_group()
     """
     operation = "sharded.sample"
+    refuse(operation, unserved, whole_sample)
     check_dtype(operation, "logits", logits, DTYPES)
     check_dim(operation, "logits", logits, 2, "[B, size]")
     check_last_stride(operation, "logits", logits, "size")
@@ -72,13 +84,15 @@ def sample(
     check_keys(operation, seeds, positions)
     seeds, positions = noise_keys(operation, seeds, positions, batch, device)
     check_bitmask(operation, token_bitmask, batch, shard, device)
-    check_bool(operation, "return_logprobs", return_logprobs)
+    changes = unpack_edits(operation, edits, batch, shard.vocab_size, device)
+    check_logprobs(operation, return_logprobs)
     if batch == 0:
         tokens = torch.empty(0, dtype=torch.int64, device=device)
         return (tokens, tokens.float()) if return_logprobs else tokens
     bits = sums.bits_for(shard.vocab_size)
     params = params_of(numbers, torch.arange(batch, device=device))
-    (law,) = laws(shard, [target_side(shard, logits, token_bitmask, params)], bits)
+    made = Edits(shard, changes, batch, no_text(batch, device)) if changes[0] else None
+    (law,) = laws(shard, [target_side(shard, logits, token_bitmask, made, params)], bits)
     law = settle_empty(shard, law)
     keys = race_keys(seeds, positions, Purpose.NEXT, shard.start, shard.size)
     won = race(shard, law.weights, keys, law.weights)

@@ -48,7 +48,8 @@ def traffic(
         tree: as for `verify`; an int: `sample` of as many rows.
         rule, sampling, draft_sampling, return_logprobs: as for `verify`.
         drafted: whether there are draft logits.
-        dtype: of the rows that top-k or top-p may cut; the wider one if target and draft differ.
+        dtype: of the rows that top-k or top-p may cut; the wider one if target and draft differ. Edited rows
+            count as float32.
 
     Returns:
         `Traffic`. The vocabulary and the number of processes are not in it.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,24 +12,24 @@ from .. import rules as all_rules
 from .. import verification
 from .._checks import (
     BackendUnavailable,
-    bad_type,
     bad_value,
-    check_bool,
     check_device,
     check_dtype,
     check_type,
 )
 from .._random import Purpose
 from .._verify_checks import check_draft, check_draft_sampling, check_target
+from ..edits import LogitEdits, unpack_edits
 from ..rules import READS_DRAFT, Rule
-from ..sampling import PLAIN, SamplingParams, noise_keys, unpack
+from ..sampling import PLAIN, DraftVocab, SamplingParams, noise_keys, unpack
 from ..tree import DraftTree
 from ..verification import Status, Verified
 from . import rules, sums
-from .call import DTYPES, Call, check_bitmask, check_keys, check_shard
+from .call import DTYPES, Call, check_bitmask, check_keys, check_logprobs, check_shard, refuse
+from .edits import Edits, text_of
 from .facts import ask, settle_empty, target_side
 from .law import laws, params_of
-from .nodes import Nodes, nodes_of
+from .nodes import nodes_of
 from .noise import coins, race, race_keys
 from .residual import Residual
 from .shard import VocabShard
@@ -59,10 +58,12 @@ def verify(
     seeds: Tensor,
     positions: Tensor,
     draft_rows: Tensor | None = None,
+    draft_vocab: DraftVocab | None = None,
     sampling: SamplingParams = PLAIN,
     draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
     rule: Rule = "auto",
     token_bitmask: Tensor | None = None,
+    edits: LogitEdits | None = None,
     return_logprobs: bool = False,
     **unserved: Any,
 ) -> Verified:
@@ -80,9 +81,13 @@ def verify(
             [start, start + size); Vd >= V: whole rows, with padding from column V on.
         shard: which tokens this process has.
         seeds, positions: [B] int64; required, and the same in every process.
-        draft_rows, sampling, draft_sampling, return_logprobs: as for `specdec_kernels.verify`.
+        draft_rows, sampling, draft_sampling: as for `specdec_kernels.verify`.
+        draft_vocab: as there; draft rows are then whole, [.., Vd] of its tokens.
+        return_logprobs: whether `Verified.logprobs` is filled.
         rule: `"auto"`, `"match"`, `"token"`, `"traversal"` or `Ensemble`.
         token_bitmask: [R, ceil(size / 32)] int32: the words of this shard, whose start is a multiple of 32.
+        edits: as for `specdec_kernels.verify`, the same in every process; its counts are of the whole
+            vocabulary. Every process makes those of its own columns.
         unserved: the other options of `specdec_kernels.verify`; they are refused.
 
     Returns:
@@ -114,14 +119,14 @@ def verify(
         >>> dist.destroy_process_group()
     """
     operation = "sharded.verify"
-    _refuse(operation, unserved)
+    refuse(operation, unserved, verification.verify)
     check_type(operation, "tree", tree, DraftTree, "a DraftTree")
     check_dtype(operation, "target_logits", target_logits, DTYPES)
     batch, device = tree.batch_size, target_logits.device
     check_target(target_logits, tree, None, None)
     check_shard(operation, shard, "target_logits", target_logits.shape[-1])
     check_device(operation, "tree", tree.tokens, device)
-    _check_draft(draft_logits, draft_rows, tree, shard, device)
+    _check_draft(draft_logits, draft_rows, draft_vocab, tree, shard, device)
     check_draft_sampling(operation, draft_sampling)
     numbers = unpack(operation, "sampling", sampling, batch, device)
     law, form = sampling if draft_sampling is None else draft_sampling, "logits"
@@ -133,51 +138,54 @@ def verify(
     check_keys(operation, seeds, positions)
     seeds, positions = noise_keys(operation, seeds, positions, batch, device)
     check_bitmask(operation, token_bitmask, tree.tokens.shape[0], shard, device)
-    check_bool(operation, "return_logprobs", return_logprobs)
-    if draft_logits is not None and draft_logits.shape[:-1].numel() == 0:
+    changes = unpack_edits(operation, edits, batch, shard.vocab_size, device)
+    check_logprobs(operation, return_logprobs)
+    if batch == 0 or tree.max_nodes == 0 or tree.tokens.numel() == 0:
+        return _empty(batch, tree.max_depth + 1, return_logprobs, device)
+    if draft_logits is not None and (draft_logits.shape[:-1].numel() == 0 or name not in READS_DRAFT):
         draft_logits = draft_rows = None
+    nodes = nodes_of(tree)
+    made = None
+    if changes[0]:
+        request, node = tree._owners
+        made = Edits(
+            shard, changes, batch, text_of(nodes, request.clamp_max(batch - 1), node, tree.max_depth)
+        )
     call = Call(
         shard=shard,
         target_logits=target_logits.flatten(0, -2),
         tree=tree,
-        draft_logits=draft_logits if name in READS_DRAFT else None,
+        draft_logits=draft_logits,
         draft_rows=draft_rows,
+        draft_columns=None if draft_vocab is None else draft_vocab.columns[shard.start : shard.end],
         sampling=numbers,
         draft_sampling=unpack(operation, "draft_sampling", law, batch, device),
         draft_form=form,
         token_bitmask=token_bitmask,
         seeds=seeds,
         positions=positions,
+        nodes=nodes,
+        edits=made,
     )
-    width = tree.max_depth + 1
-    if batch == 0 or tree.max_nodes == 0 or tree.tokens.numel() == 0:
-        return _empty(batch, width, return_logprobs, device)
-    nodes = nodes_of(tree)
-    decided = _match(call, nodes, return_logprobs) if name == "match" else _reject(call, nodes, name, values)
-    return _verified(call, nodes, decided, return_logprobs)
-
-
-def _refuse(operation: str, unserved: dict[str, Any]) -> None:
-    for name, value in unserved.items():
-        if name not in inspect.signature(verification.verify).parameters:
-            bad_type(operation, name, "is no argument", type(value).__name__)
-        raise BackendUnavailable(f"{operation}: {name} is not served with shards")
+    decided = _match(call, return_logprobs) if name == "match" else _reject(call, name, values)
+    return _verified(call, decided, return_logprobs)
 
 
 def _check_draft(
     draft_logits: Tensor | None,
     draft_rows: Tensor | None,
+    draft_vocab: DraftVocab | None,
     tree: DraftTree,
     shard: VocabShard,
     device: torch.device,
 ) -> None:
     operation = "sharded.verify"
-    check_draft(draft_logits, draft_rows, None, tree, shard.size, device)
+    check_draft(draft_logits, draft_rows, draft_vocab, tree, shard.vocab_size, device)
     if draft_logits is None:
         return
     check_dtype(operation, "draft_logits", draft_logits, DTYPES)
     width, vocab = draft_logits.shape[-1], shard.vocab_size
-    if width != shard.size and width < vocab:
+    if draft_vocab is None and width != shard.size and width < vocab:
         rule = f"must have size = {shard.size} columns, those of the shard, or at least V = {vocab}"
         bad_value(operation, "draft_logits", rule, width)
 
@@ -187,11 +195,11 @@ def _requests(call: Call) -> Tensor:
     return call.tree._owners[0].clamp_max(call.tree.batch_size - 1)
 
 
-def _match(call: Call, nodes: Nodes, wants_mass: bool) -> Outcome:
-    shard, request = call.shard, _requests(call)
+def _match(call: Call, wants_mass: bool) -> Outcome:
+    shard, nodes, request = call.shard, call.nodes, _requests(call)
     params = params_of(call.sampling, request)
     bits = sums.bits_for(shard.vocab_size)
-    side = target_side(shard, call.target_logits, call.token_bitmask, params)
+    side = target_side(shard, call.target_logits, call.token_bitmask, call.edits, params)
     (law,) = laws(shard, [side], bits)
     law = settle_empty(shard, law)
     places = call.positions[request] + call.tree.depths
@@ -214,9 +222,9 @@ def _match(call: Call, nodes: Nodes, wants_mass: bool) -> Outcome:
     )
 
 
-def _reject(call: Call, nodes: Nodes, rule: str, values: list[float]) -> Outcome:
-    shard = call.shard
-    target, facts, rows = ask(call, nodes, _requests(call))
+def _reject(call: Call, rule: str, values: list[float]) -> Outcome:
+    shard, nodes = call.shard, call.nodes
+    target, facts, rows = ask(call, _requests(call))
     residual = Residual(shard, facts, rows, sums.bits_for(shard.vocab_size))
     noise = coins(call.seeds, call.positions, call.tree.max_nodes)
     every = torch.arange(call.tree.batch_size, device=noise.device)
@@ -243,7 +251,8 @@ def _reject(call: Call, nodes: Nodes, rule: str, values: list[float]) -> Outcome
     )
 
 
-def _verified(call: Call, nodes: Nodes, decided: Outcome, wants_logprobs: bool) -> Verified:
+def _verified(call: Call, decided: Outcome, wants_logprobs: bool) -> Verified:
+    nodes = call.nodes
     last, width = decided.decision.last[:, None], call.tree.max_depth + 1
     own = nodes.above.gather(1, last[:, :, None].expand(-1, -1, nodes.tokens.shape[1]))[:, 0] & nodes.live
     depth = nodes.depths.gather(1, last)
@@ -267,6 +276,8 @@ def _verified(call: Call, nodes: Nodes, decided: Outcome, wants_logprobs: bool) 
         (Status.IMPOSSIBLE, decided.decision.tested & decided.impossible),
     ):
         status += int(bit) * where.any(1)
+    if call.edits is not None:
+        status += int(Status.OVERFLOW) * call.edits.overflowed
     logprobs = along(decided.p.log().float(), decided.next_p.log().float(), torch.nan)
     return Verified(
         tokens=along(nodes.tokens, decided.next_tokens, -1),
