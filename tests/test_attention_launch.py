@@ -147,5 +147,17 @@ def test_a_warp_merges_up_to_64_numbers_a_thread():
 
 
 def test_registers_are_allowed_where_elements_are_widened():
-    assert launch.attention_registers(cuda(80), True) == {"maxnreg": 255}
-    assert launch.attention_registers(cuda(80), False) == launch.attention_registers(GFX942, True) == {}
+    some = shape()
+    assert launch.attention_registers(cuda(80), some, True) == {"maxnreg": 255}
+    assert (
+        launch.attention_registers(cuda(80), some, False)
+        == launch.attention_registers(GFX942, some, True)
+        == {}
+    )
+
+
+def test_two_blocks_of_large_heads_have_their_registers_on_sm_90():
+    for rows, head, limit in ((32, 256, {"maxnreg": 128}), (16, 256, {}), (32, 128, {}), (32, 576, {})):
+        some = shape(rows=rows, head_dim=head, value_dim=min(head, 512), arch=90)
+        assert launch.attention_registers(cuda(90), some, False, "3.9.0") == limit
+        assert (launch.attention_registers(cuda(90), some, False, "3.7.1") == {"maxnreg": 255}) == bool(limit)

@@ -77,7 +77,7 @@ def _kernels(key: _Key) -> _Kernels:
         aligned=aligned,
         num_warps=launch.warps,
         num_stages=launch.stages,
-        **attention_registers(target, widened),
+        **attention_registers(target, launch, widened),
     )
     if key.deterministic:
         block, warps = path_blocks(target, launch)
@@ -89,7 +89,7 @@ def _kernels(key: _Key) -> _Kernels:
             aligned=aligned,
             num_warps=warps,
             num_stages=1,
-            **attention_registers(target, True),
+            **attention_registers(target, launch, True),
         )
         return _Kernels(splits, finish, block, form.VALUE)
     block_splits, block_heads, columns = merge_blocks(launch, key.at_once)

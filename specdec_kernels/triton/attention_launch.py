@@ -64,8 +64,11 @@ def shared_memory(target: GPUTarget) -> int:
 def fences_copies(version: str) -> bool:
     """Whether a Triton of this version orders asynchronous copies before the products of sm_90 that read
     shared memory by themselves (wgmma). Before 3.7.1 it does not (triton#9610)."""
-    numbers = re.findall(r"\d+", version)[:3]
-    return tuple(map(int, numbers)) >= (3, 7, 1)
+    return _numbers_of(version) >= (3, 7, 1)
+
+
+def _numbers_of(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 @lru_cache(maxsize=1024)
@@ -157,11 +160,19 @@ def path_blocks(target: GPUTarget, launch: AttentionLaunch) -> tuple[int, int]:
     return 16, 4 if width <= 128 or target.backend != "cuda" else 8
 
 
-def attention_registers(target: GPUTarget, widened: bool) -> dict[str, int]:
+def attention_registers(
+    target: GPUTarget, launch: AttentionLaunch, widened: bool, version: str = triton.__version__
+) -> dict[str, int]:
     """Options of the compiler: where elements of the cache are widened, along a path, and on sm_100, ptxas
-    spills some registers to have more blocks resident, unless told that it may take all."""
-    told = target.backend == "cuda" and (widened or target.arch in (100, 103))
-    return {"maxnreg": 255} if told else {}
+    spills some registers to have more blocks resident, unless told that it may take all. So it does on sm_90
+    for heads of 256 elements in 16 bits. From Triton 3.9 on, two blocks of these need no spills."""
+    if target.backend != "cuda":
+        return {}
+    width = max(launch.block_head + launch.block_rest, launch.block_value)
+    large = 128 < width <= 256 and launch.block_keys == 32 and launch.warps == 8
+    if target.arch == 90 and large and not widened:
+        return {"maxnreg": 128 if _numbers_of(version) >= (3, 9) else 255}
+    return {"maxnreg": 255} if widened or target.arch in (100, 103) else {}
 
 
 def _key_parts(head_dim: int) -> tuple[int, int]:

@@ -121,8 +121,8 @@ def _attention_splits_kernel(
     end = tl.minimum(start + length, prefix)
 
     offs_m = (packed + tl.arange(0, BLOCK_ROWS)).to(tl.uint32)
-    mask_m = offs_m < nodes * GROUP
-    first_node = packed // GROUP
+    mask_m = offs_m // GROUP < nodes.to(tl.uint32)
+    first_node = (packed.to(tl.uint32) // GROUP).to(tl.int32)
     offs_i = (offs_m // GROUP).to(tl.int32) - first_node
     query_head = kv_head * GROUP + (offs_m % GROUP).to(tl.int32)
     first_row = (begin + first_node).to(tl.int64)
@@ -185,11 +185,12 @@ def _attention_splits_kernel(
             softmax = _attend_tree(query, tree, cache, new, softmax, FORM, TREE_KEYS)
     acc, top, total = softmax
     acc = acc * tl.where(total == 0, 0, value_factor / total)[:, None]
-    first_place = (split.to(tl.int64) * rows + first_row) * FORM.QUERY_HEADS
     # Places are found anew, with signed numbers: compilers would keep the others over the loops.
     offs_p = packed + tl.arange(0, BLOCK_ROWS)
+    first_node = packed // GROUP
+    first_place = (split.to(tl.int64) * rows + begin + first_node) * FORM.QUERY_HEADS
     place = (offs_p // GROUP - first_node) * FORM.QUERY_HEADS + kv_head * GROUP + offs_p % GROUP
-    mask_p = offs_p < nodes * GROUP
+    mask_p = offs_p // GROUP < nodes
     tl.store(partial_lse_ptr + first_place + place, top + tl.log2(total), mask=mask_p)
     partial_rows = partial_ptr + first_place * FORM.VALUE + place * FORM.VALUE
     offs_v = tl.arange(0, FORM.BLOCK_VALUE)

@@ -140,7 +140,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
         walk_tile=2048 if sequential else 1024,
-        walk_warps=8 if sequential else 1,
+        walk_warps=8 if sequential else 2 if rule == "lenient" else 1,
         draw=_splits(vocab_size, 512, warps=1),
     )
 

@@ -52,6 +52,14 @@ def _any(same):
 
 
 @triton.jit
+def _place_of(tree, key):
+    """What orders drafted children of one node as their keys do: int32."""
+    if tree.ranks is not None:
+        key = key >> 32
+    return key.to(tl.int32)
+
+
+@triton.jit
 def marks_of(tree, node, state, token, key):
     """What the children of a node make of some tokens [n], those of the children with these keys:
 
@@ -61,10 +69,11 @@ def marks_of(tree, node, state, token, key):
     - whether an earlier tracked child holds it.
     """
     point, rejected, taken, repeated = token < 0, token < 0, token < 0, token < 0
+    token, place = token.to(tl.int32), _place_of(tree, key)  # half as many registers for all pairs
     for begin in range(node.index + 1, tree.count, NODES):
         run = siblings(tree, node.index, begin)
-        same = (token[:, None] == run.token[None, :]) & run.drafted[None, :]
-        earlier = run.key[None, :] < key[:, None]
+        same = (token[:, None] == run.token.to(tl.int32)[None, :]) & run.drafted[None, :]
+        earlier = _place_of(tree, run.key)[None, :] < place[:, None]
         chosen = is_point(node, run.proposal)
         without = (chosen == 0) & (run.proposal == WITHOUT_REPLACEMENT)
         tested = (run.key > state.since) & (run.key <= state.last)
