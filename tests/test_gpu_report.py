@@ -123,6 +123,27 @@ def test_kernels_neither_spill_nor_crowd_the_registers(operation):
     assert len(compiled) >= len(targets.PROCESSORS) and not list(report.broken_rules(compiled))
 
 
+@pytest.mark.parametrize("processor", targets.PROCESSORS[:2], ids=lambda processor: processor.name)
+def test_the_richest_forms_neither_spill_nor_crowd_the_registers(processor):
+    """Those that `make gpu-report` found nearest to spilling, of forms that the test above leaves out."""
+    forms = targets.kernels(processor, variants.calls())
+    ends = {kernel.name: kernel for kernel in reversed(forms)}.values()
+    ends = [*ends, *{(kernel.name, kernel.warps): kernel for kernel in forms}.values()]
+    some = [kernel for kernel in report.richest_of(forms) if kernel not in ends]
+    compiled = list(zip(some, targets.build_all(some), strict=True))
+    assert compiled and not list(report.broken_rules(compiled))
+
+
+def test_a_form_is_rich_where_few_registers_are_left_or_some_spill():
+    kernel, build = compiled(multiply(64, torch.bfloat16), SM_80)
+    some = [(kernel, dataclasses.replace(build, registers=n, spills=s)) for n, s in ((246, 0), (100, 0))]
+    assert report.richest(some) == []
+    some += [(kernel, dataclasses.replace(build, registers=n, spills=s)) for n, s in ((247, 0), (255, 0))]
+    assert report.richest(some) == [("sm_80", "_multiply_kernel", 4, 3)]
+    some += [(kernel, dataclasses.replace(build, registers=128, spills=s)) for s in (4, 8)]
+    assert report.richest(some) == [("sm_80", "_multiply_kernel", 4, 5)]
+
+
 def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     """On gfx942 `tl.debug_barrier` is `s_barrier` between fences of all memory. No wait for stores is needed:
     wavefronts of a workgroup share an L1 cache that keeps their accesses in order, where the workgroup is not

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from . import targets, variants
 PAGE = Path(__file__).parents[2] / "docs" / "gpu_counts.md"
 MARK = "<!-- what follows is written by `make gpu-report` -->\n"
 MOST_REGISTERS = 168  # of a thread, except in attention
+RICHEST = Path(__file__).with_name("richest.json")
+OF = ("sm_80", "sm_90")  # targets in that file
+TIGHT = 8  # registers that a form in that file leaves at most of those that it may take
 
 
 def write(results: dict[str, Any]) -> bool:
@@ -21,6 +25,8 @@ def write(results: dict[str, Any]) -> bool:
     kernels = [kernel for p in targets.PROCESSORS for kernel in targets.kernels(p, variants.calls())]
     compiled = list(zip(kernels, targets.build_all(kernels), strict=True))
     sections.append("## Kernels\n\n" + "\n".join(compile_table(compiled)))
+    found = richest(compiled)
+    RICHEST.write_text("[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in found) + "\n]\n")
     broken = list(dict.fromkeys(broken_rules(compiled)))
     if broken:
         sections.append("## Rules that are not kept\n\n" + "\n".join(f"- {rule}" for rule in broken))
@@ -96,3 +102,37 @@ def broken_rules(compiled: Compiled) -> Iterator[str]:
             yield f"{where}: {build.shared} bytes of shared memory"
         if build.dots and not build.tensor_cores:
             yield f"{where}: no tensor-core instruction"
+
+
+# Forms that ordinary tests compile
+
+
+def richest(compiled: Compiled) -> list[tuple[str, str, int, int]]:
+    """Target, kernel, warps and place of the forms that are nearest to spilling: of each kernel and number of
+    warps one, where it is near."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for kernel, build in compiled:
+        group = groups.setdefault((kernel.processor.name, kernel.name, kernel.warps), [])
+        group.append(_slack(kernel, build))
+    return [
+        (*group, slacks.index(min(slacks)))
+        for group, slacks in sorted(groups.items())
+        if group[0] in OF and min(slacks) <= TIGHT
+    ]
+
+
+def _slack(kernel: targets.Kernel, build: targets.Build) -> int:
+    """Registers that a form leaves of those it may take; below 0, bytes that it spills."""
+    return -build.spills if build.spills else (kernel.options.get("maxnreg") or 255) - build.registers
+
+
+def richest_of(kernels: list[targets.Kernel]) -> list[targets.Kernel]:
+    """Those of all kernels of a target that were nearest to spilling when `make gpu-report` last ran. Forms
+    that were added since may stand in their place."""
+    places: dict[tuple[str, str, int], int] = {
+        (target, name, warps): place for target, name, warps, place in json.loads(RICHEST.read_text())
+    }
+    groups: dict[tuple[str, str, int], list[targets.Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault((kernel.processor.name, kernel.name, kernel.warps), []).append(kernel)
+    return [group[min(places[key], len(group) - 1)] for key, group in groups.items() if key in places]

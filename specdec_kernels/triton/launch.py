@@ -130,6 +130,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     | sums of 8192, 4 warps | four steps of 16 scores a lane of each row: 16 programs for 128256 tokens |
     | walk_tile 2048, 8 warps | whole rows, which trees need: 8 scores a lane of each row on the way at once |
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
+    | 2 warps | `lenient`, which compares tokens of siblings in pairs: 16 a thread leave no spills |
     | draws of 512, 1 warp | two steps, one after the other; 251 programs for 128256 tokens |
     """
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
