@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python's view of the core: the functions of specdec.h.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
@@ -12,6 +13,7 @@
 #include "kernels.h"
 #include "random.h"
 #include "specdec.h"
+#include "suffix_index.h"
 
 using namespace specdec;
 
@@ -299,6 +301,68 @@ void bind_states(py::module_& m) {
        structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
 }
 
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// A class of its own: it is a state that lives on, which no function of the C interface has.
+void bind_suffix_index(py::module_& m) {
+  using I = SuffixIndex;
+  using Free = py::call_guard<py::gil_scoped_release>;
+  py::class_<I>(m, "SuffixIndex")
+      .def(py::init<int64_t>(), py::arg("max_bytes"))
+      .def("add", &I::add, Free(), py::arg("request"), py::arg("name"), py::arg("reads"))
+      .def(
+          "extend",
+          [](I& index, std::uintptr_t requests, int64_t count, std::uintptr_t tokens, int64_t width,
+             std::uintptr_t sizes) {
+            index.extend(at<int64_t>(requests), count, at<int64_t>(tokens), width, at<int64_t>(sizes));
+          },
+          Free(), py::arg("requests"), py::arg("count"), py::arg("tokens"), py::arg("width"),
+          py::arg("sizes"))
+      .def("finish", &I::finish, Free(), py::arg("request"))
+      .def("remove", &I::remove, Free(), py::arg("request"))
+      .def(
+          "load",
+          [](I& index, const std::string& name, std::uintptr_t tokens, int32_t dtype, int64_t size) {
+            return index.load(name, at<void>(tokens), static_cast<TokenDType>(dtype), size);
+          },
+          Free(), py::arg("name"), py::arg("tokens"), py::arg("dtype"), py::arg("size"))
+      .def("unload", &I::unload, Free(), py::arg("corpus"))
+      .def(
+          "draft",
+          [](const I& index, int threads, std::uintptr_t requests, int64_t count, int64_t max_nodes,
+             int64_t max_depth, int64_t candidates, int64_t min_match, const std::vector<double>& trust,
+             std::uintptr_t out_tokens, std::uintptr_t out_parents, std::uintptr_t out_scores) {
+            const SuffixDraft args{max_nodes,
+                                   max_depth,
+                                   candidates,
+                                   min_match,
+                                   trust.data(),
+                                   static_cast<int64_t>(trust.size()),
+                                   at<int64_t>(out_tokens),
+                                   at<int32_t>(out_parents),
+                                   at<float>(out_scores)};
+            index.draft(at<int64_t>(requests), count, args, threads);
+          },
+          Free(), py::arg("threads"), py::arg("requests"), py::arg("count"), py::arg("max_nodes"),
+          py::arg("max_depth"), py::arg("candidates"), py::arg("min_match"), py::arg("trust"),
+          py::arg("out_tokens"), py::arg("out_parents"), py::arg("out_scores"))
+      .def("list",
+           [](const I& index) {
+             py::list listed;
+             for (const I::Listed& text : index.list())
+               listed.append(py::make_tuple(text.request, text.name, text.size, text.running));
+             return listed;
+           })
+      .def(
+          "read",
+          [](const I& index, int64_t request, std::uintptr_t out) { index.read(request, at<int32_t>(out)); },
+          Free(), py::arg("request"), py::arg("out"))
+      .def("bytes", &I::bytes, Free());
+}
+
 const Kernels& kernels_named(const std::string& isa) {
   const Kernels* table = isa == "avx512" ? avx512_kernels()
                          : isa == "avx2" ? avx2_kernels()
@@ -342,6 +406,7 @@ PYBIND11_MODULE(_native, m) {
   bind_attention(m);
   bind_commit(m);
   bind_states(m);
+  bind_suffix_index(m);
   bind_kernels(m);
   m.def("instruction_set", &specdec_instruction_set);
 }

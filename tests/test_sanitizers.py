@@ -94,3 +94,17 @@ sys.exit(pytest.main(sys.argv[1:]))"""
         cwd=build,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_an_index_that_is_read_while_it_changes(sanitizer, tmp_path):
+    sources = (
+        ROOT / "tests" / "c_suffix.cpp",
+        ROOT / "csrc" / "suffix_index.cpp",
+        ROOT / "csrc" / "team.cpp",
+    )
+    flags = ("-std=c++20", "-O1", "-g1", f"-fsanitize={sanitizer}", f"-I{ROOT / 'csrc'}", "-pthread")
+    subprocess.run(["g++", *flags, *sources, "-o", tmp_path / "suffix"], check=True)
+    environment = dict(os.environ, TSAN_OPTIONS="halt_on_error=1", **OPTIONS)
+    run = subprocess.run([tmp_path / "suffix", "60"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]

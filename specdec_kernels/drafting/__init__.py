@@ -6,6 +6,7 @@ from .budget import Budget, Calibration
 from .children import Children, draft_token, sample_children
 from .grow import Frontier, GrownTree, grow_tree
 from .ngram import NgramTree, ngram_draft, ngram_tree
+from .suffix import SuffixDrafter, SuffixIndex
 
 __all__ = [
     "AcceptanceStats",
@@ -15,6 +16,8 @@ __all__ = [
     "Frontier",
     "GrownTree",
     "NgramTree",
+    "SuffixDrafter",
+    "SuffixIndex",
     "draft_token",
     "grow_tree",
     "ngram_draft",
