@@ -25,7 +25,7 @@ from .module import SpeculativeVerifier
 from .rules import Rule, Synthetic
 from .sampling import DraftVocab, SamplingParams, sample
 from .tree import DraftTree
-from .verification import Verified, verify
+from .verification import Verified, empty_outputs, verify
 
 
 class Task(NamedTuple):
@@ -58,11 +58,30 @@ def _law(sampling: SamplingParams) -> SamplingParams:
     return SamplingParams(*ones)
 
 
-def _rule(rule: Rule) -> Rule:
-    """The same with rates on the device."""
+def blank(rule: Rule) -> Rule:
+    """The same with rates of the default device, whose values kernels do not depend on: a tensor of a GPU
+    cannot be sent to processes without one."""
     if isinstance(rule, Synthetic) and isinstance(rule.rate, Tensor):
         return Synthetic(torch.zeros(rule.rate.shape, dtype=rule.rate.dtype))
     return rule
+
+
+class Rows(NamedTuple):
+    """Which rows of the target there are, and dtypes of tokens beside it."""
+
+    numbered: bool = False
+    early: bool = False
+    bonus: torch.dtype | None = None
+    tokens: torch.dtype = torch.int64
+
+    def __str__(self) -> str:
+        words = [
+            "target_rows" * self.numbered,
+            "rows end early" * self.early,
+            "" if self.bonus is None else f"{name_of(self.bonus)} bonus tokens",
+            f"{name_of(self.tokens)} tokens",
+        ]
+        return ", ".join(filter(None, words))
 
 
 def _number() -> Tensor:
@@ -84,19 +103,23 @@ def _tree(nodes: int, linked: bool = False) -> DraftTree:
 
 def _verify(
     rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool,
-    aligned: bool, linked: bool, drafted: int, mapped: bool,
+    aligned: bool, linked: bool, drafted: int, mapped: bool, rows: Rows = Rows(),  # noqa: B008
 ) -> None:  # fmt: skip
+    device = torch.empty(0).device
     verify(
-        _rows(2, vocab, dtype, aligned),
+        _rows(1 if rows.early else 2, vocab, dtype, aligned),
         _tree(2, linked),
         _rows(2, drafted, dtype, aligned) if drafted else None,
         draft_vocab=DraftVocab(torch.arange(drafted), vocab) if mapped else None,
         sampling=_law(law),
-        rule=_rule(rule),
+        rule=blank(rule),
+        target_rows=torch.zeros(2, dtype=torch.int32) if rows.numbered else None,
+        bonus_tokens=None if rows.bonus is None else torch.zeros(1, dtype=rows.bonus),
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(2, vocab, bitmask),
         return_logprobs=logprobs,
+        out=empty_outputs(1, 2, device, rows.tokens, logprobs=logprobs),
         backend="triton",
     )
 

@@ -99,8 +99,13 @@ def _check_draft(tree: DraftTree, call: VerifyCall, draft: Tensor, owned: Tensor
         drawn_from[tree._up[sampled]] = True
         rounding = torch.finfo(draft.dtype).eps / 2
         off = ((draft.double().sum(-1) - 1).abs() > 1e-3 + rounding) | (draft < 0).any(-1)
-        wrong = "probabilities below 0 or of a sum other than 1"
-        _check_rows("draft_logits", _at(off.flatten(), rows) & drawn_from, request, node, wrong)
+        bad = _at(off.flatten(), rows) & drawn_from
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            probs = draft.flatten(0, -2)[rows[row]].double()
+            got = f"a sum of {float(probs.sum()):g} and a least of {float(probs.min()):g}"
+            got += f" at request {int(request[row])} node {int(node[row])}"
+            bad_value("verify", "draft_logits", "must hold probabilities, >= 0 and of sum 1", got)
 
 
 def _target_rows(call: VerifyCall, request: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from ._checks import (
     check_type,
     what,
 )
+from ._kept import traced
 from ._memory import check_last_stride
 from .sampling import DraftVocab, SamplingParams
 from .tree import DraftTree
@@ -49,8 +52,17 @@ def check_target(
     if bonus_tokens is not None:
         check_tensor("verify", "bonus_tokens", bonus_tokens, "[B]", (batch,), TOKENS, device)
         if not tree._is_chain:
-            bad_value("verify", "tree", "must be a chain with bonus_tokens", "another tree")
+            _refuse_tree(tree)
     return early
+
+
+def _refuse_tree(tree: DraftTree) -> NoReturn:
+    """Of bonus tokens."""
+    rule, got = "must be a chain with bonus_tokens", "another tree"
+    if traced():  # where only bounds say what a chain is
+        rule += ", which inside torch.compile has max_nodes <= max_depth + 1"
+        got = f"max_nodes {tree.max_nodes} and max_depth {tree.max_depth}"
+    bad_value("verify", "tree", rule, got)
 
 
 def _check_target_shape(target_logits: Tensor, rows: int, batch: int, bonus: bool) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from ._cache_table import SLOT_DIM
 from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_list, check_name, check_type
-from ._compiling import Task, compile_all
+from ._compiling import Rows, Task, blank, compile_all
 from ._ops import backends
 from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
@@ -58,6 +58,25 @@ def _check_pair(argument: str, value: object) -> tuple[object, object]:
     return value
 
 
+def _forms_of_rows(target_rows: Sequence[bool], bonus_tokens: object, token_dtypes: object) -> list[Rows]:
+    """Those that calls may have together."""
+    call, rule = "warmup", "must be int64 or int32"
+    bonus = check_list(call, "bonus_tokens", bonus_tokens, "dtypes")
+    for i, dtype in enumerate(bonus):
+        if dtype is not None and dtype not in WIDTHS:
+            bad_value(call, f"bonus_tokens[{i}]", f"{rule}, or None", dtype)
+    tokens = check_list(call, "token_dtypes", token_dtypes, "dtypes")
+    for i, dtype in enumerate(tokens):
+        if dtype not in WIDTHS:
+            bad_value(call, f"token_dtypes[{i}]", rule, dtype)
+    forms = product(target_rows, (False, True), bonus, tokens)
+    return [
+        Rows(numbered, early, drawn, written)
+        for numbered, early, drawn, written in forms
+        if not early or (drawn is not None and not numbered)
+    ]
+
+
 def warmup(
     device: torch.device | str,
     *,
@@ -70,6 +89,9 @@ def warmup(
     token_bitmask: Sequence[bool] = (False,),
     return_logprobs: Sequence[bool] = (False,),
     links: Sequence[bool] = (False,),
+    target_rows: Sequence[bool] = (False,),
+    bonus_tokens: Sequence[torch.dtype | None] = (None,),
+    token_dtypes: Sequence[torch.dtype] = (torch.int64,),
     cu_drafts: bool = False,
     aligned: Sequence[bool] = (True,),
     children: Sequence[tuple[str, int]] = (),
@@ -97,6 +119,10 @@ def warmup(
         draft_logits: whether rules that read the draft's logits are called with them.
         token_bitmask, return_logprobs: whether calls pass it; `(False, True)` compiles for both.
         links: whether trees come from `DraftTree.from_links`, and are refreshed.
+        target_rows: whether calls of `verify` pass it.
+        bonus_tokens: dtypes of those that calls pass, None = none. With them, calls with and without rows of
+            last nodes are compiled for, and no trees of links.
+        token_dtypes: of `out.tokens`.
         cu_drafts: whether chains come from `DraftTree.chain` with `cu_drafts`.
         aligned: whether rows of logits begin at multiples of 16 bytes and V is a multiple of 16.
         children: the methods of `sample_children` and the most children of a node.
@@ -135,13 +161,18 @@ def warmup(
     check_bool(call, "cu_drafts", cu_drafts)
     check_name(call, "layout", layout, SLOT_DIM)
     for name, flags in dict(
-        token_bitmask=token_bitmask, return_logprobs=return_logprobs, links=links, aligned=aligned
+        token_bitmask=token_bitmask,
+        return_logprobs=return_logprobs,
+        links=links,
+        target_rows=target_rows,
+        aligned=aligned,
     ).items():
         for i, flag in enumerate(check_list(call, name, flags, "bools")):
             check_bool(call, f"{name}[{i}]", flag)
     for i, dtype in enumerate(check_list(call, "dtypes", dtypes, "dtypes")):
         if dtype not in FLOATS[:3]:
             bad_value(call, f"dtypes[{i}]", "must be float32, bfloat16 or float16", dtype)
+    rows = _forms_of_rows(target_rows, bonus_tokens, token_dtypes)
     rules = check_list(call, "rules", rules, "rules")
     for i, sampling in enumerate(check_list(call, "samplings", samplings, "SamplingParams")):
         check_type(call, f"samplings[{i}]", sampling, SamplingParams, "a SamplingParams")
@@ -157,10 +188,12 @@ def warmup(
     backends.load("triton", "verify", device.type, ())
     tasks: list[Task] = []
     per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
-    for rule, given, linked in product(rules, per_call, links):
+    for rule, given, linked, form in product(rules, per_call, links, rows):
         reads = draft_logits and resolve(call, rule, draft_logits)[0] in READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
-        tasks.append(Task("verify", (rule, vocab_size, *given, linked, drafted, mapped)))
+        if not linked or form.bonus is None:
+            options = (blank(rule), vocab_size, *given, linked, drafted, mapped, form)
+            tasks.append(Task("verify", options))
     tasks += [Task("sample", (vocab_size, *given)) for given in per_call]
     for (method, most), dtype, law, whole in product(children, dtypes, samplings, aligned):
         counts = {min(1 << bits, most) for bits in range((most - 1).bit_length() + 1)}

@@ -132,7 +132,8 @@ def verify(
             root has no row, the request counts as empty. Numbers out of range count as -1.
         bonus_tokens: [B] int64 or int32, only for chains: the token after the last node, which the caller has
             drawn from the target's law there. That node needs no row. The log-probability of the token is nan
-            without the row. Tokens outside [0, V) count as none.
+            without the row. Tokens outside [0, V) count as none. Inside
+            `torch.compile` a chain is known by its bounds, `max_nodes <= max_depth + 1`.
         draft_rows: [R] int32, row of `draft_logits` per node, -1 = none.
         draft_vocab: the tokens of the columns of `draft_logits`; without it column i is token i, and columns
             from V on are padding.

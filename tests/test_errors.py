@@ -589,7 +589,7 @@ def test_debug_checks_sums_of_probabilities(monkeypatch):
     given = arguments(draft_logits=draft, draft_sampling="probs")
     monkeypatch.setattr(debug, "ENABLED", True)
     assert sdk.verify(**given).num_tokens.min() >= 1
-    rule = "verify: draft_logits must not hold probabilities below 0 or of a sum other than 1"
+    rule = "verify: draft_logits must hold probabilities, >= 0 and of sum 1"
     for value, other in ((0.2012, 0.2), (0.1988, 0.2), (0.5, -0.1)):
         draft[5, 0], draft[5, 1] = value, other
         with pytest.raises(ValueError, match=f"^{rule}, got .* at request 1 node 1$"):

@@ -137,6 +137,18 @@ def test_a_chain_that_was_refreshed_to_a_tree_takes_no_bonus_token():
                 sdk.verify(**given)
 
 
+def test_inside_torch_compile_a_chain_is_known_by_its_bounds():
+    """A chain that claims more nodes than depths is refused, with a message that says so."""
+    given = dict(target_logits=torch.zeros(3, 4), bonus_tokens=torch.tensor([3]), backend="reference")
+    compiled = torch.compile(lambda tree: sdk.verify(**given, tree=tree), backend="eager")
+    compiled(sdk.DraftTree.chain(torch.tensor([[1, 2]])))
+    loose = sdk.DraftTree.chain(torch.tensor([[1, 2]]), max_nodes=9)
+    sdk.verify(**given, tree=loose)
+    rule = r"inside torch.compile has max_nodes <= max_depth \+ 1, got max_nodes 9 and max_depth 2"
+    with pytest.raises(Exception, match=rule):
+        torch.compile(lambda tree: sdk.verify(**given, tree=tree), backend="eager", fullgraph=True)(loose)
+
+
 @pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_int32_tokens_are_the_tokens(rule, backend):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,10 @@ from each import DEVICE
 
 import specdec_kernels as sdk
 from ptx_emulator import driver
+from specdec_kernels import compilation
+from specdec_kernels._ops import backends
 from specdec_kernels.triton.dispatch import Launch
+from specdec_kernels.verification import empty_outputs
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="needs no GPU")
 
@@ -123,6 +127,69 @@ def test_a_warm_process_compiles_nothing(met, untouched_memory):
     assert set(met) == warm and len(Launch.met) == len(warm)
 
 
+def step_of_rows(g, bonus, tokens):
+    """With rows by number, or a bonus token with and without rows of last nodes; chains of sums, too."""
+    batch, depth = pick(g, 1, 64), pick(g, 1, 16)
+    if pick(g, 0, 1):
+        tree = sdk.DraftTree.chain(a_slice(g, (batch, depth), torch.int64), check=False)
+    else:
+        sums = torch.arange(1, batch + 1, dtype=torch.int32) * depth
+        drafts = a_slice(g, (batch * depth,), torch.int32)
+        tree = sdk.DraftTree.chain(drafts, cu_drafts=sums, max_depth=depth, check=False)
+    rows = batch * (depth + 1)
+    count, numbers, given = rows, None, None if bonus is None else a_slice(g, (batch,), bonus)
+    if pick(g, 0, 1):
+        numbers, count = a_slice(g, (rows,), torch.int32), pick(g, 1, 64)
+    elif given is not None and pick(g, 0, 1):
+        count = rows - batch
+    sdk.verify(
+        logits(g, count),
+        tree,
+        sampling=sdk.SamplingParams(0.8),
+        rule="match",
+        target_rows=numbers,
+        bonus_tokens=given,
+        seeds=a_slice(g, (batch,), torch.int64),
+        positions=a_slice(g, (batch,), torch.int64),
+        out=empty_outputs(batch, depth + 1, torch.device("cpu"), tokens),
+        backend="triton",
+    )
+
+
+def test_rows_and_bonus_tokens_compile_nothing_more(met, untouched_memory, monkeypatch):
+    from specdec_kernels import triton as kernels
+
+    monkeypatch.setattr(backends, "filler", lambda *given: kernels)
+    dtypes = (torch.int64, torch.int32)
+    sdk.warmup(
+        "cpu", vocab_size=V, samplings=[sdk.SamplingParams(0.8)], target_rows=(False, True), cu_drafts=True,
+        bonus_tokens=(None, *dtypes), token_dtypes=dtypes, page_size=PAGE, processes=0, progress=None,
+    )  # fmt: skip
+    warm = set(met)
+    g = torch.Generator().manual_seed(3)
+    for _ in range(STEPS // 5):
+        for bonus in (None, *dtypes):
+            step_of_rows(g, bonus, dtypes[pick(g, 0, 1)])
+    assert set(met) == warm and len(Launch.met) == len(warm)
+
+
+class Unsendable(torch.Tensor):
+    """As a tensor of a GPU is for a process without one."""
+
+    def __reduce_ex__(self, protocol):
+        raise pickle.PicklingError("sent to another process")
+
+
+def test_rates_of_a_device_are_not_sent_to_other_processes(monkeypatch):
+    sent = []
+    monkeypatch.setattr(compilation, "compile_all", lambda tasks, *_: sent.extend(tasks) or 0)
+    monkeypatch.setattr(backends, "load", lambda *_: None)
+    rates = torch.tensor([0.9, 0.8]).as_subclass(Unsendable)
+    sdk.warmup("cpu", vocab_size=V, rules=[sdk.Synthetic(rates)], progress=None)
+    (task,) = [pickle.loads(pickle.dumps(task)) for task in sent if task.operation == "verify"]
+    assert task.options[0].rate.tolist() == [0, 0] and task.options[0].rate.dtype == rates.dtype
+
+
 def attend(g, heads, layout):
     """A step of attention with any number of requests, of nodes up to the most, and any prefixes."""
     batch, most = pick(g, 1, 64), heads.max_nodes
@@ -208,6 +275,16 @@ def test_kernels_are_compiled_in_other_processes(tmp_path):
         (dict(dtypes=[torch.int8]), ValueError, r"warmup: dtypes\[0\] must be float32, bfloat16 or float16"),
         (dict(samplings=[0.8]), TypeError, r"warmup: samplings\[0\] must be a SamplingParams, got float"),
         (dict(rules=["best"]), ValueError, r"warmup: rule must be"),
+        (
+            dict(bonus_tokens=[torch.int8]),
+            ValueError,
+            r"warmup: bonus_tokens\[0\] must be int64 or int32, or N",
+        ),
+        (
+            dict(token_dtypes=[None]),
+            ValueError,
+            r"warmup: token_dtypes\[0\] must be int64 or int32, got None",
+        ),
         (dict(rules=5), TypeError, r"warmup: rules must be a sequence of rules, got int"),
         (dict(children=[("best", 2)]), ValueError, r"warmup: children\[0\] must be one of"),
         (dict(children=[("top_k", 0)]), ValueError, r"warmup: children\[0\] must be >= 1, got 0"),

@@ -16,6 +16,10 @@ from .parts import Gate
 
 RULES = ("match", "token", "traversal", sdk.Typical(), sdk.Relaxed(3, 0.4), sdk.Lenient(1.5))
 RULES += (sdk.Synthetic((0.9, 0.5)),)
+OTHERS = (sdk.Synthetic(torch.tensor([0.9, 0.5])), sdk.Deferred(0.8, 1), sdk.Threshold(0.7, 0.8))
+OTHERS += (sdk.Ensemble(0.7),)  # of float32 rows only, as they share what reads them
+BY_ROWS = ("match", "token", "traversal", sdk.Threshold(0.7, 0.8))
+ROWS = ("rows by number", "bonus tokens", "bonus tokens, no last rows")
 FIELDS = ("tokens", "path", "num_tokens", "num_accepted", "status")
 # Kernels compute in float32, the reference in float64: a coin or a cut that lies within the rounding of its
 # threshold falls to the other side. That is rare, and every request that differs is shown.
@@ -30,11 +34,14 @@ class Group:
     laws: tuple[str, ...]  # names of `problems.CUTS`; none: random cases that use every option
     tree: str = ""
     dtype: torch.dtype = torch.float32
+    rows: str = ""  # of `ROWS`
 
     def __str__(self) -> str:
         rule = self.rule if isinstance(self.rule, str) else self.rule.name
+        if isinstance(self.rule, sdk.Synthetic) and isinstance(self.rule.rate, torch.Tensor):
+            rule += " by a tensor"
         laws = "; ".join(self.laws) or "every option"
-        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], laws)))
+        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], laws, self.rows)))
 
 
 def run(gate: Gate) -> None:
@@ -47,14 +54,25 @@ def groups(dry: bool) -> list[Group]:
     """First those whose kernels take longest to compile."""
     whole, *cut = problems.CUTS
     if dry:
-        return [Group("match", (whole,), "point"), Group("token", (whole,), "chain")]
-    return [Group(rule, ()) for rule in RULES] + [
-        Group(rule, laws, tree, dtype)
-        for laws in (tuple(cut), (whole,))
-        for rule in RULES
-        for tree in problems.TREES
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
+        return [
+            Group("match", (whole,), "point"),
+            Group("token", (whole,), "chain"),
+            Group("match", (whole,), "chain", rows=ROWS[-1]),
+        ]
+    numbered = [Group(rule, (whole,), "without replacement", rows=ROWS[0]) for rule in BY_ROWS]
+    numbered += [Group(rule, (whole,), "chain", rows=rows) for rule in BY_ROWS for rows in ROWS]
+    return (
+        [Group(rule, ()) for rule in RULES + OTHERS]
+        + numbered
+        + [
+            Group(rule, laws, tree, dtype)
+            for laws in (tuple(cut), (whole,))
+            for rule in RULES + OTHERS
+            for tree in problems.TREES
+            for dtype in (torch.float32, torch.bfloat16)
+            if dtype == torch.float32 or rule in RULES
+        ]
+    )
 
 
 def check(gate: Gate, group: Group) -> None:
@@ -81,7 +99,7 @@ def check(gate: Gate, group: Group) -> None:
 def cases(group: Group, dry: bool) -> Any:
     """Names and arguments of `verify`, on the host."""
     for vocab, law in product((69,) if dry else (69, 1501, 32000, 128256), group.laws):
-        arguments = problems.verify(group.tree, vocab, group.dtype)
+        arguments = with_rows(problems.verify(group.tree, vocab, group.dtype), group.rows)
         yield f"V = {vocab}, {law}", dict(arguments, sampling=problems.CUTS[law], return_logprobs=True)
     if group.laws:
         return
@@ -93,9 +111,25 @@ def cases(group: Group, dry: bool) -> Any:
             yield f"seed {seed}", shared_form(arguments)
 
 
+def with_rows(arguments: dict[str, Any], rows: str) -> dict[str, Any]:
+    """The case with shared and missing rows of its target, or with bonus tokens."""
+    from row_cases import choose_rows, without_last_rows
+
+    if not rows:
+        return arguments
+    if rows == ROWS[0]:
+        return choose_rows(arguments, 0)
+    batch, vocab = arguments["tree"].batch_size, arguments["target_logits"].shape[-1]
+    arguments = dict(arguments, bonus_tokens=torch.arange(batch) % vocab)
+    return without_last_rows(arguments) if rows == ROWS[2] else arguments
+
+
 def both(gate: Gate, arguments: dict[str, Any], rule: str | sdk.Rule) -> tuple[sdk.Verified, sdk.Verified]:
     """From the device and from the oracle, on the host."""
-    ours = sdk.verify(**gate.device.put(arguments), rule=rule, backend="triton")
+    there = rule
+    if isinstance(rule, sdk.Synthetic) and isinstance(rule.rate, torch.Tensor):
+        there = sdk.Synthetic(gate.device.put(rule.rate))
+    ours = sdk.verify(**gate.device.put(arguments), rule=there, backend="triton")
     theirs = sdk.verify(**arguments, rule=rule, backend=oracle.backend()[0])
     return sdk.Verified(*(field if field is None else field.cpu() for field in ours)), theirs
 

@@ -58,7 +58,7 @@ class Gate:
 PARTS = (
     Part("start", "start", "Versions, and the first calls with an empty cache", 120),
     Part("forms", "forms", "Every form of every kernel compiled", 150),
-    Part("agree-verify", "agree_verify", "verify equals the oracle", 150),
+    Part("agree-verify", "agree_verify", "verify equals the oracle", 210),
     Part("agree-attention", "agree_attention", "tree_attention is within its budget of float64", 60),
     Part("agree-caches", "agree_caches", "Commits and states", 60),
     Part("agree-drafting", "agree_drafting", "sample, sample_children and n-grams equal the oracle", 60),
