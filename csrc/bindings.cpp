@@ -86,6 +86,51 @@ void bind_reports(py::module_& m) {
                   field<M, &M::out_counts>("out_counts"), field<M, &M::out_mass>("out_mass")});
 }
 
+void bind_edits(py::module_& m) {
+  using E = specdec_edits;
+  bind_struct<E>(m, "Edits",
+                 {field<E, &E::count_tokens>("count_tokens"),
+                  field<E, &E::count_prompt>("count_prompt"),
+                  field<E, &E::count_output>("count_output"),
+                  field<E, &E::count_sizes>("count_sizes"),
+                  field<E, &E::recent>("recent"),
+                  field<E, &E::slots>("slots"),
+                  field<E, &E::capacity>("capacity"),
+                  field<E, &E::recent_width>("recent_width"),
+                  field<E, &E::request_slots>("request_slots"),
+                  number_or_array<E, &E::repetition, &E::repetitions>("repetition"),
+                  number_or_array<E, &E::frequency, &E::frequencies>("frequency"),
+                  number_or_array<E, &E::presence, &E::presences>("presence"),
+                  field<E, &E::penalize_prompt>("penalize_prompt"),
+                  field<E, &E::bias_tokens>("bias_tokens"),
+                  field<E, &E::bias_values>("bias_values"),
+                  field<E, &E::bias_count>("bias_count"),
+                  field<E, &E::banned_tokens>("banned_tokens"),
+                  field<E, &E::banned_count>("banned_count"),
+                  field<E, &E::banned_until>("banned_until"),
+                  field<E, &E::bad_words>("bad_words"),
+                  field<E, &E::bad_word_count>("bad_word_count"),
+                  field<E, &E::bad_word_length>("bad_word_length"),
+                  field<E, &E::forced_tokens>("forced_tokens"),
+                  field<E, &E::forced_count>("forced_count")});
+  using L = specdec_edit_logits_args;
+  bind_function<specdec_edit_logits, L>(
+      m, "edit_logits",
+      {field<L, &L::logits>("logits"), field<L, &L::requests>("requests"), field<L, &L::nodes>("nodes"),
+       field<L, &L::tokens>("tokens"), field<L, &L::parents>("parents"), field<L, &L::cu_nodes>("cu_nodes"),
+       field<L, &L::target_rows>("target_rows"), field<L, &L::edits>("edits")});
+  using C = specdec_count_tokens_args;
+  bind_function<specdec_count_tokens, C>(
+      m, "count_tokens",
+      {field<C, &C::requests>("requests"), field<C, &C::width>("width"), field<C, &C::vocab>("vocab"),
+       field<C, &C::tokens>("tokens"), field<C, &C::tokens_are_int32>("tokens_are_int32"),
+       field<C, &C::num_tokens>("num_tokens"), field<C, &C::request_slots>("request_slots"),
+       field<C, &C::slots>("slots"), field<C, &C::capacity>("capacity"),
+       field<C, &C::recent_width>("recent_width"), field<C, &C::count_tokens>("count_tokens"),
+       field<C, &C::count_prompt>("count_prompt"), field<C, &C::count_output>("count_output"),
+       field<C, &C::count_sizes>("count_sizes"), field<C, &C::recent>("recent")});
+}
+
 void bind_verify(py::module_& m) {
   using V = specdec_verify_args;
   bind_function<specdec_verify, V>(m, "verify",
@@ -116,6 +161,7 @@ void bind_verify(py::module_& m) {
                                     field<V, &V::bitmask_stride>("bitmask_stride"),
                                     field<V, &V::bonus_tokens>("bonus_tokens"),
                                     field<V, &V::bonus_tokens_are_int32>("bonus_tokens_are_int32"),
+                                    field<V, &V::edits>("edits"),
                                     field<V, &V::stop_tokens>("stop_tokens"),
                                     field<V, &V::stop_count>("stop_count"),
                                     field<V, &V::new_tokens_left>("new_tokens_left"),
@@ -139,8 +185,9 @@ void bind_verify(py::module_& m) {
       m, "sample",
       {field<S, &S::logits>("logits"), field<S, &S::sampling>("sampling"), field<S, &S::seeds>("seeds"),
        field<S, &S::positions>("positions"), field<S, &S::bitmask>("bitmask"),
-       field<S, &S::bitmask_stride>("bitmask_stride"), field<S, &S::out_tokens>("out_tokens"),
-       field<S, &S::out_logprobs>("out_logprobs"), field<S, &S::logprobs>("logprobs")});
+       field<S, &S::bitmask_stride>("bitmask_stride"), field<S, &S::edits>("edits"),
+       field<S, &S::out_tokens>("out_tokens"), field<S, &S::out_logprobs>("out_logprobs"),
+       field<S, &S::logprobs>("logprobs")});
 }
 
 void bind_drafting(py::module_& m) {
@@ -400,6 +447,7 @@ PYBIND11_MODULE(_native, m) {
   bind_enums(m);
   bind_rows(m);
   bind_reports(m);
+  bind_edits(m);
   bind_verify(m);
   bind_drafting(m);
   bind_trees(m);

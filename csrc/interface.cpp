@@ -6,6 +6,8 @@
 #include "attention.h"
 #include "check.h"
 #include "children.h"
+#include "counts.h"
+#include "edit_logits.h"
 #include "enter.h"
 #include "kernels.h"
 #include "ngram.h"
@@ -56,6 +58,38 @@ void check_bitmask(const Check& check, const uint32_t* bitmask, int64_t stride, 
   if (!bitmask) return;
   check.value("bitmask_stride", stride, 0, kMostItems);
   check.memory("bitmask", bitmask, 4, 4, {{rows, stride}, {(size + 31) / 32, 1}});
+}
+
+void check_edits(const Check& check, const specdec_edits& edits, int64_t requests) {
+  check.value("slots", edits.slots, 0, kMostItems);
+  check.value("capacity", edits.capacity, 0, INT32_MAX - 1);
+  check.value("recent_width", edits.recent_width, 0, kMostItems);
+  if (edits.count_tokens) {
+    check.array("count_tokens", edits.count_tokens, edits.slots, edits.capacity);
+    check.array("count_prompt", edits.count_prompt, edits.slots, edits.capacity);
+    check.array("count_output", edits.count_output, edits.slots, edits.capacity);
+    check.array("count_sizes", edits.count_sizes, edits.slots);
+  }
+  check.optional_array("recent", edits.recent, edits.slots, edits.recent_width);
+  check.optional_array("request_slots", edits.request_slots, requests);
+  check.not_nan("repetition", edits.repetition);
+  check.not_nan("frequency", edits.frequency);
+  check.not_nan("presence", edits.presence);
+  check.optional_array("repetitions", edits.repetitions, requests);
+  check.optional_array("frequencies", edits.frequencies, requests);
+  check.optional_array("presences", edits.presences, requests);
+  check.flag("penalize_prompt", edits.penalize_prompt);
+  check.value("bias_count", edits.bias_count, 0, kMostItems);
+  check.array("bias_tokens", edits.bias_tokens, requests, edits.bias_count);
+  check.array("bias_values", edits.bias_values, requests, edits.bias_count);
+  check.value("banned_count", edits.banned_count, 0, kMostItems);
+  check.array("banned_tokens", edits.banned_tokens, requests, edits.banned_count);
+  check.optional_array("banned_until", edits.banned_until, requests);
+  check.value("bad_word_count", edits.bad_word_count, 0, kMostItems);
+  check.value("bad_word_length", edits.bad_word_length, edits.bad_word_count ? 1 : 0, kMostItems);
+  check.array("bad_words", edits.bad_words, requests, edits.bad_word_count * edits.bad_word_length);
+  check.value("forced_count", edits.forced_count, 0, kMostItems);
+  check.array("forced_tokens", edits.forced_tokens, requests, edits.forced_count);
 }
 
 void check_integers(const Check& check, const char* name, const void* data, int32_t are_int32, int64_t count,
@@ -163,6 +197,7 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   check.array("positions", args.positions, requests);
   check_bitmask(check, args.bitmask, args.bitmask_stride, nodes, vocab);
   check_integers(check, "out_tokens", args.out_tokens, args.out_tokens_are_int32, requests, args.width);
+  if (args.edits) check_edits(check.in("edits"), *args.edits, requests);
   if (args.bonus_tokens)
     check_integers(check, "bonus_tokens", args.bonus_tokens, args.bonus_tokens_are_int32, requests, 1);
   check.value("stop_count", args.stop_count, 0, kMostItems);
@@ -265,6 +300,7 @@ specdec_result specdec_verify(const specdec_verify_args* given, int32_t threads)
     specdec_sampling sampling, draft_sampling;
     specdec_logprobs logprobs;
     specdec_masks masks;
+    specdec_edits edits;
     check.required("target", args.target);
     check.replace("target", args.target, target);
     check.replace("draft", args.draft, draft);
@@ -272,6 +308,7 @@ specdec_result specdec_verify(const specdec_verify_args* given, int32_t threads)
     check.replace("draft_sampling", args.draft_sampling, draft_sampling);
     check.replace("logprobs", args.logprobs, logprobs);
     check.replace("masks", args.masks, masks);
+    check.replace("edits", args.edits, edits);
     check_verify(check, args);
     if (!args.draft_sampling) args.draft_sampling = args.sampling;
     if (args.rule == SPECDEC_THRESHOLD) args.draft = nullptr;  // all children count as POINT
@@ -284,7 +321,10 @@ specdec_result specdec_sample(const specdec_sample_args* given, int32_t threads)
     specdec_sample_args args = check.known("args", given);
     specdec_rows logits;
     specdec_sampling sampling;
+    specdec_edits edits;
     check_logits(check, args.logits, logits, args.sampling, sampling);
+    check.replace("edits", args.edits, edits);
+    if (args.edits) check_edits(check.in("edits"), edits, logits.count);
     check.array("seeds", args.seeds, logits.count);
     check.array("positions", args.positions, logits.count);
     check_bitmask(check, args.bitmask, args.bitmask_stride, logits.count, logits.size);
@@ -294,6 +334,50 @@ specdec_result specdec_sample(const specdec_sample_args* given, int32_t threads)
     check.replace("logprobs", args.logprobs, logprobs);
     if (args.logprobs) check_logprobs(check.in("logprobs"), *args.logprobs, logits.count, 1);
     sample(args, threads);
+  });
+}
+
+specdec_result specdec_edit_logits(const specdec_edit_logits_args* given, int32_t threads) {
+  return guarded("specdec_edit_logits", threads, [&](const Check& check) {
+    specdec_edit_logits_args args = check.known("args", given);
+    specdec_rows logits;
+    specdec_edits edits;
+    check.required("logits", args.logits);
+    check.replace("logits", args.logits, logits);
+    check_rows(check.in("logits"), logits);
+    check.required("edits", args.edits);
+    check.replace("edits", args.edits, edits);
+    check.value("requests", args.requests, 0, args.cu_nodes ? kMostItems : logits.count);
+    check_edits(check.in("edits"), edits, args.requests);
+    check.value("nodes", args.nodes, 0, args.cu_nodes && !args.target_rows ? logits.count : kMostItems);
+    if (args.cu_nodes) {
+      check.array("tokens", args.tokens, args.nodes);
+      check.array("parents", args.parents, args.nodes);
+      check.array("cu_nodes", args.cu_nodes, args.requests + 1);
+      check.optional_array("target_rows", args.target_rows, args.nodes);
+    }
+    edit_logits(args, threads);
+  });
+}
+
+specdec_result specdec_count_tokens(const specdec_count_tokens_args* given, int32_t threads) {
+  return guarded("specdec_count_tokens", threads, [&](const Check& check) {
+    const specdec_count_tokens_args args = check.known("args", given);
+    check.value("requests", args.requests, 0, kMostItems);
+    check.value("width", args.width, 0, kMostItems);
+    check.value("vocab", args.vocab, 1, kMostItems);
+    check_integers(check, "tokens", args.tokens, args.tokens_are_int32, args.requests, args.width);
+    check.optional_array("num_tokens", args.num_tokens, args.requests);
+    check.optional_array("request_slots", args.request_slots, args.requests);
+    check.value("slots", args.slots, 0, kMostItems);
+    check.value("capacity", args.capacity, 0, INT32_MAX - 1);
+    check.value("recent_width", args.recent_width, 0, kMostItems);
+    check.array("count_tokens", args.count_tokens, args.slots, args.capacity);
+    check.array("count_prompt", args.count_prompt, args.slots, args.capacity);
+    check.array("count_output", args.count_output, args.slots, args.capacity);
+    check.array("count_sizes", args.count_sizes, args.slots);
+    check.array("recent", args.recent, args.slots, args.recent_width);
+    count_tokens(args);
   });
 }
 

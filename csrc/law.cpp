@@ -5,6 +5,8 @@
 #include <cmath>
 #include <vector>
 
+#include "edits.h"
+
 namespace specdec {
 namespace {
 
@@ -16,10 +18,20 @@ float slope_of(double temperature) {
 }
 
 int64_t lowest_allowed(const Row& row) {
-  if (row.bitmask)
-    for (int64_t token = 0; token < row.vocab; ++token)
-      if ((row.bitmask[token >> 5] >> (token & 31)) & 1u) return token;
+  for (int64_t token = 0; token < row.vocab; ++token)
+    if (allowed(row.bitmask, token)) return token;
   return 0;
+}
+
+// A row with a forced token is not read. True: the law is settled.
+bool settle_forced(Law& law) {
+  const Row& row = law.reader.row;
+  const int64_t token = row.edits ? row.edits->forced() : -1;
+  if (token < 0) return false;
+  const bool possible = allowed(row.bitmask, token);
+  law.point = possible ? token : lowest_allowed(row);
+  if (!possible) law.status |= kEmpty;
+  return true;
 }
 
 int64_t lowest_at(Worker& worker, const Reader& reader, float value) {
@@ -85,6 +97,7 @@ double Law::log2_p_of(float score) const {
 Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
   Law law;
   law.reader.row = row;
+  if (settle_forced(law)) return law;
   bool has_nan = false;
   const bool few = sampling.top_k >= 1 && sampling.top_k <= kMostCandidates && sampling.top_k < row.vocab;
   std::vector<float> scores;
@@ -159,6 +172,7 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
   };
   found = Law{};
   found.reader.row = row;
+  if (settle_forced(found)) return found.point;
   const float slope = slope_of(sampling.temperature);
   std::vector<Part> parts(blocks_of(row.vocab)), hints(worker.slots());
   for_chunks(worker, found.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {

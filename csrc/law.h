@@ -14,7 +14,8 @@ namespace specdec {
 enum Status : int32_t {
   kNaN = SPECDEC_STATUS_NAN,
   kEmpty = SPECDEC_STATUS_EMPTY,
-  kImpossible = SPECDEC_STATUS_IMPOSSIBLE
+  kImpossible = SPECDEC_STATUS_IMPOSSIBLE,
+  kOverflow = SPECDEC_STATUS_OVERFLOW
 };
 
 struct Law {
@@ -22,7 +23,7 @@ struct Law {
   Weight weight;
   double log2_mass = 0;  // of the weights
   double whole = 0;      // the mass without cuts, in the same unit; 0 = not known
-  int64_t point = -1;    // >= 0: the law is this token for certain (greedy, or nothing left in the row)
+  int64_t point = -1;    // >= 0: the law is this token for certain (greedy, forced, or nothing is left)
   int32_t status = 0;
 
   // log2 p(token); -inf for tokens outside the row.

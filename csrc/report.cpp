@@ -79,6 +79,7 @@ void Report::emit(Worker& worker, int64_t b, int64_t i, int64_t token, const Law
   if (logprobs_ && logprobs_->kind != SPECDEC_LAW_PROCESSED) {
     Row row = p.reader.row;
     row.bitmask = nullptr;
+    row.edits = nullptr;
     Sampling plain;
     if (logprobs_->kind == SPECDEC_LAW_TEMPERATURE && !sampling.greedy())
       plain.temperature = sampling.temperature;

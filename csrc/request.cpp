@@ -32,7 +32,12 @@ Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int6
       sampling(sampling_of(in.sampling, b)),
       draft_sampling(sampling_of(in.draft_sampling, b)),
       bonus_token(bonus_of(in, b)),
-      ends(Ends(in, b).of(tree)) {}
+      ends(Ends(in, b).of(tree)) {
+  if (!in.edits) return;
+  edits_ = std::make_shared<const RequestEdits>(*in.edits, b, in.target->size);
+  row_edits_.resize(tree.nodes);
+  status = edits_->status();
+}
 
 int64_t Request::target_row_of(int64_t node) const {
   int64_t r = first_row + node;
@@ -49,9 +54,18 @@ int64_t Request::bonus(int64_t node) const {
   return ends ? bonus_token : -1;
 }
 
-Row Request::target_row(int64_t node) const {
+Row Request::target_row(int64_t node) {
   Row row = row_of(*inputs.target, target_row_of(node));
   if (inputs.bitmask) row.bitmask = inputs.bitmask + (first_row + node) * inputs.bitmask_stride;
+  if (edits_) {
+    std::shared_ptr<const RowEdits>& edits = row_edits_[node];
+    if (!edits) {
+      std::vector<int64_t> path;
+      tree.path_to(node, path);
+      edits = std::make_shared<const RowEdits>(edits_, path);
+    }
+    row.edits = edits;
+  }
   return row;
 }
 

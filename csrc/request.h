@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "edits.h"
 #include "ends.h"
 #include "law.h"
 #include "tree.h"
@@ -33,7 +35,7 @@ struct Request {
   // Whether a node may be kept for the target's row of it.
   bool has_row(int64_t node) const { return !ends_at(node) && target_row_of(node) >= 0; }
   // Of a node that has one.
-  Row target_row(int64_t node) const;
+  Row target_row(int64_t node);
   bool ends_at(int64_t node) const { return !ends.empty() && ends[node]; }
   // The token after a node if the caller has drawn it and the request does not end there, else -1.
   int64_t bonus(int64_t node) const;
@@ -46,6 +48,9 @@ struct Request {
 
  private:
   int64_t target_row_of(int64_t node) const;
+
+  std::shared_ptr<const RequestEdits> edits_;
+  std::vector<std::shared_ptr<const RowEdits>> row_edits_;  // of the nodes that were visited
 };
 
 }  // namespace specdec

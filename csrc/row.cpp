@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "edits.h"
+
 namespace specdec {
 
 static float element(const Row& row, int64_t i) {
@@ -14,16 +16,13 @@ static float element(const Row& row, int64_t i) {
   return out;
 }
 
-static bool allowed(const uint32_t* bitmask, int64_t token) {
-  return bitmask == nullptr || ((bitmask[token >> 5] >> (token & 31)) & 1u);
-}
-
 const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
   const int64_t* last = excluded.tokens + excluded.count;
   const int64_t* skip = std::lower_bound(excluded.tokens, last, begin);
   const bool skips = skip != last && *skip < begin + n;
-  const bool plain = row.columns == nullptr && begin + n <= row.size;
-  if (plain && row.dtype == SPECDEC_FLOAT32 && !row.bitmask && !only_infinite && !skips && n % kGroup == 0)
+  const bool edits = row.edits && row.edits->touches(begin, n);
+  const bool plain = row.columns == nullptr && begin + n <= row.size && !row.bitmask && !edits;
+  if (plain && row.dtype == SPECDEC_FLOAT32 && !only_infinite && !skips && n % kGroup == 0)
     return static_cast<const float*>(row.data) + begin;
 
   const int64_t stored = row.columns ? n : std::clamp<int64_t>(row.size - begin, 0, n);
@@ -40,6 +39,7 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
                                                                                        stored);
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);
+  if (edits) row.edits->apply(buffer, begin, stored);
   if (row.bitmask)
     for (int64_t i = 0; i < stored; ++i)  // a masked NaN stays one: it has no weight, and is reported
       if (!allowed(row.bitmask, begin + i) && buffer[i] == buffer[i]) buffer[i] = -kInf;
@@ -54,7 +54,8 @@ float Reader::score(int64_t token) const {
   int64_t i = token;
   if (row.columns) i = row.columns[token];
   if (i < 0 || i >= row.size) return -kInf;
-  const float x = element(row, i);
+  float x = element(row, i);
+  if (row.edits) x = row.edits->edited(x, token);
   if (only_infinite) return x == kInf ? 0.0f : -kInf;
   return std::isnan(x) ? -kInf : x;
 }

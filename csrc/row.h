@@ -29,6 +29,11 @@ struct Reader {
   float score(int64_t token) const;
 };
 
+// Whether a bitmask, where there is one, lets a token pass.
+inline bool allowed(const uint32_t* bitmask, int64_t token) {
+  return bitmask == nullptr || ((bitmask[token >> 5] >> (token & 31)) & 1u);
+}
+
 inline int64_t padded(int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
 }  // namespace specdec

@@ -2,6 +2,7 @@
 // The draft tree of one request.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,18 @@ struct Tree {
     return proposals[node] <= static_cast<uint8_t>(Proposal::kWithoutReplacement)
                ? static_cast<Proposal>(proposals[node])
                : Proposal::kPoint;
+  }
+
+  // The tokens of a node and its ancestors, topmost first, without the root's. A parent that is no node
+  // before its child ends them.
+  void path_to(int64_t node, std::vector<int64_t>& path) const {
+    path.clear();
+    while (node > 0) {
+      path.push_back(tokens[node]);
+      if (parents[node] < 0 || parents[node] >= node) break;
+      node = parents[node];
+    }
+    std::reverse(path.begin(), path.end());
   }
 };
 

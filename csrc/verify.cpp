@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "node.h"
@@ -361,6 +362,10 @@ void sample(const specdec_sample_args& args, int threads) {
     Row row = row_of(*args.logits, b);
     if (args.bitmask) row.bitmask = args.bitmask + b * args.bitmask_stride;
     const Sampling sampling = sampling_of(args.sampling, b);
+    if (args.edits) {
+      const auto request = std::make_shared<const RequestEdits>(*args.edits, b, row.vocab);
+      row.edits = std::make_shared<const RowEdits>(request, std::vector<int64_t>{});
+    }
     Law p;
     args.out_tokens[b] =
         draw_with_law(worker, row, sampling, Stream(args.seeds[b], args.positions[b], Purpose::kNext), p);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 
 #include "specdec.h"
 
@@ -22,6 +23,8 @@ inline const void* offset(const void* data, int64_t bytes) {
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 
+class RowEdits;
+
 // One row of scores over the vocabulary.
 struct Row {
   const void* data = nullptr;
@@ -29,7 +32,8 @@ struct Row {
   int64_t size = 0;                   // entries of the row as stored
   int64_t vocab = 0;                  // entries as seen: `size`, or the target's vocabulary under `columns`
   const uint32_t* bitmask = nullptr;  // bit set = allowed; null = all
-  const int32_t* columns = nullptr;   // entry of the row for each token, -1 = none; null = identity
+  std::shared_ptr<const RowEdits> edits;  // made where scores are read, before the bitmask; null = none
+  const int32_t* columns = nullptr;       // entry of the row for each token, -1 = none; null = identity
 
   bool present() const { return data != nullptr; }
 };

@@ -91,7 +91,7 @@ enum {
   SPECDEC_STATUS_NAN = 1,         // a visited row has a NaN
   SPECDEC_STATUS_EMPTY = 2,       // a visited row has nothing left
   SPECDEC_STATUS_IMPOSSIBLE = 4,  // a drafted token cannot have been drawn as declared
-  SPECDEC_STATUS_OVERFLOW = 8,    // ids of a sampling mask did not fit
+  SPECDEC_STATUS_OVERFLOW = 8,    // ids of a sampling mask did not fit, or a slot's counts: no penalties then
 };
 
 // Why a request ended, in bits; 0 = it goes on, or had ended before.
@@ -101,6 +101,39 @@ enum {
   SPECDEC_FINISH_CONTEXT = 4,  // its context is full
   SPECDEC_FINISH_DRAFTED = 8,  // its last emitted token was a drafted one; this alone does not end it
 };
+
+// Changes of the scores of a row of request b, before bitmask and temperature, in float32. A node's path is
+// its token and those of its ancestors but the root. They are made in this order:
+// 1. Repetition, of a token in prompt, output or path: x / r if x > 0, otherwise x * r.
+// 2. Frequency: x - f * count. The count is that of output and path, and of the prompt if told so.
+// 3. Presence, if count > 0: x - p.
+// 4. Biases, added up: x + bias.
+// 5. Bans: -inf. Of a bad word the last token is banned where the others were just written.
+// 6. A token that is forced after a node of depth d < forced_count: 0, and -inf for all others.
+// Tokens outside [0, V) are none. What is not finite, or a repetition that is not above 0, is off.
+typedef struct specdec_edits {
+  uint32_t struct_size, version;
+  // Counts, or null: then repetition, frequency and presence are off. A slot has `count_sizes` entries, their
+  // tokens ascending; more than `capacity` = overflowed, and its requests' penalties are off.
+  const int32_t *count_tokens, *count_prompt, *count_output;  // [slots, capacity]
+  const int32_t* count_sizes;                                 // [slots]
+  const int64_t* recent;  // [slots, recent_width] or null: the last tokens before the path, -1 = none
+  int64_t slots, capacity, recent_width;
+  const int64_t* request_slots;  // [B] or null: b; outside [0, slots) = nothing counted but the path
+  double repetition, frequency, presence;
+  const float *repetitions, *frequencies, *presences;  // [B] or null: in the place of the number
+  int32_t penalize_prompt;                             // 1: frequency and presence count the prompt
+  const int64_t* bias_tokens;                          // [B, bias_count]
+  const float* bias_values;                            // [B, bias_count]
+  int64_t bias_count;
+  const int64_t* banned_tokens;  // [B, banned_count]
+  int64_t banned_count;
+  const int32_t* banned_until;  // [B] or null: where the depth of the node is below it
+  const int64_t* bad_words;     // [B, bad_word_count, bad_word_length], -1 on the left of shorter ones
+  int64_t bad_word_count, bad_word_length;
+  const int64_t* forced_tokens;  // [B, forced_count]
+  int64_t forced_count;
+} specdec_edits;
 
 SPECDEC_ENUM(specdec_rule){
     SPECDEC_MATCH = 0,      // lossless; the tokens that specdec_sample draws
@@ -191,6 +224,7 @@ typedef struct specdec_verify_args {
   // [B] or null: the token after a chain's last node, drawn by the caller; int64_t, or int32_t.
   const void* bonus_tokens;
   int32_t bonus_tokens_are_int32;
+  const specdec_edits* edits;  // of the target's rows; null = none
   // Where requests end. A path is cut at the first stop token, and where nothing is left; this token is the
   // last one emitted. All may be null. Those that are not const are changed.
   const int64_t* stop_tokens;  // [B, stop_count], -1 = none
@@ -224,12 +258,43 @@ typedef struct specdec_sample_args {
   const int64_t *seeds, *positions;  // [B]
   const uint32_t* bitmask;           // [B, bitmask_stride] or null
   int64_t bitmask_stride;
+  const specdec_edits* edits;        // null = none
   int64_t* out_tokens;               // [B]
   float* out_logprobs;               // [B] or null
   const specdec_logprobs* logprobs;  // or null
 } specdec_sample_args;
 
 SPECDEC_API specdec_result specdec_sample(const specdec_sample_args* args, int32_t threads);
+
+typedef struct specdec_edit_logits_args {
+  uint32_t struct_size, version;
+  const specdec_rows* logits;  // [B, V]; with a tree [rows, V]. The rows are changed.
+  int64_t requests, nodes;     // B, R
+  const int64_t* tokens;       // [R], with parents and cu_nodes; all null: no request has a path
+  const int32_t* parents;      // [R]
+  const int32_t* cu_nodes;     // [B + 1]
+  const int32_t* target_rows;  // [R] or null: the row of each node, -1 = none; no two share one
+  const specdec_edits* edits;
+} specdec_edit_logits_args;
+
+SPECDEC_API specdec_result specdec_edit_logits(const specdec_edit_logits_args* args, int32_t threads);
+
+// Enters what a step emitted into the counts, as output, and into the last tokens. A slot whose new tokens do
+// not fit gets the size capacity + 1, and keeps its entries.
+typedef struct specdec_count_tokens_args {
+  uint32_t struct_size, version;
+  int64_t requests, width, vocab;
+  const void* tokens;  // [B, width], int64_t, or int32_t; outside [0, vocab) = none
+  int32_t tokens_are_int32;
+  const int32_t* num_tokens;     // [B] or null: width
+  const int64_t* request_slots;  // [B], distinct, or null: b; outside [0, slots) = none
+  int64_t slots, capacity, recent_width;
+  int32_t *count_tokens, *count_prompt, *count_output;  // [slots, capacity]
+  int32_t* count_sizes;                                 // [slots]
+  int64_t* recent;                                      // [slots, recent_width]
+} specdec_count_tokens_args;
+
+SPECDEC_API specdec_result specdec_count_tokens(const specdec_count_tokens_args* args, int32_t threads);
 
 // ---- Drafting ----
 

@@ -181,7 +181,9 @@ class TokenCounts:
         for slot, text, last in zip(chosen, texts, outputs, strict=True):
             self._count_text(slot, text, text.shape[0] - last)
 
-    def update_(self, verified: Emitted | Tensor, slots: Tensor | None = None) -> None:
+    def update_(
+        self, verified: Emitted | Tensor, slots: Tensor | None = None, *, backend: str = "auto"
+    ) -> None:
         """Count what a step emitted, as output.
 
         Args:
@@ -189,11 +191,12 @@ class TokenCounts:
                 are not counted, for tokens that `sample` drew.
             slots: [B] int64, the slot of each request, -1 = none: a padding slot of a batch. Default:
                 request b has slot b. Those of one call are distinct.
+            backend: "auto", "reference", "cpu" or "triton".
 
         Raises:
             ValueError: wrong shapes; more requests than slots, without `slots`.
             TypeError: wrong dtypes or devices.
-            BackendUnavailable: no backend serves the device.
+            BackendUnavailable: the named backend cannot serve the call.
 
         Notes:
             Never synchronises, and can be captured in a CUDA graph. Slots out of range count as none. A step
@@ -222,7 +225,7 @@ class TokenCounts:
             counts_sizes=self.sizes,
             counts_recent=self.recent,
         )
-        _ops.count_tokens(arguments, "auto")
+        _ops.count_tokens(arguments, backend)
 
     def check(self, operation: str, argument: str, vocab: int, device: torch.device) -> None:
         """Raise unless these are counts of a vocabulary of this size on this device. Reads no values."""

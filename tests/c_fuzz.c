@@ -40,6 +40,38 @@ static double* rule_values(void) {
   return values;
 }
 
+static specdec_edits edits(int64_t requests, int64_t vocab) {
+  const int64_t slots = below(5), capacity = between(1, 40), width = below(4), many = below(5);
+  specdec_edits out = {SPECDEC_STRUCT(specdec_edits),
+                       .slots = slots,
+                       .capacity = capacity,
+                       .recent_width = width,
+                       .repetition = real(),
+                       .frequency = real(),
+                       .presence = real(),
+                       .penalize_prompt = (int32_t)below(2),
+                       .bias_tokens = longs(requests * many, vocab),
+                       .bias_values = floats(requests * many),
+                       .bias_count = many,
+                       .banned_tokens = longs(requests * many, vocab),
+                       .banned_count = many,
+                       .bad_words = longs(requests * many * 3, vocab),
+                       .bad_word_count = many,
+                       .bad_word_length = 3,
+                       .forced_tokens = longs(requests * many, vocab),
+                       .forced_count = many};
+  if (!rarely(3)) {
+    out.count_tokens = ints(slots * capacity, vocab), out.count_sizes = ints(slots, capacity + 1);
+    out.count_prompt = ints(slots * capacity, 9), out.count_output = ints(slots * capacity, 9);
+  }
+  if (rarely(2)) out.recent = longs(slots * width, vocab);
+  if (rarely(2)) out.request_slots = longs(requests, slots);
+  if (rarely(3)) out.repetitions = floats(requests);
+  if (rarely(3)) out.frequencies = floats(requests), out.presences = floats(requests);
+  if (rarely(2)) out.banned_until = ints(requests, 3);
+  return out;
+}
+
 static specdec_logprobs logprobs(int64_t requests, int64_t width, int64_t vocab) {
   const int64_t top = between(0, 20), chosen = below(4), places = requests * width;
   return (specdec_logprobs){SPECDEC_STRUCT(specdec_logprobs),
@@ -70,6 +102,7 @@ static specdec_result fuzz_verify(int32_t threads) {
   const int64_t requests = below(4), nodes = requests * between(0, 7) + below(2), width = between(1, 6);
   specdec_rows target = rows(nodes + below(2), vocab), draft = rows(below(nodes + 2), between(0, 2 * vocab));
   specdec_sampling law = sampling(requests), draft_law = sampling(requests);
+  specdec_edits changes = edits(requests, vocab);
   uint8_t* proposals = memory(nodes);
   for (int64_t i = 0; i < nodes; ++i) proposals[i] = (uint8_t)(rarely(20) ? 255 : below(3));
   specdec_verify_args args = {SPECDEC_STRUCT(specdec_verify_args),
@@ -99,6 +132,7 @@ static specdec_result fuzz_verify(int32_t threads) {
   if (rarely(4)) args.rows_end_early = 1;
   if (rarely(3)) args.bonus_tokens = longs(requests, vocab);
   if (rarely(9)) args.bonus_tokens_are_int32 = args.out_tokens_are_int32 = 1;  // half of the memory
+  if (rarely(2)) args.edits = &changes;
   if (rarely(2)) args.sampling = &law;
   if (rarely(2)) args.draft = &draft;
   if (rarely(2)) args.draft_sampling = &draft_law;
@@ -125,6 +159,7 @@ static specdec_result fuzz_verify(int32_t threads) {
   if (rarely(4)) spoil(&target, sizeof target, 16, 24);
   if (rarely(4)) spoil(&draft, sizeof draft, 16, 24);
   if (rarely(4)) spoil(&law, sizeof law, 0, 0);
+  if (rarely(4)) spoil(&changes, sizeof changes, 0, 0);
   const specdec_result result = specdec_verify(&args, threads);
   const int64_t count = result == SPECDEC_OK && args.width == width ? args.requests * width : 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -139,9 +174,11 @@ static specdec_result fuzz_sample(int32_t threads) {
   const int64_t count = below(4), vocab = rarely(20) ? 30000 : between(1, 300), words = (vocab + 31) / 32;
   specdec_rows logits = rows(count, vocab);
   specdec_sampling law = sampling(count);
+  specdec_edits changes = edits(count, vocab);
   specdec_sample_args args = {SPECDEC_STRUCT(specdec_sample_args), .logits = &logits,
                               .seeds = longs(count, 9), .positions = longs(count, 9),
                               .out_tokens = memory(count * 8)};
+  if (rarely(2)) args.edits = &changes;
   if (rarely(2)) args.sampling = &law;
   if (rarely(2)) args.bitmask = (uint32_t*)ints(count * words, INT32_MAX), args.bitmask_stride = words;
   if (rarely(2)) args.out_logprobs = memory(count * 4);
@@ -151,6 +188,46 @@ static specdec_result fuzz_sample(int32_t threads) {
   spoil(&args, sizeof args, 0, 0);
   if (rarely(4)) spoil(&logits, sizeof logits, 16, 24);
   return specdec_sample(&args, threads);
+}
+
+static specdec_result fuzz_edit_logits(int32_t threads) {
+  const int64_t vocab = rarely(20) ? 20000 : between(1, 300), requests = below(4),
+                nodes = requests * below(5);
+  specdec_rows logits = rows(nodes + requests, vocab);
+  specdec_edits changes = edits(requests, vocab);
+  specdec_edit_logits_args args = {SPECDEC_STRUCT(specdec_edit_logits_args), .logits = &logits,
+                                   .requests = requests, .edits = &changes};
+  if (rarely(2)) {
+    args.nodes = nodes, args.cu_nodes = offsets(requests, nodes);
+    args.tokens = longs(nodes, vocab), args.parents = tree(nodes);
+    if (rarely(2)) args.target_rows = ints(nodes, logits.count);
+  }
+  spoil(&args, sizeof args, 0, 0);
+  if (rarely(4)) spoil(&changes, sizeof changes, 0, 0);
+  return specdec_edit_logits(&args, threads == 1 || !args.target_rows ? threads : 1);  // rows may be shared
+}
+
+static specdec_result fuzz_count_tokens(int32_t threads) {
+  const int64_t requests = below(5), width = below(7), slots = below(5), capacity = between(1, 9);
+  const int64_t vocab = between(1, 20), recent = below(4);
+  specdec_count_tokens_args args = {SPECDEC_STRUCT(specdec_count_tokens_args),
+                                    .requests = requests,
+                                    .width = width,
+                                    .vocab = vocab,
+                                    .tokens = longs(requests * width, vocab),
+                                    .tokens_are_int32 = (int32_t)below(2),
+                                    .slots = slots,
+                                    .capacity = capacity,
+                                    .recent_width = recent,
+                                    .count_tokens = ints(slots * capacity, vocab),
+                                    .count_prompt = ints(slots * capacity, 9),
+                                    .count_output = ints(slots * capacity, 9),
+                                    .count_sizes = ints(slots, capacity + 1),
+                                    .recent = longs(slots * recent, vocab)};
+  if (rarely(2)) args.num_tokens = ints(requests, width);
+  if (rarely(2)) args.request_slots = longs(requests, slots);
+  spoil(&args, sizeof args, 0, 0);
+  return specdec_count_tokens(&args, threads);
 }
 
 static specdec_result fuzz_children(int32_t threads) {
@@ -307,14 +384,15 @@ static specdec_result fuzz_attention(int32_t threads) {
 
 int main(int count, char** arguments) {
   if (count != 3) return 2;
-  specdec_result (*const functions[])(int32_t) = {fuzz_verify,    fuzz_sample, fuzz_children, fuzz_ngram,
-                                                  fuzz_attention, fuzz_commit, fuzz_states,   fuzz_windows,
-                                                  fuzz_replay,    fuzz_enter};
+  specdec_result (*const functions[])(int32_t) = {
+      fuzz_verify,    fuzz_sample, fuzz_edit_logits, fuzz_count_tokens, fuzz_children, fuzz_ngram,
+      fuzz_attention, fuzz_commit, fuzz_states,      fuzz_windows,      fuzz_replay,   fuzz_enter};
+  const long kinds = sizeof functions / sizeof *functions;
   long done = 0, calls = strtol(arguments[2], NULL, 10);
   for (long call = 0; call < calls; ++call) {
     state = strtoull(arguments[1], NULL, 10) * 1000003u + (uint64_t)call;
     const int64_t threads = rarely(30) ? between(-1, 0) : between(1, 3);
-    const specdec_result result = functions[call % 10]((int32_t)threads);
+    const specdec_result result = functions[call % kinds]((int32_t)threads);
     if (result < SPECDEC_OK || result > SPECDEC_ERROR_VALUE) {
       fprintf(stderr, "call %ld: %s\n", call, specdec_error_message());
       return 1;

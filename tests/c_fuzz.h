@@ -12,7 +12,7 @@
 #include "specdec.h"
 
 static uint64_t state;
-static void* owned[64];
+static void* owned[96];
 static int owned_count;
 
 static uint64_t random_bits(void) {  // splitmix64

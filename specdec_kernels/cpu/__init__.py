@@ -7,6 +7,7 @@ import specdec_kernels.cpu._native as _native
 
 from .attention import tree_attention
 from .commit import commit_kv
+from .edits import count_tokens, edit_logits
 from .ngram import ngram_draft, ngram_tree
 from .sampling import sample, sample_children
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
@@ -16,8 +17,10 @@ from .verification import verify
 __all__ = [
     "commit_kv",
     "commit_state",
+    "count_tokens",
     "describe",
     "device_type",
+    "edit_logits",
     "enter_chains",
     "enter_links",
     "ngram_draft",

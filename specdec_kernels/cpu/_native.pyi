@@ -70,6 +70,37 @@ class Sampling:
         min_p_last: bool,
     ) -> None: ...
 
+class Edits:
+    fields: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        count_tokens: int,
+        count_prompt: int,
+        count_output: int,
+        count_sizes: int,
+        recent: int,
+        slots: int,
+        capacity: int,
+        recent_width: int,
+        request_slots: int,
+        repetition: tuple[float, int],
+        frequency: tuple[float, int],
+        presence: tuple[float, int],
+        penalize_prompt: bool,
+        bias_tokens: int,
+        bias_values: int,
+        bias_count: int,
+        banned_tokens: int,
+        banned_count: int,
+        banned_until: int,
+        bad_words: int,
+        bad_word_count: int,
+        bad_word_length: int,
+        forced_tokens: int,
+        forced_count: int,
+    ) -> None: ...
+
 class Logprobs:
     fields: tuple[str, ...]
     def __init__(
@@ -255,6 +286,7 @@ def verify(
     bitmask_stride: int,
     bonus_tokens: int,
     bonus_tokens_are_int32: bool,
+    edits: Edits | None,
     stop_tokens: int,
     stop_count: int,
     new_tokens_left: int,
@@ -284,9 +316,43 @@ def sample(
     positions: int,
     bitmask: int,
     bitmask_stride: int,
+    edits: Edits | None,
     out_tokens: int,
     out_logprobs: int,
     logprobs: Logprobs | None,
+) -> None: ...
+def edit_logits(
+    threads: int,
+    /,
+    *,
+    logits: Rows,
+    requests: int,
+    nodes: int,
+    tokens: int,
+    parents: int,
+    cu_nodes: int,
+    target_rows: int,
+    edits: Edits,
+) -> None: ...
+def count_tokens(
+    threads: int,
+    /,
+    *,
+    requests: int,
+    width: int,
+    vocab: int,
+    tokens: int,
+    tokens_are_int32: bool,
+    num_tokens: int,
+    request_slots: int,
+    slots: int,
+    capacity: int,
+    recent_width: int,
+    count_tokens: int,
+    count_prompt: int,
+    count_output: int,
+    count_sizes: int,
+    recent: int,
 ) -> None: ...
 def sample_children(
     threads: int,

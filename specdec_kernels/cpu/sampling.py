@@ -7,20 +7,16 @@ from collections.abc import Mapping
 
 import torch
 
-from .._checks import BackendUnavailable
 from .._ops.calls import SampleCall, SampleChildrenCall
 from . import _native
 from .arguments import address, logprobs_of, rows_of, sampling_of, stride_of
+from .edits import edits_of
 
 _METHODS: Mapping[str, _native.Method] = _native.Method.__members__
 
 
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
-    if call.edits:
-        raise BackendUnavailable(
-            "sample: backend 'cpu' cannot serve this call: it has no edits, which backend 'reference' has"
-        )
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     _native.sample(
         torch.get_num_threads(),
@@ -30,6 +26,7 @@ def sample(call: SampleCall) -> None:
         positions=call.positions.data_ptr(),
         bitmask=address(call.token_bitmask),
         bitmask_stride=stride_of(call.token_bitmask),
+        edits=edits_of(call.edits, call.edit_numbers) if call.edits else None,
         out_tokens=call.out_tokens.data_ptr(),
         out_logprobs=address(call.out_logprobs),
         logprobs=logprobs_of(call) if call.out_report else None,

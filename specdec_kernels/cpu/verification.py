@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from . import _native
 from .arguments import address, logprobs_of, masks_of, rows_of, sampling_of, stride_of
+from .edits import edits_of
 
 _RULES: Mapping[str, _native.Rule] = _native.Rule.__members__
 _LOGITS, _LOGPROBS, _PROBS = _native.DraftForm
@@ -25,10 +25,6 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    if call.edits:
-        raise BackendUnavailable(
-            "verify: backend 'cpu' cannot serve this call: it has no edits, which backend 'reference' has"
-        )
     sampling, pinned = sampling_of(call.sampling, call.sampling_rows)
     draft_sampling, draft_pinned = sampling_of(call.draft_sampling, call.draft_sampling_rows)
     draft = call.draft_logits
@@ -61,6 +57,7 @@ def verify(
         bitmask_stride=stride_of(call.token_bitmask),
         bonus_tokens=address(call.bonus_tokens),
         bonus_tokens_are_int32=call.bonus_tokens is not None and call.bonus_tokens.dtype == torch.int32,
+        edits=edits_of(call.edits, call.edit_numbers) if call.edits else None,
         stop_tokens=address(call.stop_tokens),
         stop_count=0 if call.stop_tokens is None else call.stop_tokens.shape[1],
         new_tokens_left=address(call.new_tokens_left),

@@ -152,12 +152,12 @@ def edits_of(
 
 def edit_logits(call: EditLogitsCall) -> None:
     """Edit the rows, node by node."""
-    rows = call.logits if call.logits.dim() == 2 else call.logits.flatten(0, 1)
+    *groups, rows, vocab_size = call.logits.shape
     for request, path, row in _nodes(call):
-        if 0 <= row < rows.shape[0]:
-            edits = Edits(call.edits, call.edit_numbers, request, rows.shape[1])
-            rows[row] = edits.row(rows[row], path).to(rows)
-    call.logits.copy_(rows.view_as(call.logits))
+        if 0 <= row < rows * (groups[0] if groups else 1):
+            scores = call.logits[row // rows, row % rows] if groups else call.logits[row]
+            edits = Edits(call.edits, call.edit_numbers, request, vocab_size)
+            scores.copy_(edits.row(scores, path))
 
 
 def _nodes(call: EditLogitsCall) -> Iterator[tuple[int, list[int], int]]:
