@@ -64,4 +64,8 @@ def everywhere(borders: list[int], run, order=None):
             raise
 
     with ThreadPoolExecutor(len(spans)) as pool:
-        return list(pool.map(one, range(len(spans))))
+        futures = [pool.submit(one, rank) for rank in range(len(spans))]
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error  # what the others wait for in vain comes last
+    return [future.result() for future in futures]

@@ -28,7 +28,7 @@ from specdec_kernels.tree import Proposal
 RULES = ("match", "token", "traversal", sdk.Ensemble(0.7))
 EDITED = (0, 1, 2, 4, 5, 6, 10, 11, 15, 17)  # seeds
 NOT_SERVED = {
-    "verify": ("target_rows", "bonus_tokens", "return_masks", "out", "backend"),
+    "verify": ("return_masks", "out", "backend"),
     "sample": ("backend",),
 }
 
@@ -186,6 +186,51 @@ def test_wide_cuts_agree(top_k, top_p):
     torch.testing.assert_close(logprobs, reference[1], rtol=1e-6, atol=1e-7)
 
 
+def with_rows(seed: int) -> dict:
+    """A random case whose nodes have rows by number, or none."""
+    g = torch.Generator().manual_seed(seed)
+    arguments = random_case(seed, vocab=70, hostile=seed % 2 == 0)
+    rows = arguments["tree"].tokens.numel()
+    drawn = torch.randint(-1, rows + 1, (rows,), generator=g)
+    return arguments | dict(target_rows=torch.where(torch.rand(rows, generator=g) < 0.2, -1, drawn).int())
+
+
+def with_bonus(seed: int) -> dict:
+    """Chains of several lengths with the tokens after them; some last nodes have rows."""
+    g = torch.Generator().manual_seed(seed)
+    batch, drafted, vocab = 3, 4, 70
+    target = torch.randn(batch, drafted + 1, vocab, generator=g) * 2
+    draft = target[:, :drafted] + torch.randn(batch, drafted, vocab, generator=g)
+    lengths = torch.randint(0, drafted + 1, (batch,), generator=g)
+    return dict(
+        target_logits=target[:, :drafted].contiguous() if seed % 2 else target,
+        tree=sdk.DraftTree.chain(draft.argmax(-1), lengths),
+        draft_logits=draft,
+        bonus_tokens=torch.randint(-1, vocab + 1, (batch,), generator=g),
+        seeds=torch.arange(batch) + seed,
+        positions=torch.arange(batch),
+        return_logprobs=True,
+    )
+
+
+@pytest.mark.parametrize("make", [with_rows, with_bonus])
+@pytest.mark.parametrize("rule", ["match", "token", "traversal"])
+def test_rows_by_number_and_bonus_tokens(rule, make):
+    for seed in range(8):
+        arguments = make(seed)
+        reference = sdk.verify(rule=rule, backend="reference", **arguments)
+        for result in verify_everywhere(arguments, rule, [0, 32, 70]):
+            same_result(result, reference)
+
+
+def test_bonus_tokens_cost_one_sum():
+    arguments = with_bonus(0)
+    for rule in ("match", "traversal"):
+        sent, _ = counted(arguments, rule)
+        shapes = dict(drafted=True, bonus=True, return_logprobs=True)
+        assert as_traffic(sent) == sharded.traffic(arguments["tree"], rule=rule, **shapes)
+
+
 def with_edits(seed: int, **options) -> dict:
     from edit_cases import random_edits
 
@@ -274,7 +319,7 @@ class Recorded:
             decision = rule(state, *args)
             tree = state.facts.nodes
             every = range(tree.tokens.shape[1])
-            left = [state.left(torch.full_like(tree.sizes, node)) for node in every]
+            left = [state.left(torch.full_like(tree.rows[:, 0], node)) for node in every]
             self.calls.append((state.shard.start, tree, decision.thresholds, torch.stack(left, 1)))
             return decision
 
@@ -575,7 +620,7 @@ def counted(arguments, rule):
         sharded.verify(shard=shard, rule=rule, **here(arguments, shard, True))
         return shard._collectives.sent
 
-    return everywhere([0, 32, arguments["target_logits"].shape[1]], run)
+    return everywhere([0, 32, arguments["target_logits"].shape[-1]], run)
 
 
 def as_traffic(sent):

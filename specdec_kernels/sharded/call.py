@@ -26,7 +26,7 @@ class Call(NamedTuple):
     """Of `verify`. Sampling parameters are as `unpack` returns them."""
 
     shard: VocabShard
-    target_logits: Tensor  # [R, size]
+    target_logits: Tensor  # [R, size], the rows of nodes
     tree: DraftTree
     draft_logits: Tensor | None  # [Rq, Vd] or [B, K, Vd]
     draft_rows: Tensor | None
@@ -38,6 +38,7 @@ class Call(NamedTuple):
     seeds: Tensor
     positions: Tensor
     nodes: Nodes
+    bonus: Tensor | None  # [B] int64, -1 = none
     edits: Edits | None
 
 

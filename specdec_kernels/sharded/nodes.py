@@ -19,7 +19,6 @@ class Nodes(NamedTuple):
     """Nodes of trees; N = max_nodes. Whatever is not `live` holds some number in range."""
 
     rows: Tensor  # [B, N] int64, the row of the batch
-    sizes: Tensor  # [B] int64, the number of nodes of each request
     tokens: Tensor  # [B, N] int64
     parents: Tensor  # [B, N] int64
     kinds: Tensor  # [B, N] uint8
@@ -32,14 +31,17 @@ class Nodes(NamedTuple):
     order: Tensor  # [B, N] int64: parents before children, siblings as they are verified; the others last
     post: Tensor  # [B, N] int64: the place of a node where children come before their parent
     first_post: Tensor  # [B, N] int64: the least `post` of the nodes at or below
+    has_row: Tensor  # [B, N] bool: the target has a row of it
+    at_bonus: Tensor  # [B, N] bool: the caller has drawn the token after it
 
     def of_parent(self, values: Tensor) -> Tensor:
         """values [B, N] of nodes -> those of the nodes' parents."""
         return values.gather(1, self.parents)
 
 
-def nodes_of(tree: DraftTree) -> Nodes:
-    """The trees of a batch with at least one row."""
+def nodes_of(tree: DraftTree, has_row: Tensor, has_bonus: Tensor) -> Nodes:
+    """The trees of a batch with at least one row. `has_row` [R] says of which nodes the target has rows, and
+    `has_bonus` [B] for which requests the token after a chain was drawn."""
     last_row, count = tree.tokens.shape[0] - 1, tree.max_nodes
     bounds = tree.cu_nodes.long().clamp(0, last_row + 1)
     node = torch.arange(count, device=bounds.device)
@@ -53,7 +55,10 @@ def nodes_of(tree: DraftTree) -> Nodes:
         first_child, next_sibling = (link[rows].long() for link in tree.links)
         place = _places(first_child, next_sibling, parents, named)
         named &= place < count
-    drafted = named & (tokens >= 0)
+    known = valid & has_row[rows]
+    drafted = named & (tokens >= 0) & known.gather(1, torch.where(named, parents, 0))
+    ends = node + 1 == sizes[:, None]
+    ends = ends | (~known & (torch.nn.functional.pad(tokens, (0, 1))[:, 1:] < 0))
     up = torch.where(drafted, parents, node)
     depths, live, above = _ancestors(up, drafted | (valid & (node == 0)), tree.max_depth)
     tested = live & (node > 0)
@@ -65,7 +70,6 @@ def nodes_of(tree: DraftTree) -> Nodes:
     post = pre + below - 1 - depths
     return Nodes(
         rows=rows,
-        sizes=sizes,
         tokens=tokens,
         parents=up,
         kinds=tree.proposals[rows],
@@ -78,6 +82,8 @@ def nodes_of(tree: DraftTree) -> Nodes:
         order=torch.where(live, pre, count + node).argsort(-1),
         post=post,
         first_post=post - below + 1,
+        has_row=known,
+        at_bonus=valid & ends & has_bonus[:, None],
     )
 
 

@@ -39,6 +39,7 @@ def traffic(
     drafted: bool = False,
     sampling: SamplingParams = PLAIN,
     draft_sampling: SamplingParams | Literal["logprobs", "probs"] | None = None,
+    bonus: bool = False,
     return_logprobs: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Traffic:
@@ -48,6 +49,7 @@ def traffic(
         tree: as for `verify`; an int: `sample` of as many rows.
         rule, sampling, draft_sampling, return_logprobs: as for `verify`.
         drafted: whether there are draft logits.
+        bonus: whether there are bonus tokens.
         dtype: of the rows that top-k or top-p may cut; the wider one if target and draft differ. Edited rows
             count as float32.
 
@@ -87,4 +89,6 @@ def traffic(
     if len(laws) > 1 and nodes > 1:
         chain = not isinstance(tree, int) and tree._made_as_chain
         sent += [PARTS * batch * (nodes - 1)] if chain else (nodes - 1) * [PARTS * batch]
+    if bonus and return_logprobs:
+        sent.append(batch)
     return Traffic(gathers=2, sums=len(sent), gathered=INT64 * gathered, summed=INT64 * sum(sent))

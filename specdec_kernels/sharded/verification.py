@@ -32,6 +32,7 @@ from .law import laws, params_of
 from .nodes import nodes_of
 from .noise import coins, race, race_keys
 from .residual import Residual
+from .rows import bonus_of, rows_of_nodes
 from .shard import VocabShard
 
 SERVED = ("match", "token", "traversal", "ensemble")
@@ -57,6 +58,8 @@ def verify(
     shard: VocabShard,
     seeds: Tensor,
     positions: Tensor,
+    target_rows: Tensor | None = None,
+    bonus_tokens: Tensor | None = None,
     draft_rows: Tensor | None = None,
     draft_vocab: DraftVocab | None = None,
     sampling: SamplingParams = PLAIN,
@@ -74,14 +77,15 @@ def verify(
     every border between shards.
 
     Args:
-        target_logits: [R, size] or [B, N, size]; float32 | bfloat16 | float16, last stride 1: columns
-            [start, start + size) of the rows of `specdec_kernels.verify`.
+        target_logits: [R, size] or [B, N, size], or as `target_rows` or `bonus_tokens` admit; float32 |
+            bfloat16 | float16, last stride 1: columns [start, start + size) of the rows of
+            `specdec_kernels.verify`.
         tree: the drafted tokens, R rows of B requests; tokens are those of the whole vocabulary.
         draft_logits: [R, Vd], [Rq, Vd] with `draft_rows`, or [B, K, Vd]. Vd = size: columns
             [start, start + size); Vd >= V: whole rows, with padding from column V on.
         shard: which tokens this process has.
         seeds, positions: [B] int64; required, and the same in every process.
-        draft_rows, sampling, draft_sampling: as for `specdec_kernels.verify`.
+        target_rows, bonus_tokens, draft_rows, sampling, draft_sampling: as for `specdec_kernels.verify`.
         draft_vocab: as there; draft rows are then whole, [.., Vd] of its tokens.
         return_logprobs: whether `Verified.logprobs` is filled.
         rule: `"auto"`, `"match"`, `"token"`, `"traversal"` or `Ensemble`.
@@ -123,7 +127,7 @@ def verify(
     check_type(operation, "tree", tree, DraftTree, "a DraftTree")
     check_dtype(operation, "target_logits", target_logits, DTYPES)
     batch, device = tree.batch_size, target_logits.device
-    check_target(target_logits, tree, None, None)
+    ends_early = check_target(target_logits, tree, target_rows, bonus_tokens)
     check_shard(operation, shard, "target_logits", target_logits.shape[-1])
     check_device(operation, "tree", tree.tokens, device)
     _check_draft(draft_logits, draft_rows, draft_vocab, tree, shard, device)
@@ -144,7 +148,9 @@ def verify(
         return _empty(batch, tree.max_depth + 1, return_logprobs, device)
     if draft_logits is not None and (draft_logits.shape[:-1].numel() == 0 or name not in READS_DRAFT):
         draft_logits = draft_rows = None
-    nodes = nodes_of(tree)
+    rows, has_row = rows_of_nodes(tree, target_logits, target_rows, ends_early)
+    bonus = bonus_of(bonus_tokens, tree, shard.vocab_size)
+    nodes = nodes_of(tree, has_row, bonus >= 0)
     made = None
     if changes[0]:
         request, node = tree._owners
@@ -153,7 +159,7 @@ def verify(
         )
     call = Call(
         shard=shard,
-        target_logits=target_logits.flatten(0, -2),
+        target_logits=rows,
         tree=tree,
         draft_logits=draft_logits,
         draft_rows=draft_rows,
@@ -165,9 +171,13 @@ def verify(
         seeds=seeds,
         positions=positions,
         nodes=nodes,
+        bonus=None if bonus_tokens is None else bonus,
         edits=made,
     )
-    decided = _match(call, return_logprobs) if name == "match" else _reject(call, name, values)
+    if name == "match":
+        decided = _match(call, return_logprobs)
+    else:
+        decided = _reject(call, name, values, return_logprobs)
     return _verified(call, decided, return_logprobs)
 
 
@@ -211,7 +221,7 @@ def _match(call: Call, wants_mass: bool) -> Outcome:
     drawn, p = won.tokens[nodes.rows], (won.values / mass)[nodes.rows]
     decision = rules.match(nodes, drawn)
     last = decision.last[:, None]
-    return Outcome(
+    found = Outcome(
         decision=decision,
         next_tokens=drawn.gather(1, last)[:, 0],
         next_p=p.gather(1, last)[:, 0],
@@ -220,9 +230,10 @@ def _match(call: Call, wants_mass: bool) -> Outcome:
         empty=law.empty,
         impossible=torch.zeros_like(nodes.tested),
     )
+    return _ended(call, found, law.weights, mass, wants_mass)
 
 
-def _reject(call: Call, rule: str, values: list[float]) -> Outcome:
+def _reject(call: Call, rule: str, values: list[float], wants_logprobs: bool) -> Outcome:
     shard, nodes = call.shard, call.nodes
     target, facts, rows = ask(call, _requests(call))
     residual = Residual(shard, facts, rows, sums.bits_for(shard.vocab_size))
@@ -240,7 +251,7 @@ def _reject(call: Call, rule: str, values: list[float]) -> Outcome:
     keys = race_keys(call.seeds, places, Purpose.RESIDUAL, shard.start, shard.size)
     row = nodes.rows.gather(1, last)[:, 0]
     won = race(shard, residual.left(decision.last), keys, target.weights[row])
-    return Outcome(
+    found = Outcome(
         decision=decision,
         next_tokens=won.tokens,
         next_p=won.values / target.mass[row],
@@ -249,14 +260,53 @@ def _reject(call: Call, rule: str, values: list[float]) -> Outcome:
         empty=target.empty,
         impossible=facts.impossible & ~greedy,
     )
+    return _ended(call, found, target.weights, target.mass, wants_logprobs)
+
+
+def _ended(call: Call, found: Outcome, weights: Tensor, mass: Tensor, wants_logprobs: bool) -> Outcome:
+    """The outcome where the last node has no row, or the caller has drawn the token after it. Without a row
+    the node is not kept, and its own token is the next one."""
+    nodes, decision = call.nodes, found.decision
+    last = decision.last[:, None]
+
+    def of_last(values: Tensor) -> Tensor:
+        return values.gather(1, last)[:, 0]
+
+    bonus = of_last(nodes.at_bonus)
+    rowless = ~of_last(nodes.has_row) & ~bonus
+    tokens = torch.where(rowless, of_last(nodes.tokens), found.next_tokens)
+    p = torch.where(rowless, of_last(found.p), found.next_p)
+    if call.bonus is not None:
+        tokens = torch.where(bonus, call.bonus, tokens)
+        if wants_logprobs:
+            row = of_last(nodes.rows)
+            known = torch.where(
+                of_last(nodes.has_row), _p_of(call, weights[row], call.bonus) / mass[row], torch.nan
+            )
+            p = torch.where(bonus, known, p)
+    decision = decision._replace(
+        last=torch.where(rowless, of_last(nodes.parents), decision.last),
+        visited=decision.visited & nodes.has_row & ~nodes.at_bonus,
+    )
+    return found._replace(decision=decision, next_tokens=tokens, next_p=p)
+
+
+def _p_of(call: Call, weights: Tensor, tokens: Tensor) -> Tensor:
+    """What tokens [B] have in rows [B, size], of which each process has a part."""
+    place = tokens - call.shard.start
+    here = (place >= 0) & (place < call.shard.size)
+    mine = weights.gather(1, torch.where(here, place, 0)[:, None])[:, 0]
+    bits = torch.where(here, mine, 0.0).view(torch.int64)  # one process has them, the others 0
+    return call.shard._collectives.total(bits).view(torch.float64)
 
 
 def _verified(call: Call, decided: Outcome, wants_logprobs: bool) -> Verified:
     nodes = call.nodes
     last, width = decided.decision.last[:, None], call.tree.max_depth + 1
-    own = nodes.above.gather(1, last[:, :, None].expand(-1, -1, nodes.tokens.shape[1]))[:, 0] & nodes.live
+    lives = (nodes.has_row | nodes.at_bonus)[:, :1]
+    own = nodes.above.gather(1, last[:, :, None].expand(-1, -1, nodes.tokens.shape[1]))[:, 0]
+    own &= nodes.live & lives
     depth = nodes.depths.gather(1, last)
-    lives = nodes.sizes[:, None] > 0
 
     def along(values: Tensor, after: Tensor | None, rest: float) -> Tensor:
         """values [B, N] at the depths of the kept nodes, or, with the value `after` the last, one before."""
