@@ -187,10 +187,12 @@ def _commit(page_size: int, layout: str) -> None:
 
 
 def _count(depths: int) -> None:
-    verifier = SpeculativeVerifier(max_depth=depths, backend="triton")
+    verifier = SpeculativeVerifier(max_depth=depths, slots=1, backend="triton")
     path, count = torch.full((1, 2), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     tokens = torch.zeros(1, 2, dtype=torch.int64)
-    verifier._count(Verified(tokens, count, count, path, None, count), _tree(2))
+    verified = Verified(tokens, count, count, path, None, count)
+    for slots in (None, torch.zeros(1, dtype=torch.int64)):
+        verifier._count(verified, _tree(2), slots)
 
 
 def _links(dtype: torch.dtype, tokens: torch.dtype | None) -> None:

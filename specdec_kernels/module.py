@@ -9,7 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._checks import bad_value, check_device, check_int, check_list, check_name, check_type
+from ._checks import (
+    bad_value,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_list,
+    check_name,
+    check_tensor,
+    check_type,
+    what,
+)
 from ._ops import backends
 from ._verify_checks import check_draft_sampling
 from .commit import CachePlan, Committed, commit_kv
@@ -33,6 +44,8 @@ class SpeculativeVerifier(torch.nn.Module):
         plan: the paged caches that `commit` changes.
         states: for each recurrent layer the states [slots, ...] that `commit` changes.
         max_depth: number of depths that are counted; deeper drafts are not counted.
+        slots: number of slots whose counts are kept apart, one for each running request. Those of all
+            requests are kept in any case.
 
     Raises:
         ValueError: wrong numbers or names.
@@ -56,6 +69,8 @@ class SpeculativeVerifier(torch.nn.Module):
 
     counts: Tensor
     """[3 + 2 * max_depth] int64: steps, drafted, passes; tested at each depth; accepted at each depth."""
+    slot_counts: Tensor | None
+    """[slots, 3 + 2 * max_depth] int64: the same for each slot."""
 
     def __init__(
         self,
@@ -69,6 +84,7 @@ class SpeculativeVerifier(torch.nn.Module):
         plan: CachePlan | None = None,
         states: Sequence[Tensor] = (),
         max_depth: int = 64,
+        slots: int = 0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -88,6 +104,7 @@ class SpeculativeVerifier(torch.nn.Module):
         for i, state in enumerate(states):
             check_type(call, f"states[{i}]", state, Tensor, "a tensor")
         max_depth = check_int(call, "max_depth", max_depth, 0)
+        slots = check_int(call, "slots", slots, 0)
         check_name(call, "backend", backend, backends.NAMES)
         self.rule = rule
         self.sampling = sampling
@@ -100,6 +117,8 @@ class SpeculativeVerifier(torch.nn.Module):
         self.backend = backend
         counts = torch.zeros(3 + 2 * max_depth, dtype=torch.int64)
         self.register_buffer("counts", counts, persistent=False)
+        apart = counts.new_zeros((slots, counts.shape[0])) if slots else None
+        self.register_buffer("slot_counts", apart, persistent=False)
 
     def forward(
         self,
@@ -117,12 +136,15 @@ class SpeculativeVerifier(torch.nn.Module):
         token_bitmask: Tensor | None = None,
         edits: LogitEdits | None = None,
         ends: Ends | None = None,
+        slots: Tensor | None = None,
         out: Verified | None = None,
     ) -> Verified:
         """`verify` with the module's options; counts what it accepted.
 
         Args:
-            As for `verify`.
+            slots: [B] int64, the slot of each request, given if the module has slots. A number that is no
+                slot counts among all requests only.
+            The others are as for `verify`.
 
         Returns:
             `Verified`.
@@ -130,6 +152,9 @@ class SpeculativeVerifier(torch.nn.Module):
         Raises:
             ValueError, TypeError, BackendUnavailable: as for `verify`.
         """
+        apart: Any = self._buffers["slot_counts"]
+        if slots is not None or apart is not None:
+            self._check_slots(slots, tree)
         verified = verify(
             target_logits,
             tree,
@@ -151,7 +176,7 @@ class SpeculativeVerifier(torch.nn.Module):
             out=out,
             backend=self.backend,
         )
-        self._count(verified, tree)
+        self._count(verified, tree, slots)
         return verified
 
     def commit(
@@ -198,24 +223,74 @@ class SpeculativeVerifier(torch.nn.Module):
             return None
         return commit_kv(self.plan, verified, tree, block_table, prefix_lens, new=new, backend=self.backend)
 
-    def statistics(self) -> AcceptanceStats:
-        """The counts since the last reset, on the host. Synchronises."""
-        steps, drafted, passes, *rest = self.counts.tolist()
-        depths = len(rest) // 2
-        return AcceptanceStats(steps, drafted, passes, tuple(rest[:depths]), tuple(rest[depths:]))
+    def statistics(self, slot: int | None = None) -> AcceptanceStats:
+        """The counts since the last reset, on the host. Synchronises.
 
-    def reset_statistics(self) -> None:
-        """Set all counts to 0."""
-        self.counts.zero_()
+        Args:
+            slot: whose counts; default: those of all requests.
 
-    def _count(self, verified: Verified, tree: DraftTree) -> None:
+        Raises:
+            ValueError: no such slot.
+            TypeError: no int.
+        """
+        if slot is None:
+            return _statistics(self.counts.tolist())
+        call, apart = "SpeculativeVerifier.statistics", self.slot_counts
+        if apart is None:
+            bad_value(call, "slot", "must be None for a module without slots", slot)
+        return _statistics(apart[check_int(call, "slot", slot, 0, apart.shape[0] - 1)].tolist())
+
+    def statistics_by_slot(self) -> list[AcceptanceStats]:
+        """The counts of every slot, on the host. Synchronises once."""
+        return [] if self.slot_counts is None else [_statistics(row) for row in self.slot_counts.tolist()]
+
+    def reset_statistics(self, slots: Tensor | None = None) -> None:
+        """Set counts to 0.
+
+        Args:
+            slots: [n] int64, on the module's device: only the counts of these slots, which new requests take.
+                The counts of all requests stay, and numbers that are no slot are passed over. Default: all
+                counts.
+
+        Raises:
+            ValueError: a module without slots, wrong shapes.
+            TypeError: wrong types, dtypes or devices.
+        """
+        if slots is None:
+            self.counts.zero_()
+            if self.slot_counts is not None:
+                self.slot_counts.zero_()
+            return
+        call = "SpeculativeVerifier.reset_statistics"
+        apart = self.slot_counts
+        if apart is None:
+            bad_value(call, "slots", "must be None for a module without slots", what(slots))
+        check_dtype(call, "slots", slots, (torch.int64,))
+        check_device(call, "slots", slots, apart.device)
+        check_dim(call, "slots", slots, 1, "[n]")
+        every = torch.arange(apart.shape[0], device=apart.device)
+        apart.masked_fill_((every[:, None] == slots).any(1, keepdim=True), 0)
+
+    def _check_slots(self, slots: Tensor | None, tree: DraftTree) -> None:
+        call, apart = "SpeculativeVerifier.forward", self.slot_counts
+        if slots is None:
+            bad_value(call, "slots", "must be given to a module with slots", "None")
+        if apart is None:
+            bad_value(call, "slots", "must be None for a module without slots", what(slots))
+        check_type(call, "tree", tree, DraftTree, "a DraftTree")
+        check_tensor(call, "slots", slots, "[B]", (tree.batch_size,), (torch.int64,), apart.device)
+
+    def _count(self, verified: Verified, tree: DraftTree, slots: Tensor | None = None) -> None:
         kernels = backends.kernels("verify", self.backend, tree.tokens.device.type)
         if kernels is not None:
             counts: Any = self._buffers["counts"]  # `self.counts` takes 0.5 us
             check_device("SpeculativeVerifier", "tree", tree.tokens, counts.device)
             trees = tree.tokens.contiguous(), tree.parents.contiguous(), tree.cu_nodes.contiguous()
             found = verified.path, verified.num_accepted, verified.finish
-            kernels.count_accepted(*trees, *found, counts)
+            if slots is None:
+                kernels.count_accepted(*trees, *found, counts)
+            else:
+                kernels.count_accepted(*trees, *found, counts, slots.contiguous(), self.slot_counts)
             return
         batch, (request, node) = tree.batch_size, tree._owners
         taken = verified.num_accepted.long().unsqueeze(1)
@@ -225,14 +300,23 @@ class SpeculativeVerifier(torch.nn.Module):
         drafted = (tree.tokens >= 0) & (node > 0) & there
         # If the last kept node has a drafted child, one more depth was tested than accepted.
         below_last = drafted & (tree.parents == torch.cat([last, last.new_zeros(1)])[request])
-        untaken = torch.zeros(batch + 1, dtype=torch.int64, device=last.device)
-        untaken = untaken.index_add(0, request, below_last.long())[:batch, None] > 0
+        of_nodes = torch.stack([drafted, below_last], 1).long()
+        sums = torch.zeros((batch + 1, 2), dtype=torch.int64, device=last.device)
+        sums = sums.index_add(0, request, of_nodes)[:batch]
         depth = torch.arange(1, self.counts.shape[0] // 2, device=last.device)
-        active = served.sum()
-        totals = torch.stack([active, drafted.sum(), active * tree.max_depth])
-        tested = (depth <= taken + untaken).sum(0)
-        if (
-            verified.finish is not None
-        ):  # a last token that was drafted is accepted, though its node is not kept
+        tested = depth <= taken + (sums[:, 1:] > 0)
+        if verified.finish is not None:  # a last token that was drafted is accepted, its node is not kept
             taken = taken + (verified.finish & Finish.DRAFTED != 0).unsqueeze(1)
-        self.counts += torch.cat([totals, tested, (depth <= taken).sum(0)])
+        active = served.long().unsqueeze(1)
+        steps = torch.cat([active, sums[:, :1], active * tree.max_depth, tested, depth <= taken], 1)
+        self.counts += steps.sum(0)
+        if slots is not None and self.slot_counts is not None:
+            there = (slots >= 0) & (slots < self.slot_counts.shape[0])
+            self.slot_counts.index_add_(0, torch.where(there, slots, 0), steps * there[:, None])
+
+
+def _statistics(counts: list[int]) -> AcceptanceStats:
+    """Of one line of counts."""
+    steps, drafted, passes, *rest = counts
+    depths = len(rest) // 2
+    return AcceptanceStats(steps, drafted, passes, tuple(rest[:depths]), tuple(rest[depths:]))

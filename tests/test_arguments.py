@@ -107,7 +107,7 @@ def reporting() -> dict:
 
 
 def forwarding() -> dict:
-    given = verifying()
+    given = verifying() | dict(slots=torch.arange(B))
     return {name: given[name] for name in inspect.signature(sdk.SpeculativeVerifier().forward).parameters}
 
 
@@ -203,6 +203,11 @@ CHANCES = [1.0, 0.5, 0.25]
 BUDGET = sdk.Budget({1: 1.0, 4: 2.0})
 STATS = sdk.AcceptanceStats(10, 20, 20, (10, 8), (8, 4))
 TREE = dict(proposals=long(B, N), max_nodes=N, max_depth=3, check=True)
+
+
+def counting() -> sdk.SpeculativeVerifier:
+    return sdk.SpeculativeVerifier(slots=B, backend="reference")
+
 
 CASES = [
     Case("verify", sdk.verify, verifying, ("target_logits", "tree", "draft_logits", "draft_vocab")),
@@ -321,15 +326,18 @@ CASES = [
     Case("SpeculativeVerifier", sdk.SpeculativeVerifier, lambda: dict(
         rule="token", sampling=sdk.SamplingParams(), draft_sampling=sdk.SamplingParams(),
         draft_vocab=sdk.DraftVocab(torch.arange(V), V), return_logprobs=True, return_masks=sdk.Masks(),
-        plan=sdk.CachePlan(caches(), page_size=4), states=[torch.zeros(B, 4)], max_depth=3,
+        plan=sdk.CachePlan(caches(), page_size=4), states=[torch.zeros(B, 4)], max_depth=3, slots=2,
         backend="reference",
     )),
-    Case("SpeculativeVerifier.forward", sdk.SpeculativeVerifier(backend="reference").forward, forwarding,
-         ("target_logits", "tree", "draft_logits"), ("verify",)),
+    Case("SpeculativeVerifier.forward", counting().forward, forwarding,
+         ("target_logits", "tree", "draft_logits"), ("SpeculativeVerifier.forward", "verify")),
     Case("SpeculativeVerifier.commit", verifier().commit, stepped, ("tree",),
          ("SpeculativeVerifier.commit", "commit_state", "commit_kv")),
-    Case("SpeculativeVerifier.statistics", verifier().statistics, dict),
-    Case("SpeculativeVerifier.reset_statistics", verifier().reset_statistics, dict),
+    Case("SpeculativeVerifier.statistics", counting().statistics, lambda: dict(slot=1)),
+    Case("SpeculativeVerifier.statistics_by_slot", counting().statistics_by_slot, dict),
+    Case("SpeculativeVerifier.reset_statistics", counting().reset_statistics, lambda: dict(
+        slots=torch.arange(B)
+    )),
     Case("AcceptanceStats", sdk.AcceptanceStats, lambda: dict(
         steps=2, drafted=4, passes=4, tested=(2, 1), accepted=(1, 1), seconds=0.5, plain_seconds=0.5, rows=6
     ), ("tested",)),
@@ -430,7 +438,10 @@ ACCEPTED: dict[str, dict[str, str]] = {
         draft_vocab="device, size",
         states="empty, item device, item dtype, item less, item more, item size 0, item size 1, longer",
         max_depth="zero",
+        slots="zero",
     ),
+    "SpeculativeVerifier.reset_statistics": dict(slots="size 0"),
+    "SpeculativeVerifier.statistics": dict(slot="zero"),
     "SpeculativeVerifier.commit": dict(block_table="size 1"),
     "SpeculativeVerifier.forward": dict(
         target_logits="size 0, size 1", draft_logits="size 0, size 1", ends=OPEN, out="logprobs none"

@@ -83,6 +83,69 @@ def test_counts_of_the_kernel_on_triton():
     assert fields(verifier.statistics()) == total(map(fields, expected))
 
 
+def per_request(tree, verified, depths):
+    """The counts of each request alone."""
+    for b in range(tree.batch_size):
+        start, end = tree.cu_nodes[b : b + 2].tolist()
+        alone = sdk.DraftTree(
+            tree.tokens[start:end],
+            tree.parents[start:end],
+            torch.tensor([0, end - start]).int(),
+            tree.proposals[start:end],
+            tree.max_nodes,
+            tree.max_depth,
+        )
+        yield fields(counted(alone, verified._replace(path=verified.path[b : b + 1]), depths))
+
+
+def check_slots(steps, backend):
+    """Requests come and go: a new one takes a slot after its counts were set to 0."""
+    slots, depths, batch = 4, 3, 5
+    verifier = sdk.SpeculativeVerifier(rule="match", max_depth=depths, slots=slots, backend=backend)
+    nothing = [0, 0, 0, (0,) * depths, (0,) * depths]
+    wanted, everything = [nothing] * slots, []
+    for seed in range(steps):
+        logits, tree, keys = problem(seed)
+        at = torch.tensor([seed % slots, -1, (seed + 1) % slots, slots, seed % slots])
+        verified = verifier(logits, tree, slots=at, **keys)
+        for slot, one in zip(at.tolist(), per_request(tree, verified, depths), strict=True):
+            everything.append(one)
+            if 0 <= slot < slots:
+                wanted[slot] = total([wanted[slot], one])
+        if seed % 3 == 2:
+            verifier.reset_statistics(torch.tensor([seed % slots, -1, slots]))
+            wanted[seed % slots] = nothing
+        assert [fields(one) for one in verifier.statistics_by_slot()] == wanted
+    assert fields(verifier.statistics()) == total(everything)
+    assert fields(verifier.statistics(3)) == wanted[3] != nothing and batch * steps == len(everything)
+    verifier.reset_statistics()
+    assert fields(verifier.statistics()) == nothing
+    assert [fields(one) for one in verifier.statistics_by_slot()] == [nothing] * slots
+    assert not verifier.state_dict()
+
+
+def test_counts_of_slots():
+    check_slots(40, "auto")
+
+
+def test_counts_of_slots_on_triton():
+    check_slots(6, "triton")
+
+
+def test_slots_that_are_refused():
+    logits, tree, keys = problem(3)
+    call = "SpeculativeVerifier.forward: slots must"
+    with pytest.raises(ValueError, match=f"{call} be given to a module with slots, got None"):
+        sdk.SpeculativeVerifier(slots=2)(logits, tree, **keys)
+    with pytest.raises(ValueError, match=f"{call} be None for a module without slots, got .5."):
+        sdk.SpeculativeVerifier()(logits, tree, slots=torch.arange(5), **keys)
+    with pytest.raises(ValueError, match="statistics: slot must be in .0, 1., got 2"):
+        sdk.SpeculativeVerifier(slots=2).statistics(2)
+    with pytest.raises(ValueError, match="reset_statistics: slots must be None for a module without"):
+        sdk.SpeculativeVerifier().reset_statistics(torch.arange(2))
+    assert sdk.SpeculativeVerifier().statistics_by_slot() == []
+
+
 def test_options_of_a_call_come_before_those_of_the_module():
     logits, tree, keys = problem(3)
     verifier = sdk.SpeculativeVerifier(rule="token", sampling=sdk.SamplingParams(0.0), return_logprobs=True)
@@ -198,8 +261,9 @@ def test_nothing_is_read_on_the_host():
         tree = sdk.DraftTree.chain(torch.ones((2, 3), dtype=torch.int64))
         plan = sdk.CachePlan([torch.zeros(8, 4, 2, 3), torch.zeros(8, 4, 2, 3)], page_size=4)
         states = [torch.zeros(2, 3)]
-        verifier = sdk.SpeculativeVerifier(plan=plan, states=states)
-        verified = verifier(torch.zeros(8, V), tree)
+        verifier = sdk.SpeculativeVerifier(plan=plan, states=states, slots=2)
+        verified = verifier(torch.zeros(8, V), tree, slots=torch.arange(2))
+        verifier.reset_statistics(torch.arange(1))
         committed = verifier.commit(
             verified,
             tree,

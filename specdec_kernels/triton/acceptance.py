@@ -16,7 +16,7 @@ from .tree import request_rows
 
 
 @cache
-def _kernel(device: Any, depths: int, finish: bool) -> Launch:
+def _kernel(device: Any, depths: int, finish: bool, slots: bool) -> Launch:
     constants = dict(NODES=64, DEPTHS=triton.next_power_of_2(max(depths, 1)))
     return Launch(_acceptance_kernel, device, constants, num_warps=1)
 
@@ -29,14 +29,18 @@ def count_accepted(
     num_accepted: Tensor,
     finish: Tensor | None,
     counts: Tensor,
+    slots: Tensor | None = None,
+    slot_counts: Tensor | None = None,
 ) -> None:
-    """Add to `counts`, which `SpeculativeVerifier` describes."""
+    """Add to `counts` and, with slots [B], to the rows of `slot_counts`: `SpeculativeVerifier` describes
+    them."""
     (batch, width), depths = path.shape, counts.shape[0] // 2 - 1
     if batch:
-        launch = _kernel(device_of(path), depths, finish is not None)
+        launch = _kernel(device_of(path), depths, finish is not None, slots is not None)
         launch(
             (batch, 1, 1),
-            tokens, parents, cu_nodes, path, num_accepted, finish, counts, tokens.shape[0], width, depths,
+            tokens, parents, cu_nodes, path, num_accepted, finish, counts, slots, slot_counts,
+            0 if slot_counts is None else slot_counts.shape[0], tokens.shape[0], width, depths,
         )  # fmt: skip
 
 
@@ -49,6 +53,9 @@ def _acceptance_kernel(
     num_accepted_ptr,  # [B]
     finish_ptr,  # [B] or None
     counts_ptr,  # [3 + 2 * depths]: steps, drafted, passes, tested, accepted
+    slots_ptr,  # [B] or None
+    slot_counts_ptr,  # [num_slots, 3 + 2 * depths] or None
+    num_slots,
     rows,
     width,
     depths,
@@ -69,16 +76,28 @@ def _acceptance_kernel(
             parent = tl.load(parents_ptr + first + node, mask=inside, other=-1)
             drafted += (token >= 0).to(tl.int64)
             below_last |= ((token >= 0) & (parent == last)).to(tl.int32)
-        one = tl.full([], 1, tl.int64)
-        tl.atomic_add(counts_ptr, one, sem="relaxed")
-        tl.atomic_add(counts_ptr + 1, tl.sum(drafted), sem="relaxed")
-        tl.atomic_add(counts_ptr + 2, one * (width - 1), sem="relaxed")
         depth = tl.arange(0, DEPTHS)
-        ones = tl.full([DEPTHS], 1, tl.int64)
         # If the last kept node has a drafted child, one more depth was tested than accepted.
         tested = (depth < taken + tl.max(below_last)) & (depth < depths)
-        tl.atomic_add(counts_ptr + 3 + depth, ones, mask=tested, sem="relaxed")
         if finish_ptr is not None:  # a last token that was drafted is accepted, though its node is not kept
             taken += (tl.load(finish_ptr + b) & DRAFTED) // DRAFTED
         accepted = (depth < taken) & (depth < depths)
-        tl.atomic_add(counts_ptr + 3 + depths + depth, ones, mask=accepted, sem="relaxed")
+        _add(counts_ptr, tl.sum(drafted), width - 1, tested, accepted, depths)
+        if slots_ptr is not None:
+            slot = tl.load(slots_ptr + b)
+            if (slot >= 0) & (slot < num_slots):
+                own_ptr = slot_counts_ptr + slot * (3 + 2 * depths)
+                _add(own_ptr, tl.sum(drafted), width - 1, tested, accepted, depths)
+
+
+@triton.jit
+def _add(counts_ptr, drafted, passes, tested, accepted, depths):
+    """Add a step to one line of counts."""
+    one = tl.full([], 1, tl.int64)
+    depth = tl.arange(0, tested.shape[0])
+    ones = tl.full([tested.shape[0]], 1, tl.int64)
+    tl.atomic_add(counts_ptr, one, sem="relaxed")
+    tl.atomic_add(counts_ptr + 1, drafted, sem="relaxed")
+    tl.atomic_add(counts_ptr + 2, one * passes, sem="relaxed")
+    tl.atomic_add(counts_ptr + 3 + depth, ones, mask=tested, sem="relaxed")
+    tl.atomic_add(counts_ptr + 3 + depths + depth, ones, mask=accepted, sem="relaxed")
