@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
 .PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
-.PHONY: libspecdec sdist wheel wheels test-sdist test-wheel
+.PHONY: test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -38,6 +38,10 @@ test-transformers: $(VENV)/package
 	$(VENV)-oldest/bin/python -m pytest tests/test_generate.py tests/test_generate_loop.py \
 		tests/test_generate_processing.py tests/test_generate_hostile.py tests/test_custom_generate.py \
 		tests/test_drafters.py tests/test_models.py $(ARGS)
+
+# JSON schemas on the demo's model, with the matchers of xgrammar and llguidance.
+test-grammar: $(VENV)/demo
+	$(BIN)/python -m pytest tests/grammar_real.py $(ARGS)
 
 # The plugin in vLLM's engine on the CPU, in an environment of its own (4 GB) that vLLM's package pins. The result
 # is written into docs/vllm.md.
