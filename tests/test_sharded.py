@@ -17,6 +17,7 @@ from exact import Case, distance
 from exact_cases import CASES, EXACT, FAR
 from shard_processes import here, process, results
 from shard_threads import everywhere
+from synchronisation import no_synchronisation
 
 import specdec_kernels as sdk
 from specdec_kernels import sharded
@@ -775,6 +776,43 @@ def test_shards_have_to_make_up_the_vocabulary(spans, message):
                 sharded.VocabShard._over(Known(spans), *spans[rank])
 
     run(None)
+
+
+class Solo(sharded.shard.Collectives):
+    """The collectives of a group of one."""
+
+    def __init__(self):
+        pass
+
+    def gather(self, values):
+        return values[None]
+
+    def total(self, values):
+        return values.clone()
+
+    def spans(self, span):
+        return [span]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_nothing_synchronises(rule):
+    """Nor does the shape of any tensor depend on values."""
+    shard = sharded.VocabShard._over(Solo(), 0, 70, 70)
+    counts = sdk.TokenCounts(5, 4, 70, recent=2)
+    bad, forced = torch.full((5, 1, 3), 3), torch.full((5, 2), -1)
+    edits = sdk.LogitEdits(counts, presence_penalty=torch.ones(5), bad_words=bad, forced_tokens=forced)
+    for arguments in (*some(range(6), vocab=70, batch=5), *links_case()[:1]):
+        if arguments["target_logits"].shape[1] == 70:
+            arguments |= dict(edits=edits)
+            shard_of = shard
+        else:
+            shard_of = sharded.VocabShard._over(Solo(), 0, 40, 40)
+        with no_synchronisation():
+            sharded.verify(shard=shard_of, rule=rule, **arguments)
+    keys = dict(seeds=torch.arange(5), positions=torch.arange(5), return_logprobs=True, edits=edits)
+    rows, sampling = torch.randn(5, 70), sdk.SamplingParams(0.9, torch.arange(5), 0.9, 0.01)
+    with no_synchronisation():
+        sharded.sample(rows, sampling, shard=shard, **keys)
 
 
 class Known(sharded.shard.Collectives):

@@ -37,7 +37,7 @@ def text_of(nodes: Nodes, request: Tensor, node: Tensor, max_depth: int) -> Text
     places = torch.where(above, nodes.depths[:, None, :], 0)
     path = torch.full((batch, count, max_depth + 1), -1, device=request.device)
     path.scatter_(2, places, torch.where(above, nodes.tokens[:, None, :], -1))
-    path[:, :, 0] = -1  # the root's token is counted already
+    path[:, :, 0].fill_(-1)  # the root's token is counted already
     node = node.clamp(0, count - 1)
     return Text(request, nodes.depths[request, node].clamp_max(max_depth), path[request, node])
 

@@ -113,6 +113,6 @@ def _places(first_child: Tensor, next_sibling: Tensor, parents: Tensor, named: T
         linked = inside & named.gather(1, to) & (parents.gather(1, to) == node)
         linked &= places.gather(1, to) == count  # listed once
         places.scatter_(1, torch.where(linked, child, count), step)
-        places[:, count] = count
+        places[:, count].fill_(count)
         child = torch.where(linked, next_sibling.gather(1, to), -1)
     return places[:, :count]
