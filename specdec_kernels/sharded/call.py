@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import BackendUnavailable, bad_type, bad_value, check_bool, check_tensor, check_type
 from .._memory import check_last_stride
+from ..ends import Ends
 from ..reporting import Logprobs
 from ..sampling import Numbers
 from ..tree import DraftTree
@@ -40,6 +41,7 @@ class Call(NamedTuple):
     nodes: Nodes
     bonus: Tensor | None  # [B] int64, -1 = none
     edits: Edits | None
+    ends: Ends | None
 
 
 def check_shard(operation: str, shard: object, argument: str, width: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ends import Ends
 from ..tree import DraftTree
 
 
@@ -39,9 +40,10 @@ class Nodes(NamedTuple):
         return values.gather(1, self.parents)
 
 
-def nodes_of(tree: DraftTree, has_row: Tensor, has_bonus: Tensor) -> Nodes:
+def nodes_of(tree: DraftTree, has_row: Tensor, has_bonus: Tensor, ends: Ends | None) -> Nodes:
     """The trees of a batch with at least one row. `has_row` [R] says of which nodes the target has rows, and
-    `has_bonus` [B] for which requests the token after a chain was drawn."""
+    `has_bonus` [B] for which requests the token after a chain was drawn. A node with which its request ends
+    counts as one without a row."""
     last_row, count = tree.tokens.shape[0] - 1, tree.max_nodes
     bounds = tree.cu_nodes.long().clamp(0, last_row + 1)
     node = torch.arange(count, device=bounds.device)
@@ -55,12 +57,17 @@ def nodes_of(tree: DraftTree, has_row: Tensor, has_bonus: Tensor) -> Nodes:
         first_child, next_sibling = (link[rows].long() for link in tree.links)
         place = _places(first_child, next_sibling, parents, named)
         named &= place < count
-    known = valid & has_row[rows]
-    drafted = named & (tokens >= 0) & known.gather(1, torch.where(named, parents, 0))
-    ends = node + 1 == sizes[:, None]
-    ends = ends | (~known & (torch.nn.functional.pad(tokens, (0, 1))[:, 1:] < 0))
+    drafted = named & (tokens >= 0)
     up = torch.where(drafted, parents, node)
-    depths, live, above = _ancestors(up, drafted | (valid & (node == 0)), tree.max_depth)
+    roots = valid & (node == 0)
+    known, goes_on = valid & has_row[rows], valid
+    if ends is not None:
+        depths, _, _ = _ancestors(up, drafted | roots, tree.max_depth)
+        goes_on = valid & ~_ended(ends, depths, tokens)
+        known &= goes_on
+    depths, live, above = _ancestors(up, (drafted & known.gather(1, up)) | roots, tree.max_depth)
+    last = node + 1 == sizes[:, None]
+    last = last | (~known & (torch.nn.functional.pad(tokens, (0, 1))[:, 1:] < 0))
     tested = live & (node > 0)
     siblings = tested[:, :, None] & tested[:, None, :] & (up[:, :, None] == up[:, None, :])
     earlier = siblings & (place[:, None, :] < place[:, :, None])
@@ -83,8 +90,26 @@ def nodes_of(tree: DraftTree, has_row: Tensor, has_bonus: Tensor) -> Nodes:
         post=post,
         first_post=post - below + 1,
         has_row=known,
-        at_bonus=valid & ends & has_bonus[:, None],
+        at_bonus=goes_on & last & has_bonus[:, None],
     )
+
+
+def _ended(ends: Ends, depths: Tensor, tokens: Tensor) -> Tensor:
+    """Whether no token may follow a node [B, N]."""
+    ended = torch.zeros_like(depths, dtype=torch.bool)
+    if ends.stop_tokens is not None:
+        ended = is_stop(ends.stop_tokens, tokens) & (depths > 0)
+    for left in (ends.new_tokens_left, ends.context_left):
+        if left is not None:
+            ended = ended | (depths >= left[:, None])
+    if ends.finished is not None:
+        ended = ended | ((ends.finished > 0)[:, None] & (depths == 0))
+    return ended
+
+
+def is_stop(stop_tokens: Tensor, tokens: Tensor) -> Tensor:
+    """Which tokens [B, N] are among those of their request, [B, S]."""
+    return (tokens[:, :, None] == stop_tokens[:, None, :]).any(-1)
 
 
 def _ancestors(up: Tensor, found: Tensor, max_depth: int) -> tuple[Tensor, Tensor, Tensor]:

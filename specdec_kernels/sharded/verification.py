@@ -20,6 +20,7 @@ from .._checks import (
 from .._random import Purpose
 from .._verify_checks import check_draft, check_draft_sampling, check_target
 from ..edits import LogitEdits, unpack_edits
+from ..ends import Ends, Finish, check_ends
 from ..rules import READS_DRAFT, Rule
 from ..sampling import PLAIN, DraftVocab, SamplingParams, noise_keys, unpack
 from ..tree import DraftTree
@@ -29,7 +30,7 @@ from .call import DTYPES, Call, check_bitmask, check_keys, check_logprobs, check
 from .edits import Edits, text_of
 from .facts import ask, settle_empty, target_side
 from .law import laws, params_of
-from .nodes import nodes_of
+from .nodes import is_stop, nodes_of
 from .noise import coins, race, race_keys
 from .residual import Residual
 from .rows import bonus_of, rows_of_nodes
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     nan: Tensor  # [R] bool
     empty: Tensor  # [R] bool
     impossible: Tensor  # [B, N] bool: the token could not have been drawn as declared
+    drafted: Tensor | None = None  # [B] bool: the next token is a drafted one
 
 
 def verify(
@@ -67,6 +69,7 @@ def verify(
     rule: Rule = "auto",
     token_bitmask: Tensor | None = None,
     edits: LogitEdits | None = None,
+    ends: Ends | None = None,
     return_logprobs: bool = False,
     **unserved: Any,
 ) -> Verified:
@@ -92,6 +95,7 @@ def verify(
         token_bitmask: [R, ceil(size / 32)] int32: the words of this shard, whose start is a multiple of 32.
         edits: as for `specdec_kernels.verify`, the same in every process; its counts are of the whole
             vocabulary. Every process makes those of its own columns.
+        ends: as for `specdec_kernels.verify`, the same in every process; each changes its own tensors.
         unserved: the other options of `specdec_kernels.verify`; they are refused.
 
     Returns:
@@ -143,14 +147,15 @@ def verify(
     seeds, positions = noise_keys(operation, seeds, positions, batch, device)
     check_bitmask(operation, token_bitmask, tree.tokens.shape[0], shard, device)
     changes = unpack_edits(operation, edits, batch, shard.vocab_size, device)
+    state = None if ends is None else check_ends(operation, ends, batch, device)
     check_logprobs(operation, return_logprobs)
     if batch == 0 or tree.max_nodes == 0 or tree.tokens.numel() == 0:
-        return _empty(batch, tree.max_depth + 1, return_logprobs, device)
+        return _empty(batch, tree.max_depth + 1, return_logprobs, state, device)
     if draft_logits is not None and (draft_logits.shape[:-1].numel() == 0 or name not in READS_DRAFT):
         draft_logits = draft_rows = None
     rows, has_row = rows_of_nodes(tree, target_logits, target_rows, ends_early)
     bonus = bonus_of(bonus_tokens, tree, shard.vocab_size)
-    nodes = nodes_of(tree, has_row, bonus >= 0)
+    nodes = nodes_of(tree, has_row, bonus >= 0, state)
     made = None
     if changes[0]:
         request, node = tree._owners
@@ -173,6 +178,7 @@ def verify(
         nodes=nodes,
         bonus=None if bonus_tokens is None else bonus,
         edits=made,
+        ends=state,
     )
     if name == "match":
         decided = _match(call, return_logprobs)
@@ -288,7 +294,7 @@ def _ended(call: Call, found: Outcome, weights: Tensor, mass: Tensor, wants_logp
         last=torch.where(rowless, of_last(nodes.parents), decision.last),
         visited=decision.visited & nodes.has_row & ~nodes.at_bonus,
     )
-    return found._replace(decision=decision, next_tokens=tokens, next_p=p)
+    return found._replace(decision=decision, next_tokens=tokens, next_p=p, drafted=rowless)
 
 
 def _p_of(call: Call, weights: Tensor, tokens: Tensor) -> Tensor:
@@ -336,12 +342,35 @@ def _verified(call: Call, decided: Outcome, wants_logprobs: bool) -> Verified:
         path=along(node.expand_as(nodes.tokens), None, -1),
         logprobs=logprobs if wants_logprobs else None,
         status=torch.where(lives[:, 0], status, 0).int(),
+        finish=None if call.ends is None else _finish(call, decided, count),
     )
 
 
-def _empty(batch: int, width: int, wants_logprobs: bool, device: torch.device) -> Verified:
+def _finish(call: Call, decided: Outcome, count: Tensor) -> Tensor:
+    """Why requests end, [B] int32, after `count` [B] tokens; what is left to them is lowered."""
+    ends, nodes = call.ends, call.nodes
+    assert ends is not None and decided.drafted is not None
+    goes_on = nodes.live[:, 0]  # not empty
+    if ends.finished is not None:
+        goes_on = goes_on & (ends.finished == 0)
+    reason = torch.zeros_like(count)
+    if ends.stop_tokens is not None:
+        stopped = is_stop(ends.stop_tokens, decided.next_tokens[:, None])[:, 0] & (count > 0)
+        reason += int(Finish.STOP) * stopped
+    for left, bit in ((ends.new_tokens_left, Finish.LENGTH), (ends.context_left, Finish.CONTEXT)):
+        if left is not None:
+            left.sub_(torch.where(goes_on, count, 0).int())
+            reason += int(bit) * (left <= 0)
+    if ends.finished is not None:
+        ends.finished.copy_(torch.where(goes_on & (reason > 0), 1, ends.finished))
+    reason += int(Finish.DRAFTED) * (decided.drafted & (count > 0))
+    return torch.where(goes_on, reason, 0).int()
+
+
+def _empty(batch: int, width: int, wants_logprobs: bool, ends: Ends | None, device: torch.device) -> Verified:
     """Of requests without nodes."""
     nothing = torch.full((batch, width), -1, dtype=torch.int32, device=device)
     none = torch.zeros(batch, dtype=torch.int32, device=device)
     logprobs = torch.full_like(nothing, torch.nan, dtype=torch.float32) if wants_logprobs else None
-    return Verified(nothing.long(), none, none.clone(), nothing, logprobs, none.clone())
+    finish = None if ends is None else none.clone()
+    return Verified(nothing.long(), none, none.clone(), nothing, logprobs, none.clone(), finish=finish)
