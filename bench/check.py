@@ -81,15 +81,17 @@ def _small(case: Workload) -> Inputs:
 @cache
 def _stops(case: Workload, rule: str, draft: str) -> list[list[Stops]]:
     inputs = _small(case)
-    p = law(inputs.target, inputs.case, torch.float64).numpy()
+    edits = bool(case.distinct)
+    scores = (inputs.scores(i, torch.float64) for i in range(inputs.sets if edits else 1))
+    p = [law(each, inputs.case, torch.float64).numpy() for each in scores]
     if draft == "draft":
         q = law(inputs.draft, inputs.case, torch.float64).numpy()
     else:
         q = inputs.logprobs.double().exp().numpy() if draft == "logprobs" else inputs.probs.double().numpy()
     laws = [dict(zip(inputs.inner, rows, strict=True)) for rows in q]
     return [
-        [Stops(rule, p[b], laws[b], case.parents, tokens[b]) for b in range(len(p))]
-        for tokens in inputs.tokens.tolist()
+        [Stops(rule, p[i * edits][b], laws[b], case.parents, tokens[b]) for b in range(len(laws))]
+        for i, tokens in enumerate(inputs.tokens.tolist())
     ]
 
 

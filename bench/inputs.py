@@ -2,6 +2,7 @@
 """Builds what `verify` takes: laws that overlap as much as a workload asks, drafts sampled from them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 BASE_STD = 2.5
 BISECTIONS = 12
 SETS = 64
+PENALTIES = dict(repetition_penalty=1.1, frequency_penalty=0.05, presence_penalty=0.1)
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Workload:
     top_p: float = 1.0
     branching: tuple[int, ...] = ()  # children per node, level by level, cut off at `max_nodes`
     max_nodes: int = 64
+    distinct: int = 0  # tokens of each request's text that PENALTIES count; 0 = no edits
 
     @property
     def name(self) -> str:
         shape = f"tree{len(self.parents)}" if self.branching else f"chain{self.depth}"
         cuts = f"-k{self.top_k}-p{self.top_p:g}" if self.filtered else ""
-        return f"{shape}-b{self.batch}-v{self.vocab}{cuts}-a{self.acceptance:g}-{self.dtype}"
+        edits = f"-edits{self.distinct}" if self.distinct else ""
+        return f"{shape}-b{self.batch}-v{self.vocab}{cuts}{edits}-a{self.acceptance:g}-{self.dtype}"
 
     @property
     def filtered(self) -> bool:
@@ -64,10 +68,31 @@ class Inputs:
     tokens: Tensor  # [S, B, N] int64, -1 at the root
     seeds: Tensor  # [S, B] int64
     positions: Tensor  # [S, B] int64
+    text: Tensor  # [B, L] int64, what was emitted before, if penalties count it
 
     @property
     def sets(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """[B, V], of the text."""
+        zeros = torch.zeros(self.case.batch, self.case.vocab)
+        return zeros.scatter_add_(1, self.text, torch.ones(self.text.shape))
+
+    def scores(self, i: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, N, V]: the target's logits, with penalties by dense counts of each node's own text."""
+        if not self.case.distinct:
+            return self.target.to(dtype)
+        counts = self.counts.to(dtype)[:, None].repeat(1, len(self.case.parents), 1)
+        request = torch.arange(self.case.batch)
+        for node, parent in enumerate(self.case.parents[1:], 1):
+            counts[:, node] = counts[:, parent]
+            counts[request, node, self.tokens[i, :, node]] += 1
+        r, f, p = PENALTIES.values()
+        logits, seen = self.target.to(dtype), counts > 0
+        logits = torch.where(seen, torch.where(logits > 0, logits / r, logits * r), logits)
+        return logits.sub_(counts.mul_(f)).sub_(seen.to(dtype), alpha=p)
 
 
 def law(logits: Tensor, case: Workload, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -122,7 +147,15 @@ def build(case: Workload, sets: int = SETS, scale: float | None = None, seed: in
         tokens=_draw(probs, parents, inner, sets, generator),
         seeds=torch.randint(2**62, (sets, case.batch), generator=generator),
         positions=torch.randint(1, 100_000, (sets, case.batch), generator=generator),
+        text=_text(case, generator),
     )
+
+
+def _text(case: Workload, generator: torch.Generator) -> Tensor:
+    """Every other token twice."""
+    distinct = min(case.distinct, case.vocab // 2)
+    tokens = [torch.randperm(case.vocab, generator=generator)[:distinct] for _ in range(case.batch)]
+    return torch.stack([torch.cat([each, each[::2]]) for each in tokens])
 
 
 def _draw(

@@ -54,7 +54,7 @@ def _plain(inputs: Inputs, scores: Callable[[Tensor], Tensor]) -> Run:
 
     def run(i: int) -> tuple[Tensor, Tensor]:
         token = inputs.tokens[i, :, 1:, None]
-        p, q = torch.softmax(scores(inputs.target.float()), -1), inputs.probs.float()
+        p, q = torch.softmax(scores(inputs.scores(i)), -1), inputs.probs.float()
         p_token, q_token = p[:, :depth].gather(2, token)[..., 0], q.gather(2, token)[..., 0]
         n = accepted(torch.rand_like(q_token), q_token, p_token)
         q_stop = q[request, n.clamp(max=depth - 1)] * (n < depth)[:, None]
@@ -201,3 +201,8 @@ CHAIN = (
     Verifier("flashspec", flashspec, needs="flashspec", read=lambda result: (result[:, 0], result[:, 1])),
 )
 FILTERED_CHAIN = (Verifier("torch sort filter", sort_filter), Verifier("torch topk filter", topk_filter))
+
+
+def edited(filtered: bool) -> tuple[Verifier, ...]:
+    """Penalties by dense counts of every node's text, then as without them."""
+    return (Verifier("torch dense penalties", sort_filter if filtered else plain),)

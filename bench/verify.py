@@ -14,8 +14,8 @@ import specdec_kernels as sdk
 
 from . import check, memory
 from .floor import Floor
-from .inputs import SETS, Inputs, Workload, build
-from .peers import CHAIN, FILTERED_CHAIN, Verifier
+from .inputs import PENALTIES, SETS, Inputs, Workload, build
+from .peers import CHAIN, FILTERED_CHAIN, Verifier, edited
 from .suite import Case, Contender, Goal, Run, Suite
 from .tree_peers import TREE
 
@@ -38,9 +38,15 @@ def build_tree(inputs: Inputs, i: int) -> sdk.DraftTree:
 
 
 def verifier(
-    inputs: Inputs, rule: str | sdk.Rule, draft: str, new_tree: bool = False, backend: str = "cpu"
+    inputs: Inputs,
+    rule: str | sdk.Rule,
+    draft: str,
+    new_tree: bool = False,
+    backend: str = "cpu",
+    edits: bool = True,
 ) -> Run:
-    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call."""
+    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call. Without
+    `edits` a case's penalties are left out."""
     case = inputs.case
     nodes = len(case.parents)
     options = dict(
@@ -49,6 +55,10 @@ def verifier(
         rule=rule,
         backend=backend,
     )
+    if case.distinct and edits:
+        counts = sdk.TokenCounts(case.batch, inputs.text.shape[1], case.vocab)
+        counts.set_prompt_(range(case.batch), inputs.text, num_output=[inputs.text.shape[1]] * case.batch)
+        options["edits"] = sdk.LogitEdits(counts, **PENALTIES)
     target, rows = inputs.target.flatten(0, 1), getattr(inputs, draft)
     if case.branching:
         rows = rows.flatten(0, 1)
@@ -103,6 +113,11 @@ def log_sum_exps(inputs: Inputs, tensors: tuple[str, ...]) -> Run:
     return lambda _: [floor()(rows, inputs.case.temperature) for rows in logits]
 
 
+# What the edits of a case cost: the same call without them.
+BARE = tuple(
+    Contender(f"{rule} without edits", partial(verifier, rule=rule, draft="logprobs", edits=False))
+    for rule in ("token", "traversal")
+)
 FLOORS = (
     Contender("floor target", partial(log_sum_exps, tensors=("target",))),
     Contender("floor all", partial(log_sum_exps, tensors=("target", "draft"))),
@@ -121,6 +136,8 @@ class VerifyCase(Workload, Case):
         return build(self)
 
     def contenders(self) -> tuple[Contender, ...]:
+        if self.distinct:
+            return (*SUBJECTS, *BARE, *edited(self.filtered), *FLOORS)
         peers = TREE if self.branching else FILTERED_CHAIN if self.filtered else CHAIN
         return (*SUBJECTS, *peers, *FLOORS)
 
@@ -142,6 +159,10 @@ class VerifyCase(Workload, Case):
         """
         if self.dtype != "float32" or threads != 2:
             return ()
+        if self.distinct:
+            return tuple(
+                Goal(rule, 1.2, f"{rule} without edits", ceiling=True) for rule in ("token", "traversal")
+            )
         if self.branching:
             return tuple(Goal(rule, 10, f"torch {rule}") for rule in ("token", "traversal"))
         if self.filtered:
@@ -176,6 +197,8 @@ CASES = tuple(
         VerifyCase(vocab=32000, dtype=dtype),
         VerifyCase(batch=1, vocab=32000, dtype=dtype),
         VerifyCase(top_k=50, top_p=0.9, dtype=dtype),
+        VerifyCase(distinct=4000, dtype=dtype),
+        VerifyCase(top_k=50, top_p=0.9, distinct=4000, dtype=dtype),
         VerifyCase(batch=1, branching=BRANCHING, dtype=dtype),
     )
 )
