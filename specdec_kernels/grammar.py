@@ -129,7 +129,7 @@ def tree_bitmask(
     if target_rows is not None:
         check_tensor(call, "target_rows", target_rows, "[R]", (rows,), (torch.int32,), device)
     out = _masks(out, rows, vocab_size, device)
-    bitmask = out.bitmask if device == CPU else torch.empty(out.bitmask.shape, dtype=torch.int32)
+    bitmask = out.bitmask if device == CPU else torch.empty(out.bitmask.shape, dtype=torch.int32, device=CPU)
     tokens, parents, proposals = tree.tokens.tolist(), tree.parents.tolist(), tree.proposals.tolist()
     given = list(range(rows)) if target_rows is None else target_rows.tolist()
     numbers = [-1] * rows
@@ -150,8 +150,8 @@ def tree_bitmask(
             numbers[start + node] = given[start + node]
     if out.bitmask is not bitmask:
         out.bitmask.copy_(bitmask)
-    out.tokens.copy_(torch.tensor(tokens, dtype=torch.int64))
-    out.target_rows.copy_(torch.tensor(numbers, dtype=torch.int32))
+    out.tokens.copy_(torch.tensor(tokens, dtype=torch.int64, device=CPU))
+    out.target_rows.copy_(torch.tensor(numbers, dtype=torch.int32, device=CPU))
     return out
 
 
@@ -247,7 +247,8 @@ def forced_draft(
         for b, matcher in enumerate(holding):
             if matcher is not None:
                 check_matcher(call, f"matchers[{b}]", matcher, ["find_jump_forward_string"])
-    drafts, certain = torch.full((len(holding), num_draft), -1), torch.zeros(len(holding), dtype=torch.int32)
+    drafts = torch.full((len(holding), num_draft), -1, device=CPU)
+    certain = torch.zeros(len(holding), dtype=torch.int32, device=CPU)
     for b, matcher in enumerate(holding):
         if matcher is None:
             continue
@@ -256,7 +257,7 @@ def forced_draft(
             certain[b] = len(draft)
             if tokenize is not None and len(draft) < num_draft and not matcher.is_terminated():
                 draft += _forced_tokens(reader, vocab_size, tokenize)
-        drafts[b, : len(draft)] = torch.tensor(draft[:num_draft], dtype=torch.int64)
+        drafts[b, : len(draft)] = torch.tensor(draft[:num_draft], dtype=torch.int64, device=CPU)
     return ForcedDraft(DraftTree.chain(drafts, proposal=Proposal.POINT), certain)
 
 
@@ -366,7 +367,7 @@ def _masks(out: TreeBitmask | None, rows: int, vocab_size: int, device: torch.de
 
 def _certain_tokens(reader: _Reader, vocab_size: int, most: int) -> list[int]:
     """The next tokens as long as one alone is allowed. The reader stands behind them."""
-    bitmask = torch.zeros((1, (vocab_size + 31) // 32), dtype=torch.int32)
+    bitmask = torch.zeros((1, (vocab_size + 31) // 32), dtype=torch.int32, device=CPU)
     found: list[int] = []
     while len(found) < most and not reader.matcher.is_terminated():
         reader.matcher.fill_next_token_bitmask(bitmask, 0)

@@ -80,7 +80,8 @@ class AcceptanceStats:
 
     @property
     def tokens(self) -> int:
-        """Number of emitted tokens: the accepted drafts, and one next token per step."""
+        """Number of emitted tokens: the accepted drafts, and one next token per step. A step that ended its
+        text with a draft (`Finish.DRAFTED`) has no next token, and counts as if it had one."""
         return self.steps + sum(self.accepted)
 
     @property
