@@ -105,11 +105,15 @@ def verify() -> Iterator[Callable[[], object]]:
     forms += [(torch.bfloat16, tree, VOCAB, rule, cuts, numbered) for rule in ("token", "traversal")]
     bonus = {"bonus_tokens": torch.zeros(BATCH, dtype=torch.int64)}
     forms += [(torch.bfloat16, chain, VOCAB, rule, plain, bonus) for rule in ("match", "token", "traversal")]
-    for vocab, cut in ((VOCAB, cuts), (LARGE, cuts), (LARGE, plain)):
+    every = [(VOCAB, sdk.Lenient(1.5), cuts), (VOCAB, "traversal", cuts)]
+    every += [(LARGE, "traversal", cut) for cut in (cuts, plain)]
+    for vocab, rule, cut in every:
         ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
         bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
-        plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True}
-        forms += [(torch.bfloat16, tree, vocab // 2, "traversal", cut, plenty)]
+        left = torch.zeros(BATCH, dtype=torch.int32)
+        ends = sdk.Ends(torch.zeros(BATCH, 4, dtype=torch.int64), left, left.clone(), left.byte())
+        plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True, "ends": ends}
+        forms += [(torch.bfloat16, tree, vocab // 2, rule, cut, plenty)]
     for dtype, tree, width, rule, cut, options in forms:
         vocab = options["draft_vocab"].vocab_size if "draft_vocab" in options else VOCAB
         target = torch.zeros(ROWS, vocab, dtype=dtype)
