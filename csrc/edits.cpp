@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "view.h"
@@ -76,6 +77,27 @@ void RequestEdits::find_slot() {
   }
   while (i < size && tokens_[i] < vocab_) ++i;
   first_in_chunk_[chunks] = i;
+  weigh_slot(size);
+}
+
+// Once for all rows of the request; compiled to vector instructions.
+void RequestEdits::weigh_slot(int64_t size) {
+  factors_ = std::make_unique_for_overwrite<float[]>(size);
+  frequent_ = std::make_unique_for_overwrite<float[]>(size);
+  present_ = std::make_unique_for_overwrite<float[]>(size);
+  const int32_t *prompts = prompt_, *outputs = output_;
+  float *factors = factors_.get(), *frequent = frequent_.get(), *present = present_.get();
+  const float repetition = repetition_, frequency = frequency_, presence = presence_;
+  const int32_t with_prompt = given_.penalize_prompt ? -1 : 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const int32_t prompt = std::max(prompts[i], 0), output = std::max(outputs[i], 0);
+    const int32_t counted = prompt & with_prompt;
+    // Their sum may be larger than an int32_t; a double holds it.
+    const float count = static_cast<float>(static_cast<double>(counted) + static_cast<double>(output));
+    factors[i] = (prompt | output) ? repetition : 1.0f;
+    frequent[i] = frequency * count;
+    present[i] = (counted | output) ? presence : 0.0f;
+  }
 }
 
 void RequestEdits::list_fixed() {
@@ -144,35 +166,37 @@ bool RowEdits::touches(int64_t begin, int64_t n) const {
   return listed;
 }
 
-// Of the tokens of a slot, in three loops: scores are gathered, changed, and put back. The middle one is
-// compiled to vector instructions.
+// x / r for x > 0, otherwise x * r, without a branch: the smaller of the two where r >= 1 (`lowers`),
+// otherwise the larger. Of four scores at a time, or of one.
+template <bool lowers, class T>
+T penalized(T x, T factor, T frequent, T present) {
+  const T up = x / factor, down = x * factor;
+  const T score = lowers ? (up < down ? up : down) : (up > down ? up : down);
+  return score - frequent - present;
+}
+
+template <bool lowers>
 void RowEdits::penalize(float* x, int64_t begin, int64_t n, Run run) const {
-  constexpr int64_t kMost = 128;
+  typedef float Four __attribute__((vector_size(16)));
   const RequestEdits& r = request_;
-  const float repetition = r.repetition_, frequency = r.frequency_, presence = r.presence_;
-  const bool with_prompt = r.given_.penalize_prompt != 0;
-  uint32_t places[kMost];
-  alignas(64) float scores[kMost], factors[kMost], counts[kMost];
-  for (int64_t i = run.begin; i < run.end;) {
-    const int64_t end = std::min(run.end, i + kMost);
-    int64_t kept = 0;
-    for (; i < end; ++i) {
-      const uint32_t place = static_cast<uint32_t>(r.tokens_[i]) - static_cast<uint32_t>(begin);
-      const bool inside = place < n;
-      const int64_t prompt = times(r.prompt_[i]), output = times(r.output_[i]);
-      places[kept] = place;
-      scores[kept] = x[inside ? place : 0];
-      factors[kept] = (prompt | output) ? repetition : 1.0f;
-      counts[kept] = static_cast<float>(with_prompt ? prompt + output : output);
-      kept += inside;
-    }
-    for (int64_t k = 0; k < kept; ++k) {
-      const float up = scores[k] / factors[k], down = scores[k] * factors[k];
-      const float score = (scores[k] > 0 ? up : down) - frequency * counts[k];
-      scores[k] = score - (counts[k] > 0 ? presence : 0.0f);
-    }
-    for (int64_t k = 0; k < kept; ++k) x[places[k]] = scores[k];
+  const float *factors = r.factors_.get(), *frequent = r.frequent_.get(), *present = r.present_.get();
+  const auto place = [&](int64_t i) {
+    return static_cast<uint32_t>(r.tokens_[i]) - static_cast<uint32_t>(begin);
+  };
+  int64_t i = run.begin;
+  for (; i + 4 <= run.end; i += 4) {
+    const uint32_t a = place(i), b = place(i + 1), c = place(i + 2), d = place(i + 3);
+    if ((a >= n) | (b >= n) | (c >= n) | (d >= n)) break;  // only where the tokens do not ascend
+    Four factor, less, lesser;
+    std::memcpy(&factor, factors + i, sizeof factor);
+    std::memcpy(&less, frequent + i, sizeof less);
+    std::memcpy(&lesser, present + i, sizeof lesser);
+    const Four out = penalized<lowers>(Four{x[a], x[b], x[c], x[d]}, factor, less, lesser);
+    x[a] = out[0], x[b] = out[1], x[c] = out[2], x[d] = out[3];
   }
+  for (; i < run.end; ++i)
+    if (const uint32_t a = place(i); a < n)
+      x[a] = penalized<lowers>(x[a], factors[i], frequent[i], present[i]);
 }
 
 float RowEdits::edited(float x, int64_t token, Run run, const TokenEdit* of_path,
@@ -204,7 +228,10 @@ void RowEdits::apply(float* x, int64_t begin, int64_t n) const {
   int64_t listed = 0;
   for_listed(begin, n,
              [&](int64_t token, const TokenEdit*, const TokenEdit*) { before[listed++] = x[token - begin]; });
-  if (request_.penalized_) penalize(x, begin, n, run);
+  if (request_.repetition_ >= 1)
+    penalize<true>(x, begin, n, run);
+  else
+    penalize<false>(x, begin, n, run);
   listed = 0;
   for_listed(begin, n, [&](int64_t token, const TokenEdit* of_path, const TokenEdit* fixed) {
     x[token - begin] = edited(before[listed++], token, run, of_path, fixed);

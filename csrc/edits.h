@@ -33,6 +33,7 @@ class RequestEdits {
   friend class RowEdits;
 
   void find_slot();
+  void weigh_slot(int64_t size);
   void list_fixed();
   bool matches(const int64_t* word, const std::vector<int64_t>& path) const;
 
@@ -43,6 +44,8 @@ class RequestEdits {
   // Of the slot: tokens, how often they stand in prompt and output, and the first of every chunk.
   const int32_t *tokens_ = nullptr, *prompt_ = nullptr, *output_ = nullptr;
   std::vector<int32_t> first_in_chunk_;
+  // What its penalties do to a score: the factor, and what is taken away for frequency and for presence.
+  std::unique_ptr<float[]> factors_, frequent_, present_;
   std::vector<TokenEdit> fixed_;  // biases and bans, ascending, at every node
 };
 
@@ -78,6 +81,7 @@ class RowEdits {
   // Calls body(token, of the path or null, fixed or null) for every token of the two lists in that range.
   template <class Body>
   void for_listed(int64_t begin, int64_t n, Body&& body) const;
+  template <bool lowers>
   void penalize(float* x, int64_t begin, int64_t n, Run run) const;
   float edited(float x, int64_t token, Run run, const TokenEdit* of_path, const TokenEdit* fixed) const;
 
