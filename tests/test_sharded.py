@@ -27,6 +27,7 @@ from specdec_kernels.sharded import rules as sharded_rules
 from specdec_kernels.tree import Proposal
 
 RULES = ("match", "token", "traversal", sdk.Ensemble(0.7))
+LOSSY = (sdk.Threshold(0.4, 0.6), sdk.Lenient(2.0), sdk.Synthetic((0.9, 0.5)))
 EDITED = (0, 1, 2, 4, 5, 10)  # seeds
 NOT_SERVED = {
     "verify": ("return_masks", "out", "backend"),
@@ -52,7 +53,7 @@ def same_result(ours, theirs):
 
 
 @pytest.mark.parametrize("hostile", [False, True])
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", RULES + LOSSY, ids=rule_name)
 def test_one_process_agrees_with_the_reference(rule, hostile):
     for arguments in some(range(10), hostile=hostile):
         (ours,) = verify_everywhere(arguments, rule, [0, arguments["target_logits"].shape[1]])
@@ -252,7 +253,7 @@ def test_ends_are_those_of_whole_rows():
     """The same tokens, reasons and state after the step in every process."""
     reasons = set()
     for seed in range(12):
-        for rule in ("match", "traversal"):
+        for rule in ("match", "traversal", LOSSY[seed % 3]):
             whole = with_ends(seed)
             reference = sdk.verify(rule=rule, backend="reference", **whole)
 
@@ -668,9 +669,9 @@ def as_traffic(sent):
 def test_traffic_follows_from_shapes_and_rule():
     """What is exchanged is as documented, the same in every process, and for any values."""
     seen = set()
-    kinds = (some(range(6), vocab=65, hostile=hostile) for hostile in (False, True))
+    kinds = (some(range(4), vocab=65, hostile=hostile) for hostile in (False, True))
     for arguments, spoiled in zip(*kinds, strict=True):
-        for rule in RULES:
+        for rule in RULES + LOSSY:
             shapes = ("tree", "sampling", "draft_sampling", "return_logprobs")
             given = {name: arguments[name] for name in shapes if name in arguments}
             given["dtype"] = arguments["target_logits"].dtype
@@ -756,10 +757,7 @@ def test_reports_are_refused():
         one_shard(lambda shard: sharded.verify(shard=shard, **arguments))
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [sdk.Typical(), sdk.Relaxed(), sdk.Lenient(2.0), sdk.Synthetic(0.5), sdk.Deferred(), sdk.Threshold()],
-)
+@pytest.mark.parametrize("rule", [sdk.Typical(), sdk.Relaxed(), sdk.Deferred()], ids=rule_name)
 def test_rules_that_are_not_served_are_refused(rule):
     with pytest.raises(sdk.BackendUnavailable, match=f"rule '{rule.name}' is not served with shards"):
         one_shard(lambda shard: sharded.verify(shard=shard, rule=rule, **plain_arguments()))
@@ -830,14 +828,14 @@ class Solo(sharded.shard.Collectives):
         return [span]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("rule", RULES + LOSSY, ids=rule_name)
 def test_nothing_synchronises(rule):
     """Nor does the shape of any tensor depend on values."""
     shard = sharded.VocabShard._over(Solo(), 0, 70, 70)
     counts = sdk.TokenCounts(5, 4, 70, recent=2)
     bad, forced = torch.full((5, 1, 3), 3), torch.full((5, 2), -1)
     edits = sdk.LogitEdits(counts, presence_penalty=torch.ones(5), bad_words=bad, forced_tokens=forced)
-    for arguments in (*some(range(6), vocab=70, batch=5), *links_case()[:1]):
+    for arguments in (*some(range(3), vocab=70, batch=5), *links_case()[:1]):
         if arguments["target_logits"].shape[1] == 70:
             ends = sdk.Ends(torch.full((5, 1), 3), torch.full((5,), 9).int(), None, torch.zeros(5).bool())
             arguments |= dict(edits=edits, ends=ends)

@@ -42,6 +42,7 @@ class Call(NamedTuple):
     bonus: Tensor | None  # [B] int64, -1 = none
     edits: Edits | None
     ends: Ends | None
+    rates: Tensor  # [D], of `Synthetic`
 
 
 def check_shard(operation: str, shard: object, argument: str, width: int) -> None:

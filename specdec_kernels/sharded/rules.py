@@ -82,6 +82,38 @@ def traversal(residual: Residual, coins: Tensor, chain: bool) -> Decision:
     return Decision(last, entered & nodes.tested & reached, (visited & reached & parents) | final, thresholds)
 
 
+def threshold(residual: Residual, coins: Tensor, single: float, acc: float) -> Decision:
+    """One coin u for the children of a node: u * acc < the sum of p over them so far, or p(x) >= single. If
+    none passes, the next token comes from p without their tokens."""
+    facts, nodes = residual.facts, residual.facts.nodes
+    own = torch.eye(facts.p.shape[1], dtype=torch.bool, device=coins.device)
+    summed = torch.where(nodes.earlier | (nodes.siblings & own), facts.p[:, None, :], 0.0).sum(-1)
+    passes = nodes.of_parent(coins) * acc < summed
+    passes |= (facts.p > 0) & (facts.p >= single)
+    decision = _descend(nodes, passes & nodes.tested, summed)
+    rejected = nodes.tested & (nodes.parents == decision.last[:, None])
+    rest = facts.others.gather(1, decision.last[:, None]) > 0
+    residual.at = torch.where(rejected & rest, 0.0, residual.at)
+    return decision._replace(tested=torch.zeros_like(passes))
+
+
+def lenient(residual: Residual, coins: Tensor, factor: float) -> Decision:
+    """u * Q(x) / factor < p(x)."""
+    facts = residual.facts
+    bar = facts.proposal / factor
+    return _deepest(facts.nodes, coins * bar < facts.p, ratio(facts.p, bar))
+
+
+def synthetic(residual: Residual, coins: Tensor, rates: Tensor, vocab_size: int) -> Decision:
+    """u < rate of the node's depth, the last of `rates` [D] repeating."""
+    nodes = residual.facts.nodes
+    rate = rates.double()[(nodes.depths - 1).clamp(0, len(rates) - 1)]
+    passes = (coins < rate) & (nodes.tokens < vocab_size)
+    decision = _deepest(nodes, passes, rate)
+    final = torch.arange(rate.shape[1], device=rate.device) == decision.last[:, None]
+    return decision._replace(tested=torch.zeros_like(passes), visited=final)
+
+
 def ratio(p: Tensor, q: Tensor) -> Tensor:
     """`min(1, p / q)`, and 0 if p = 0, even if q = 0."""
     return torch.where(p >= q, (p > 0).double(), p / torch.where(q > 0, q, 1.0))
@@ -101,3 +133,14 @@ def _descend(nodes: Nodes, passes: Tensor, thresholds: Tensor) -> Decision:
     path = nodes.live & ~(nodes.above & off[:, None, :]).any(-1)
     last = torch.where(path, nodes.depths, -1).argmax(1)
     return Decision(last, nodes.tested & nodes.of_parent(path) & ~later, path, thresholds)
+
+
+def _deepest(nodes: Nodes, passes: Tensor, thresholds: Tensor) -> Decision:
+    """The deepest node that passes with all its ancestors, the lowest index among equals."""
+    path = nodes.live & ~(nodes.above & (nodes.tested & ~passes)[:, None, :]).any(-1)
+    deepest = torch.where(path, nodes.depths, -1)
+    last = (deepest == deepest.amax(1, keepdim=True)).byte().argmax(1)
+    tested = nodes.tested & nodes.of_parent(path)
+    node = torch.arange(passes.shape[1], device=passes.device)
+    parents = (tested[:, :, None] & (nodes.parents[:, :, None] == node)).any(1)
+    return Decision(last, tested, parents | (node == last[:, None]), thresholds)

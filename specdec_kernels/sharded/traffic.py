@@ -86,7 +86,7 @@ def traffic(
         sent.append(len(laws) * (2 * PARTS * rows + batch * nodes))
     elif return_logprobs:
         sent.append(PARTS * rows)
-    if len(laws) > 1 and nodes > 1:
+    if len(laws) > 1 and nodes > 1 and name != "lenient":
         chain = not isinstance(tree, int) and tree._made_as_chain
         sent += [PARTS * batch * (nodes - 1)] if chain else (nodes - 1) * [PARTS * batch]
     if bonus and return_logprobs:

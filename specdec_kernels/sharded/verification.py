@@ -21,7 +21,7 @@ from .._random import Purpose
 from .._verify_checks import check_draft, check_draft_sampling, check_target
 from ..edits import LogitEdits, unpack_edits
 from ..ends import Ends, Finish, check_ends
-from ..rules import READS_DRAFT, Rule
+from ..rules import GREEDILY, READS_DRAFT, Rule
 from ..sampling import PLAIN, DraftVocab, SamplingParams, noise_keys, unpack
 from ..tree import DraftTree
 from ..verification import Status, Verified
@@ -36,7 +36,7 @@ from .residual import Residual
 from .rows import bonus_of, rows_of_nodes
 from .shard import VocabShard
 
-SERVED = ("match", "token", "traversal", "ensemble")
+SERVED = ("match", "token", "traversal", "ensemble", "threshold", "lenient", "synthetic")
 
 
 class Outcome(NamedTuple):
@@ -91,7 +91,8 @@ def verify(
         target_rows, bonus_tokens, draft_rows, sampling, draft_sampling: as for `specdec_kernels.verify`.
         draft_vocab: as there; draft rows are then whole, [.., Vd] of its tokens.
         return_logprobs: whether `Verified.logprobs` is filled.
-        rule: `"auto"`, `"match"`, `"token"`, `"traversal"` or `Ensemble`.
+        rule: `"auto"`, `"match"`, `"token"`, `"traversal"`, `Ensemble`, `Threshold`, `Lenient` or
+            `Synthetic`.
         token_bitmask: [R, ceil(size / 32)] int32: the words of this shard, whose start is a multiple of 32.
         edits: as for `specdec_kernels.verify`, the same in every process; its counts are of the whole
             vocabulary. Every process makes those of its own columns.
@@ -179,12 +180,22 @@ def verify(
         bonus=None if bonus_tokens is None else bonus,
         edits=made,
         ends=state,
+        rates=_rates(operation, rule, values, device),
     )
     if name == "match":
         decided = _match(call, return_logprobs)
     else:
         decided = _reject(call, name, values, return_logprobs)
     return _verified(call, decided, return_logprobs)
+
+
+def _rates(operation: str, rule: Rule, values: list[float], device: torch.device) -> Tensor:
+    """Those of `Synthetic`, [D]."""
+    rates = all_rules.rates_on(operation, rule, device)
+    if rates is not None:
+        return rates
+    columns = [torch.full((1,), value, dtype=torch.float64, device=device) for value in values or [0.0]]
+    return torch.cat(columns)
 
 
 def _check_draft(
@@ -249,6 +260,12 @@ def _reject(call: Call, rule: str, values: list[float], wants_logprobs: bool) ->
     chain = call.tree._made_as_chain
     if rule == "traversal":
         decision = rules.traversal(residual, noise, chain)
+    elif rule == "threshold":
+        decision = rules.threshold(residual, noise, *values)
+    elif rule == "lenient":
+        decision = rules.lenient(residual, noise, *values)
+    elif rule == "synthetic":
+        decision = rules.synthetic(residual, noise, call.rates, shard.vocab_size)
     else:
         weight = torch.where(greedy, 1.0, values[0]) if values else None
         decision = rules.token(residual, noise, chain, weight)
@@ -264,7 +281,7 @@ def _reject(call: Call, rule: str, values: list[float], wants_logprobs: bool) ->
         p=facts.p,
         nan=target.nan,
         empty=target.empty,
-        impossible=facts.impossible & ~greedy,
+        impossible=facts.impossible & ~greedy if rule in GREEDILY else facts.impossible,
     )
     return _ended(call, found, target.weights, target.mass, wants_logprobs)
 
