@@ -22,8 +22,10 @@ from .random import RESIDUAL, race_words
 from .record import load, save, whole_sectors
 from .residual import Pair, pair_of, residual_weights
 from .row import NO_TOKEN, Row, exponent_of, lowest_allowed, slope_of
+from .settle import Settled, save_settled
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_race
 from .tree import Tree, nodes_of, ranks_of, request_rows
+from .wanted import TARGET
 
 _NO_CUT = tl.constexpr(float("-inf"))
 _RESULT = tl.constexpr(RESULT)
@@ -165,6 +167,7 @@ def verify_draw_kernel(
     rows,
     width,
     CUTS: tl.constexpr,
+    KEEP: tl.constexpr,  # the law of a row that was not measured, for what is reported
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,
@@ -207,6 +210,10 @@ def verify_draw_kernel(
             tl.store(out_status_ptr + request, status)
             if ends.finish is not None:
                 finish_request(ends, request, draw.depth + 1, token, False)
+            if KEEP:
+                if kind == UNMEASURED:
+                    settled = Settled(status, token.to(tl.int32), tl.full([], 0, tl.int32))
+                    save_settled(scratch, row, TARGET, p, settled, None)
 
 
 @triton.jit

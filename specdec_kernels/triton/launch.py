@@ -146,6 +146,12 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     )
 
 
+def report_splits(vocab_size: int) -> Splits:
+    """Of rows of emitted tokens: 32 scores a lane, of which the likeliest are taken one after the other; 32
+    programs for 128256 tokens, whose lists of up to 20 one program merges."""
+    return _splits(vocab_size, 4096, warps=4)
+
+
 # --- ngram_draft and ngram_tree ----------------------------------------------------------------------------
 
 NGRAM_SPLIT = 1024  # places that a program of one warp searches: of 100 000 tokens 98 programs

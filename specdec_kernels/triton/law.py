@@ -23,6 +23,7 @@ from .row import Row, exponent_of
 NAN = tl.constexpr(int(Status.NAN))
 EMPTY = tl.constexpr(int(Status.EMPTY))
 IMPOSSIBLE = tl.constexpr(int(Status.IMPOSSIBLE))
+OVERFLOW = tl.constexpr(int(Status.OVERFLOW))
 
 
 class Law(NamedTuple):

@@ -6,6 +6,7 @@ settle    (B,)          merges a row's law from its splits; writes the token wit
 collect   (B, splits)   with cuts: reads rows again where they keep more than was listed
 select    (B,)          with cuts: settles these
 draw      (B, splits)   with cuts, races among what is kept; the last program of a row merges the splits
+report    (B, splits)   with `Logprobs`: what is reported of the tokens
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from .launch import RowPasses, row_passes
 from .measure import RESULT, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
 from .random import NEXT
+from .report import report
 from .row import Row, exponent_of
 from .settle import collect_row, is_open, law_of, save_settled, select_row, settle_row, settling_of
 from .wanted import TARGET
@@ -94,19 +96,19 @@ def sample(call: SampleCall) -> None:
         raise BackendUnavailable(
             "sample: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
         )
-    if call.out_report:
-        raise BackendUnavailable("sample: triton has no Logprobs yet; use reference or cpu")
     batch = call.logits.shape[0]
     if batch == 0:
         return
     target = target_of(call.logits, call.token_bitmask)
     law = sampling_of(call.sampling, call.sampling_rows)
-    out = call.out_tokens, call.out_logprobs
+    out = call.out_tokens, call.out_logprobs if call.logprobs_kind == "processed" else None
     cuts = may_cut(law)
     kernels, scratch = settle_rows(target, law, call.seeds, call.positions, *out, race=not cuts)
     if cuts:
         grid = (batch, kernels.passes.splits.count, 1)
         kernels.draw(grid, target, scratch, call.seeds, call.positions, *out)
+    if call.out_report:
+        report(call, target, law, scratch, unscaled=False)
 
 
 def settle_rows(

@@ -12,6 +12,8 @@ weigh     (B,)                  under `traversal` with draft logits: weights tha
 sum       (R, splits)           with draft logits, or for entropies: sums over rows that the rule asks for
 walk      (B,)                  follows the rule, and leaves the law of the next token, as scalars
 draw      (B, splits)           but for `match`: races for the next token; the last program merges
+report    (B W, splits)         with `Logprobs` or `Masks`: what is reported of emitted tokens
+ids       (B W, splits)         with masks as ids
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from .ends import NO_ENDS, Ends, EndsForm, ends_form, ends_of
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
+from .report import report
 from .rule_match import verify_race_kernel
 from .rule_traversal import VISIT
 from .settle import settling_of
@@ -80,6 +83,7 @@ class _Form(NamedTuple):
     others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
     traced: bool
     ends: EndsForm
+    reported: bool  # more of emitted tokens than their log-probabilities under the processed law
 
     @property
     def drafted(self) -> bool:
@@ -151,7 +155,11 @@ def _kernels(form: _Form) -> _Kernels:
         weigh=kernel(verify_weigh_kernel, weighing, 1),
         sum=kernel(verify_sum_kernel, summing, sums.warps),
         walk=kernel(verify_walk_kernel, walking, launch.walk_warps),
-        draw=kernel(verify_draw_kernel, dict(CUTS=form.cuts or form.draft_cuts, **racing), draw.warps),
+        draw=kernel(
+            verify_draw_kernel,
+            dict(CUTS=form.cuts or form.draft_cuts, KEEP=form.reported, **racing),
+            draw.warps,
+        ),
         launch=launch,
     )
 
@@ -228,8 +236,6 @@ def verify(
         raise BackendUnavailable(
             "verify: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
         )
-    if call.out_report or call.out_masks:
-        raise BackendUnavailable("verify: triton has no Logprobs and no Masks yet; use reference or cpu")
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
@@ -241,6 +247,8 @@ def verify(
     drafted = draft.data is not None  # and read by the rule
     given = drafted and (call.draft_is_logprobs or call.draft_is_probs)
     measured = drafted and not given
+    reported = bool(call.out_report or call.out_masks)
+    logprobs = call.out_logprobs if call.logprobs_kind == "processed" else None
     drawn_by, drafted_by = sampling_of(call.sampling, call.sampling_rows), None
     drawn_form, drafted_form = sampling_form(drawn_by), None
     cuts = draft_cuts = may_cut(drawn_by)
@@ -256,9 +264,10 @@ def verify(
         drawn_form, drafted_form,
         cuts, measured and draft_cuts, call.first_child is not None,
         (dtype_of(numbers), dtype_of(call.bonus_tokens), call.out_tokens.dtype),
-        (call.out_logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
+        (logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
         trace_masses is not None,
         ends_form(ends),
+        reported,
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
@@ -282,7 +291,7 @@ def verify(
                 target, draft, drawn_by, batch, scratch, rows, requests, count, width,
             )  # fmt: skip
     out = Out(
-        call.out_tokens, call.out_num_tokens, call.out_num_accepted, call.out_path, call.out_logprobs,
+        call.out_tokens, call.out_num_tokens, call.out_num_accepted, call.out_path, logprobs,
         call.out_status, trace_thresholds, trace_masses,
     )  # fmt: skip
     kernels.walk(
@@ -295,5 +304,7 @@ def verify(
         kernels.draw(
             (requests, launch.draw.count, 1),
             target, draft, drawn_by, batch, scratch,
-            call.out_tokens, call.out_logprobs, call.out_status, ends, rows, width,
+            call.out_tokens, logprobs, call.out_status, ends, rows, width,
         )  # fmt: skip
+    if reported:
+        report(call, target, drawn_by, scratch, rule in ("typical", "relaxed", "deferred"))
