@@ -83,6 +83,19 @@ def lean(inputs: Inputs) -> Run:
     return lambda i: _lean_step(inputs.target, inputs.probs, inputs.tokens[i, :, 1:], temperature)
 
 
+def top_logprobs(inputs: Inputs) -> Run:
+    """`lean`, then the log-probabilities and the top 5 of the rows of emitted tokens."""
+    step, place = lean(inputs), torch.arange(inputs.case.depth + 1)
+
+    def run(i: int) -> tuple[Tensor, Tensor]:
+        n, following = step(i)
+        rows = inputs.target[place <= n[:, None]].float() / inputs.case.temperature
+        torch.log_softmax(rows, -1).topk(5)
+        return n, following
+
+    return run
+
+
 def compiled(inputs: Inputs) -> Run:
     """`lean` under torch.compile, for these very shapes and threads."""
     torch._dynamo.reset()
@@ -195,6 +208,7 @@ def topk_filter(inputs: Inputs) -> Run:
 CHAIN = (
     Verifier("torch plain", plain),
     Verifier("torch lean", lean),
+    Verifier("torch lean + top 5", top_logprobs),
     Verifier("torch lazy", lazy),
     Verifier("torch compiled", compiled, needs="c++", compiled=True),
     Verifier("transformers", transformers, needs="transformers", read=read_transformers),

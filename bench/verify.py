@@ -44,9 +44,11 @@ def verifier(
     new_tree: bool = False,
     backend: str = "cpu",
     edits: bool = True,
+    reports: bool = False,
 ) -> Run:
-    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call. Without
-    `edits` a case's penalties are left out."""
+    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call; `reports`
+    asks for the top 5 of every emitted token and for masks. Without `edits` a case's penalties are left
+    out."""
     case = inputs.case
     nodes = len(case.parents)
     options = dict(
@@ -59,6 +61,8 @@ def verifier(
         counts = sdk.TokenCounts(case.batch, inputs.text.shape[1], case.vocab)
         counts.set_prompt_(range(case.batch), inputs.text, num_output=[inputs.text.shape[1]] * case.batch)
         options["edits"] = sdk.LogitEdits(counts, **PENALTIES)
+    if reports:
+        options |= dict(return_logprobs=sdk.Logprobs(top=5), return_masks=sdk.Masks())
     target, rows = inputs.target.flatten(0, 1), getattr(inputs, draft)
     if case.branching:
         rows = rows.flatten(0, 1)
@@ -80,14 +84,15 @@ def read(verified: sdk.Verified) -> tuple[Tensor, Tensor]:
 
 
 SUBJECTS = tuple(
-    Verifier(name, partial(verifier, rule=rule, draft=draft, new_tree=new), read=read, rule=rule, draft=draft)
-    for name, rule, draft, new in (
-        ("token", "token", "logprobs", False),
-        ("traversal", "traversal", "logprobs", False),
-        ("token raw", "token", "draft", False),
-        ("traversal raw", "traversal", "draft", False),
-        ("match", "match", "logprobs", False),
-        ("token + tree", "token", "logprobs", True),
+    Verifier(name, partial(verifier, rule=rule, draft=draft, **options), read=read, rule=rule, draft=draft)
+    for name, rule, draft, options in (
+        ("token", "token", "logprobs", {}),
+        ("traversal", "traversal", "logprobs", {}),
+        ("token raw", "token", "draft", {}),
+        ("traversal raw", "traversal", "draft", {}),
+        ("match", "match", "logprobs", {}),
+        ("token + tree", "token", "logprobs", dict(new_tree=True)),
+        ("token + top 5 + masks", "token", "logprobs", dict(reports=True)),
     )
 )
 

@@ -22,10 +22,11 @@ from .attention import tree_attention
 from .commit import CachePlan, commit_kv
 from .drafting.children import sample_children
 from .module import SpeculativeVerifier
+from .reporting import Logprobs, Masks
 from .rules import Rule, Synthetic
 from .sampling import DraftVocab, SamplingParams, sample
 from .tree import DraftTree
-from .verification import Verified, empty_outputs, verify
+from .verification import Verified, empty_outputs, verify, with_masks, with_report
 
 
 class Task(NamedTuple):
@@ -101,11 +102,24 @@ def _tree(nodes: int, linked: bool = False) -> DraftTree:
     return DraftTree.from_links(tokens, none, none, max_depth=nodes - 1, check=False)
 
 
+def _logprobs(asked: bool | Logprobs) -> bool | Logprobs:
+    """The same of one request."""
+    if isinstance(asked, bool) or asked.chosen is None:
+        return asked
+    return asked._replace(chosen=torch.zeros(1, 1, dtype=torch.int64))
+
+
 def _verify(
-    rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool,
-    aligned: bool, linked: bool, drafted: int, mapped: bool, rows: Rows = Rows(),  # noqa: B008
+    rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool,
+    logprobs: bool | Logprobs, aligned: bool, linked: bool, drafted: int, mapped: bool,
+    rows: Rows = Rows(), masks: Masks | None = None,  # noqa: B008
 ) -> None:  # fmt: skip
-    device = torch.empty(0).device
+    asked, device = _logprobs(logprobs), torch.empty(0).device
+    out = empty_outputs(1, 2, device, rows.tokens, logprobs=asked is not False)
+    if isinstance(asked, Logprobs):
+        *_, out = with_report(None, out, asked, 2)
+    if masks is not None:
+        _, out = with_masks(None, out, masks, 2, vocab)
     verify(
         _rows(1 if rows.early else 2, vocab, dtype, aligned),
         _tree(2, linked),
@@ -118,22 +132,24 @@ def _verify(
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(2, vocab, bitmask),
-        return_logprobs=logprobs,
-        out=empty_outputs(1, 2, device, rows.tokens, logprobs=logprobs),
+        return_logprobs=asked,
+        return_masks=masks,
+        out=out,
         backend="triton",
     )
 
 
 def _sample(
-    vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool, aligned: bool
-) -> None:
+    vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool | Logprobs,
+    aligned: bool,
+) -> None:  # fmt: skip
     sample(
         _rows(1, vocab, dtype, aligned),
         _law(law),
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(1, vocab, bitmask),
-        return_logprobs=logprobs,
+        return_logprobs=_logprobs(logprobs),
         backend="triton",
     )
 

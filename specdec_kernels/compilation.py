@@ -15,6 +15,7 @@ from ._cache_table import SLOT_DIM
 from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_list, check_name, check_type
 from ._compiling import Rows, Task, blank, compile_all
 from ._ops import backends
+from .reporting import Logprobs, Masks
 from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
 
@@ -87,7 +88,8 @@ def warmup(
     draft_vocab_size: int | None = None,
     draft_logits: bool = True,
     token_bitmask: Sequence[bool] = (False,),
-    return_logprobs: Sequence[bool] = (False,),
+    return_logprobs: Sequence[bool | Logprobs] = (False,),
+    return_masks: Sequence[Masks | None] = (None,),
     links: Sequence[bool] = (False,),
     target_rows: Sequence[bool] = (False,),
     bonus_tokens: Sequence[torch.dtype | None] = (None,),
@@ -117,7 +119,9 @@ def warmup(
             which parameters are tensors, and their dtypes. Values need no kernels of their own.
         draft_vocab_size: Vd, tokens of a draft row if the draft has a vocabulary of its own (`DraftVocab`).
         draft_logits: whether rules that read the draft's logits are called with them.
-        token_bitmask, return_logprobs: whether calls pass it; `(False, True)` compiles for both.
+        token_bitmask, return_logprobs, return_masks: whether calls pass it, or what they ask for: `(False,
+            True)` compiles for both. Of a `Logprobs` its kind, its `top`, and whether tokens are chosen need
+            kernels of their own, and of `Masks` the form.
         links: whether trees come from `DraftTree.from_links`, and are refreshed.
         target_rows: whether calls of `verify` pass it.
         bonus_tokens: dtypes of those that calls pass, None = none. With them, calls with and without rows of
@@ -161,14 +165,16 @@ def warmup(
     check_bool(call, "cu_drafts", cu_drafts)
     check_name(call, "layout", layout, SLOT_DIM)
     for name, flags in dict(
-        token_bitmask=token_bitmask,
-        return_logprobs=return_logprobs,
-        links=links,
-        target_rows=target_rows,
-        aligned=aligned,
+        token_bitmask=token_bitmask, links=links, target_rows=target_rows, aligned=aligned
     ).items():
         for i, flag in enumerate(check_list(call, name, flags, "bools")):
             check_bool(call, f"{name}[{i}]", flag)
+    for i, asked in enumerate(check_list(call, "return_logprobs", return_logprobs, "bools")):
+        if not isinstance(asked, bool):
+            check_type(call, f"return_logprobs[{i}]", asked, Logprobs, "a bool or a Logprobs")
+    for i, form in enumerate(check_list(call, "return_masks", return_masks, "Masks")):
+        if form is not None:
+            check_type(call, f"return_masks[{i}]", form, Masks, "a Masks or None")
     for i, dtype in enumerate(check_list(call, "dtypes", dtypes, "dtypes")):
         if dtype not in FLOATS[:3]:
             bad_value(call, f"dtypes[{i}]", "must be float32, bfloat16 or float16", dtype)
@@ -188,11 +194,11 @@ def warmup(
     backends.load("triton", "verify", device.type, ())
     tasks: list[Task] = []
     per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
-    for rule, given, linked, form in product(rules, per_call, links, rows):
+    for rule, given, linked, form, masks in product(rules, per_call, links, rows, return_masks):
         reads = draft_logits and resolve(call, rule, draft_logits)[0] in READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
         if not linked or form.bonus is None:
-            options = (blank(rule), vocab_size, *given, linked, drafted, mapped, form)
+            options = (blank(rule), vocab_size, *given, linked, drafted, mapped, form, masks)
             tasks.append(Task("verify", options))
     tasks += [Task("sample", (vocab_size, *given)) for given in per_call]
     for (method, most), dtype, law, whole in product(children, dtypes, samplings, aligned):

@@ -217,9 +217,9 @@ def verify(
     report: list[Tensor] = []
     masks: list[Tensor] = []
     if return_logprobs is not True and return_logprobs is not False:
-        kind, chosen, report, out = _with_report(given, out, return_logprobs, width)
+        kind, chosen, report, out = with_report(given, out, return_logprobs, width)
     if return_masks is not None:
-        masks, out = _with_masks(given, out, return_masks, width, vocab)
+        masks, out = with_masks(given, out, return_masks, width, vocab)
     if given is not None:
         _refuse_unasked(given, bool(report), bool(masks))
     first_child, next_sibling = tree.links if tree.links is not None else (None, None)
@@ -329,7 +329,7 @@ def _outputs(
     return out
 
 
-def _with_report(
+def with_report(
     given: Verified | None, out: Verified, logprobs: Logprobs, width: int
 ) -> tuple[str, Tensor | None, list[Tensor], Verified]:
     """The kind of the law, the chosen tokens, the outputs that `logprobs` asks for, and `out` with them."""
@@ -349,7 +349,7 @@ def _with_report(
     return logprobs.kind, chosen, list(parts), out
 
 
-def _with_masks(
+def with_masks(
     given: Verified | None, out: Verified, masks: Masks, width: int, vocab: int
 ) -> tuple[list[Tensor], Verified]:
     """The outputs that `masks` asks for, as a call has them, and `out` with them."""

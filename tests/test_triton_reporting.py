@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import all_equal, leaves, spoil
-from test_reporting import asked, problem
+from reporting_cases import asked, problem
 
 import ptx_emulator
 import specdec_kernels as sdk

@@ -190,6 +190,23 @@ def test_rates_of_a_device_are_not_sent_to_other_processes(monkeypatch):
     assert task.options[0].rate.tolist() == [0, 0] and task.options[0].rate.dtype == rates.dtype
 
 
+def test_reports_are_compiled_for(met, untouched_memory):
+    report = dict(
+        return_logprobs=sdk.Logprobs("raw", 2, torch.zeros(3, 2).long()), return_masks=sdk.Masks("ids", 9)
+    )
+    sdk.warmup(
+        "cpu", vocab_size=V, rules=["match"], **{name: [asked] for name, asked in report.items()},
+        dtypes=[torch.float32], processes=0, progress=None,
+    )  # fmt: skip
+    warm = set(met)
+    tree, keys = (
+        sdk.DraftTree.chain(torch.zeros(3, 1).long()),
+        dict(seeds=torch.arange(3), positions=torch.arange(3)),
+    )
+    sdk.verify(torch.zeros(6, V), tree, rule="match", backend="triton", **keys, **report)
+    assert set(met) == warm
+
+
 def attend(g, heads, layout):
     """A step of attention with any number of requests, of nodes up to the most, and any prefixes."""
     batch, most = pick(g, 1, 64), heads.max_nodes
@@ -296,7 +313,16 @@ def test_kernels_are_compiled_in_other_processes(tmp_path):
         (dict(draft_vocab_size=0), ValueError, r"warmup: draft_vocab_size must be >= 1, got 0"),
         (dict(draft_logits=1), TypeError, r"warmup: draft_logits must be a bool, got int"),
         (dict(token_bitmask=True), TypeError, r"warmup: token_bitmask must be a sequence of bools, got bool"),
-        (dict(return_logprobs=[1]), TypeError, r"warmup: return_logprobs\[0\] must be a bool, got int"),
+        (
+            dict(return_masks=[True]),
+            TypeError,
+            r"warmup: return_masks\[0\] must be a Masks or None, got bool",
+        ),
+        (
+            dict(return_logprobs=[1]),
+            TypeError,
+            r"warmup: return_logprobs\[0\] must be a bool or a Logpr",
+        ),
         (dict(links=[None]), TypeError, r"warmup: links\[0\] must be a bool, got NoneType"),
         (dict(aligned=2), TypeError, r"warmup: aligned must be a sequence of bools, got int"),
         (dict(page_size=0), ValueError, r"warmup: page_size must be >= 1, got 0"),

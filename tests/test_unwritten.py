@@ -28,6 +28,7 @@ RUNS = {
     "verify": lambda: sdk.verify(
         LOGITS, tree(), sampling=sdk.SamplingParams(0.0), return_masks=sdk.Masks("ids", 4),
         return_logprobs=sdk.Logprobs(top=2, chosen=torch.tensor([[1]])),
+        ends=sdk.Ends(stop_tokens=torch.tensor([[0]])),
     ),
     "sample": lambda: sdk.sample(LOGITS, return_logprobs=sdk.Logprobs(top=2), **KEYS),
     "sample_children": lambda: sdk.sample_children(LOGITS, 2, method="top_k"),
