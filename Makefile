@@ -53,9 +53,10 @@ test-vllm: $(VLLM)/ready
 test-hopper: $(VENV)/package
 	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
 
-# Rows by number, bonus tokens and draft probabilities as Triton kernels, under every rule.
+# Rows by number, bonus tokens, draft probabilities, ends and edits as Triton kernels, under every rule.
 test-rows: $(VENV)/package
-	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py $(ARGS)
+	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py tests/test_triton_ends.py \
+		tests/test_triton_edits.py $(ARGS)
 
 # The operators of the triton backend, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
 # beside the packages in .venv.

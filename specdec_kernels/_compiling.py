@@ -20,7 +20,9 @@ from torch import Tensor
 from ._checks import name_of
 from .attention import tree_attention
 from .commit import CachePlan, commit_kv
+from .counts import TokenCounts
 from .drafting.children import sample_children
+from .edits import LogitEdits
 from .module import SpeculativeVerifier
 from .reporting import Logprobs, Masks
 from .rules import Rule, Synthetic
@@ -94,6 +96,20 @@ def _bitmask(rows: int, vocab: int, given: bool) -> Tensor | None:
     return torch.zeros(rows, -(-vocab // 32), dtype=torch.int32) if given else None
 
 
+def edits_of_one(edits: LogitEdits | None, vocab: int) -> LogitEdits | None:
+    """The same for one request, on the default device."""
+    if edits is None:
+        return None
+    counts, *values = edits
+    if counts is not None:
+        counts = TokenCounts(1, 1, vocab, recent=counts.recent.shape[1])
+    given: list[Any] = [
+        torch.zeros(1, *value.shape[1:], dtype=value.dtype) if isinstance(value, Tensor) else value
+        for value in values
+    ]
+    return LogitEdits(counts, *given)
+
+
 def _tree(nodes: int, linked: bool = False) -> DraftTree:
     """One chain."""
     if not linked:
@@ -111,8 +127,8 @@ def _logprobs(asked: bool | Logprobs) -> bool | Logprobs:
 
 def _verify(
     rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool,
-    logprobs: bool | Logprobs, aligned: bool, linked: bool, drafted: int, mapped: bool,
-    rows: Rows = Rows(), masks: Masks | None = None,  # noqa: B008
+    logprobs: bool | Logprobs, edits: LogitEdits | None, aligned: bool, linked: bool, drafted: int,
+    mapped: bool, rows: Rows = Rows(), masks: Masks | None = None,  # noqa: B008
 ) -> None:  # fmt: skip
     asked, device = _logprobs(logprobs), torch.empty(0).device
     out = empty_outputs(1, 2, device, rows.tokens, logprobs=asked is not False)
@@ -132,6 +148,7 @@ def _verify(
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(2, vocab, bitmask),
+        edits=edits_of_one(edits, vocab),
         return_logprobs=asked,
         return_masks=masks,
         out=out,
@@ -141,7 +158,7 @@ def _verify(
 
 def _sample(
     vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool, logprobs: bool | Logprobs,
-    aligned: bool,
+    edits: LogitEdits | None, aligned: bool,
 ) -> None:  # fmt: skip
     sample(
         _rows(1, vocab, dtype, aligned),
@@ -149,6 +166,7 @@ def _sample(
         seeds=_number(),
         positions=_number(),
         token_bitmask=_bitmask(1, vocab, bitmask),
+        edits=edits_of_one(edits, vocab),
         return_logprobs=_logprobs(logprobs),
         backend="triton",
     )
@@ -211,6 +229,14 @@ def _count(depths: int) -> None:
         verifier._count(verified, _tree(2), slots)
 
 
+def _counts(vocab: int) -> None:
+    """`TokenCounts.update_` with what a step of `verify` emitted."""
+    count = torch.zeros(1, dtype=torch.int32)
+    verified = Verified(torch.zeros(1, 2, dtype=torch.int64), count, count, count, None, count)
+    for slots in (None, _number()):
+        TokenCounts(1, 1, vocab).update_(verified, slots, backend="triton")
+
+
 def _links(dtype: torch.dtype, tokens: torch.dtype | None) -> None:
     """Trees of links and tokens of these dtypes; without tokens as `from_links` makes them."""
     from .triton.links import enter_links
@@ -237,6 +263,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = dict(
     attention=_attention,
     commit=_commit,
     count=_count,
+    counts=_counts,
     links=_links,
     chains=_chains,
 )

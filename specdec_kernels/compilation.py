@@ -13,8 +13,9 @@ import torch
 
 from ._cache_table import SLOT_DIM
 from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_list, check_name, check_type
-from ._compiling import Rows, Task, blank, compile_all
+from ._compiling import Rows, Task, blank, compile_all, edits_of_one
 from ._ops import backends
+from .edits import LogitEdits
 from .reporting import Logprobs, Masks
 from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
@@ -90,6 +91,7 @@ def warmup(
     token_bitmask: Sequence[bool] = (False,),
     return_logprobs: Sequence[bool | Logprobs] = (False,),
     return_masks: Sequence[Masks | None] = (None,),
+    edits: Sequence[LogitEdits | None] = (None,),
     links: Sequence[bool] = (False,),
     target_rows: Sequence[bool] = (False,),
     bonus_tokens: Sequence[torch.dtype | None] = (None,),
@@ -122,6 +124,8 @@ def warmup(
         token_bitmask, return_logprobs, return_masks: whether calls pass it, or what they ask for: `(False,
             True)` compiles for both. Of a `Logprobs` its kind, its `top`, and whether tokens are chosen need
             kernels of their own, and of `Masks` the form.
+        edits: one for each kind, None = calls without. What tells kinds apart: which of their tensors are
+            given, whether a penalty is on, and whether bad words have several tokens.
         links: whether trees come from `DraftTree.from_links`, and are refreshed.
         target_rows: whether calls of `verify` pass it.
         bonus_tokens: dtypes of those that calls pass, None = none. With them, calls with and without rows of
@@ -182,6 +186,9 @@ def warmup(
     rules = check_list(call, "rules", rules, "rules")
     for i, sampling in enumerate(check_list(call, "samplings", samplings, "SamplingParams")):
         check_type(call, f"samplings[{i}]", sampling, SamplingParams, "a SamplingParams")
+    for i, one in enumerate(check_list(call, "edits", edits, "LogitEdits")):
+        if one is not None:
+            check_type(call, f"edits[{i}]", one, LogitEdits, "a LogitEdits or None")
     for i, pair in enumerate(check_list(call, "children", children, "pairs")):
         method, most = _check_pair(f"children[{i}]", pair)
         check_name(call, f"children[{i}]", method, METHODS)
@@ -193,7 +200,9 @@ def warmup(
         bad_type(call, "progress", "must be a function or None", type(progress).__name__)
     backends.load("triton", "verify", device.type, ())
     tasks: list[Task] = []
-    per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, aligned))
+    with torch.device("cpu"):
+        ones = [edits_of_one(one, vocab_size) for one in edits]
+    per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, ones, aligned))
     for rule, given, linked, form, masks in product(rules, per_call, links, rows, return_masks):
         reads = draft_logits and resolve(call, rule, draft_logits)[0] in READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
@@ -211,6 +220,8 @@ def warmup(
         tasks += [Task("links", dtypes) for dtypes in product(WIDTHS, (*WIDTHS, None))]
     if cu_drafts:
         tasks += [Task("chains", dtypes) for dtypes in product(WIDTHS, WIDTHS)]
+    if any(one is not None and one.counts is not None for one in ones):
+        tasks.append(Task("counts", (vocab_size,)))
     tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
     found = compile_all(tasks, device, workers, progress)
     return Warmup(len(tasks), found, time.perf_counter() - begin)

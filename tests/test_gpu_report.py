@@ -26,6 +26,7 @@ from bench.gpu.cases import SUITE
 pytestmark = pytest.mark.slow
 OPERATIONS = (
     variants.sample,
+    variants.edits,
     variants.children,
     variants.ngrams,
     variants.links,

@@ -58,6 +58,7 @@ def pick(g, low, high):
     return int(torch.randint(low, high + 1, (), generator=g))
 
 
+COUNTS = [sdk.TokenCounts(64, capacity, V, recent=recent) for capacity, recent in ((5, 2), (900, 8))]
 BUFFERS = {
     dtype: torch.zeros(65 * 64 * V, dtype=dtype)
     for dtype in (torch.int64, torch.int32, torch.float32, torch.bfloat16)
@@ -74,6 +75,16 @@ def logits(g, *shape):
     """The same, beginning with a row."""
     begin, rows = pick(g, 0, 3), torch.Size(shape).numel()
     return BUFFERS[torch.bfloat16].view(-1, V)[begin : begin + rows].view(*shape, V)
+
+
+def edits_of(g, batch):
+    """Of any number of requests, tokens and words."""
+    counts, few = COUNTS[pick(g, 0, 1)], pick(g, 1, 9)
+    integers = lambda *shape: a_slice(g, shape, torch.int64)  # noqa: E731
+    return sdk.LogitEdits(
+        counts, a_slice(g, (batch,), torch.float32), pick(g, 0, 9) / 10, bias_tokens=integers(batch, few),
+        bias_values=a_slice(g, (batch, few), torch.float32), bad_words=integers(batch, few, 3),
+    )  # fmt: skip
 
 
 def step(g):
@@ -96,15 +107,19 @@ def step(g):
     target = logits(g, rows)
     seeds, positions = a_slice(g, (batch,), torch.int64), a_slice(g, (batch,), torch.int64)
     law = sdk.SamplingParams(*(a_slice(g, (batch,), value.dtype) for value in LAW[:4]), LAW.order)
-    masked, scored = bool(pick(g, 0, 1)), bool(pick(g, 0, 1))
+    masked, scored, edited = bool(pick(g, 0, 1)), bool(pick(g, 0, 1)), bool(pick(g, 0, 1))
+    edits = edits_of(g, batch) if edited else None
     options = dict(seeds=seeds, positions=positions, return_logprobs=scored, backend="triton")
     mask = a_slice(g, (rows, V // 32), torch.int32) if masked else None
     verifier = sdk.SpeculativeVerifier(rule="traversal", return_logprobs=scored, backend="triton")
     verified = verifier(
-        target, tree, draft, sampling=law, seeds=seeds, positions=positions, token_bitmask=mask
+        target, tree, draft, sampling=law, seeds=seeds, positions=positions, token_bitmask=mask, edits=edits
     )
     mask = mask[:batch] if masked else None
-    sdk.sample(target[:batch], law, token_bitmask=mask, **options)
+    sdk.sample(target[:batch], law, token_bitmask=mask, edits=edits, **options)
+    if edited:
+        slots = a_slice(g, (batch,), torch.int64) if masked else None
+        edits.counts.update_(verified, slots, backend="triton")
     del options["return_logprobs"]
     sdk.sample_children(target[:batch], pick(g, 1, 4), sampling=law, nodes=seeds, **options)
     pages = a_slice(g, (batch, pick(g, 1, 9)), torch.int32)
@@ -116,11 +131,12 @@ def test_a_warm_process_compiles_nothing(met, untouched_memory):
     both = (False, True)
     done = sdk.warmup(
         "cpu", vocab_size=V, rules=["traversal"], samplings=[LAW], token_bitmask=both, return_logprobs=both,
-        children=[("without_replacement", 4)], page_size=PAGE, processes=0, progress=None,
+        edits=(None, edits_of(torch.Generator(), 1)), children=[("without_replacement", 4)], page_size=PAGE,
+        processes=0, progress=None,
     )  # fmt: skip
     warm = set(met)
     assert done.kernels == len(warm) == len(Launch.met)
-    assert sum(name.startswith("verify") for name, _, _ in warm) <= 36
+    assert sum(name.startswith("verify") for name, _, _ in warm) <= 72
     g = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         step(g)
@@ -325,6 +341,7 @@ def test_kernels_are_compiled_in_other_processes(tmp_path):
         ),
         (dict(links=[None]), TypeError, r"warmup: links\[0\] must be a bool, got NoneType"),
         (dict(aligned=2), TypeError, r"warmup: aligned must be a sequence of bools, got int"),
+        (dict(edits=[1]), TypeError, r"warmup: edits\[0\] must be a LogitEdits or None, got int"),
         (dict(page_size=0), ValueError, r"warmup: page_size must be >= 1, got 0"),
         (dict(layout="DNH"), ValueError, r"warmup: layout must be one of NHD, HND, got 'DNH'"),
         (dict(max_depth=-1), ValueError, r"warmup: max_depth must be >= 0, got -1"),

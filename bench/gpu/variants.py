@@ -28,7 +28,7 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, children, ngrams, links, verify, tree_attention, commit_kv, states):
+    for operation in (sample, edits, children, ngrams, links, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -44,13 +44,36 @@ def _pages(length: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(BATCH * width).view(BATCH, width).int(), torch.full((BATCH,), length - NODES).int()
 
 
+def _edits(vocab: int) -> sdk.LogitEdits:
+    """All of them, per request."""
+    counts, number = sdk.TokenCounts(BATCH, 4096, vocab, recent=4), torch.ones(BATCH)
+    tokens, words = torch.zeros(BATCH, 4, dtype=torch.int64), torch.zeros(BATCH, 4, 3, dtype=torch.int64)
+    return sdk.LogitEdits(
+        counts, number, number, number,
+        bias_tokens=tokens, bias_values=torch.zeros(BATCH, 4), banned_tokens=tokens,
+        banned_until=torch.zeros(BATCH, dtype=torch.int32), bad_words=words, forced_tokens=tokens,
+        slots=torch.arange(BATCH),
+    )  # fmt: skip
+
+
 def sample() -> Iterator[Callable[[], object]]:
     forms = [*product(FLOATS, CUTS, (VOCAB,), (False,)), *product(FLOATS[1:2], CUTS, (VOCAB, LARGE), (True,))]
     for dtype, cut, vocab, every in forms:
         logits = torch.zeros(BATCH, vocab, dtype=dtype)
         bitmask = torch.zeros(BATCH, vocab // 32, dtype=torch.int32)
         options = {"token_bitmask": bitmask, "return_logprobs": True} if every else {}
+        if every and vocab == LARGE:
+            options["edits"] = _edits(vocab)
         yield lambda a=logits, s=cut, o=options: sdk.sample(a, s, **o, backend="triton")
+
+
+def edits() -> Iterator[Callable[[], object]]:
+    """In rows themselves, and what is counted for them."""
+    every = _edits(LARGE)
+    yield lambda: sdk.edit_logits_(torch.zeros(ROWS, LARGE).bfloat16(), every, _tree(), backend="triton")
+    count = torch.zeros(BATCH, dtype=torch.int32)
+    verified = sdk.Verified(torch.zeros(BATCH, NODES, dtype=torch.int64), count, count, count, None, count)
+    yield lambda: every.counts.update_(verified, every.slots, backend="triton")
 
 
 def children() -> Iterator[Callable[[], object]]:
@@ -105,16 +128,20 @@ def verify() -> Iterator[Callable[[], object]]:
     forms += [(torch.bfloat16, tree, VOCAB, rule, cuts, numbered) for rule in ("token", "traversal")]
     bonus = {"bonus_tokens": torch.zeros(BATCH, dtype=torch.int64)}
     forms += [(torch.bfloat16, chain, VOCAB, rule, plain, bonus) for rule in ("match", "token", "traversal")]
-    every = [(VOCAB, sdk.Lenient(1.5), cuts), (VOCAB, "traversal", cuts)]
-    every += [(LARGE, "traversal", cut) for cut in (cuts, plain)]
-    for vocab, rule, cut in every:
+    forms += [
+        (torch.bfloat16, tree, VOCAB, rule, cuts, {"edits": _edits(VOCAB)}) for rule in ("match", "token")
+    ]
+    edited = {"edits": _edits(LARGE)}
+    every = [(LARGE, "traversal", cuts, edited), (VOCAB, sdk.Lenient(1.5), cuts, {})]
+    every += [(VOCAB, "traversal", cuts, {}), *((LARGE, "traversal", cut, {}) for cut in (cuts, plain))]
+    for vocab, rule, cut, more in every:
         ids = sdk.DraftVocab(torch.arange(vocab // 2), vocab)
         bitmask = torch.zeros(ROWS, vocab // 32, dtype=torch.int32)
         left = torch.zeros(BATCH, dtype=torch.int32)
         ends = sdk.Ends(torch.zeros(BATCH, 4, dtype=torch.int64), left, left.clone(), left.byte())
         plenty = {"draft_vocab": ids, "token_bitmask": bitmask, "return_logprobs": True}
         plenty |= {} if rule == "traversal" else {"ends": ends}  # with both 28 bytes spill on sm_90
-        forms += [(torch.bfloat16, tree, vocab // 2, rule, cut, plenty)]
+        forms += [(torch.bfloat16, tree, vocab // 2, rule, cut, plenty | more)]
     for dtype, tree, width, rule, cut, options in forms:
         vocab = options["draft_vocab"].vocab_size if "draft_vocab" in options else VOCAB
         target = torch.zeros(ROWS, vocab, dtype=dtype)

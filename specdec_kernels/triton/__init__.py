@@ -13,7 +13,9 @@ from .attention import tree_attention  # noqa: F401
 from .chains import enter_chains  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
+from .counts import count_tokens  # noqa: F401
 from .dispatch import INTERPRETED
+from .edits import edit_logits  # noqa: F401
 from .links import enter_links  # noqa: F401
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401

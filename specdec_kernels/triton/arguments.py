@@ -33,6 +33,8 @@ class Target(NamedTuple):
     bitmask: tl.tensor  # [R, ceil(V / 32)] or None
     bitmask_stride: tl.tensor
     rows: tl.tensor  # [R] row of each node, < 0 = none; or None: those of the same number
+    edits: tl.tensor  # [R, edits_stride] edited scores, see edited.py; or None: there are none
+    edits_stride: tl.tensor  # or None
 
 
 class Draft(NamedTuple):
@@ -105,6 +107,7 @@ class RowsForm(NamedTuple):
 
     dtype: torch.dtype
     masked: bool
+    edited: bool
     aligned: bool  # rows begin at multiples of 16 bytes and have a multiple of 16 tokens
 
     @property
@@ -120,7 +123,7 @@ SamplingForm = tuple[torch.dtype | None, ...]
 def rows_form(target: Target) -> RowsForm:
     logits = target.data
     aligned = multiples_of_16(logits, target.vocab, target.group_stride, target.row_stride)
-    return RowsForm(logits.dtype, target.bitmask is not None, aligned)
+    return RowsForm(logits.dtype, target.bitmask is not None, target.edits is not None, aligned)
 
 
 def draft_form(draft: Draft) -> tuple[Any, ...]:
@@ -152,7 +155,7 @@ def layout(rows: Tensor) -> tuple[int, int, int]:
 def target_of(logits: Tensor, token_bitmask: Tensor | None = None, rows: Tensor | None = None) -> Target:
     """Rows to sample from or to verify by."""
     stride = 0 if token_bitmask is None else token_bitmask.stride(0)
-    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride, rows)
+    return Target(logits, logits.shape[-1], *layout(logits), token_bitmask, stride, rows, None, None)
 
 
 def sampling_of(numbers: list[float], per_request: list[Tensor | None]) -> Sampling:
@@ -263,6 +266,15 @@ def bitmask_of(target, row):
     if target.bitmask is not None:
         bitmask = target.bitmask + row * target.bitmask_stride
     return bitmask
+
+
+@triton.jit
+def edits_of(target, row):
+    """-> the edited scores of the node with that row (int64), or None."""
+    edits = None
+    if target.edits is not None:
+        edits = target.edits + row * target.edits_stride
+    return edits
 
 
 @triton.jit

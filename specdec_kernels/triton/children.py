@@ -103,7 +103,7 @@ def _children_list_kernel(
     if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
-        x = read_row(Row(row_data(target, n), target.vocab, bitmask_of(target, n)), tokens)
+        x = read_row(Row(row_data(target, n), target.vocab, bitmask_of(target, n), None), tokens)
         exponents = tl.where(x >= law.cut, exponent_of(x, law.top, law.slope), _NOTHING)
         exponents = tl.where(exponents == exponents, exponents, _NOTHING)
         list_ptr = (n * splits + split) * k

@@ -30,6 +30,7 @@ class Context(NamedTuple):
     seed: tl.tensor  # -> int64: kept in a register, it would be one with its schedule of keys
     position: tl.tensor  # -> int64
     bonus: tl.tensor  # -> the token after its chain, or None
+    status: tl.tensor  # int32, what was known before its walk
 
 
 class Child(NamedTuple):

@@ -176,8 +176,8 @@ def sum_from(x, amounts, value):
 
 @triton.jit
 def scale_of(row, max, steepness):
-    # Scores of 16 bits leave the low bits of float32 0.
-    DTYPE: tl.constexpr = row.data.dtype.element_ty
+    # Scores of 16 bits leave the low bits of float32 0, unless they are edited.
+    DTYPE: tl.constexpr = row.data.dtype.element_ty if row.edits is None else tl.float32
     BITS: tl.constexpr = 16 if DTYPE == tl.bfloat16 else 13 if DTYPE == tl.float16 else 0
     return Scale(max, steepness, tl.full([], 1 << BITS, tl.uint32))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, params_of, target_data
+from .arguments import bitmask_of, edits_of, params_of, target_data
 from .ends import finish_request
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
@@ -188,7 +188,7 @@ def verify_draw_kernel(
         if kind == UNMEASURED:
             slope = slope_of(params_of(sampling, request).temperature)
             result = measure_and_race(
-                Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)),
                 begin,
                 end,
                 slope,
@@ -234,7 +234,10 @@ def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
         point = p.point
         if top == float("-inf"):
             status |= EMPTY
-            point = lowest_allowed(Row(target_data(target, row), target.vocab, bitmask_of(target, row)), TILE)
+            point = lowest_allowed(
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)),
+                TILE,
+            )
             token = point
         p = Law(top, slope, p.cut, tl.sum((results.mass * scale).to(tl.float64)), point)
     return tl.minimum(tl.maximum(token, 0), target.vocab - 1).to(tl.int64), p, status

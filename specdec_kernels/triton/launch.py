@@ -59,9 +59,9 @@ def _lanes(splits: Splits) -> int:
     return min(32 * splits.warps, max(2048 // splits.padded, 8))
 
 
-def _collected(row: int) -> Splits:
+def _collected(row: int, warps: int = 4) -> Splits:
     """At most 16, or one program could not hold what all collected."""
-    return _splits(row, max(8192, next_power_of_2(-(-row // 16))), warps=4)
+    return _splits(row, max(8192, next_power_of_2(-(-row // 16))), warps)
 
 
 def row_passes(vocab_size: int) -> RowPasses:
@@ -74,6 +74,12 @@ def row_passes(vocab_size: int) -> RowPasses:
     """
     splits = _splits(vocab_size, RACED_SPLIT, warps=1)
     return RowPasses(splits, _lanes(splits), _collected(vocab_size))
+
+
+# --- edits -------------------------------------------------------------------------------------------------
+
+EDIT_SPLIT = 2048  # tokens of a program of one warp: 63 programs for 128256 tokens
+EDIT_ENTRIES = 128  # tokens that it edits together, four a lane
 
 
 # --- commit_kv and commit_state ----------------------------------------------------------------------------
@@ -120,7 +126,7 @@ class VerifyLaunch:
     draw: Splits
 
 
-def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
+def verify_launch(vocab_size: int, longest: int, rule: str, edited: bool = False) -> VerifyLaunch:
     """The configuration for target rows of `vocab_size` tokens; no row of the draft has more than `longest`.
 
     | number | reason |
@@ -132,15 +138,17 @@ def verify_launch(vocab_size: int, longest: int, rule: str) -> VerifyLaunch:
     | walk_tile 256, 1 warp | `match` and other rules that read no row: a handful of scalars |
     | 2 warps | `lenient`, which compares tokens of siblings in pairs: 16 a thread leave no spills |
     | draws of 512, 1 warp | two steps, one after the other; 251 programs for 128256 tokens |
+    | 8 warps, walk_tile 1024, with edits | half the scores a lane, as words of edits take registers too |
     """
-    split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, 4)
+    collect_warps = 8 if edited else 4
+    split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, collect_warps)
     splits = _splits(longest, split, warps)
     sequential = rule in ("token", "traversal", "ensemble", "threshold")  # with fewer warps it spills
     return VerifyLaunch(
-        rows=RowPasses(splits, _lanes(splits), _collected(longest)),
+        rows=RowPasses(splits, _lanes(splits), _collected(longest, collect_warps)),
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
-        walk_tile=2048 if sequential else 1024,
+        walk_tile=2048 if sequential and not edited else 1024,
         walk_warps=8 if sequential else 2 if rule == "lenient" else 1,
         draw=_splits(vocab_size, 512, warps=1),
     )

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from ..verification import Status
-from .arguments import bitmask_of, draft_logits, row_data, target_data
+from .arguments import bitmask_of, draft_logits, edits_of, row_data, target_data
+from .edited import edited
 from .logarithm import LN2, LOG2E
 from .record import load
 from .row import Row, exponent_of
@@ -89,8 +90,10 @@ def weights(top, law, x, token):
 def target_scores(target, row, token, inside):
     """Scores of some tokens (int64); -inf for those outside the vocabulary, masked, or NaN."""
     inside = inside & (token >= 0) & (token < target.vocab)
-    scores = Row(target_data(target, row), target.vocab, bitmask_of(target, row))
+    scores = Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row))
     x = tl.load(scores.data + token, mask=inside, other=float("-inf")).to(tl.float32)
+    if target.edits is not None:
+        x = edited(scores, x, token, inside)
     if target.bitmask is not None:
         word = tl.load(scores.bitmask + (token >> 5), mask=inside, other=0)
         x = tl.where(((word >> (token & 31).to(tl.int32)) & 1) != 0, x, float("-inf"))
@@ -106,7 +109,9 @@ def draft_scores(draft, drawn_from, vocab, token, inside):
         column = tl.load(draft.columns + token, mask=inside, other=-1).to(tl.int64)
     inside = inside & (column >= 0) & (column < draft.size)
     x = tl.load(
-        Row(row_data(draft, drawn_from), draft.size, None).data + column, mask=inside, other=float("-inf")
+        Row(row_data(draft, drawn_from), draft.size, None, None).data + column,
+        mask=inside,
+        other=float("-inf"),
     ).to(tl.float32)
     x = draft_logits(draft, x)
     return tl.where(x == x, x, float("-inf"))

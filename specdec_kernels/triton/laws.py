@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_params_of, drawn_from, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_params_of, drawn_from, edits_of, params_of, row_data, target_data
 from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
@@ -75,7 +75,9 @@ def verify_settle_kernel(
                     scratch,
                     row,
                     TARGET,
-                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(
+                        target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)
+                    ),
                     results,
                     params,
                     SPLIT,
@@ -104,7 +106,7 @@ def verify_settle_kernel(
                         scratch,
                         row,
                         DRAFT,
-                        Row(row_data(draft, source), draft.size, None),
+                        Row(row_data(draft, source), draft.size, None, None),
                         results,
                         params,
                         SPLIT,
@@ -159,7 +161,9 @@ def verify_collect_kernel(
                     scratch,
                     row,
                     side,
-                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(
+                        target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)
+                    ),
                     split,
                     SPLIT,
                     SPLITS,
@@ -169,7 +173,13 @@ def verify_collect_kernel(
             source = drawn_from(draft, draft_count, place.request, row, place.node)
             if (source >= 0) & (split * SPLIT < draft.size):
                 collect_row(
-                    scratch, row, DRAFT, Row(row_data(draft, source), draft.size, None), split, SPLIT, SPLITS
+                    scratch,
+                    row,
+                    DRAFT,
+                    Row(row_data(draft, source), draft.size, None, None),
+                    split,
+                    SPLIT,
+                    SPLITS,
                 )
 
 
@@ -201,7 +211,7 @@ def verify_select_kernel(
                 scratch,
                 row,
                 side,
-                Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)),
                 params,
                 SPLIT,
                 SPLITS,
@@ -213,6 +223,12 @@ def verify_select_kernel(
             if source >= 0:
                 params = draft_params_of(sampling, draft_sampling, place.request)
                 law = select_row(
-                    scratch, row, DRAFT, Row(row_data(draft, source), draft.size, None), params, SPLIT, SPLITS
+                    scratch,
+                    row,
+                    DRAFT,
+                    Row(row_data(draft, source), draft.size, None, None),
+                    params,
+                    SPLIT,
+                    SPLITS,
                 )
                 save_draft_chances(draft, scratch, batch, place, source, target.vocab, law)

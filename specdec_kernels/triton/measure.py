@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_params_of, has_cuts, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_params_of, edits_of, has_cuts, params_of, row_data, target_data
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
@@ -99,7 +99,7 @@ def load_listed(scratch, row, side, size, floors, SPLIT: tl.constexpr, LANES: tl
 @triton.jit
 def _read_split(row, offsets, WHOLE: tl.constexpr):
     """Scores of a split; where all splits are WHOLE, nothing beyond the row has to be masked."""
-    if WHOLE and row.bitmask is None:
+    if WHOLE and row.bitmask is None and row.edits is None:
         x = tl.load(row.data + offsets).to(tl.float32)
     else:
         x = read_row(row, offsets)
@@ -246,7 +246,9 @@ def verify_measure_kernel(
                     row,
                     TARGET,
                     split,
-                    Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                    Row(
+                        target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)
+                    ),
                     params.temperature,
                     not lists,
                     lists,
@@ -269,7 +271,7 @@ def verify_measure_kernel(
                     row,
                     DRAFT,
                     split,
-                    Row(row_data(draft, source), draft.size, None),
+                    Row(row_data(draft, source), draft.size, None, None),
                     params.temperature,
                     False,
                     has_cuts(params, draft.size),

@@ -136,7 +136,9 @@ def _is_sound(ctx, drawn_from, TILE: tl.constexpr):
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, ctx.draft.size, TILE):
-        x = read_row(Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None), begin + tl.arange(0, TILE))
+        x = read_row(
+            Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None, None), begin + tl.arange(0, TILE)
+        )
         x = draft_logits(ctx.draft, x)
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))

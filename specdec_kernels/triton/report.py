@@ -27,6 +27,7 @@ from .arguments import (
     Target,
     bitmask_of,
     compiler_options,
+    edits_of,
     number_of,
     rows_form,
     sampling_form,
@@ -34,10 +35,11 @@ from .arguments import (
     target_row,
 )
 from .dispatch import Launch, current, device_of, dtype_of
+from .edited import edited
 from .launch import Splits, report_splits
 from .law import OVERFLOW, Law, log_probability
 from .record import load_shared, save
-from .row import NO_TOKEN, allowed, exponent_of, slope_of
+from .row import NO_TOKEN, Row, allowed, exponent_of, slope_of
 from .settle import arrives_last_at, likeliest_law, load_settled
 from .wanted import TARGET
 
@@ -195,7 +197,11 @@ def _possible(x, offsets, law):
 @triton.jit
 def _read(target, row, offsets, inside, MASKED: tl.constexpr):
     """Scores of tokens of a row, without NaN."""
-    x = tl.load(target_data(target, row) + offsets, mask=inside, other=_NOTHING).to(tl.float32)
+    data = target_data(target, row)
+    x = tl.load(data + offsets, mask=inside, other=_NOTHING).to(tl.float32)
+    if MASKED:
+        if target.edits is not None:
+            x = edited(Row(data, target.vocab, None, edits_of(target, row)), x, offsets, inside)
     x = tl.where(x == x, x, _NOTHING)
     if MASKED:
         if target.bitmask is not None:

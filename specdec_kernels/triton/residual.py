@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_logits, row_data, target_data
+from .arguments import bitmask_of, draft_logits, edits_of, row_data, target_data
 from .law import weights
 from .row import Row, read_row, read_tokens
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_mass
@@ -88,13 +88,15 @@ def pair_of(node, state):
 @triton.jit
 def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    scores = Row(target_data(target, pair.row), target.vocab, bitmask_of(target, pair.row))
+    scores = Row(
+        target_data(target, pair.row), target.vocab, bitmask_of(target, pair.row), edits_of(target, pair.row)
+    )
     if draft.data is None:
         x = read_row(scores, token)
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         return left, left
     else:
-        drafted = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None)
+        drafted = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None, None)
         x = read_row(scores, token)
         y = read_tokens(drafted, token, draft.columns, target.vocab, pair.ratio > 0)
         of_p = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .edited import edited
 from .logarithm import LOG2E
 
 NO_TOKEN = tl.constexpr(2**31 - 1)
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     data: tl.tensor  # -> its first entry: float32, bfloat16 or float16
     size: tl.tensor
     bitmask: tl.tensor  # -> its words, or None: all tokens are allowed
+    edits: tl.tensor  # -> its edited scores (edited.py), or None: all are as they are stored
 
 
 @triton.jit
@@ -60,6 +62,8 @@ def read_row(row, offsets):
     """Scores of a row's entries. A masked NaN stays one: it has no weight, and is reported."""
     inside = offsets < row.size
     x = tl.load(row.data + offsets, mask=inside, other=float("-inf")).to(tl.float32)
+    if row.edits is not None:
+        x = edited(row, x, offsets, inside)
     if row.bitmask is not None:
         x = tl.where(allowed(row.bitmask, offsets, inside) | (x != x), x, float("-inf"))
     return x

@@ -45,7 +45,7 @@ def lossy(
     how many tokens have to match after it."""
     best = tl.full([], 0, tl.int32)
     best_depth = tl.full([], 0, tl.int32)
-    status = tl.full([], 0, tl.int32)
+    status = ctx.status
     for index in range(0, ctx.tree.count):
         tl.store(visit_words(ctx, index), tl.where(index == 0, 1.0, 0.0).to(tl.float64))
         if RULE == "deferred":

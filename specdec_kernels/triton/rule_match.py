@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, has_cuts, params_of, target_data
+from .arguments import bitmask_of, edits_of, has_cuts, params_of, target_data
 from .end import draws_at, end_without_draw
 from .law import store_logprob
 from .measure import Split, load_splits, results_of, store_split
@@ -40,7 +40,7 @@ def verify_race_kernel(
         if has_cuts(params_of(sampling, place.request), target.vocab) & (law.point < 0):
             begin = split * SPLIT
             score, token = race_law(
-                Row(target_data(target, row), target.vocab, bitmask_of(target, row)),
+                Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)),
                 begin,
                 tl.minimum(begin + SPLIT, target.vocab),
                 law,
@@ -64,7 +64,7 @@ def match(ctx, out):
     node = tl.full([], 0, tl.int32)
     depth = tl.full([], 0, tl.int32)
     child = tl.full([], 0, tl.int32)
-    status = tl.full([], 0, tl.int32)
+    status = ctx.status
     while (child >= 0) & draws_at(ctx, tl.maximum(child, 0)):
         node = child
         law, settled = load_settled(ctx.scratch, ctx.first + node, TARGET)

@@ -23,7 +23,7 @@ def token(
 ):  # fmt: skip
     here = root_of(ctx)
     depth = tl.full([], 0, tl.int32)
-    status = tl.full([], 0, tl.int32)
+    status = ctx.status
     one = tl.full([], 1.0, tl.float64)
     walking = tl.full([], 1, tl.int32)
     while walking > 0:

@@ -54,7 +54,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
     here = root_of(ctx)
     child = here  # the child under test
     depth = tl.full([], 0, tl.int32)
-    status = tl.full([], 0, tl.int32)
+    status = ctx.status
     one = tl.full([], 1.0, tl.float64)
     visit, state = Visit(one, one), nothing_rejected()
     rejected = tl.full([], 0, tl.int32)  # the child under test

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling of one token per row, in two launches, or five where a cut was asked for.
+"""Sampling of one token per row, in two launches, or five where a cut was asked for, and one more with edits.
 
+edit      (B, splits)   with edits: the scores of the tokens that are edited
 measure   (B, splits)   reads each row once, as for `verify`; without cuts it runs the race as well
 settle    (B,)          merges a row's law from its splits; writes the token without cuts or if it is certain
 collect   (B, splits)   with cuts: reads rows again where they keep more than was listed
@@ -18,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import BackendUnavailable
 from .._ops.calls import SampleCall
 from .arguments import (
     RowsForm,
@@ -28,6 +28,7 @@ from .arguments import (
     Target,
     bitmask_of,
     compiler_options,
+    edits_of,
     has_cuts,
     may_cut,
     params_of,
@@ -41,6 +42,7 @@ from .arguments import (
 )
 from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, arrives_last, draw_words, emit, open_draw, winner_words
+from .edits import NO_TREE, edited_target, edits_from
 from .launch import RowPasses, row_passes
 from .measure import RESULT, Split, load_splits, measure_split, split_results, store_split
 from .race import merge_races, race_law
@@ -92,14 +94,13 @@ def _kernels(
 
 def sample(call: SampleCall) -> None:
     """Fill the outputs."""
-    if call.edits:
-        raise BackendUnavailable(
-            "sample: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
-        )
     batch = call.logits.shape[0]
     if batch == 0:
         return
     target = target_of(call.logits, call.token_bitmask)
+    if call.edits:
+        edits = edits_from(call.edits, call.edit_numbers)
+        target = edited_target(target, edits, NO_TREE, None, batch, batch, 0)
     law = sampling_of(call.sampling, call.sampling_rows)
     out = call.out_tokens, call.out_logprobs if call.logprobs_kind == "processed" else None
     cuts = may_cut(law)
@@ -161,7 +162,7 @@ def _sample_measure_kernel(
         b,
         TARGET,
         tl.program_id(1),
-        Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+        Row(row_data(target, b), target.vocab, bitmask_of(target, b), edits_of(target, b)),
         params.temperature,
         True,
         has_cuts(params, target.vocab),
@@ -195,7 +196,7 @@ def _sample_settle_kernel(
         scratch,
         b,
         TARGET,
-        Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+        Row(row_data(target, b), target.vocab, bitmask_of(target, b), edits_of(target, b)),
         results,
         params,
         SPLIT,
@@ -222,7 +223,7 @@ def _sample_collect_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLIT
             scratch,
             b,
             TARGET,
-            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b), edits_of(target, b)),
             tl.program_id(1),
             SPLIT,
             SPLITS,
@@ -237,7 +238,7 @@ def _sample_select_kernel(target, sampling, scratch, SPLIT: tl.constexpr, SPLITS
             scratch,
             b,
             TARGET,
-            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b), edits_of(target, b)),
             params_of(sampling, b),
             SPLIT,
             SPLITS,
@@ -261,7 +262,7 @@ def _sample_draw_kernel(
     if law.point < 0:
         begin = split * SPLIT
         score, token = race_law(
-            Row(row_data(target, b), target.vocab, bitmask_of(target, b)),
+            Row(row_data(target, b), target.vocab, bitmask_of(target, b), edits_of(target, b)),
             begin,
             tl.minimum(begin + SPLIT, target.vocab),
             law,

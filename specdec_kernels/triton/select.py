@@ -319,14 +319,9 @@ def _search(row, max, steepness, needed):
     """The largest score of a row with the amount `needed` at or above it, by reading the row for every
     bit."""
     low, high = _key_of(tl.full([], _LOWEST, tl.float32)).to(tl.int64), _key_of(max).to(tl.int64)
-    # Scores of 16 bits leave the low bits 0.
-    GRAIN: tl.constexpr = (
-        16
-        if row.data.dtype.element_ty == tl.bfloat16
-        else 13
-        if row.data.dtype.element_ty == tl.float16
-        else 0
-    )
+    # Scores of 16 bits leave the low bits 0, unless they are edited.
+    DTYPE: tl.constexpr = row.data.dtype.element_ty if row.edits is None else tl.float32
+    GRAIN: tl.constexpr = 16 if DTYPE == tl.bfloat16 else 13 if DTYPE == tl.float16 else 0
     low, high = low >> GRAIN, high >> GRAIN
     while low < high:
         middle = (low + high + 1) >> 1

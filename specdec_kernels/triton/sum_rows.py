@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_logits, has_cuts, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_logits, edits_of, has_cuts, params_of, row_data, target_data
 from .context import Context, child_with, first_child, look_up, root_of
 from .node import acceptance, load_laws, load_node, q_of, test_child
 from .residual import nothing_rejected, span_mass, subtract
@@ -80,6 +80,7 @@ def verify_sum_kernel(
             target, draft, scratch, tree, place.request, place.first.to(tl.int64),
             (params.temperature > 0) == 0, has_cuts(params, target.vocab),
             width, draft_count, batch.seeds + place.request, batch.positions + place.request, None,
+            tl.full([], 0, tl.int32),
         )  # fmt: skip
         kind = tl.full([], NOTHING, tl.int32)
         begin = split * SPLIT
@@ -134,7 +135,7 @@ def verify_weigh_kernel(
     ctx = Context(
         target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
         b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
-        width, draft_count, batch.seeds + b, batch.positions + b, None,
+        width, draft_count, batch.seeds + b, batch.positions + b, None, tl.full([], 0, tl.int32),
     )  # fmt: skip
     for begin in range(0, ctx.tree.count, NODES):
         index = begin + tl.arange(0, NODES)
@@ -183,7 +184,7 @@ def _rest(ctx, node, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     tracking = Tracking(ctx.tree, node.index, node.drawn_from, ctx.draft.columns, ctx.target.vocab)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.draft.size), TILE):
         column = start + tl.arange(0, TILE)
-        x = read_row(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None), column)
+        x = read_row(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None, None), column)
         x = draft_logits(ctx.draft, x)
         x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
         if q.top == float("inf"):
@@ -205,7 +206,12 @@ def _entropy(ctx, row, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     acc = tl.zeros([TILE], tl.float32)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.target.vocab), TILE):
         x = read_row(
-            Row(target_data(ctx.target, row), ctx.target.vocab, bitmask_of(ctx.target, row)),
+            Row(
+                target_data(ctx.target, row),
+                ctx.target.vocab,
+                bitmask_of(ctx.target, row),
+                edits_of(ctx.target, row),
+            ),
             start + tl.arange(0, TILE),
         )
         t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)

@@ -3,6 +3,7 @@
 tree.
 
 rows      (R,)                  with rows by number, none of last nodes, or ends: the row of each node
+edit      (R, splits)           with edits: the scores of the tokens that are edited
 measure   (R, splits, 1 or 2)   reads every row once, and finds what its law needs to know of it
 settle    (R, 1 or 2)           merges the laws, and finds their cuts among the largest scores
 collect   (R, splits, 1 or 2)   with cuts: reads rows again where they keep more than was listed
@@ -24,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import BackendUnavailable
 from .._ops.calls import VerifyCall
 from ..rules import READS_DRAFT
 from .arguments import (
@@ -48,7 +48,8 @@ from .arguments import (
 from .chances import CHANCES
 from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, verify_draw_kernel
-from .ends import NO_ENDS, Ends, EndsForm, ends_form, ends_of
+from .edits import edited_target, edits_from
+from .ends import NO_ENDS, EndsForm, ends_form, ends_of
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
@@ -59,7 +60,7 @@ from .settle import settling_of
 from .sum_rows import verify_sum_kernel, verify_weigh_kernel
 from .sums import SUM
 from .walk import Out, verify_walk_kernel
-from .wanted import Batch, verify_rows_kernel
+from .wanted import Batch, row_numbers
 
 
 class _Form(NamedTuple):
@@ -124,7 +125,8 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels(form: _Form) -> _Kernels:
-    launch = verify_launch(form.vocab, max(form.vocab, form.draft_vocab), form.rule)
+    longest = max(form.vocab, form.draft_vocab)
+    launch = verify_launch(form.vocab, longest, form.rule, form.target.edited)
     rows, collect, sums, draw = launch.rows.splits, launch.rows.collect, launch.sums, launch.draw
     aligned = form.target._replace(aligned=form.target.aligned and form.draft_aligned).names
     lanes = launch.rows.lanes if form.settling else 0
@@ -204,26 +206,6 @@ def _batch(call: VerifyCall) -> Batch:
     )  # fmt: skip
 
 
-@cache
-def _rows_kernel(
-    device: Any, links: bool, given: bool, bonus: torch.dtype | None, ends: EndsForm, early: bool
-) -> Launch:
-    return Launch(verify_rows_kernel, device, dict(EARLY=early), num_warps=1)
-
-
-def _rows(call: VerifyCall, ends: Ends) -> Tensor:
-    """[R] int32: the row of every node, < 0 = none."""
-    given, bonus, logits = call.target_rows, call.bonus_tokens, call.target_logits
-    rows, requests = call.tokens.shape[0], call.seeds.shape[0]
-    found = torch.empty(rows, dtype=torch.int32, device=logits.device)
-    if rows > 0:
-        form = call.first_child is not None, given is not None, dtype_of(bonus), ends_form(ends)
-        kernel = _rows_kernel(device_of(logits), *form, call.rows_end_early)
-        count = logits.shape[:-1].numel()
-        kernel((rows, 1, 1), _batch(call), given, ends, found, rows, requests, count)
-    return found
-
-
 def verify(
     call: VerifyCall, trace_thresholds: Tensor | None = None, trace_masses: Tensor | None = None
 ) -> None:
@@ -232,18 +214,17 @@ def verify(
     For tests, `trace_thresholds` and `trace_masses` ([R] float64) receive what each tested node's coin was
     compared with and the residual mass that its rejection left; other entries keep what they hold.
     """
-    if call.edits:
-        raise BackendUnavailable(
-            "verify: backend 'triton' cannot serve this call: it has no edits, which backend 'reference' has"
-        )
     rows, requests = call.tokens.shape[0], call.seeds.shape[0]
     if requests == 0:
         return
     rule, values, width = call.rule, call.rule_values, call.out_tokens.shape[1]
-    ends = ends_of(call)
-    numbered = call.target_rows is not None or call.rows_end_early or ends is not NO_ENDS
-    numbers = _rows(call, ends) if numbered else None
+    ends, batch, numbers = ends_of(call), _batch(call), None
+    if call.target_rows is not None or call.rows_end_early or ends is not NO_ENDS:
+        numbers = row_numbers(batch, call.target_rows, call.rows_end_early, ends, call.target_logits)
     target, (draft, count) = target_of(call.target_logits, call.token_bitmask, numbers), _draft(call)
+    if call.edits:
+        edits = edits_from(call.edits, call.edit_numbers)
+        target = edited_target(target, edits, batch, call.out_status, rows, requests, width - 1)
     drafted = draft.data is not None  # and read by the rule
     given = drafted and (call.draft_is_logprobs or call.draft_is_probs)
     measured = drafted and not given
@@ -272,7 +253,6 @@ def verify(
     kernels = _kernels(form)
     launch = kernels.launch
     scratch = scratch_of(target.data.device, _layout(form, launch, rows, requests))
-    batch = _batch(call)
     value0 = values[0] if values else 0.0
     if rows > 0:
         laws = target, draft, drawn_by, drafted_by, batch, scratch, rows, requests, count

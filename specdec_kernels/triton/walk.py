@@ -67,7 +67,7 @@ def verify_walk_kernel(
         target, draft, scratch, Tree(nodes_of(scratch, first), ranks_of(scratch, batch, first), count),
         b, first.to(tl.int64), (params.temperature > 0) == 0, has_cuts(params, target.vocab),
         width, draft_count, batch.seeds + b, batch.positions + b,
-        _part(batch.bonus, b),
+        _part(batch.bonus, b), _status_before(target, out.status + b),
     )  # fmt: skip
     out = Out(
         out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width,
@@ -130,6 +130,15 @@ def _part(values, begin):
     if values is not None:
         part = values + begin
     return part
+
+
+@triton.jit
+def _status_before(target, status_ptr):
+    """What the launch that edits rows has found of a request."""
+    status = tl.full([], 0, tl.int32)
+    if target.edits is not None:
+        status = tl.load(status_ptr)
+    return status
 
 
 @triton.jit

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .arguments import Params, drawn_from, has_cuts, params_of, target_row
-from .ends import ends_at
+from .dispatch import Launch, device_of, dtype_of
+from .ends import Ends, EndsForm, ends_at, ends_form
 from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
@@ -92,6 +96,25 @@ def depth_of(batch, place):
         node = tl.where(parent < node, parent, 0)
         depth += 1
     return depth
+
+
+@cache
+def _rows_kernel(
+    device: Any, links: bool, sown: bool, given: bool, bonus: torch.dtype | None, ends: EndsForm, early: bool
+) -> Launch:
+    return Launch(verify_rows_kernel, device, dict(EARLY=early), num_warps=1)
+
+
+def row_numbers(batch: Batch, given: Tensor | None, early: bool, ends: Ends, logits: Tensor) -> Tensor:
+    """[R] int32: the row of every node, < 0 = none. early: last nodes have none."""
+    rows, requests = batch.tokens.shape[0], batch.cu_nodes.shape[0] - 1
+    found = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    if rows > 0:
+        links, sown = batch.first_child is not None, batch.seeds is not None
+        form = links, sown, given is not None, dtype_of(batch.bonus), ends_form(ends), early
+        kernel = _rows_kernel(device_of(logits), *form)
+        kernel((rows, 1, 1), batch, given, ends, found, rows, requests, logits.shape[:-1].numel())
+    return found
 
 
 @triton.jit(do_not_specialize=["rows", "requests", "count"])
