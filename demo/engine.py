@@ -115,38 +115,35 @@ class Engine:
         drafts = self.draft(requests)
         batch = self._batch(requests, drafts)
         logits = self.model.logits(self.model.forward(batch, self.cache))
-        verified = self.verifier(logits, batch.tree, **_noise(requests))
+        verified = self.verifier(logits, batch.tree, **_noise(requests), ends=self._ends(requests))
         committed = self.verifier.commit(verified, batch.tree, batch.block_table, batch.prefix_lens)
-        assert committed is not None  # the verifier has a plan
+        assert committed is not None and verified.finish is not None  # there are a plan and ends
+        numbers = verified.num_tokens, verified.finish, committed.lengths, committed.pages_kept
+        table = torch.cat([verified.tokens, torch.stack(numbers, 1)], 1)
         progress = []
-        for request, draft, tokens, count, cached, kept in zip(
-            requests,
-            drafts,
-            verified.tokens.tolist(),
-            verified.num_tokens.tolist(),
-            committed.lengths.tolist(),
-            committed.pages_kept.tolist(),
-            strict=True,
+        # On a device the host would wait here, once in a step.
+        for request, draft, (*tokens, count, finish, cached, kept) in zip(
+            requests, drafts, table.tolist(), strict=True
         ):
             request.cached = cached
-            self._release(request, kept)
-            progress.append(Progress(request, self._extend(request, tokens[:count]), len(draft.tokens)))
+            request.tokens += tokens[:count]
+            ended = finish & ~sdk.Finish.DRAFTED
+            self._release(request, 0 if ended else kept)
+            if ended:
+                self.running.remove(request)
+            progress.append(Progress(request, tokens[:count], len(draft.tokens)))
         return progress
 
     def run(self) -> None:
         while self.step():
             pass
 
-    def _extend(self, request: Request, tokens: list[int]) -> list[int]:
-        """Append what the request still wants of new tokens; a request that has all of it leaves."""
-        tokens = tokens[: request.max_new_tokens - len(request.tokens)]
-        if self.eos_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_id) + 1]
-        request.tokens += tokens
-        if tokens[-1] == self.eos_id or len(request.tokens) == request.max_new_tokens:
-            self.running.remove(request)
-            self._release(request, 0)
-        return tokens
+    def _ends(self, requests: Sequence[Request]) -> sdk.Ends:
+        left = [request.max_new_tokens - len(request.tokens) for request in requests]
+        return sdk.Ends(
+            stop_tokens=torch.full((len(requests), 1), self.eos_id),
+            new_tokens_left=torch.tensor(left, dtype=torch.int32),
+        )
 
     def _read_prompts(self, requests: list[Request]) -> None:
         """Fill the cache with all but the last token of every prompt: chains, all requests at once."""

@@ -303,10 +303,11 @@ class SpeculativeVerifier(torch.nn.Module):
         of_nodes = torch.stack([drafted, below_last], 1).long()
         sums = torch.zeros((batch + 1, 2), dtype=torch.int64, device=last.device)
         sums = sums.index_add(0, request, of_nodes)[:batch]
+        untaken = sums[:, 1:] > 0
+        if verified.finish is not None:  # a last token that was drafted was not rejected
+            untaken = untaken & (verified.finish & Finish.DRAFTED == 0).unsqueeze(1)
         depth = torch.arange(1, self.counts.shape[0] // 2, device=last.device)
-        tested = depth <= taken + (sums[:, 1:] > 0)
-        if verified.finish is not None:  # a last token that was drafted is accepted, its node is not kept
-            taken = taken + (verified.finish & Finish.DRAFTED != 0).unsqueeze(1)
+        tested = depth <= taken + untaken
         active = served.long().unsqueeze(1)
         steps = torch.cat([active, sums[:, :1], active * tree.max_depth, tested, depth <= taken], 1)
         self.counts += steps.sum(0)

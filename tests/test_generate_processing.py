@@ -25,6 +25,7 @@ import specdec_kernels as sdk
 from specdec_kernels.integrations.transformers.options import HONOURED, MEANINGLESS, REFUSED, configuration
 from specdec_kernels.integrations.transformers.processing import prepared, processing
 from specdec_kernels.integrations.transformers.prompts import prompts
+from specdec_kernels.integrations.transformers.texts import written_text
 from specdec_kernels.reference.law import law
 
 CPU = torch.device("cpu")
@@ -403,6 +404,40 @@ def test_stop_strings():
     assert ends.finish(0, [], [2, 1]) == (2, "stop_string")
     assert ends.finish(1, [], [2, 1]) == (2, None)
     assert ends.finish(2, [], [4, 4, 1]) == (2, "stop_string")
+
+
+@pytest.mark.parametrize(
+    "prompt, tokens, ends, text",
+    [
+        ([0], [3, 4, 5], [], "def"),
+        ([0], [3, 4, 5], ["ef"], "d"),  # begins in the token before
+        ([0], [3, 4, 5], ["ef", "def"], ""),
+        ([2, 1], [0, 3], ["bad"], ""),  # begins in the prompt
+        ([2], [1, 0, 3, 0, 3], ["ad"], "bad"),  # what was there before did not end it
+        ([2], [1, 0, 3], ["no"], "bad"),
+    ],
+)
+def test_texts_are_cut_where_a_stop_string_begins(prompt, tokens, ends, text):
+    assert written_text(letters(), prompt, tokens, ends) == text
+
+
+def test_a_token_longer_than_the_end_of_a_stop_string():
+    tokenizer = letters()
+    tokenizer.add_tokens(["xyz"])
+    (long,) = tokenizer.convert_tokens_to_ids(["xyz"])
+    assert written_text(tokenizer, [0], [3, long], ["dx"]) == ""
+    assert written_text(tokenizer, [0], [3, long], ["y"]) == "dx"
+
+
+def test_generate_returns_texts_with_a_tokenizer():
+    options = dict(max_new_tokens=9, tokenizer=letters())
+    whole = sdk.generate(TARGET, trees, [PROMPT], **options)
+    assert whole.texts == [written_text(options["tokenizer"], PROMPT, whole.tokens[0], [])]
+    string = whole.texts[0][2:4]
+    got = sdk.generate(TARGET, trees, [PROMPT], stop_strings=string, **options)
+    assert got.finish_reasons == ["stop_string"] and string not in got.texts[0]
+    assert whole.texts[0].startswith(got.texts[0]) and len(got.tokens[0]) <= 4
+    assert sdk.generate(TARGET, trees, [PROMPT], max_new_tokens=3).texts is None
 
 
 def test_every_field_of_a_configuration_is_classified():

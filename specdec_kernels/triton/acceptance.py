@@ -77,11 +77,12 @@ def _acceptance_kernel(
             drafted += (token >= 0).to(tl.int64)
             below_last |= ((token >= 0) & (parent == last)).to(tl.int32)
         depth = tl.arange(0, DEPTHS)
-        # If the last kept node has a drafted child, one more depth was tested than accepted.
-        tested = (depth < taken + tl.max(below_last)) & (depth < depths)
-        if finish_ptr is not None:  # a last token that was drafted is accepted, though its node is not kept
-            taken += (tl.load(finish_ptr + b) & DRAFTED) // DRAFTED
         accepted = (depth < taken) & (depth < depths)
+        # If the last kept node has a drafted child, one more depth was tested than accepted.
+        untaken = tl.max(below_last)
+        if finish_ptr is not None:  # unless that was the last token, which was not rejected
+            untaken = tl.where((tl.load(finish_ptr + b) & DRAFTED) != 0, 0, untaken)
+        tested = (depth < taken + untaken) & (depth < depths)
         _add(counts_ptr, tl.sum(drafted), width - 1, tested, accepted, depths)
         if slots_ptr is not None:
             slot = tl.load(slots_ptr + b)

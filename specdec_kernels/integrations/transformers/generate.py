@@ -16,6 +16,7 @@ from torch import Tensor
 from ..._checks import bad_type, bad_value, check_dtype, check_shape
 from ...drafting.acceptance import AcceptanceStats
 from ...drafting.budget import Budget
+from ...ends import Ends, Finish
 from ...rules import Rule
 from ...sampling import DraftVocab, SamplingParams, per_request
 from ...verification import Status, verify
@@ -28,6 +29,7 @@ from .probe import verdict
 from .processing import Processing, processing
 from .prompts import prompts
 from .results import Generated
+from .texts import written_text
 
 
 @torch.inference_mode()
@@ -77,7 +79,10 @@ def generate(
         max_new_tokens: of each request, >= 1; an int, or one for each.
         stop_tokens: each ends a request; it is the last token of its text. One collection, or one for each
             request. Default: the model's own end-of-sequence tokens.
-        stop_strings, tokenizer: a request ends with the token that completes one of the strings.
+        stop_strings: a request ends with the token that completes one of the strings. It is looked for on the
+            host in the text, across tokens. They need `tokenizer`.
+        tokenizer: of transformers, for stop strings and for `Generated.texts`, which are cut where a stop
+            string begins. Callbacks and streamers have got its tokens by then.
         generation_config: in place of the model's own.
         sampling: the law; default: as `generation_config` says, which is greedy unless `do_sample` is set.
         logits_processor, stopping_criteria: further ones of transformers, called with a request's prompt,
@@ -108,7 +113,8 @@ def generate(
         TypeError: wrong types.
 
     Notes:
-        Synchronises with the device once a step, to know which requests go on. The model is read in
+        Synchronises with the device once a step: one copy brings the tokens that callbacks and drafters get,
+        and which requests go on. Stop tokens and limits are looked at on the device. The model is read in
         evaluation mode, and put back.
 
     Source: Leviathan et al. 2023, Chen et al. 2023 (the loop); Miao et al. 2024 (trees).
@@ -145,7 +151,7 @@ def generate(
             "generate", "outputs", rule_of, repr(outputs) if isinstance(outputs, str) else sorted(unknown)
         )
     asked = {"scores": config.output_scores, "logits": config.output_logits}
-    return decode(
+    generated = decode(
         aim,
         texts,
         process,
@@ -163,6 +169,13 @@ def generate(
         streamers=streamers_of(streamer, len(texts)),
         backend=backend,
     )
+    if tokenizer is None:
+        return generated
+    written = []
+    for request, (text, tokens) in enumerate(zip(texts, generated.tokens, strict=True)):
+        ended = generated.finish_reasons[request] == "stop_string"
+        written.append(written_text(tokenizer, text, tokens, process.stop_strings(request) if ended else ()))
+    return generated._replace(texts=written)
 
 
 def decode(
@@ -323,6 +336,7 @@ class Loop:
         self.processing = processing
         self.seeds: Tensor = seeds
         self.sampling: Any = processing.sampling
+        self.ends: Ends = _ends(processing.stops, processing.limits, target.device)
         self.draft_sampling: Any = draft_sampling
         self.options = options
         self.keeps_caches: bool = "cache" in outputs
@@ -376,14 +390,17 @@ class Loop:
             seeds=self.seeds,
             positions=self.lengths,
             return_logprobs="logprobs" in self.outputs,
+            ends=self.ends,
             **self.options,
         )
-        width = verified.tokens.shape[1]
-        table = [verified.tokens, verified.path, verified.num_tokens[:, None], verified.status[:, None]]
-        rows = torch.cat(table, 1).tolist()
-        new = [row[: row[-2]] for row in rows]
-        paths = [row[width : width + row[-2]] for row in rows]
-        self._warn([row[-1] for row in rows])
+        width, finish = verified.tokens.shape[1], verified.finish
+        assert finish is not None  # since ends were given
+        numbers = torch.stack([verified.num_tokens, verified.status, finish], 1)
+        rows = torch.cat([verified.tokens, verified.path, numbers], 1).tolist()  # the host waits here alone
+        new = [row[: row[-3]] for row in rows]
+        paths = [row[width : width + row[-3]] for row in rows]
+        drafted = [bool(row[-1] & Finish.DRAFTED) for row in rows]
+        self._warn([row[-2] for row in rows])
         highest = max((max(tokens) for tokens in new if tokens), default=0)
         if highest >= self.target.vocab_size:
             rule = f"must write tokens that it can read, which are below {self.target.vocab_size}"
@@ -411,7 +428,8 @@ class Loop:
             if stay or self.keeps_caches:
                 reader.commit(verified.path, tree, self.lengths, self.sizes, paths)
             self.drafting.after(paths, kept)
-        self.counts.add(nodes, paths, kept, None if first is not None else time.perf_counter() - started)
+        seconds = None if first is not None else time.perf_counter() - started
+        self.counts.add(nodes, paths, kept, drafted, seconds)
         if self.keeps_caches and len(stay) < len(self.requests):
             for place in set(range(len(self.requests))) - set(stay):
                 request = self.requests[place]
@@ -444,6 +462,7 @@ class Loop:
         index = torch.tensor(stay, device=self.text.device)
         self.text, self.lengths, self.seeds = self.text[index], self.lengths[index], self.seeds[index]
         self.sizes = [self.sizes[place] for place in stay]
+        self.ends = Ends(*(None if field is None else field[index] for field in self.ends))
         self.sampling = _of(self.sampling, index)
         self.draft_sampling = _of(self.draft_sampling, index)
         reader.keep(stay, self.sizes)
@@ -521,18 +540,23 @@ class Counts:
         self.accepted: list[int] = []
 
     def add(
-        self, nodes: Sequence[Nodes], paths: list[list[int]], kept: list[int], seconds: float | None
+        self,
+        nodes: Sequence[Nodes],
+        paths: list[list[int]],
+        kept: list[int],
+        drafted: list[bool],
+        seconds: float | None,
     ) -> None:
-        """A step: the paths accepted, how many tokens of each were written, and the time that it took, None
-        for one whose forward read the prompts."""
+        """A step: the paths accepted, how many tokens of each were written, whether the last was a drafted
+        one, and the time that it took, None for one whose forward read the prompts."""
         rows, deepest = sum(len(own.tokens) for own in nodes), max(max(own.depths) for own in nodes)
         self.rows += rows
         self.untimed += sum(kept) if seconds is None else 0
         self.seconds += seconds or 0.0
         if seconds is not None and rows == len(kept):
             self.plain.append(seconds / len(kept))
-        for own, path, count in zip(nodes, paths, kept, strict=True):
-            further = count == len(path) and path[-1] in own.parents
+        for own, path, count, taken in zip(nodes, paths, kept, drafted, strict=True):
+            further = count == len(path) and path[-1] in own.parents and not taken
             self.steps += 1
             self.drafted += len(own.tokens) - 1
             self.passes += deepest
@@ -556,6 +580,19 @@ class Counts:
             plain,
             self.rows,
         )
+
+
+def _ends(stops: list[frozenset[int]], limits: list[int], device: torch.device) -> Ends:
+    """The stop tokens and limits of new tokens of requests, for `verify`."""
+    width = max(map(len, stops), default=0)
+    padded = [[*each, *[-1] * (width - len(each))] for each in stops]
+    return Ends(
+        stop_tokens=torch.tensor(padded, dtype=torch.int64).reshape(len(stops), width).to(device),
+        new_tokens_left=torch.tensor([min(limit, MOST) for limit in limits], dtype=torch.int32).to(device),
+    )
+
+
+MOST = torch.iinfo(torch.int32).max
 
 
 def _starts(nodes: Sequence[Nodes]) -> list[int]:

@@ -101,6 +101,7 @@ class Processing:
     ) -> None:
         self.sampling = sampling
         self.limits: list[int] = [end.limit for end in ends]
+        self.stops: list[frozenset[int]] = [end.stops for end in ends]
         self._ends = [
             end._replace(criteria=[copy.copy(criterion) for criterion in end.criteria]) if request else end
             for request, end in enumerate(ends)
@@ -155,6 +156,11 @@ class Processing:
         for warper in self._warpers[request]:
             scores = warper(ids, scores)
         return scores
+
+    def stop_strings(self, request: int) -> list[str]:
+        """The strings that may end a request."""
+        criteria = [one for one in self._ends[request].criteria if type(one).__name__ == "StopStringCriteria"]
+        return [string for criterion in criteria for string in criterion.stop_strings]
 
     def finish(
         self, request: int, written: Sequence[int], new: Sequence[int], scores: Tensor | None = None

@@ -27,6 +27,8 @@ class Generated(NamedTuple):
         logits: None, or [n, V] float32: the target's raw logits.
         logprobs: None, or [n] float32: log-probabilities of the written tokens under the sampled law.
         cache: None, or the caches with which the same texts can be continued.
+        texts: None without a tokenizer, or what was written as strings, without special tokens. A text that
+            ended with a stop string is cut where the string begins; its tokens are not.
 
     Example:
         `generated.finish_reasons[0] == "length"` where request 0 has written all it might.
@@ -39,6 +41,7 @@ class Generated(NamedTuple):
     logits: list[Tensor] | None = None
     logprobs: list[Tensor] | None = None
     cache: Any = None
+    texts: list[str] | None = None
 
 
 def sequences(input_ids: Tensor, generated: Generated, pad: int | None) -> Tensor:
