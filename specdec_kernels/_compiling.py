@@ -23,6 +23,7 @@ from .commit import CachePlan, commit_kv
 from .counts import TokenCounts
 from .drafting.children import sample_children
 from .edits import LogitEdits
+from .ends import Ends
 from .module import SpeculativeVerifier
 from .reporting import Logprobs, Masks
 from .rules import Rule, Synthetic
@@ -129,9 +130,10 @@ def _verify(
     rule: Rule, vocab: int, dtype: torch.dtype, law: SamplingParams, bitmask: bool,
     logprobs: bool | Logprobs, edits: LogitEdits | None, aligned: bool, linked: bool, drafted: int,
     mapped: bool, rows: Rows = Rows(), masks: Masks | None = None,  # noqa: B008
+    ends: tuple[bool, ...] | None = None,
 ) -> None:  # fmt: skip
     asked, device = _logprobs(logprobs), torch.empty(0).device
-    out = empty_outputs(1, 2, device, rows.tokens, logprobs=asked is not False)
+    out = empty_outputs(1, 2, device, rows.tokens, logprobs=asked is not False, ends=ends is not None)
     if isinstance(asked, Logprobs):
         *_, out = with_report(None, out, asked, 2)
     if masks is not None:
@@ -151,9 +153,17 @@ def _verify(
         edits=edits_of_one(edits, vocab),
         return_logprobs=asked,
         return_masks=masks,
+        ends=None if ends is None else _ends(ends),
         out=out,
         backend="triton",
     )
+
+
+def _ends(given: tuple[bool, ...]) -> Ends:
+    """Those of one request whose fields are given."""
+    left = torch.zeros(1, dtype=torch.int32)
+    fields = torch.zeros(1, 1, dtype=torch.int64), left, left, torch.zeros(1, dtype=torch.uint8)
+    return Ends(*(field if there else None for field, there in zip(fields, given, strict=True)))
 
 
 def _sample(
@@ -220,11 +230,11 @@ def _commit(page_size: int, layout: str) -> None:
     commit_kv(plan, path, _tree(2), table, prefix, backend="triton")
 
 
-def _count(depths: int) -> None:
+def _count(depths: int, ends: bool) -> None:
     verifier = SpeculativeVerifier(max_depth=depths, slots=1, backend="triton")
     path, count = torch.full((1, 2), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     tokens = torch.zeros(1, 2, dtype=torch.int64)
-    verified = Verified(tokens, count, count, path, None, count)
+    verified = Verified(tokens, count, count, path, None, count, count if ends else None)
     for slots in (None, torch.zeros(1, dtype=torch.int64)):
         verifier._count(verified, _tree(2), slots)
 

@@ -16,6 +16,7 @@ from ._checks import FLOATS, bad_type, bad_value, check_bool, check_int, check_l
 from ._compiling import Rows, Task, blank, compile_all, edits_of_one
 from ._ops import backends
 from .edits import LogitEdits
+from .ends import Ends
 from .reporting import Logprobs, Masks
 from .rules import READS_DRAFT, Rule, resolve
 from .sampling import PLAIN, SamplingParams
@@ -92,6 +93,7 @@ def warmup(
     return_logprobs: Sequence[bool | Logprobs] = (False,),
     return_masks: Sequence[Masks | None] = (None,),
     edits: Sequence[LogitEdits | None] = (None,),
+    ends: Sequence[Ends | None] = (None,),
     links: Sequence[bool] = (False,),
     target_rows: Sequence[bool] = (False,),
     bonus_tokens: Sequence[torch.dtype | None] = (None,),
@@ -126,6 +128,8 @@ def warmup(
             kernels of their own, and of `Masks` the form.
         edits: one for each kind, None = calls without. What tells kinds apart: which of their tensors are
             given, whether a penalty is on, and whether bad words have several tokens.
+        ends: what calls pass, one for each choice of fields that are given. Values need no kernels of their
+            own.
         links: whether trees come from `DraftTree.from_links`, and are refreshed.
         target_rows: whether calls of `verify` pass it.
         bonus_tokens: dtypes of those that calls pass, None = none. With them, calls with and without rows of
@@ -184,6 +188,10 @@ def warmup(
             bad_value(call, f"dtypes[{i}]", "must be float32, bfloat16 or float16", dtype)
     rows = _forms_of_rows(target_rows, bonus_tokens, token_dtypes)
     rules = check_list(call, "rules", rules, "rules")
+    ends = check_list(call, "ends", ends, "Ends")
+    for i, one in enumerate(ends):
+        if one is not None:
+            check_type(call, f"ends[{i}]", one, Ends, "an Ends")
     for i, sampling in enumerate(check_list(call, "samplings", samplings, "SamplingParams")):
         check_type(call, f"samplings[{i}]", sampling, SamplingParams, "a SamplingParams")
     for i, one in enumerate(check_list(call, "edits", edits, "LogitEdits")):
@@ -203,11 +211,14 @@ def warmup(
     with torch.device("cpu"):
         ones = [edits_of_one(one, vocab_size) for one in edits]
     per_call = list(product(dtypes, samplings, token_bitmask, return_logprobs, ones, aligned))
-    for rule, given, linked, form, masks in product(rules, per_call, links, rows, return_masks):
+    fields = [None if one is None else tuple(field is not None for field in one) for one in ends]
+    for rule, given, linked, form, masks, ended in product(
+        rules, per_call, links, rows, return_masks, fields
+    ):
         reads = draft_logits and resolve(call, rule, draft_logits)[0] in READS_DRAFT
         drafted, mapped = width if reads else 0, reads and draft_vocab_size is not None
         if not linked or form.bonus is None:
-            options = (blank(rule), vocab_size, *given, linked, drafted, mapped, form, masks)
+            options = (blank(rule), vocab_size, *given, linked, drafted, mapped, form, masks, ended)
             tasks.append(Task("verify", options))
     tasks += [Task("sample", (vocab_size, *given)) for given in per_call]
     for (method, most), dtype, law, whole in product(children, dtypes, samplings, aligned):
@@ -222,6 +233,7 @@ def warmup(
         tasks += [Task("chains", dtypes) for dtypes in product(WIDTHS, WIDTHS)]
     if any(one is not None and one.counts is not None for one in ones):
         tasks.append(Task("counts", (vocab_size,)))
-    tasks += [Task("commit", (page_size, layout)), Task("count", (max_depth,))]
+    counting = [Task("count", (max_depth, ended)) for ended in sorted({one is not None for one in ends})]
+    tasks += [Task("commit", (page_size, layout)), *counting]
     found = compile_all(tasks, device, workers, progress)
     return Warmup(len(tasks), found, time.perf_counter() - begin)

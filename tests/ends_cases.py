@@ -62,3 +62,17 @@ def cut(uncut: sdk.Verified, ends: sdk.Ends, nodes: torch.Tensor) -> tuple[sdk.V
             finish[b] |= sdk.Finish.DRAFTED if 0 < count < counts[b] else 0
         tokens[b, count:], path[b, count:], logprobs[b, count:], counts[b] = -1, -1, torch.nan, count
     return sdk.Verified(tokens, counts, (counts - 1).clamp_min(0), path, logprobs, uncut.status, finish), ends
+
+
+def counts_of_ends(backend):
+    """A drafted stop token, then a request that has ended."""
+    verifier = sdk.SpeculativeVerifier(rule="match", max_depth=3, backend=backend)
+    tree = sdk.DraftTree.chain(torch.tensor([[1, 2, 3]]))
+    logits = torch.full((4, 5), -50.0)
+    logits[[0, 1, 2, 3], [1, 2, 4, 0]] = 50.0
+    keys = dict(seeds=torch.tensor([1]), positions=torch.tensor([1]))
+    verifier(logits, tree, ends=sdk.Ends(torch.tensor([[4]])), **keys)
+    ends = sdk.Ends(torch.tensor([[2]]), finished=torch.tensor([False]))
+    for _ in range(3):
+        verifier(logits, tree, ends=ends, **keys)
+    return verifier.statistics()

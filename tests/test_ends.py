@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import all_equal, check_in_range, random_case, rule_name
 from each import QUICK
-from ends_cases import copied, cut, random_ends
+from ends_cases import copied, counts_of_ends, cut, random_ends
 from row_cases import EVERY, chains, choose_rows, without_last_rows
 
 import specdec_kernels as sdk
@@ -177,3 +177,11 @@ def test_out_serves_call_after_call(backend):
     first = sdk.verify(**arguments, ends=copied(ends), backend=backend)
     out = sdk.Verified(*(torch.full_like(field, 77) for field in first[:7]))
     assert sdk.verify(**arguments, ends=ends, out=out, backend=backend) is out and all_equal(out, first)
+
+
+@pytest.mark.parametrize("backend", QUICK)
+def test_a_drafted_last_token_is_a_next_token_that_was_not_rejected(backend):
+    """And ended requests are no steps."""
+    stats = counts_of_ends(backend)
+    assert (stats.steps, stats.drafted, stats.passes) == (2, 6, 6)
+    assert stats.accepted == (2, 1, 0) and stats.tested == (2, 1, 1)

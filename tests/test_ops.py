@@ -215,6 +215,25 @@ def test_fresh_seeds_come_from_the_default_generator():
     assert any(not torch.equal(first.tokens, again.tokens) for again in other)
 
 
+def test_ends_compile_whole_and_are_changed_in_place():
+    given = problem()
+
+    def step(stops, left, finished, **given):
+        ends = sdk.Ends(stops, left, None, finished)
+        return call(**given, ends=ends).tokens, left + 1
+
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
+    results = []
+    for run in (step, compiled):
+        stops, left = torch.arange(B * 2).view(B, 2), torch.tensor([2, 9], dtype=torch.int32)
+        finished = torch.zeros(B, dtype=torch.bool)
+        for _ in range(2):
+            results.append((*run(stops, left, finished, **given), left.clone(), finished.clone()))
+    for one, other in zip(results[:2], results[2:], strict=True):
+        assert all(map(torch.equal, one, other))
+    assert results[0][2].tolist() != [2, 9]
+
+
 @pytest.mark.parametrize("backend", QUICK)
 def test_out_is_filled_and_returned(backend):
     given = problem()

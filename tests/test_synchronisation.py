@@ -59,11 +59,14 @@ def sample(seed, cuts):
     return lambda: sdk.sample(logits, law, **given, return_logprobs=True, backend="triton")
 
 
-def verify(seed, rule, cuts=()):
+def verify(seed, rule, cuts=(), ends=False):
     g, tree, _, _ = problem(seed)
     target, draft = torch.randn(15, 300, generator=g), torch.randn(15, 300, generator=g).bfloat16()
     law = sdk.SamplingParams(torch.rand(3, generator=g), *cuts)
     given = dict(seeds=torch.randint(99, (3,), generator=g), positions=torch.randint(99, (3,), generator=g))
+    if ends:
+        left, stops = torch.randint(0, 4, (3,), generator=g).int(), torch.randint(0, 9, (3, 2), generator=g)
+        given["ends"] = sdk.Ends(stops, left, left + 1, torch.arange(3) == seed)
     return lambda: sdk.verify(target, tree, draft, sampling=law, rule=rule, **given, backend="triton")
 
 
@@ -89,6 +92,7 @@ CALLS = {
     "verify, match": lambda seed: verify(seed, "match"),
     "verify, token with cuts": lambda seed: verify(seed, "token", (20, 0.9, 0.01)),
     "verify, traversal": lambda seed: verify(seed, "traversal"),
+    "verify, token with ends": lambda seed: verify(seed, "token", ends=True),
     "verify, typical": lambda seed: verify(seed, sdk.Typical()),
     "tree_attention": lambda seed: tree_attention(seed, False),
     "tree_attention, deterministic": lambda seed: tree_attention(seed, True),

@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 from cases import check_in_range, random_case, rule_name, shared_form
-from ends_cases import copied, random_ends
+from ends_cases import copied, counts_of_ends, random_ends
 from row_cases import EVERY, chains, choose_rows
 
 import specdec_kernels as sdk
@@ -77,3 +77,7 @@ def test_many_stop_tokens_are_all_looked_at():
     for size in (0, 33, 139):
         ends = sdk.Ends(tokens[:size].repeat(arguments["tree"].batch_size, 1))
         check_agreement(arguments, ends, "match", size)
+
+
+def test_a_module_counts_the_same():
+    assert counts_of_ends("triton") == counts_of_ends("reference")

@@ -109,11 +109,21 @@ def step(g):
     law = sdk.SamplingParams(*(a_slice(g, (batch,), value.dtype) for value in LAW[:4]), LAW.order)
     masked, scored, edited = bool(pick(g, 0, 1)), bool(pick(g, 0, 1)), bool(pick(g, 0, 1))
     edits = edits_of(g, batch) if edited else None
+    left = a_slice(g, (batch,), torch.int32)
+    ends = sdk.Ends(a_slice(g, (batch, pick(g, 0, 3)), torch.int64), left) if pick(g, 0, 1) else None
     options = dict(seeds=seeds, positions=positions, return_logprobs=scored, backend="triton")
     mask = a_slice(g, (rows, V // 32), torch.int32) if masked else None
     verifier = sdk.SpeculativeVerifier(rule="traversal", return_logprobs=scored, backend="triton")
     verified = verifier(
-        target, tree, draft, sampling=law, seeds=seeds, positions=positions, token_bitmask=mask, edits=edits
+        target,
+        tree,
+        draft,
+        sampling=law,
+        seeds=seeds,
+        positions=positions,
+        token_bitmask=mask,
+        edits=edits,
+        ends=ends,
     )
     mask = mask[:batch] if masked else None
     sdk.sample(target[:batch], law, token_bitmask=mask, edits=edits, **options)
@@ -132,11 +142,12 @@ def test_a_warm_process_compiles_nothing(met, untouched_memory):
     done = sdk.warmup(
         "cpu", vocab_size=V, rules=["traversal"], samplings=[LAW], token_bitmask=both, return_logprobs=both,
         edits=(None, edits_of(torch.Generator(), 1)), children=[("without_replacement", 4)], page_size=PAGE,
+        ends=[None, sdk.Ends(BUFFERS[torch.int64], BUFFERS[torch.int32])],
         processes=0, progress=None,
     )  # fmt: skip
     warm = set(met)
     assert done.kernels == len(warm) == len(Launch.met)
-    assert sum(name.startswith("verify") for name, _, _ in warm) <= 72
+    assert sum(name.startswith("verify") for name, _, _ in warm) <= 146
     g = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         step(g)
