@@ -30,14 +30,14 @@ def case_with_edits(seed, **options):
 @pytest.mark.parametrize("rule", (*RULES, *OTHER_RULES), ids=rule_name)
 def test_the_native_backend_agrees_with_the_reference(rule):
     overflowed = 0
-    for seed in range(25):
+    for seed in range(12):
         (native, _), (reference, _) = both_with_traces(case_with_edits(seed), rule)
         assert torch.equal(native.tokens, reference.tokens), seed
         assert torch.equal(native.path, reference.path) and torch.equal(native.status, reference.status)
         logprobs = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
         torch.testing.assert_close(native.logprobs, reference.logprobs, **logprobs)
         overflowed += int(((native.status & Status.OVERFLOW) != 0).sum())
-    assert overflowed > 5
+    assert overflowed > 2
 
 
 @pytest.mark.skipif("cpu" not in QUICK, reason="needs the native backend")
@@ -248,7 +248,7 @@ def test_nan_and_infinities(backend):
 
 @on_every_backend
 def test_hostile_values_harm_nobody(backend):
-    for seed in range(10 if backend == "reference" else 60):
+    for seed in range(5 if backend == "reference" else 30):
         given = case_with_edits(seed, hostile=True)
         rule = (*RULES, *OTHER_RULES)[seed % 10]
         verified = sdk.verify(rule=rule, backend=backend, **given)
@@ -499,8 +499,8 @@ def test_calls_that_are_refused():
     assert not counts.sizes.any()
 
 
-@on_every_backend
-def test_the_operators_pass_opcheck(monkeypatch, backend):
+def test_the_operators_pass_opcheck(monkeypatch):
+    backend = QUICK[-1]
     counts = counts_of([[1, 2], [3]], [[2], []], 8, recent=1, capacity=6)
     edits = LogitEdits(
         counts,
