@@ -18,7 +18,7 @@ class Likeliest {
   explicit Likeliest(int64_t most = 0) : most_(most) {}
 
   // Scores below are not among them.
-  float bar() const { return count_ < most_ ? -kInf : scores_[count_ - 1]; }
+  float bar() const { return count_ < most_ ? -kInf : most_ > 0 ? scores_[most_ - 1] : kInf; }
   int64_t count() const { return count_; }
   int64_t token(int64_t i) const { return tokens_[i]; }
   float score(int64_t i) const { return scores_[i]; }
@@ -127,7 +127,7 @@ void Report::write_likeliest(Worker& worker, int64_t place, int64_t token, const
     else if (max > score)
       part.above += kernels().flag(x, n, score, false, bits);
     const float bar = std::max(least, part.likeliest.bar());
-    if (out.top == 0 || !(max >= bar)) return;
+    if (!(max >= bar)) return;
     kernels().flag(x, n, bar, true, bits);
     for (int64_t word = 0; word < n / 32; ++word)
       for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
