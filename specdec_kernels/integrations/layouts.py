@@ -79,15 +79,22 @@ def fill_sglang(
 
 
 def enter_path(
-    verified: Verified, starts: Tensor, *, accept_index: Tensor, buffer: Tensor, rows: int
+    verified: Verified,
+    starts: Tensor,
+    *,
+    accept_index: Tensor,
+    buffer: Tensor,
+    rows: int,
+    inside: bool = False,
 ) -> None:
     """Fill SGLang's `accept_index`, and `buffer` [rows + 1 or more] with the token after each kept node.
 
-    Trees begin at the rows `starts` [B, 1]. What belongs to no row goes to place `rows`.
+    Trees begin at the rows `starts` [B, 1]. What belongs to no row goes to place `rows`. `inside`: the trees
+    are known to lie within the rows.
     """
     path = verified.path
     index = torch.add(path, starts, out=accept_index).masked_fill_(path < 0, -1)
-    _put(buffer, index, verified.tokens, rows)
+    _put(buffer, index, verified.tokens, rows, inside)
 
 
 def fill_tensorrt_llm(
@@ -176,10 +183,12 @@ def _with_spare(out: Tensor) -> Tensor:
     return torch.nn.functional.pad(out, (0, 1))
 
 
-def _put(buffer: Tensor, index: Tensor, values: Tensor, count: int) -> None:
-    """`buffer[index] = values`, for what is none of the first `count` places at the one behind them."""
-    place = index.flatten().clamp(*_bounds(count, index.device)).remainder_(count + 1)
-    buffer.scatter_(0, place, values.flatten().to(buffer.dtype))
+def _put(buffer: Tensor, index: Tensor, values: Tensor, count: int, inside: bool = False) -> None:
+    """`buffer[index] = values`, for what is none of the first `count` places at the one behind them.
+    `inside`: no index is below -1 or beyond the first places."""
+    flat = index.flatten()
+    place = flat.to(torch.int64, copy=True) if inside else flat.clamp(*_bounds(count, index.device))
+    buffer.scatter_(0, place.remainder_(count + 1), values.flatten().to(buffer.dtype))
 
 
 @kept

@@ -87,7 +87,14 @@ class Arrays:
             results.predict.view(self._rows.shape).copy_(out.tokens).clamp_min_(0)
             return
         rows = self._shape[0]
-        enter_path(out, self._first_rows, accept_index=results.accept_index, buffer=results.buffer, rows=rows)
+        enter_path(
+            out,
+            self._first_rows,
+            accept_index=results.accept_index,
+            buffer=results.buffer,
+            rows=rows,
+            inside=True,
+        )
 
 
 def _aligned(count: int) -> int:
