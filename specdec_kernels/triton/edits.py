@@ -227,8 +227,8 @@ def _force(words, vocab, begin, end, token, SPLIT: tl.constexpr):
     _store_words(words, begin, end, word_of(tl.full([SPLIT // 32], -1, tl.int32), first), SPLIT)
     at = tl.arange(0, 64)
     score = tl.where(at == FORCED + (token & 31), 0.0, float("-inf"))
-    mine = (at < FORCED) | ((token >= begin) & (token < end))
-    tl.store(places_of(words, vocab) + at, score, mask=mine)
+    number = tl.where((token >= begin) & (token < end), 64, FORCED)
+    tl.store(places_of(words, vocab) + at, score, mask=at < number)
 
 
 @triton.jit
