@@ -57,8 +57,6 @@ bool hash_at(const TextBlocks& blocks, Position p, int64_t g, uint64_t& hash) {
 
 int64_t blocks_for(int64_t tokens) { return (tokens + TextBlocks::kBlock - 1) / TextBlocks::kBlock; }
 
-std::string named(int64_t request) { return "request " + std::to_string(request); }
-
 }  // namespace
 
 // ---- Texts that grow ----
@@ -389,7 +387,8 @@ class SuffixIndex::Search {
 
 const SuffixIndex::Text& SuffixIndex::known(int64_t request) const {
   const auto found = texts_.find(request);
-  if (found == texts_.end()) throw std::invalid_argument(named(request) + " is not in the index");
+  if (found == texts_.end())
+    throw std::invalid_argument("request must be in the index, got " + std::to_string(request));
   return found->second;
 }
 
@@ -417,7 +416,8 @@ SuffixIndex::SuffixIndex(int64_t max_bytes) {
 
 void SuffixIndex::add(int64_t request, const std::string& name, const std::vector<std::string>& reads) {
   const FairMutex::Writing lock(mutex_);
-  if (texts_.contains(request)) throw std::invalid_argument(named(request) + " is in the index already");
+  if (texts_.contains(request))
+    throw std::invalid_argument("request must not be in the index, got " + std::to_string(request));
   Space& own = space(name);
   Text text;
   text.name = name;
@@ -433,16 +433,16 @@ void SuffixIndex::extend(const int64_t* requests, int64_t count, const int64_t* 
   int64_t blocks = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Text& text = known(requests[i]);
-    if (!text.running) throw std::invalid_argument(named(requests[i]) + " is finished");
+    if (!text.running)
+      throw std::invalid_argument("request must be running, got " + std::to_string(requests[i]));
     if (std::find(requests, requests + i, requests[i]) != requests + i)
-      throw std::invalid_argument(named(requests[i]) + " is there twice");
+      throw std::invalid_argument("request must be distinct, got " + std::to_string(requests[i]) + " twice");
     if (sizes[i] < 0 || sizes[i] > width)
-      throw std::invalid_argument("the number of tokens of " + named(requests[i]) + " is outside [0, " +
-                                  std::to_string(width) + "]");
+      throw std::invalid_argument("num_tokens must be in [0, W] = [0, " + std::to_string(width) + "], got " +
+                                  std::to_string(sizes[i]));
     for (int64_t j = 0; j < sizes[i]; ++j)
       if (const int64_t token = tokens[i * width + j]; token < 0 || token > INT32_MAX)
-        throw std::invalid_argument("token " + std::to_string(token) + " of " + named(requests[i]) +
-                                    " is outside [0, 2**31)");
+        throw std::invalid_argument("tokens must be in [0, 2**31), got " + std::to_string(token));
     blocks += blocks_for(text.size + sizes[i]) - blocks_for(text.size);
   }
   make_room(blocks);
@@ -458,7 +458,9 @@ void SuffixIndex::make_room(int64_t blocks) {
   int64_t evicted = 0;
   while (left > 0 && evicted < static_cast<int64_t>(finished_.size()))
     left -= blocks_for(known(finished_[evicted++]).size);
-  if (left > 0) throw std::invalid_argument("the texts of running requests need more than max_bytes");
+  if (left > 0)
+    throw std::invalid_argument("tokens must fit into max_bytes beside running texts, got " +
+                                std::to_string(left) + " blocks of 64 too many");
   for (; evicted > 0; --evicted) erase(finished_.front());
 }
 
@@ -479,7 +481,7 @@ void SuffixIndex::append(Text& text, int32_t token) {
 void SuffixIndex::finish(int64_t request) {
   const FairMutex::Writing lock(mutex_);
   Text& text = known(request);
-  if (!text.running) throw std::invalid_argument(named(request) + " is finished already");
+  if (!text.running) throw std::invalid_argument("request must be running, got " + std::to_string(request));
   text.running = false;
   finished_.push_back(request);
 }
@@ -520,7 +522,7 @@ void SuffixIndex::unload(int64_t corpus) {
   const FairMutex::Writing lock(mutex_);
   const auto found = corpora_.find(corpus);
   if (found == corpora_.end())
-    throw std::invalid_argument("corpus " + std::to_string(corpus) + " is not in the index");
+    throw std::invalid_argument("corpus must be in the index, got " + std::to_string(corpus));
   const std::string name = found->second;
   spaces_.at(name).corpora.erase(corpus);
   corpora_.erase(found);

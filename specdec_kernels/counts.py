@@ -212,8 +212,8 @@ class TokenCounts:
         batch = tokens.shape[0]
         if num_tokens is not None:
             check_tensor(call, "verified.num_tokens", num_tokens, "[B]", (batch,), (torch.int32,), device)
-        self.check(call, "self", self.vocab_size, device)
-        self.check_slots(call, "slots", slots, batch)
+        self._check_tensors(call, "self", self.vocab_size, device)
+        self._check_named(call, "slots", slots, batch)
         arguments = CountTokensCall(
             tokens=tokens.contiguous(),
             num_tokens=None if num_tokens is None else num_tokens.contiguous(),
@@ -227,7 +227,7 @@ class TokenCounts:
         )
         _ops.count_tokens(arguments, backend)
 
-    def check(self, operation: str, argument: str, vocab: int, device: torch.device) -> None:
+    def _check_tensors(self, operation: str, argument: str, vocab: int, device: torch.device) -> None:
         """Raise unless these are counts of a vocabulary of this size on this device. Reads no values."""
         if self.vocab_size != vocab:
             bad_value(operation, argument, f"must have vocab_size V = {vocab}", self.vocab_size)
@@ -243,7 +243,7 @@ class TokenCounts:
             check_tensor(operation, f"{argument}.{name}", tensor, symbols, shape, dtypes, device)
             check_contiguous(operation, f"{argument}.{name}", tensor)
 
-    def check_slots(self, operation: str, argument: str, slots: Tensor | None, batch: int) -> None:
+    def _check_named(self, operation: str, argument: str, slots: Tensor | None, batch: int) -> None:
         """Raise unless `slots` can name a slot for each of `batch` requests. Reads no values."""
         if slots is not None:
             check_tensor(operation, argument, slots, "[B]", (batch,), (torch.int64,), self.sizes.device)

@@ -194,8 +194,8 @@ def unpack_edits(
     counts = edits.counts
     if counts is not None:
         check_type(operation, "edits.counts", counts, TokenCounts, "a TokenCounts")
-        counts.check(operation, "edits.counts", vocab, device)
-        counts.check_slots(operation, "edits.slots", edits.slots, batch)
+        counts._check_tensors(operation, "edits.counts", vocab, device)
+        counts._check_named(operation, "edits.slots", edits.slots, batch)
         if history > counts.recent.shape[1]:
             rule = f"must have recent >= L - 1 = {history} for bad words"
             bad_value(operation, "edits.counts", rule, counts.recent.shape[1])

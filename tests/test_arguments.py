@@ -29,10 +29,11 @@ RESULTS = {
     "Sampled", "SamplingMasks", "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
 OTHERS = {
-    "BackendUnavailable", "Ends", "Finish", "Heads", "Logprobs", "Masks", "Matcher", "Proposal", "Status",
+    "BackendUnavailable", "Ends", "Finish", "Heads", "LogitEdits", "Logprobs", "Masks", "Matcher", "Proposal",
+    "Status",
 }  # fmt: skip
 # Whose methods are called by operations, with tokens that they checked, and by Prometheus.
-CALLED = {"AcceptanceCollector", "AfterToken", "LLGuidanceMatcher"}
+CALLED = {"AcceptanceCollector", "AfterToken", "LLGuidanceMatcher", "SuffixDrafter"}
 COMPILING = {"warmup"}  # refuses in test_triton_warmup.py
 INTEGRATIONS = {"AssistantDrafter", "custom_generate", "explain_model", "generate"}
 
@@ -73,6 +74,22 @@ def keys(rows: int = B) -> dict:
     return dict(seeds=long(rows), positions=long(rows), backend="reference")
 
 
+def edits() -> sdk.LogitEdits:
+    return sdk.LogitEdits(
+        sdk.TokenCounts(B, 3, V, recent=1), 1.5, torch.ones(B), 0.5, True, long(B, 1), torch.zeros(B, 1),
+        long(B, 1), short(B), long(B, 1, 2), long(B, 1), long(B),
+    )  # fmt: skip
+
+
+def index() -> sdk.SuffixIndex:
+    """With a finished text and two that are running."""
+    made = sdk.SuffixIndex()
+    for request in range(3):
+        made.add(request, [request])
+    made.finish(2)
+    return made
+
+
 def verifying() -> dict:
     out = sdk.Verified(long(B, N), short(B), short(B), short(B, N), torch.zeros(B, N), short(B), short(B))
     ends = sdk.Ends(long(B, 1) - 1, short(B) + 5, short(B) + 5, torch.zeros(B, dtype=torch.bool))
@@ -87,6 +104,7 @@ def verifying() -> dict:
         draft_vocab=sdk.DraftVocab(torch.arange(V), V),
         rule="token",
         token_bitmask=short(R, 1) - 1,
+        edits=edits(),
         return_logprobs=True,
         return_masks=None,
         ends=ends,
@@ -216,8 +234,22 @@ CASES = [
     )),
     Case("sample", sdk.sample, lambda: keys() | dict(
         logits=torch.zeros(B, V), sampling=sdk.SamplingParams(), token_bitmask=short(B, 1) - 1,
-        return_logprobs=True,
+        edits=edits(), return_logprobs=True,
     ), ("logits",)),
+    Case("edit_logits_", sdk.edit_logits_, lambda: dict(
+        logits=torch.zeros(R, V), edits=edits(), tree=chain(), target_rows=torch.arange(R).int(),
+        backend="reference",
+    ), ("logits", "tree", "edits")),
+    Case("TokenCounts", sdk.TokenCounts, lambda: dict(
+        slots=B, capacity=3, vocab_size=V, recent=1, device="cpu"
+    )),
+    Case("TokenCounts.reset_", sdk.TokenCounts(B, 3, V).reset_, lambda: dict(slots=torch.arange(B))),
+    Case("TokenCounts.set_prompt_", sdk.TokenCounts(B, 3, V).set_prompt_, lambda: dict(
+        slots=[0, 1], tokens=long(B, 4), lengths=[4, 3], num_output=[1, 0]
+    ), ("slots", "tokens", "lengths", "num_output")),
+    Case("TokenCounts.update_", sdk.TokenCounts(B, 3, V).update_, lambda: dict(
+        verified=long(B, 2), slots=torch.arange(B), backend="reference"
+    ), ("verified", "slots")),
     Case("sample", sdk.sample, lambda: keys() | dict(
         logits=torch.zeros(B, V), return_logprobs=sdk.Logprobs("raw", 2, long(B, 3)),
     ), ("logits",)),
@@ -233,6 +265,21 @@ CASES = [
     Case("ngram_tree", sdk.ngram_tree, lambda: texts(
         max_nodes=4, max_depth=3, branches=2, trust=[0.5, 1.0]
     ), ("tokens",)),
+    Case("SuffixIndex", sdk.SuffixIndex, lambda: dict(max_bytes=2**21)),
+    Case("SuffixIndex.add", lambda **given: index().add(**given), lambda: dict(
+        request=5, tokens=[1, 2], namespace="a", reads=["a", "b"]
+    )),
+    Case("SuffixIndex.extend", lambda **given: index().extend(**given), lambda: dict(
+        requests=[0, 1], tokens=long(2, 3), num_tokens=[3, 2]
+    ), ("requests", "tokens", "num_tokens")),
+    Case("SuffixIndex.finish", lambda **given: index().finish(**given), lambda: dict(request=1)),
+    Case("SuffixIndex.remove", lambda **given: index().remove(**given), lambda: dict(request=1)),
+    Case("SuffixIndex.draft", index().draft, lambda: dict(
+        requests=[0, 1], max_nodes=4, max_depth=3, candidates=2, min_match=3, trust=[0.5, 1.0]
+    )),
+    Case("SuffixDrafter", sdk.SuffixDrafter, lambda: dict(
+        index=index(), max_nodes=4, namespace="a", reads=["a"]
+    )),
     Case("grow_tree", sdk.grow_tree, lambda: dict(
         expand=expand, roots=long(B), max_nodes=4, max_depth=2, width=2
     ), ("roots",)),
@@ -458,7 +505,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "commit_state": dict(states="item size 0"),
     "draft_token": dict(node="zero"),
     "grow_tree": dict(roots="size 0"),
-    "fill_sglang": dict(verified=UNREAD),
+    "fill_sglang": dict(verified=UNREAD, predicts="size 0"),
     "fill_tensorrt_llm": dict(verified=UNREAD),
     "prometheus_text": dict(labels="empty", prefix="name"),
     "ngram_draft": dict(tokens="size 1"),
@@ -483,6 +530,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
 
 FIELDS = (
     sdk.Ends,
+    sdk.LogitEdits,
     sdk.TreeBitmask,
     sdk.Verified,
     sdk.SamplingMasks,

@@ -200,7 +200,7 @@ def test_memory_is_bounded_and_the_oldest_go_first():
     assert kept[0] == 0 and kept[1:] == list(range(40 - len(kept) + 1, 40)) and 10 < len(kept) < 20
     before = index.draft([0], 8)
     with pytest.raises(
-        ValueError, match="SuffixIndex.extend: the texts of running requests need more than max_bytes"
+        ValueError, match="SuffixIndex.extend: tokens must fit into max_bytes beside running texts"
     ):
         index.extend([0], torch.zeros((1, 2**17), dtype=torch.int64))
     assert len(index) == len(kept) and torch.equal(index.draft([0], 8).scores, before.scores)
@@ -292,28 +292,28 @@ def test_readers_work_beside_a_writer():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda index: index.add(1, [2]), "SuffixIndex.add: request 1 is in the index already"),
-        (lambda index: index.add(5, [-1]), "SuffixIndex.add: token -1 of request 5 is outside [0, 2**31)"),
+        (lambda index: index.add(1, [2]), "SuffixIndex.add: request must not be in the index, got 1"),
+        (lambda index: index.add(5, [-1]), "SuffixIndex.add: tokens must be in [0, 2**31), got -1"),
         (
             lambda index: index.extend([7], torch.ones(1, 1).long()),
-            "SuffixIndex.extend: request 7 is not in the index",
+            "SuffixIndex.extend: requests must be in the index, got 7",
         ),
         (
             lambda index: index.extend([1, 1], torch.ones(2, 1).long()),
-            "SuffixIndex.extend: request 1 is there twice",
+            "SuffixIndex.extend: requests must be distinct, got 1 twice",
         ),
         (
             lambda index: index.extend([2], torch.ones(1, 1).long()),
-            "SuffixIndex.extend: request 2 is finished",
+            "SuffixIndex.extend: requests must be running, got 2",
         ),
         (
             lambda index: index.extend([1], torch.ones(1, 1).long(), [2]),
-            "SuffixIndex.extend: the number of tokens of request 1 is outside [0, 1]",
+            "SuffixIndex.extend: num_tokens must be in [0, W] = [0, 1], got 2",
         ),
-        (lambda index: index.finish(2), "SuffixIndex.finish: request 2 is finished already"),
-        (lambda index: index.remove(8), "SuffixIndex.remove: request 8 is not in the index"),
-        (lambda index: index.unload(0), "SuffixIndex.unload: corpus 0 is not in the index"),
-        (lambda index: index.draft([8], 4), "SuffixIndex.draft: request 8 is not in the index"),
+        (lambda index: index.finish(2), "SuffixIndex.finish: request must be running, got 2"),
+        (lambda index: index.remove(8), "SuffixIndex.remove: request must be in the index, got 8"),
+        (lambda index: index.unload(0), "SuffixIndex.unload: corpus must be in the index, got 0"),
+        (lambda index: index.draft([8], 4), "SuffixIndex.draft: requests must be in the index, got 8"),
         (lambda index: index.draft([1], 0), "SuffixIndex.draft: max_nodes must be >= 1, got 0"),
         (
             lambda index: index.draft([1], 4, trust=[0.0]),
@@ -324,7 +324,7 @@ def test_readers_work_beside_a_writer():
             "SuffixIndex.load: tokens must have shape [N]",
         ),
         (lambda index: index.load(np.zeros(2)), "SuffixIndex.load: tokens must be an array of uint16"),
-        (lambda index: index.add(6, torch.ones(2)), "SuffixIndex.add: tokens must be of integers"),
+        (lambda index: index.add(6, torch.ones(2)), "SuffixIndex.add: tokens must be"),
         (lambda index: sdk.SuffixIndex(max_bytes=5), "SuffixIndex: max_bytes must be >= 1048576, got 5"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import INTEGERS, bad_type, bad_value, check_dim, check_int, check_numbers, check_tensor, what
+from .._checks import (
+    INTEGERS,
+    bad_type,
+    bad_value,
+    check_dim,
+    check_dtype,
+    check_int,
+    check_ints,
+    check_numbers,
+    check_tensor,
+    check_type,
+    what,
+)
 from .._ops import backends
 from ..tree import DraftTree
 from .ngram import TRUST, NgramTree
@@ -88,12 +101,9 @@ class SuffixIndex:
             TypeError: wrong types.
         """
         request = check_int("SuffixIndex.add", "request", request)
-        names = [namespace] if reads is None else list(dict.fromkeys(reads))
-        for argument, name in [("namespace", namespace), *(("reads", name) for name in names)]:
-            if not isinstance(name, str):
-                bad_type("SuffixIndex.add", argument, "must be of strings", what(name))
-        row = torch.as_tensor(tokens, dtype=torch.int64 if len(tokens) == 0 else None)
-        check_dim("SuffixIndex.add", "tokens", row, 1, "[L]")
+        check_type("SuffixIndex.add", "namespace", namespace, str, "a str")
+        names = [namespace] if reads is None else _names("SuffixIndex.add", "reads", reads)
+        row = _integers("SuffixIndex.add", "tokens", tokens)
         _call("SuffixIndex.add", self._native.add, request, namespace, names)
         try:
             self._extend("SuffixIndex.add", [request], row[None], [row.shape[0]])
@@ -123,6 +133,7 @@ class SuffixIndex:
         Notes:
             Tensors on a device are copied to the host, which waits for them.
         """
+        check_dtype("SuffixIndex.extend", "tokens", tokens, INTEGERS)
         check_dim("SuffixIndex.extend", "tokens", tokens, 2, "[B, W]")
         sizes = [tokens.shape[1]] * tokens.shape[0] if num_tokens is None else num_tokens
         self._extend("SuffixIndex.extend", requests, tokens, sizes)
@@ -157,6 +168,7 @@ class SuffixIndex:
             OSError: a file that cannot be read.
         """
         operation = "SuffixIndex.load"
+        check_type(operation, "namespace", namespace, str, "a str")
         array: Any = tokens
         if isinstance(tokens, (str, os.PathLike)):
             try:
@@ -230,7 +242,7 @@ class SuffixIndex:
         _call(
             operation, self._native.draft, torch.get_num_threads(), ids.data_ptr(), ids.shape[0],
             max_nodes, max_depth, candidates, min_match, trust,
-            tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(),
+            tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(), request="requests",
         )  # fmt: skip
         depth = max(max_depth, min(max_nodes - 1, 1))
         return NgramTree(DraftTree.from_parents(tokens, parents, max_depth=depth, check=False), scores)
@@ -238,6 +250,7 @@ class SuffixIndex:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all texts into a file, in NumPy's format .npz with a checksum. Corpora are files of their own
         and are not written. Raises `OSError` if the file cannot be written."""
+        _check_path("SuffixIndex.save", path)
         listed = self._native.list()
         rows = []
         for request, _, size, _ in listed:
@@ -261,6 +274,8 @@ class SuffixIndex:
             ValueError: a file of another kind, a damaged one, or one with more than `max_bytes` can hold.
             OSError: a file that cannot be read.
         """
+        _check_path("SuffixIndex.open", path)
+        max_bytes = check_int("SuffixIndex.open", "max_bytes", max_bytes, 2**20)
         tables = _read(path)
         index = cls(max_bytes=max_bytes)
         ends = np.cumsum(tables["sizes"])
@@ -293,15 +308,12 @@ class SuffixIndex:
             _integers(operation, "requests", requests),
             _integers(operation, "num_tokens", num_tokens),
         )
-        if tokens.dtype not in INTEGERS:
-            bad_type(operation, "tokens", "must be of integers", tokens.dtype)
         rows = tokens.to("cpu", torch.int64).contiguous()
         count, width = rows.shape
         check_tensor(operation, "requests", ids, "[B]", (count,), (torch.int64,), ids.device)
         check_tensor(operation, "num_tokens", sizes, "[B]", (count,), (torch.int64,), ids.device)
-        _call(
-            operation, self._native.extend, ids.data_ptr(), count, rows.data_ptr(), width, sizes.data_ptr()
-        )  # fmt: skip
+        arguments = (ids.data_ptr(), count, rows.data_ptr(), width, sizes.data_ptr())
+        _call(operation, self._native.extend, *arguments, request="requests")
 
 
 class SuffixDrafter:
@@ -334,8 +346,12 @@ class SuffixDrafter:
         reads: Iterable[str] | None = None,
         **options: Any,
     ) -> None:
-        self.index, self.max_nodes, self.options = index, max_nodes, options
-        self.namespace, self.reads = namespace, None if reads is None else list(reads)
+        check_type("SuffixDrafter", "index", index, SuffixIndex, "a SuffixIndex")
+        check_type("SuffixDrafter", "namespace", namespace, str, "a str")
+        self.index, self.options = index, options
+        self.max_nodes = check_int("SuffixDrafter", "max_nodes", max_nodes, 1)
+        self.namespace = namespace
+        self.reads = None if reads is None else _names("SuffixDrafter", "reads", reads)
         self._rows: list[tuple[int, Tensor]] = []  # the request of each row, and its text
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> NgramTree:
@@ -372,19 +388,36 @@ class SuffixDrafter:
 
 def _integers(operation: str, argument: str, values: Any) -> Tensor:
     """[B] int64 on the host."""
-    row = torch.as_tensor(values) if len(values) else torch.empty(0, dtype=torch.int64)
-    if row.dtype not in INTEGERS:
-        bad_type(operation, argument, "must be of integers", row.dtype)
-    check_dim(operation, argument, row, 1, "[B]")
-    return row.to("cpu", torch.int64).contiguous()
+    if isinstance(values, Tensor):
+        check_dtype(operation, argument, values, INTEGERS)
+        check_dim(operation, argument, values, 1, "[B]")
+        return values.to("cpu", torch.int64).contiguous()
+    return torch.tensor(check_ints(operation, argument, values), dtype=torch.int64, device="cpu")
 
 
-def _call(operation: str, function: Any, *arguments: Any) -> None:
-    """A function of the core, whose errors are told in the name of the operation."""
+def _names(operation: str, argument: str, names: Any) -> list[str]:
+    """Distinct namespaces."""
+    if isinstance(names, (str, Tensor)) or not isinstance(names, Iterable):
+        bad_type(operation, argument, "must be names in a list", what(names))
+    listed = list(names)
+    for name in listed:
+        check_type(operation, argument, name, str, "of str")
+    return list(dict.fromkeys(listed))
+
+
+def _check_path(operation: str, path: object) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        bad_type(operation, "path", "must be a path", what(path))
+
+
+def _call(operation: str, function: Any, *arguments: Any, request: str = "request") -> None:
+    """A function of the core, whose errors are told in the name of the operation. `request`: the argument
+    that has the requests."""
     try:
         function(*arguments)
     except ValueError as error:
-        raise ValueError(f"{operation}: {error}") from None
+        message = re.sub(r"^request\b", request, str(error))
+        raise ValueError(f"{operation}: {message}") from None
 
 
 def _checksum(tables: dict[str, Any]) -> int:
