@@ -156,6 +156,22 @@ def check_device(operation: str, argument: str, value: Tensor, device: torch.dev
         bad_type(operation, argument, f"must be on device {device}", value.device)
 
 
+def check_values(operation: str, argument: str, value: Tensor) -> None:
+    """Raise `TypeError` if `value` has none: it lies on the device "meta"."""
+    if value.is_meta:
+        bad_type(operation, argument, "must have values", "a tensor on device meta")
+
+
+def device_named(call: str, device: torch.device | str | None) -> torch.device:
+    """The device that an argument `device` names; None is the CPU."""
+    if device is not None and not isinstance(device, (torch.device, str)):
+        bad_type(call, "device", "must be a torch.device, its name or None", type(device).__name__)
+    try:
+        return torch.device(device or "cpu")
+    except RuntimeError:
+        bad_value(call, "device", "must be the name of a device", repr(device))
+
+
 def check_tensor(
     operation: str,
     argument: str,

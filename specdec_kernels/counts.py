@@ -20,6 +20,8 @@ from ._checks import (
     check_int,
     check_ints,
     check_tensor,
+    check_values,
+    device_named,
     what,
 )
 from ._memory import check_contiguous
@@ -90,6 +92,7 @@ class TokenCounts:
         capacity = check_int(call, "capacity", capacity, 1, UNUSED - 1)
         self.vocab_size: int = check_int(call, "vocab_size", vocab_size, 1, UNUSED)
         width = check_int(call, "recent", recent, 0, UNUSED)
+        device = device_named(call, device)
         place = (slots, capacity)
         self.tokens: Tensor = torch.full(place, UNUSED, dtype=torch.int32, device=device)
         self.prompt: Tensor = torch.zeros(place, dtype=torch.int32, device=device)
@@ -127,13 +130,16 @@ class TokenCounts:
             TypeError: neither a list of ints nor a tensor of integers.
 
         Notes:
-            Does not synchronise. A tensor must hold slots in [0, slots).
+            Does not synchronise. Numbers out of range in a tensor name no slot.
         """
-        chosen = slice(None) if slots is None else self._chosen("TokenCounts.reset_", slots)
-        self.tokens[chosen] = UNUSED
-        for zeros in (self.prompt, self.output, self.sizes):
-            zeros[chosen] = 0
-        self.recent[chosen] = -1
+        every = torch.arange(self.slots, device=self.sizes.device)
+        chosen = every if slots is None else self._chosen("TokenCounts.reset_", slots)
+        named = (every[:, None] == chosen).any(1)
+        self.tokens.masked_fill_(named[:, None], UNUSED)
+        self.sizes.masked_fill_(named, 0)
+        for counts in (self.prompt, self.output):
+            counts.masked_fill_(named[:, None], 0)
+        self.recent.masked_fill_(named[:, None], -1)
 
     def set_prompt_(
         self,
@@ -164,6 +170,7 @@ class TokenCounts:
         self._check_slots(call, chosen)
         check_dtype(call, "tokens", tokens, INTEGERS)
         check_dim(call, "tokens", tokens, 2, "[n, L]")
+        check_values(call, "tokens", tokens)
         count, longest = tokens.shape
         if count != len(chosen):
             bad_value(
@@ -255,6 +262,7 @@ class TokenCounts:
         if isinstance(slots, Tensor):
             check_dtype(operation, "slots", slots, INTEGERS)
             check_dim(operation, "slots", slots, 1, "[n]")
+            check_device(operation, "slots", slots, self.sizes.device)
             return slots.long()
         given = check_ints(operation, "slots", slots)
         self._check_slots(operation, given)

@@ -135,6 +135,7 @@ def edit_logits_(
     """
     call = "edit_logits_"
     check_dtype(call, "logits", logits, FLOATS)
+    check_type(call, "edits", edits, LogitEdits, "a LogitEdits")
     device = logits.device
     if tree is None:
         if target_rows is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import bad_type, bad_value, check_list
+from ._checks import bad_type, check_list, device_named
 
 
 def seeds_from_generators(
@@ -49,7 +49,7 @@ def seeds_from_generators(
         if generator is not None and not isinstance(generator, torch.Generator):
             rule = "must be a torch.Generator or None"
             bad_type(call, f"generators[{i}]", rule, type(generator).__name__)
-    where = _device_of(call, device)
+    where = device_named(call, device)
     fresh = [0] * len(listed)
     if None in listed:
         fresh = torch.randint(-(2**63), 2**63 - 1, (len(listed),), device="cpu").tolist()
@@ -59,15 +59,6 @@ def seeds_from_generators(
     if where.type == "cuda":
         return seeds.pin_memory().to(where, non_blocking=True)
     return seeds.to(where)
-
-
-def _device_of(call: str, device: torch.device | str | None) -> torch.device:
-    if device is not None and not isinstance(device, (torch.device, str)):
-        bad_type(call, "device", "must be a torch.device, its name or None", type(device).__name__)
-    try:
-        return torch.device(device or "cpu")
-    except RuntimeError:
-        bad_value(call, "device", "must be the name of a device", repr(device))
 
 
 def _signed(seed: int) -> int:

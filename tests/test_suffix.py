@@ -324,7 +324,7 @@ def test_readers_work_beside_a_writer():
             "SuffixIndex.load: tokens must have shape [N]",
         ),
         (lambda index: index.load(np.zeros(2)), "SuffixIndex.load: tokens must be an array of uint16"),
-        (lambda index: index.add(6, torch.ones(2)), "SuffixIndex.add: tokens must be"),
+        (lambda index: index.add(6, torch.ones(2)), "SuffixIndex.add: tokens must have dtype"),
         (lambda index: sdk.SuffixIndex(max_bytes=5), "SuffixIndex: max_bytes must be >= 1048576, got 5"),
     ],
 )

@@ -25,6 +25,7 @@ from .._checks import (
     check_numbers,
     check_tensor,
     check_type,
+    check_values,
     what,
 )
 from .._ops import backends
@@ -135,6 +136,7 @@ class SuffixIndex:
         """
         check_dtype("SuffixIndex.extend", "tokens", tokens, INTEGERS)
         check_dim("SuffixIndex.extend", "tokens", tokens, 2, "[B, W]")
+        check_values("SuffixIndex.extend", "tokens", tokens)
         sizes = [tokens.shape[1]] * tokens.shape[0] if num_tokens is None else num_tokens
         self._extend("SuffixIndex.extend", requests, tokens, sizes)
 
@@ -323,7 +325,7 @@ class SuffixDrafter:
         index: also of other drafters.
         max_nodes: number of nodes of a tree, the root included.
         namespace, reads: as of `SuffixIndex.add`.
-        options: of `SuffixIndex.draft`.
+        max_depth, candidates, min_match: as of `SuffixIndex.draft`.
 
     Notes:
         The rows of a batch are told apart by their texts: a row that does not continue the text of the call
@@ -344,12 +346,19 @@ class SuffixDrafter:
         *,
         namespace: str = "",
         reads: Iterable[str] | None = None,
-        **options: Any,
+        max_depth: int | None = None,
+        candidates: int = 64,
+        min_match: int = 2,
     ) -> None:
         check_type("SuffixDrafter", "index", index, SuffixIndex, "a SuffixIndex")
         check_type("SuffixDrafter", "namespace", namespace, str, "a str")
-        self.index, self.options = index, options
+        self.index = index
         self.max_nodes = check_int("SuffixDrafter", "max_nodes", max_nodes, 1)
+        if max_depth is not None:
+            check_int("SuffixDrafter", "max_depth", max_depth, 0)
+        check_int("SuffixDrafter", "candidates", candidates, 1)
+        check_int("SuffixDrafter", "min_match", min_match, 2)
+        self.options = {"max_depth": max_depth, "candidates": candidates, "min_match": min_match}
         self.namespace = namespace
         self.reads = None if reads is None else _names("SuffixDrafter", "reads", reads)
         self._rows: list[tuple[int, Tensor]] = []  # the request of each row, and its text
@@ -367,7 +376,8 @@ class SuffixDrafter:
         for request, _ in self._rows:
             self.index.finish(request)
         self._rows = rows
-        return self.index.draft([request for request, _ in rows], self.max_nodes, **self.options)
+        options: Any = self.options
+        return self.index.draft([request for request, _ in rows], self.max_nodes, **options)
 
     def reset(self, *batch: object) -> None:
         """The texts of the batch so far have ended; `generate` says so before another one."""
@@ -391,6 +401,7 @@ def _integers(operation: str, argument: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         check_dtype(operation, argument, values, INTEGERS)
         check_dim(operation, argument, values, 1, "[B]")
+        check_values(operation, argument, values)
         return values.to("cpu", torch.int64).contiguous()
     return torch.tensor(check_ints(operation, argument, values), dtype=torch.int64, device="cpu")
 
