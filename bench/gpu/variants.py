@@ -128,9 +128,11 @@ def verify() -> Iterator[Callable[[], object]]:
     forms += [(torch.bfloat16, tree, VOCAB, rule, cuts, numbered) for rule in ("token", "traversal")]
     bonus = {"bonus_tokens": torch.zeros(BATCH, dtype=torch.int64)}
     forms += [(torch.bfloat16, chain, VOCAB, rule, plain, bonus) for rule in ("match", "token", "traversal")]
-    forms += [
-        (torch.bfloat16, tree, VOCAB, rule, cuts, {"edits": _edits(VOCAB)}) for rule in ("match", "token")
-    ]
+    edited = {"edits": _edits(VOCAB)}
+    forms += [(torch.bfloat16, tree, VOCAB, rule, cuts, edited) for rule in ("match", "token")]
+    chosen = torch.zeros(BATCH, 2, dtype=torch.int64)
+    reports = {"return_logprobs": sdk.Logprobs(top=5, chosen=chosen), "return_masks": sdk.Masks("ids", 4096)}
+    forms += [(torch.bfloat16, tree, VOCAB, "token", cut, reports) for cut in CUTS]
     edited = {"edits": _edits(LARGE)}
     every = [(LARGE, "traversal", cuts, edited), (VOCAB, sdk.Lenient(1.5), cuts, {})]
     every += [(VOCAB, "traversal", cuts, {}), *((LARGE, "traversal", cut, {}) for cut in (cuts, plain))]
