@@ -38,7 +38,7 @@ FUNCTIONS = [
 ]
 MOVED = DEVICE != "cpu" or COPIED
 NAME = str(torch.empty(0, device=DEVICE).device)  # as messages have it
-HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier)
+HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier, sdk.TokenCounts)
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

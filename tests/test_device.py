@@ -120,7 +120,9 @@ def test_a_tensor_made_without_a_device_is_noticed():
 
 
 def test_every_operator_is_taken_there():
-    assert {*OPERATORS, "draft_token", "grow_tree"} <= set(FUNCTIONS)
+    """But for `TokenCounts.update_`, which is a method."""
+    named = {*OPERATORS, "draft_token", "grow_tree", "edit_logits_"} - {"edit_logits", "count_tokens"}
+    assert named <= set(FUNCTIONS)
     taken = [name for name in FUNCTIONS if hasattr(getattr(sdk, name), "__wrapped__")]
     assert taken == (FUNCTIONS if MOVED else [])
 

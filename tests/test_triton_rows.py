@@ -69,7 +69,7 @@ def test_rows_of_trees_agree(rule):
         check_agreement(arguments, rule, seed)
 
 
-@pytest.mark.parametrize("rule", EVERY if ALL else ["token"], ids=rule_name)
+@pytest.mark.parametrize("rule", EVERY if ALL else ["match"], ids=rule_name)
 def test_bonus_tokens_agree(rule):
     """With probabilities; with all rows, and without the last ones; and each request alone is the same."""
     for seed in range(4):

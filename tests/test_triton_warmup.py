@@ -304,7 +304,7 @@ def test_kernels_are_compiled_in_other_processes(tmp_path):
         text=True,
     )
     kernels, *said = run.stdout.splitlines()
-    assert kernels == "2 0", run.stderr
+    assert kernels == "3 0", run.stderr
     assert sorted(line.split(": ", 2)[1:] for line in said[:2]) == [
         ["1 of 2 compiled", said[0].split(": ")[-1]], ["2 of 2 compiled", said[1].split(": ")[-1]]
     ]  # fmt: skip

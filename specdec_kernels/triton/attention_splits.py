@@ -121,8 +121,8 @@ def _attention_splits_kernel(
     end = tl.minimum(start + length, prefix)
 
     offs_m = (packed + tl.arange(0, BLOCK_ROWS)).to(tl.uint32)
-    mask_m = offs_m // GROUP < nodes.to(tl.uint32)
-    first_node = (packed.to(tl.uint32) // GROUP).to(tl.int32)
+    mask_m = offs_m < nodes * GROUP
+    first_node = packed // GROUP
     offs_i = (offs_m // GROUP).to(tl.int32) - first_node
     query_head = kv_head * GROUP + (offs_m % GROUP).to(tl.int32)
     first_row = (begin + first_node).to(tl.int64)
