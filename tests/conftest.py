@@ -11,7 +11,7 @@ import torch
 
 import specdec_kernels
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=40, print_blob=True)
 hypothesis.settings.register_profile(
     "fast", parent=hypothesis.settings.get_profile("default"), max_examples=10
 )

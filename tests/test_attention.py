@@ -55,7 +55,7 @@ def weights_of(backend, problem):
     return dtype if backend == "triton" and dtype != F32 else None
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(options=problems())
 def test_against_dense_attention(options):
     problem = make(**options)

@@ -35,7 +35,7 @@ def test_stops_and_limits_inside_trees_are_lossless(name, rule):
 
 
 @given(cases(), st.sets(st.integers(0, 4), max_size=2), st.integers(1, 4), st.sampled_from(LOSSLESS))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_ends_in_any_tree_are_lossless(case, stops, limit, rule):
     case = dataclasses.replace(case, stops=frozenset(stops), limit=limit)
     law, _ = emitted(case, rule)

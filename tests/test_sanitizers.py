@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers"),
 ]
 ROOT = Path(__file__).parent.parent
-CALLS = 10_000
+CALLS = 5_000
 OPTIONS = dict(
     ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
     UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1",
