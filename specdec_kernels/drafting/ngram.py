@@ -150,13 +150,9 @@ def ngram_tree(
         [1.0, 0.5, 0.32, 0.25]
     """
     lengths, min_ngram, max_ngram = _check("ngram_tree", tokens, lengths, min_ngram, max_ngram)
-    max_nodes = check_int("ngram_tree", "max_nodes", max_nodes, 1)
-    max_depth = check_int("ngram_tree", "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
+    max_nodes, max_depth, trust = check_tree("ngram_tree", max_nodes, max_depth, trust)
     branches = check_int("ngram_tree", "branches", branches, 1)
     check_bool("ngram_tree", "cyclic", cyclic)
-    trust = check_numbers("ngram_tree", "trust", trust)
-    if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
-        bad_value("ngram_tree", "trust", "must be at least one number in (0, 1]", trust)
     shape, device = (tokens.shape[0], max_nodes), tokens.device
     drafted = torch.empty(shape, dtype=torch.int64, device=device)
     parents = torch.empty(shape, dtype=torch.int32, device=device)
@@ -175,9 +171,25 @@ def ngram_tree(
         out_scores=scores,
     )
     _ops.ngram_tree(call, backend)
-    # Unused nodes have depth 1.
-    depth = max(max_depth, min(max_nodes - 1, 1))
-    return NgramTree(DraftTree.from_parents(drafted, parents, max_depth=depth, check=False), scores)
+    return as_tree(drafted, parents, scores, max_depth)
+
+
+def check_tree(
+    operation: str, max_nodes: int, max_depth: int | None, trust: Sequence[float]
+) -> tuple[int, int, list[float]]:
+    """What bounds a tree of continuations, checked; a depth that is not given is the largest."""
+    max_nodes = check_int(operation, "max_nodes", max_nodes, 1)
+    max_depth = check_int(operation, "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
+    trust = check_numbers(operation, "trust", trust)
+    if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
+        bad_value(operation, "trust", "must be at least one number in (0, 1]", trust)
+    return max_nodes, max_depth, trust
+
+
+def as_tree(tokens: Tensor, parents: Tensor, scores: Tensor, max_depth: int) -> NgramTree:
+    """From [B, max_nodes] tensors, which a search has filled."""
+    depth = max(max_depth, min(tokens.shape[1] - 1, 1))  # unused nodes have depth 1
+    return NgramTree(DraftTree.from_parents(tokens, parents, max_depth=depth, check=False), scores)
 
 
 def _check(

@@ -22,15 +22,13 @@ from .._checks import (
     check_dtype,
     check_int,
     check_ints,
-    check_numbers,
     check_tensor,
     check_type,
     check_values,
     what,
 )
 from .._ops import backends
-from ..tree import DraftTree
-from .ngram import TRUST, NgramTree
+from .ngram import TRUST, NgramTree, as_tree, check_tree
 
 _DTYPES = {np.dtype(np.uint16): 0, np.dtype(np.int32): 1, np.dtype(np.uint32): 2, np.dtype(np.int64): 3}
 _FORMAT = "specdec_kernels.SuffixIndex 1"
@@ -229,13 +227,9 @@ class SuffixIndex:
         Source: chances by counts: Oliaro et al. 2024, SuffixDecoding.
         """
         operation = "SuffixIndex.draft"
-        max_nodes = check_int(operation, "max_nodes", max_nodes, 1)
-        max_depth = check_int(operation, "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
+        max_nodes, max_depth, trust = check_tree(operation, max_nodes, max_depth, trust)
         candidates = check_int(operation, "candidates", candidates, 1)
         min_match = check_int(operation, "min_match", min_match, 2)
-        trust = check_numbers(operation, "trust", trust)
-        if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
-            bad_value(operation, "trust", "must be at least one number in (0, 1]", trust)
         ids = _integers(operation, "requests", requests)
         shape = (ids.shape[0], max_nodes)
         tokens = torch.empty(shape, dtype=torch.int64, device="cpu")
@@ -246,8 +240,7 @@ class SuffixIndex:
             max_nodes, max_depth, candidates, min_match, trust,
             tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(), request="requests",
         )  # fmt: skip
-        depth = max(max_depth, min(max_nodes - 1, 1))
-        return NgramTree(DraftTree.from_parents(tokens, parents, max_depth=depth, check=False), scores)
+        return as_tree(tokens, parents, scores, max_depth)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all texts into a file, in NumPy's format .npz with a checksum. Corpora are files of their own
