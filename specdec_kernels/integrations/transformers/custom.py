@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..._checks import bad_value
+from .endings import stop_string_criterion
 from .generate import decode, streamers_of
 from .layers import filled, handed_back, taken
 from .model import Target
 from .options import check_options, lookup
-from .processing import prepared, stop_string_criterion
+from .processing import prepared
 from .prompts import prompts
 from .results import model_output, sequences
 

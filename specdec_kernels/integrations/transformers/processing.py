@@ -1,70 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits processors, which change raw logits before sampling, and the conditions that end a request."""
+"""Logits processors, which change raw logits before sampling, and ends, of every request of a call."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from operator import index
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..._checks import bad_type, bad_value, check_type
 from ...sampling import SamplingParams, unpack
+from .endings import Ending, ends_of, limits_of, stops_of, strings_of
 from .options import mixin
+from .processors import IDLE, kind_of, peeled, penalised, reads_text, warpers_of
 from .stateless import check_stateless
 
 T = TypeVar("T")
-
-# transformers' own processors. These read no text at all,
-_FREE = {
-    "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper",
-    "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "SuppressTokensLogitsProcessor",
-    "InfNanRemoveLogitsProcessor", "LogitNormalization",
-}  # fmt: skip
-# these read every row's own text, whatever the row's place,
-_ROWWISE = {
-    "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor", "RepetitionPenaltyLogitsProcessor",
-    "NoRepeatNGramLogitsProcessor", "SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor",
-    "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor", "ExponentialDecayLengthPenalty",
-    "SuppressTokensAtBeginLogitsProcessor", "WatermarkLogitsProcessor",
-}  # fmt: skip
-# these know a row by its place in the batch,
-_PLACED = {
-    "EncoderRepetitionPenaltyLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
-    "PrefixConstrainedLogitsProcessor",
-}  # fmt: skip
-# and these remember what they were called with.
-_STATEFUL = {"UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"}
-
-# At most lengths n of a text these change nothing.
-_IDLE: dict[str, Callable[[Any, int], bool]] = {
-    "MinLengthLogitsProcessor": lambda it, n: n >= it.min_length,
-    "MinNewTokensLengthLogitsProcessor": lambda it, n: n - it.prompt_length_to_skip >= it.min_new_tokens,
-    "ForcedBOSTokenLogitsProcessor": lambda it, n: n != 1,
-    "ForcedEOSTokenLogitsProcessor": lambda it, n: n != it.max_length - 1,
-    "SuppressTokensAtBeginLogitsProcessor": lambda it, n: n != it.begin_index,
-}
-
-_WARPERS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
-_FIELDS = ("temperature", "top_k", "top_p", "min_p")
-
-
-class Ends(NamedTuple):
-    """The conditions that end one request.
-
-    Attributes:
-        limit: most new tokens, >= 1.
-        stops: tokens that end it.
-        criteria: transformers' stopping criteria beyond length and stop tokens.
-    """
-
-    limit: int
-    stops: frozenset[int]
-    criteria: list[Any]
 
 
 class Processing:
@@ -95,7 +49,7 @@ class Processing:
         processors: Sequence[Sequence[Any]],
         warpers: Sequence[Sequence[Any]],
         sampling: SamplingParams,
-        ends: Sequence[Ends],
+        ends: Sequence[Ending],
         device: torch.device,
         operation: str = "generate",
     ) -> None:
@@ -113,10 +67,10 @@ class Processing:
         self._probed: set[tuple[int, int]] = set()
         self.processors: list[list[Any]] = [list(column) for column in zip(*processors, strict=True)]
         for column in self.processors:
-            if _kind(column[0]) == "stateful":
+            if kind_of(column[0]) == "stateful":
                 rule = "must answer equal calls equally: stateful processors cannot see drafts"
                 bad_value(operation, "logits_processor", rule, type(column[0]).__name__)
-            if _kind(column[0]) == "other":
+            if kind_of(column[0]) == "other":
                 column[:] = [copy.copy(processor) for processor in column]
 
     def apply(self, logits: Tensor, rows: Sequence[tuple[int, Sequence[int]] | None]) -> Tensor:
@@ -218,15 +172,15 @@ class Processing:
 
     def _processed(self, scores: Tensor, rows: list[tuple[int, Sequence[int]]]) -> Tensor:
         requests = [request for request, _ in rows]
-        texts = [self._text(*row) for row in rows] if any(map(_reads_text, self.processors)) else []
+        texts = [self._text(*row) for row in rows] if any(map(reads_text, self.processors)) else []
         for place, column in enumerate(self.processors):
-            kind = _kind(column[0])
+            kind = kind_of(column[0])
             if kind == "free":
                 scores = column[0](scores.new_zeros(len(rows), 1, dtype=torch.int64), scores)
             elif kind == "penalty":
-                scores = _penalised(column[0], texts, scores)
+                scores = penalised(column[0], texts, scores)
             elif kind == "rowwise":
-                idle = _IDLE.get(type(column[0]).__name__)
+                idle = IDLE.get(type(column[0]).__name__)
                 groups: dict[tuple[int, int], list[int]] = {}
                 for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
                     if idle is None or not idle(column[request], text.shape[0]):
@@ -250,7 +204,7 @@ class Processing:
             answer: Tensor = processor(text.repeat(batch, 1), scores.repeat(batch, 1))
             return answer
 
-        if _kind(processor) == "other" and (place, request) not in self._probed:
+        if kind_of(processor) == "other" and (place, request) not in self._probed:
             self._probed.add((place, request))
             shape = (batch, scores.shape[0])
             return check_stateless(self._operation, "logits_processor", processor, call, shape)[request]
@@ -296,9 +250,9 @@ def processing(
         ValueError, TypeError: an argument out of its range or of another kind.
     """
     batch, own = len(prompts), mixin(target)
-    stops = _repeated(_stops(stop_tokens, config, batch // times, operation), times)
-    strings = _repeated(_strings(stop_strings, config, batch // times, operation), times)
-    limits = _repeated(_limits(max_new_tokens, config, own, prompts[::times], operation), times)
+    stops = _repeated(stops_of(stop_tokens, config, batch // times, operation), times)
+    strings = _repeated(strings_of(stop_strings, config, batch // times, operation), times)
+    limits = _repeated(limits_of(max_new_tokens, config, own, prompts[::times], operation), times)
     processors = _callables(logits_processor, "logits_processor", operation)
     criteria = _callables(stopping_criteria, "stopping_criteria", operation)
     if sampling is not None:
@@ -346,13 +300,13 @@ def processing(
         except (TypeError, ValueError) as error:
             raise type(error)(f"{operation}: generation_config: {error}") from error
         lists.append(built[key])
-        default = Ends(limits[request], frozenset(stops[request]), [])
-        ends.append(_ends(endings[strings[request]], len(prompt), default))
+        default = Ending(limits[request], frozenset(stops[request]), [])
+        ends.append(ends_of(endings[strings[request]], len(prompt), default))
     if sampling is None:
-        lists, warpers, sampling = _peeled(lists, bool(config.do_sample))
+        lists, warpers, sampling = peeled(lists, bool(config.do_sample))
     else:
-        lists, warpers, _ = _peeled(lists, False)
-        tails = [_of_sampling(sampling, request) for request in range(batch)]
+        lists, warpers, _ = peeled(lists, False)
+        tails = [warpers_of(sampling, request) for request in range(batch)]
         warpers = [[*tail, *rest] for tail, rest in zip(tails, warpers, strict=True)]
     return Processing(prompts, lists, warpers, sampling, ends, device, operation)
 
@@ -368,118 +322,11 @@ def prepared(
 ) -> Processing:
     """The same of lists that transformers has built for a padded batch [B, L], which processors see."""
     lists = [list(logits_processor) for _ in contexts]
-    lists, warpers, sampling = _peeled(lists, do_sample)
-    ends = [_ends(stopping_criteria, contexts.shape[1], Ends(sys.maxsize, frozenset(), []))] * len(contexts)
+    lists, warpers, sampling = peeled(lists, do_sample)
+    ends = [ends_of(stopping_criteria, contexts.shape[1], Ending(sys.maxsize, frozenset(), []))] * len(
+        contexts
+    )
     return Processing(contexts.tolist(), lists, warpers, sampling, ends, device, operation)
-
-
-def stop_string_criterion(tokenizer: Any, stop_strings: Any, operation: str) -> Any:
-    """transformers' criterion for strings at the end of a text."""
-    from transformers import StopStringCriteria
-
-    strings = _strings(stop_strings, None, 1, operation)[0]
-    if strings is None:
-        bad_value(operation, "stop_strings", "must not be empty", stop_strings)
-    if tokenizer is None:
-        bad_value(operation, "tokenizer", "must be given with stop_strings", None)
-    return StopStringCriteria(tokenizer, list(strings))
-
-
-def _kind(processor: Any) -> str:
-    """How a processor may be called: "free", "penalty", "rowwise", "placed", "stateful" or "other"."""
-    cls = type(processor)
-    name = cls.__name__ if cls.__module__ == "transformers.generation.logits_process" else ""
-    if name == "RepetitionPenaltyLogitsProcessor":
-        ignored = processor.prompt_ignore_length
-        return "penalty" if ignored is None else "rowwise" if isinstance(ignored, int) else "placed"
-    kinds = {"free": _FREE, "rowwise": _ROWWISE, "placed": _PLACED, "stateful": _STATEFUL}
-    return next((kind for kind, names in kinds.items() if name in names), "other")
-
-
-def _reads_text(column: list[Any]) -> bool:
-    return _kind(column[0]) != "free"
-
-
-def _penalised(processor: Any, texts: list[Tensor], scores: Tensor) -> Tensor:
-    """Texts of all lengths in one call: what is ignored of a prompt may differ from row to row."""
-    longest = max(text.shape[0] for text in texts)
-    pads = [longest - text.shape[0] for text in texts]
-    ids = torch.stack(
-        [torch.nn.functional.pad(text, (pad, 0)) for text, pad in zip(texts, pads, strict=True)]
-    )
-    ignored = torch.tensor(pads, device=ids.device)
-    aligned = type(processor)(processor.penalty, prompt_ignore_length=ignored)
-    penalised: Tensor = aligned(ids, scores)
-    return penalised
-
-
-def _peeled(
-    lists: list[list[Any]], do_sample: bool
-) -> tuple[list[list[Any]], list[list[Any]], SamplingParams]:
-    """Split the last processors off where `SamplingParams` says the same: temperature, top-k, top-p, min-p.
-
-    Normalisation at the very end changes no law.
-    """
-    if not lists or not do_sample:
-        ends = [len(one) - bool(one and type(one[-1]).__name__ == "LogitNormalization") for one in lists]
-        split = list(zip(lists, ends, strict=True))
-        greedy = SamplingParams(temperature=0.0)
-        return [one[:end] for one, end in split], [one[end:] for one, end in split], greedy
-    names = [type(processor).__name__ for processor in lists[0]]
-    end = len(names) - (names[-1:] == ["LogitNormalization"])
-    values: dict[str, Any] = {}
-    for name, field in zip(reversed(_WARPERS), reversed(_FIELDS), strict=True):
-        warper = lists[0][end - 1] if end else None
-        if type(warper).__name__ == name and _kind(warper) == "free" and _plain(warper):
-            values[field], end = getattr(warper, field), end - 1
-    return (
-        [one[:end] for one in lists],
-        [one[end:] for one in lists],
-        SamplingParams(**values, order="min_p_last"),
-    )
-
-
-def _plain(warper: Any) -> bool:
-    return (
-        getattr(warper, "filter_value", -torch.inf) == -torch.inf
-        and getattr(warper, "min_tokens_to_keep", 1) == 1
-    )
-
-
-def _of_sampling(sampling: SamplingParams, request: int) -> list[Any]:
-    """transformers' warpers that do to a row what `sampling` does for one request."""
-    from transformers.generation import logits_process
-
-    values = sampling._asdict()
-    last = values.pop("order") == "min_p_last"
-    order = _FIELDS if last else ("temperature", "min_p", "top_k", "top_p")
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            values[name] = value[request].item() if value.dim() else value.item()
-    if values["temperature"] <= 0:
-        return []
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    made = []
-    for name in order:
-        value = int(values[name]) if name == "top_k" else float(values[name])
-        if value != off[name] and value >= 0:
-            made.append(getattr(logits_process, _WARPERS[_FIELDS.index(name)])(value))
-    return made
-
-
-def _ends(criteria: Sequence[Any], length: int, default: Ends) -> Ends:
-    """Lengths and stop tokens among the criteria replace the default; they need no calls."""
-    limits, stops, rest = [], [], []
-    for criterion in criteria:
-        cls = type(criterion)
-        name = cls.__name__ if cls.__module__ == "transformers.generation.stopping_criteria" else ""
-        if name == "MaxLengthCriteria":
-            limits.append(max(criterion.max_length - length, 1))
-        elif name == "EosTokenCriteria":
-            stops += criterion.eos_token_id.flatten().tolist()
-        else:
-            rest.append(criterion)
-    return Ends(min(limits, default=default.limit), frozenset(stops or default.stops), rest)
 
 
 def _reads_prompt(config: Any) -> bool:
@@ -522,94 +369,3 @@ def _iterable(given: Any, argument: str, operation: str) -> Iterable[Any]:
         bad_type(operation, argument, "must be a callable or a list of callables", type(given).__name__)
     values: Iterable[Any] = given
     return values
-
-
-def _stops(given: Any, config: Any, batch: int, operation: str) -> list[list[int]]:
-    """Stop tokens of every request."""
-    if given is None:
-        eos = config._eos_token_tensor
-        return [[] if eos is None else eos.tolist()] * batch
-    rule = "must be a collection of ints, or one such collection per request"
-    return _collections(given, batch, _token, "stop_tokens", rule, operation)
-
-
-def _strings(given: Any, config: Any, batch: int, operation: str) -> list[tuple[str, ...] | None]:
-    """Stop strings of every request, None where it has none."""
-    given = config.stop_strings if given is None else given
-    if given is None:
-        return [None] * batch
-    rule = "must be a string, a collection of strings, or one such collection per request"
-    given = [given] if isinstance(given, str) else given
-    return [
-        tuple(one) or None for one in _collections(given, batch, _string, "stop_strings", rule, operation)
-    ]
-
-
-def _collections(
-    given: Any, batch: int, read: Callable[[Any], T | None], argument: str, rule: str, operation: str
-) -> list[list[T]]:
-    """One list per request, of a collection for all of them or one collection for each."""
-    if isinstance(given, Tensor):
-        given = given.tolist()
-    if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__iter__"):
-        bad_type(operation, argument, rule, type(given).__name__)
-    given = [one.tolist() if isinstance(one, Tensor) else one for one in given]
-    nested = [not isinstance(one, (str, bytes, dict)) and hasattr(one, "__iter__") for one in given]
-    if not any(nested):
-        found = []
-        for one in given:
-            if (value := read(one)) is None:
-                bad_type(operation, argument, rule, f"a {type(one).__name__} in it")
-            found.append(value)
-        return [found] * batch
-    if not all(nested):
-        bad_type(operation, argument, rule, "a mixture of both")
-    if len(given) != batch:
-        bad_value(operation, argument, f"per request must be B = {batch} collections", len(given))
-    return [_collections(one, 1, read, argument, rule, operation)[0] for one in given]
-
-
-def _token(value: Any) -> int | None:
-    try:
-        return None if isinstance(value, bool) else index(value)
-    except TypeError:
-        return None
-
-
-def _string(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _limits(given: Any, config: Any, own: Any, prompts: Sequence[Sequence[int]], operation: str) -> list[int]:
-    """Most new tokens of every request."""
-    given = config.max_new_tokens if given is None else given
-    if given is not None:
-        rule = "must be an int, or one int per request"
-        limits = given.tolist() if isinstance(given, Tensor) else given
-        if hasattr(limits, "__iter__") and not isinstance(limits, (str, bytes, dict, set, frozenset)):
-            limits = list(limits)
-            if len(limits) != len(prompts):
-                bad_value(operation, "max_new_tokens", f"must have length B = {len(prompts)}", len(limits))
-        else:
-            limits = [limits] * len(prompts)
-        found = []
-        for limit in limits:
-            if (value := _token(limit)) is None:
-                bad_type(operation, "max_new_tokens", rule, limit)
-            found.append(value)
-        if min(found) < 1:
-            bad_value(operation, "max_new_tokens", "must be >= 1", min(found))
-        return found
-    longest = max(map(len, prompts))
-    if config.max_length is not None:
-        if longest >= config.max_length:
-            rule = f"must be shorter than generation_config.max_length = {config.max_length}"
-            bad_value(operation, "input_ids", rule, f"a prompt of {longest}")
-        return [config.max_length - len(prompt) for prompt in prompts]
-    most = own.generation_config._get_default_generation_params()["max_length"]
-    positions = getattr(own.config, "max_position_embeddings", None)
-    if positions is None:
-        return [most] * len(prompts)
-    if longest >= positions:
-        bad_value(operation, "input_ids", f"must be shorter than the model's {positions} positions", longest)
-    return [min(most, positions - len(prompt)) for prompt in prompts]
