@@ -454,7 +454,7 @@ def test_a_step_synchronises_once_beside_its_drafter(monkeypatch):
     steps = []
 
     def draft(text, lengths):
-        steps.append(reads.pop("generate.py", 0))
+        steps.append(reads.pop("loop.py", 0))
         return torch.tensor([[3, 4], [5, -1]]).expand(2, 2)
 
     got = generate(TARGET, draft, [[1, 2, 3], [4, 5]], max_new_tokens=6, sampling=GREEDY, budget=None)
