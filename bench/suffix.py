@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import specdec_kernels as sdk
+from specdec_kernels.drafting.ngram import TRUST
 
 VOCAB, NODES, BATCH, STEP = 32_000, 32, 8, 6
 
@@ -45,6 +46,19 @@ def main(quick: bool) -> int:
     return 0
 
 
+def search(index: sdk.SuffixIndex, request: int) -> Callable[[], object]:
+    """100 native calls, which make no tensors."""
+    ids, tokens = torch.tensor([request]), torch.empty(NODES, dtype=torch.int64)
+    parents, scores = torch.empty(NODES, dtype=torch.int32), torch.empty(NODES)
+
+    def call() -> None:
+        outputs = [tensor.data_ptr() for tensor in (tokens, parents, scores)]
+        for _ in range(100):
+            index._native.draft(1, ids.data_ptr(), 1, NODES, NODES - 1, 64, 2, list(TRUST), *outputs)
+
+    return call
+
+
 def one_round(
     corpus: np.ndarray, context: torch.Tensor, running: torch.Tensor, times: dict[str, list[float]]
 ) -> tuple[float, float]:
@@ -66,6 +80,7 @@ def one_round(
         (f"texts of {BATCH} requests, {STEP} tokens of each a call, a token", running.numel(), extend),
         (f"a text of {len(context)} tokens, a token", len(context), lambda: live.add(BATCH, context)),
         (f"draft of {NODES} nodes for that text", 100, drafts([BATCH])),
+        ("the search of that draft alone", 100, search(live, BATCH)),
         (f"drafts of {NODES} nodes for {BATCH} requests", 100, drafts(batch)),
         (
             "ngram_tree, that text",

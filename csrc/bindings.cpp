@@ -396,6 +396,8 @@ void bind_suffix_index(py::module_& m) {
           Free(), py::arg("threads"), py::arg("requests"), py::arg("count"), py::arg("max_nodes"),
           py::arg("max_depth"), py::arg("candidates"), py::arg("min_match"), py::arg("trust"),
           py::arg("out_tokens"), py::arg("out_parents"), py::arg("out_scores"))
+      .def("size", &I::size, Free())
+      .def("contains", &I::contains, Free(), py::arg("request"))
       .def("list",
            [](const I& index) {
              py::list listed;

@@ -537,6 +537,16 @@ void SuffixIndex::draft(const int64_t* requests, int64_t count, const SuffixDraf
   team.items(count, 1, [&](Worker&, int64_t b) { Search(*this, args, b).run(*texts[b]); });
 }
 
+int64_t SuffixIndex::size() const {
+  const auto lock = mutex_.reading();
+  return static_cast<int64_t>(texts_.size());
+}
+
+bool SuffixIndex::contains(int64_t request) const {
+  const auto lock = mutex_.reading();
+  return texts_.contains(request);
+}
+
 std::vector<SuffixIndex::Listed> SuffixIndex::list() const {
   const auto lock = mutex_.reading();
   std::vector<Listed> listed;

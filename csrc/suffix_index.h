@@ -155,6 +155,9 @@ class SuffixIndex {
   void unload(int64_t corpus);
   void draft(const int64_t* requests, int64_t count, const SuffixDraft& args, int threads) const;
 
+  int64_t size() const;  // texts
+  bool contains(int64_t request) const;
+
   struct Listed {
     int64_t request;
     std::string name;

@@ -188,8 +188,13 @@ def check_tree(
 
 def as_tree(tokens: Tensor, parents: Tensor, scores: Tensor, max_depth: int) -> NgramTree:
     """From [B, max_nodes] tensors, which a search has filled."""
-    depth = max(max_depth, min(tokens.shape[1] - 1, 1))  # unused nodes have depth 1
-    return NgramTree(DraftTree.from_parents(tokens, parents, max_depth=depth, check=False), scores)
+    nodes, rows = tokens.shape[1], tokens.numel()
+    depth = max(max_depth, min(nodes - 1, 1))  # unused nodes have depth 1
+    cu_nodes = torch.arange(0, rows + 1, nodes, dtype=torch.int32, device=tokens.device)
+    kinds = torch.zeros(rows, dtype=torch.uint8, device=tokens.device)  # Proposal.POINT
+    return NgramTree(
+        DraftTree._made(tokens.view(-1), parents.view(-1), cu_nodes, kinds, nodes, depth), scores
+    )
 
 
 def _check(

@@ -290,10 +290,11 @@ class SuffixIndex:
 
     def __len__(self) -> int:
         """How many texts there are, running and finished."""
-        return len(self._native.list())
+        return int(self._native.size())
 
     def __contains__(self, request: int) -> bool:
-        return any(text[0] == request for text in self._native.list())
+        """Whether there is a text of this request, running or finished."""
+        return bool(self._native.contains(check_int("SuffixIndex.__contains__", "request", request)))
 
     def __repr__(self) -> str:
         return f"SuffixIndex(texts={len(self)}, corpora={len(self._corpora)}, nbytes={self.nbytes})"
