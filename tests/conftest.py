@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests share."""
 
+import os
 from importlib.util import find_spec
+
+# Processes test at once, and threads that wait for each other take time from them. Tests of threads ask torch
+# for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import device
 import each

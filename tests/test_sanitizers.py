@@ -59,6 +59,8 @@ def run_tests_of_hostile_input(build):
         LD_PRELOAD=" ".join(runtime),
         **OPTIONS,
         PYTHONPATH=str(build),
+        OMP_NUM_THREADS="2",
+        OMP_WAIT_POLICY="passive",
     )
     tests = [
         str(ROOT / "tests" / name)
