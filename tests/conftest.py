@@ -72,9 +72,8 @@ def operators_on_device(monkeypatch):
     """What tests call runs on the device under test."""
     for name in device.FUNCTIONS:
         monkeypatch.setattr(specdec_kernels, name, device.on_device(getattr(specdec_kernels, name)))
-    for name in ("forward", "commit"):
-        method = getattr(specdec_kernels.SpeculativeVerifier, name)
-        monkeypatch.setattr(specdec_kernels.SpeculativeVerifier, name, device.on_device(method))
+    for owner, name in device.METHODS:
+        monkeypatch.setattr(owner, name, device.on_device(getattr(owner, name)))
 
 
 @pytest.fixture

@@ -36,6 +36,11 @@ FUNCTIONS = [
     for name in sdk.__all__
     if inspect.isfunction(function := getattr(sdk, name)) and "integrations" not in function.__module__
 ]
+METHODS = [
+    (sdk.SpeculativeVerifier, "forward"),
+    (sdk.SpeculativeVerifier, "commit"),
+    (sdk.TokenCounts, "update_"),
+]
 MOVED = DEVICE != "cpu" or COPIED
 NAME = str(torch.empty(0, device=DEVICE).device)  # as messages have it
 HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier, sdk.TokenCounts)

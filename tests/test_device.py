@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device import FUNCTIONS, MOVED, moving, to_device
+from device import FUNCTIONS, METHODS, MOVED, moving, to_device
 from each import BACKENDS, DEVICE
 
 import specdec_kernels as sdk
@@ -76,6 +76,13 @@ def test_writes_come_back_and_results_are_what_was_given():
     assert fresh.device.type == "cpu" and fresh.tolist() == [[6] * 3] * 3
 
 
+def test_counts_come_back():
+    counts = sdk.TokenCounts(1, 4, 9)
+    verified = sdk.verify(torch.eye(9)[:2] * 99, sdk.DraftTree.chain(torch.tensor([[0]])), rule="match")
+    moving(sdk.TokenCounts.update_)(counts, verified)
+    assert counts.sizes.tolist() == [2] and counts.output[0, :2].tolist() == [1, 1]
+
+
 def test_writes_come_back_from_a_call_that_raises():
     state = torch.zeros(2)
 
@@ -120,11 +127,12 @@ def test_a_tensor_made_without_a_device_is_noticed():
 
 
 def test_every_operator_is_taken_there():
-    """But for `TokenCounts.update_`, which is a method."""
+    """`count_tokens` is a method."""
     named = {*OPERATORS, "draft_token", "grow_tree", "edit_logits_"} - {"edit_logits", "count_tokens"}
     assert named <= set(FUNCTIONS)
-    taken = [name for name in FUNCTIONS if hasattr(getattr(sdk, name), "__wrapped__")]
-    assert taken == (FUNCTIONS if MOVED else [])
+    every = [*((sdk, name) for name in FUNCTIONS), *METHODS]
+    taken = [name for name in every if hasattr(getattr(*name), "__wrapped__")]
+    assert taken == (every if MOVED else [])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
