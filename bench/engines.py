@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 
 import specdec_kernels as sdk
-from specdec_kernels import _tree_refresh
-from specdec_kernels._ops import backends
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 from specdec_kernels.integrations.sglang.sample import EagleSample
 from specdec_kernels.integrations.vllm import runner1
@@ -44,10 +42,6 @@ def sglang(backend: str) -> Iterator[Step]:
         get_spec=lambda: spec,
         simulates=False,
         sanitize_nan_logits=lambda logits, message: None,
-    )
-    # `refresh_` has no argument for this, and tensors on the host would choose another.
-    _tree_refresh.backends = SimpleNamespace(
-        filler=lambda *given: backends.kernels("verify", backend, given[0].device.type)
     )
     step = EagleSample(lambda *args, **more: None, engine, backend)
     for shape, nodes, topk in (("path of 6", STEPS + 1, 1), ("tree of 16", 16, 2)):

@@ -258,6 +258,15 @@ def _links(dtype: torch.dtype, tokens: torch.dtype | None) -> None:
     enter_links(given, links, links, rows, nodes, (nodes, nodes))
 
 
+def _paths(tokens: torch.dtype, predicts: torch.dtype, index: torch.dtype) -> None:
+    """`fill_sglang` with arrays of these dtypes."""
+    from .triton.layouts import enter_path
+
+    path, out = torch.full((1, 1), -1, dtype=torch.int32), torch.zeros(1, dtype=predicts)
+    given = torch.zeros((1, 1), dtype=tokens), path, torch.zeros(2, dtype=torch.int32)
+    enter_path(*given, (out, torch.zeros((1, 1), dtype=index)), clear=False)
+
+
 def _chains(drafts: torch.dtype, sums: torch.dtype) -> None:
     """`DraftTree.chain` of sums."""
     from .triton.chains import enter_chains
@@ -275,6 +284,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = dict(
     count=_count,
     counts=_counts,
     links=_links,
+    paths=_paths,
     chains=_chains,
 )
 

@@ -15,7 +15,7 @@ Links = tuple[Tensor, Tensor]
 def chains(drafts: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens [R] int64, parents [R] int32 and row offsets [B + 1] int32 of chains: roots of -1, and drafted
     tokens [S] in the order of the requests, whose numbers have the inclusive sums [B]."""
-    filler = backends.filler(drafts, cu_drafts)
+    filler = backends.filler("enter_chains", "auto", drafts, cu_drafts)
     if filler is None:
         tokens, cu_nodes, node = topology.with_roots(drafts.long(), cu_drafts)
         return tokens, (node - 1).int(), cu_nodes
@@ -30,7 +30,7 @@ def chains(drafts: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def linked(next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Links]:
     """Parents [R] int32 of trees that are given by links [B, N], and copies of the links, [R] int32 each."""
-    filler = backends.filler(next_token, next_sibling)
+    filler = backends.filler("enter_links", "auto", next_token, next_sibling)
     if filler is None:
         parents = topology.parents_from_links(next_token, next_sibling).int().flatten()
         return parents, (_copied(next_token), _copied(next_sibling))
@@ -41,7 +41,7 @@ def linked(next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Links]:
 
 def linked_tokens(tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Tensor, Links]:
     """The same with tokens [R] int64 before them: of roots -1, of other nodes [B, N - 1]."""
-    filler = backends.filler(tokens, next_token, next_sibling)
+    filler = backends.filler("enter_links", "auto", tokens, next_token, next_sibling)
     if filler is None:
         rows = torch.nn.functional.pad(tokens.long(), (1, 0), value=-1).flatten()
         return rows, *linked(next_token, next_sibling)

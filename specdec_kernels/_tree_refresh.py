@@ -68,7 +68,7 @@ class Refresh:
         if self._proposals is not None:
             tree.proposals.view(self._proposals.shape).copy_(self._proposals)
         if self._links is not None and self._contiguous():
-            filler = backends.filler(self._tokens, *self._links, tree.tokens)
+            filler = backends.filler("enter_links", "auto", self._tokens, *self._links, tree.tokens)
             if filler is not None:
                 filler.enter_links(self._tokens, *self._links, tree.tokens, tree.parents, tree.links)
                 return

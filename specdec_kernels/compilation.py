@@ -130,7 +130,7 @@ def warmup(
             given, whether a penalty is on, and whether bad words have several tokens.
         ends: what calls pass, one for each choice of fields that are given. Values need no kernels of their
             own.
-        links: whether trees come from `DraftTree.from_links`, and are refreshed.
+        links: whether trees come from `DraftTree.from_links`, and are refreshed; with `fill_sglang` as well.
         target_rows: whether calls of `verify` pass it.
         bonus_tokens: dtypes of those that calls pass, None = none. With them, calls with and without rows of
             last nodes are compiled for, and no trees of links.
@@ -229,6 +229,7 @@ def warmup(
         tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
     if True in links:
         tasks += [Task("links", dtypes) for dtypes in product(WIDTHS, (*WIDTHS, None))]
+        tasks += [Task("paths", dtypes) for dtypes in product(token_dtypes, WIDTHS, WIDTHS)]
     if cu_drafts:
         tasks += [Task("chains", dtypes) for dtypes in product(WIDTHS, WIDTHS)]
     if any(one is not None and one.counts is not None for one in ones):

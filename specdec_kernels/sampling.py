@@ -46,13 +46,14 @@ def _checked(cls: Class) -> Class:
     there.
     """
     named: Any = cls
-    plain = named.__new__
+    plain, defaults = named.__new__, named._field_defaults
 
     @wraps(plain)
     def new(cls: Any, *args: object, **kwargs: object) -> Any:
         *values, order = plain(cls, *args, **kwargs)
         for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
-            if not isinstance(value, Tensor):
+            default = defaults[name]
+            if not isinstance(value, Tensor) and (type(value) is not type(default) or value != default):
                 values[place] = _number("SamplingParams", name, value, *_RANGES[name])
         check_name("SamplingParams", "order", order, ORDERS)
         return plain(cls, *values, order)

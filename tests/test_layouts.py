@@ -9,9 +9,12 @@ import types
 import pytest
 import torch
 from cases import random_case
+from each import BACKENDS
 from synchronisation import no_synchronisation
 
 import specdec_kernels as sdk
+from specdec_kernels import _compiling
+from specdec_kernels._ops import backends
 from specdec_kernels.integrations import layouts
 
 KEEPS = -77  # what entries that are not written hold
@@ -160,6 +163,34 @@ def test_too_little_room_is_refused():
             accepted_lengths_cumsum=torch.empty(batch + 1).int(),
             paths_offsets=torch.empty(batch * (width - 1) - 1).int(),
         )
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_paths_are_entered_in_one_launch_on_triton(monkeypatch, dtype):
+    """Of ragged trees, and of offsets that are none; after `warmup` nothing is compiled."""
+    import ptx_emulator
+    from specdec_kernels import triton
+    from specdec_kernels.triton import dispatch
+
+    monkeypatch.setattr(backends, "filler", lambda *given: triton)
+    _compiling.Task("paths", (torch.int64, dtype, dtype)).run(torch.device("cpu"))
+    before = len(dispatch.Launch.met)
+    for seed in range(4):
+        given = random_case(seed, hostile=seed % 2 == 1)
+        verified, tree = sdk.verify(**given, rule="match"), given["tree"]
+        with ptx_emulator.count() as launches:
+            filled = filled_sglang(verified, tree, dtype, spare=seed % 2)
+        assert filled == plain_sglang(verified, tree) and len(launches) == 1
+    batch = tree.batch_size
+    for offsets in ([-9] + [10**6] * batch, [tree.tokens.numel() - 1] * (batch + 1)):
+        other = sdk.DraftTree(
+            tree.tokens, tree.parents, torch.tensor(offsets).int(), tree.proposals, 8, tree.max_depth
+        )
+        found = filled_sglang(verified, other, dtype)
+        index = {row for line in found["accept_index"] for row in line}
+        assert {row for row, token in enumerate(found["predicts"]) if token != KEEPS} <= index
+    assert len(dispatch.Launch.met) == before
 
 
 EDITS = {

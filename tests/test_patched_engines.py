@@ -218,8 +218,8 @@ def test_nothing_synchronises():
 
 
 BEYOND_VERIFY = {
-    "LMDeploy, path of 6, B = 1": (4, 4),
-    "LMDeploy, path of 6, B = 32": (6, 6),  # `verify` copies seeds and positions, which are strided
+    "LMDeploy, path of 6, B = 1": (6, 6),
+    "LMDeploy, path of 6, B = 32": (6, 6),
     "TensorRT-LLM, tree of 16, B = 1": (9, 8),
     "TensorRT-LLM, tree of 16, B = 32": (10, 9),  # the stand-in gives drafted tokens that are strided
 }
@@ -238,3 +238,17 @@ def test_operators_and_memory_of_a_step_beyond_verify(monkeypatch):
             counts.append((counted.operators, counted.tensors))
         found[step.name] = tuple(a - b for a, b in zip(*counts, strict=True))
     assert found == BEYOND_VERIFY
+
+
+def test_arrays_of_other_shapes_are_refused():
+    """Before anything reads them."""
+    inputs = sampling_inputs(2, 2, random_seeds=torch.arange(2), random_offsets=torch.arange(2))
+    rule = r"^rejection_sample: random_seeds must have shape \[B \* \(K \+ 1\)\] = \[6\], got \[4\]"
+    with pytest.raises(ValueError, match=rule):
+        lmdeploy.rejection_sample(torch.zeros(2, 3, 4), torch.zeros(2, 2).long(), inputs)
+    (step,) = (step for step in engines.functions() if step.name == "TensorRT-LLM, tree of 16, B = 32")
+    for place, name in ((0, "draft_tokens"), (2, "retrieve_next_token"), (3, "retrieve_next_sibling")):
+        given = list(step.run.args)
+        given[place] = given[place][:-1]
+        with pytest.raises(ValueError, match=rf"^verify_dynamic_tree_rejection_out: {name} must have shape"):
+            step.run.func(*given)

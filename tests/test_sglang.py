@@ -481,24 +481,46 @@ def test_an_engine_writes_the_same_greedy_text_in_fewer_steps(engine):
     assert answer["meta_info"]["spec_verify_ct"] < 25
 
 
-@pytest.mark.parametrize(("shape", "operators", "tensors"), [("chain", 6, 2), ("tree", 7, 3)])
-def test_operators_and_memory_of_a_step_beyond_verify(engine, monkeypatch, shape, operators, tensors):
-    """docs/sglang.md has these numbers."""
+def counted_beyond_verify(engine, monkeypatch, shape, counted):
+    """Count in a step, which does not synchronise, but not within `verify`. Returns the results."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     parents, width, topk = (range(-1, 4), 5, 1) if shape == "chain" else ([-1, 0, 0, 1, 1], 3, 2)
     tree = stand_in.verify_input(torch.zeros(2, 5).long(), parents, width, tree_topk=topk)
-    info, logits, lens = sampled(2), torch.randn(10, VOCAB), torch.arange(2)
+    info, logits, lens = sampled(2), torch.eye(10, VOCAB), torch.arange(2)
     info.sampling_seed = torch.arange(2)
     within = Counted()
 
-    def counted_verify(*args, **more):
+    def counted_verify(*args, backend, **more):
         with within:
             return sdk.verify(*args, **more)
 
-    verify(engine, tree, logits, info, lens)
     monkeypatch.setattr(sample, "verify", counted_verify)
-    counted = Counted()
+    verify(engine, tree, logits, info, lens)
+    within.operators = within.tensors = 0
     with no_synchronisation(), counted:
-        verify(engine, tree, logits, info, lens)
-    assert counted.operators - within.operators == operators
-    assert counted.tensors - within.tensors == tensors
+        results = verify(engine, tree, logits, info, lens)
+    counted.operators -= within.operators
+    counted.tensors -= within.tensors
+    return results
+
+
+@pytest.mark.parametrize("shape", ["chain", "tree"])
+def test_operators_and_memory_of_a_step_beyond_verify(engine, monkeypatch, shape):
+    """docs/sglang.md has these numbers."""
+    counted = Counted()
+    counted_beyond_verify(engine, monkeypatch, shape, counted)
+    assert (counted.operators, counted.tensors) == (7, 3)
+
+
+@pytest.mark.parametrize(("shape", "launches"), [("chain", 1), ("tree", 2)])
+def test_launches_of_a_step_beyond_verify_on_triton(engine, monkeypatch, shape, launches):
+    """docs/sglang.md has these numbers. Results are those of torch's operators."""
+    import ptx_emulator
+
+    expected = counted_beyond_verify(engine, monkeypatch, shape, Counted())
+    engine.plugin.backend, engine.plugin._arrays, counted = "triton", {}, Counted()
+    counted_beyond_verify(engine, monkeypatch, shape, Counted())
+    with ptx_emulator.count() as launched:
+        results = counted_beyond_verify(engine, monkeypatch, shape, counted)
+    assert all(map(torch.equal, results, expected))
+    assert (len(launched), counted.operators, counted.tensors) == (2 * launches, 1, 1)

@@ -99,8 +99,8 @@ def ngrams() -> Iterator[Callable[[], object]]:
 
 
 def links() -> Iterator[Callable[[], object]]:
-    """Of `DraftTree.refresh_` and `from_links`, and chains of sums."""
-    from specdec_kernels.triton import enter_chains, enter_links
+    """Of `DraftTree.refresh_` and `from_links`, chains of sums, and kept paths in SGLang's arrays."""
+    from specdec_kernels.triton import enter_chains, enter_links, enter_path
 
     tokens, rows = torch.zeros(BATCH, NODES, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int32)
     for dtype in (torch.int64, torch.int32):
@@ -109,6 +109,10 @@ def links() -> Iterator[Callable[[], object]]:
             yield lambda a=(given, *links): enter_links(*a, tokens.flatten(), rows, (rows, rows))
         drafts, sums = tokens[:, 1:].flatten().to(dtype), torch.arange(BATCH, dtype=dtype)
         yield lambda a=(drafts, sums): enter_chains(*a, tokens.flatten(), rows, rows)
+        path, filled = rows.view(BATCH, NODES), (rows, rows.view(BATCH, NODES))
+        emitted = tokens.to(dtype)
+        for clear in (False, True):
+            yield lambda a=(emitted, path, rows, filled, clear): enter_path(*a)
 
 
 def verify() -> Iterator[Callable[[], object]]:

@@ -45,16 +45,21 @@ def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None
     return _triton()[0] if name == "triton" else None
 
 
-def filler(*given: Tensor | None) -> ModuleType | None:
-    """The native or the Triton backend, whose `enter_chains` and `enter_links` make trees of these tensors in
-    one call; None where operators of torch have to: inside of tracers, of other devices, of subclasses."""
+def filler(operation: str, backend: str, *given: Tensor | None) -> ModuleType | None:
+    """The native or the Triton backend, if it verifies trees of these tensors and has `enter_chains`,
+    `enter_links` or `enter_path`, which fill arrays in one call. None where operators of torch have to:
+    inside of tracers, of other devices, of subclasses."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return None
     tensors = [tensor for tensor in given if tensor is not None]
     if not {Tensor}.issuperset(map(type, tensors)):
         return None
-    name = choose("enter_links", tensors[0].device.type)[0]
-    return None if name == "reference" else _module(name)[0]
+    device_type = tensors[0].device.type
+    name = choose("verify", device_type)[0] if backend == "auto" else backend
+    if name == "reference" or (name == backend and _why_not(name, operation, device_type, ())):
+        return None
+    module = _module(name)[0]
+    return module if hasattr(module, operation) else None
 
 
 def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:

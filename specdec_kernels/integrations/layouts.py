@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `verify` found, written into the arrays that engines keep for it: a few torch operators, in place.
+"""What `verify` found, written into the arrays that engines keep for it, in place: by a few operators of
+torch, or by one launch.
 
 Neither function reads a value on the host, so both can be captured in a CUDA graph behind `verify`.
 """
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .._checks import bad_value, check_device, check_dim, check_dtype, check_tensor, check_type
 from .._kept import kept
+from .._ops import backends
 from ..tree import DraftTree
 from ..verification import Verified
 
@@ -40,7 +42,8 @@ def fill_sglang(
         TypeError: wrong types, dtypes or devices.
 
     Notes:
-        An empty request has -1 in all of `accept_index`, and 0.
+        An empty request has -1 in all of `accept_index`, and 0. On a GPU paths take one launch, of a kernel
+        that `warmup(links=[True])` or the first call compiles, before a capture.
 
     Source: SGLang's `tree_speculative_sampling_target_only`, as of November 2026.
 
@@ -71,7 +74,12 @@ def fill_sglang(
     ):
         check_tensor(call, argument, value, symbols, shape, _INTEGERS, path.device)
     accept_token_num.copy_(verified.num_accepted)
-    starts, spare = tree.cu_nodes[:-1].unsqueeze(1), predicts.shape[0] > rows
+    cu_nodes, tokens = tree.cu_nodes.contiguous(), verified.tokens.contiguous()
+    filler = backends.filler("enter_path", "auto", tokens, path, cu_nodes, predicts, accept_index)
+    if filler is not None:
+        filler.enter_path(tokens, path.contiguous(), cu_nodes, (predicts[:rows], accept_index), clear=False)
+        return
+    starts, spare = cu_nodes[:-1].unsqueeze(1), predicts.shape[0] > rows
     buffer = predicts if spare else _with_spare(predicts)
     enter_path(verified, starts, accept_index=accept_index, buffer=buffer, rows=rows)
     if not spare:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import check_shape
 from .._kept import kept
 from ..sampling import PLAIN, SamplingParams
 from ..verification import verify
@@ -55,7 +56,8 @@ def rejection_sample(
         (tensor([[ 2,  3, -1]]), tensor([1]), tensor([3]))
     """
     batch, stride = target_logits.shape[:2]
-    law, seeds, positions = _of_requests(expanded_sampling_inputs, stride)
+    drafted, starts, ends = _places(batch, stride, target_logits.device)
+    law, seeds, positions = _of_requests(expanded_sampling_inputs, starts, batch * stride)
     verified = verify(
         target_logits,
         chain_of_step(draft_token_ids),
@@ -65,29 +67,34 @@ def rejection_sample(
         seeds=seeds,
         positions=positions,
     )
-    drafted, ends = _places(batch, stride, verified.tokens.device)
     rejected = drafted - verified.num_accepted
     return verified.tokens, rejected, verified.tokens.take(ends - rejected)
 
 
 @kept
-def _places(batch: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[1], the number of drafted tokens; [B], the last places of requests in a flat tensor of tokens."""
+def _places(batch: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """[1], the number of drafted tokens; [B] each, the first and the last rows of requests."""
     starts = torch.arange(batch, device=device) * stride
-    return torch.full((1,), stride - 1, dtype=torch.int64, device=device), starts + stride - 1
+    return torch.full((1,), stride - 1, dtype=torch.int64, device=device), starts, starts + stride - 1
 
 
-def _of_requests(inputs: Any, stride: int) -> tuple[SamplingParams, Tensor | None, Tensor | None]:
-    """The law, seeds and positions of the requests, whose rows repeat `stride` times."""
+def _of_requests(
+    inputs: Any, starts: Tensor, count: int
+) -> tuple[SamplingParams, Tensor | None, Tensor | None]:
+    """The law, seeds and positions of requests that begin at rows `starts`, of `count` in all."""
 
-    def rows(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[::stride]
+    def rows(name: str) -> Tensor | None:
+        value: Tensor | None = getattr(inputs, name)
+        if value is None:
+            return None
+        check_shape("rejection_sample", name, value, "[B * (K + 1)]", (count,))
+        return value.index_select(0, starts)
 
     if inputs.max_top_k == 1:
         return _GREEDY, None, None
-    top_k, top_p, min_p = (rows(getattr(inputs, name)) for name in ("top_k", "top_p", "min_p"))
     law = PLAIN
-    if top_k is not None or top_p is not None or min_p is not None:
+    if inputs.top_k is not None or inputs.top_p is not None or inputs.min_p is not None:
+        top_k, top_p, min_p = rows("top_k"), rows("top_p"), rows("min_p")
         law = SamplingParams(
             temperature=(top_k != 1).float() if inputs.has_greedy and top_k is not None else 1.0,
             top_k=0 if top_k is None else top_k,
@@ -95,7 +102,7 @@ def _of_requests(inputs: Any, stride: int) -> tuple[SamplingParams, Tensor | Non
             min_p=0.0 if min_p is None else min_p,
             order="min_p_last",
         )
-    seeds, offsets = rows(inputs.random_seeds), rows(inputs.random_offsets)
+    seeds, offsets = rows("random_seeds"), rows("random_offsets")
     if seeds is None or offsets is None:
         return law, None, None
     return law, seeds.to(torch.int64), offsets.to(torch.int64)

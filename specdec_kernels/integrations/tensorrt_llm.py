@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import INTEGERS, check_tensor
 from .._kept import kept
 from ..sampling import SamplingParams
 from ..verification import empty_outputs, verify
@@ -67,6 +68,17 @@ def verify_dynamic_tree_rejection_out(
         >>> index.tolist(), count.tolist(), tokens.tolist()
         ([[0, 2]], [1], [[4, 2]])
     """
+    call, device, nodes = (
+        "verify_dynamic_tree_rejection_out",
+        draft_tokens.device,
+        retrieve_next_token.shape[-1],
+    )
+    for argument, value, symbols, columns in (
+        ("draft_tokens", draft_tokens, "[G, N - 1]", nodes - 1),
+        ("retrieve_next_token", retrieve_next_token, "[G, N]", nodes),
+        ("retrieve_next_sibling", retrieve_next_sibling, "[G, N]", nodes),
+    ):
+        check_tensor(call, argument, value, symbols, (num_gens, columns), INTEGERS, device)
     if tree_valid is not None:
         draft_tokens = draft_tokens.masked_fill(~tree_valid.unsqueeze(1), -1)
     tree = links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)

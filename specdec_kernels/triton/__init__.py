@@ -16,6 +16,7 @@ from .commit import commit_kv  # noqa: F401
 from .counts import count_tokens  # noqa: F401
 from .dispatch import INTERPRETED
 from .edits import edit_logits  # noqa: F401
+from .layouts import enter_path  # noqa: F401
 from .links import enter_links  # noqa: F401
 from .ngram import ngram_draft  # noqa: F401
 from .ngram_tree import ngram_tree  # noqa: F401

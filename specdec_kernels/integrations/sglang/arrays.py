@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's arrays of drafts, in a tree that is kept, and its arrays of results."""
+"""SGLang's arrays of drafts, as a tree, and its arrays of results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._checks import INTEGERS, check_tensor
+from ..._ops import backends
 from ...tree import DraftTree
-from ...verification import Verified
+from ...verification import Verified, empty_outputs
 from ..layouts import enter_path
+from ..trees import changed
+
+_CALL = "eagle_sample"
 
 
 class Results(NamedTuple):
@@ -29,14 +34,17 @@ class Arrays:
         batch, nodes, width: B, N, and the most tokens of a step.
         chain: whether the trees are chains of all nodes.
         device: of the tensors.
+        backend: of `verify`.
 
     Attributes:
         zeros: [B] int64, seeds and positions where nothing is drawn.
     """
 
     @torch.inference_mode(False)  # SGLang may step with or without it, and only one kind serves both
-    def __init__(self, batch: int, nodes: int, width: int, chain: bool, device: torch.device) -> None:
-        self._chain = chain
+    def __init__(
+        self, batch: int, nodes: int, width: int, chain: bool, device: torch.device, *, backend: str = "auto"
+    ) -> None:
+        self._chain, self._nodes = chain, nodes
         self._slots = _aligned(batch * nodes + 1)
         self._grid = _aligned(batch * width)
         self._shape = batch * nodes, batch, width
@@ -45,34 +53,34 @@ class Arrays:
             self._tree = DraftTree.chain(none[:, 1:], check=False)
         else:
             self._tree = DraftTree.from_links(none, none, none, max_depth=width - 1, check=False)
-        ints = torch.empty((3, batch), dtype=torch.int32, device=device)
-        self._out = Verified(
-            tokens=torch.empty((batch, width), dtype=torch.int32, device=device),
-            num_tokens=ints[0],
-            num_accepted=ints[1],
-            path=torch.empty((batch, width), dtype=torch.int32, device=device),
-            logprobs=None,
-            status=ints[2],
-        )
-        self._first_rows = (torch.arange(batch, dtype=torch.int32, device=device) * nodes).unsqueeze(1)
-        self._rows = self._first_rows + torch.arange(width, dtype=torch.int32, device=device)
+            # A tree that was refreshed keeps nothing of its topology, which every step changes.
+            self._tree.refresh_(none, next_token=none, next_sibling=none, check=False)
+        self._enters_links = backends.filler("enter_links", backend, none)
+        self._enters_path = backends.filler("enter_path", backend, none)
+        self._out = empty_outputs(batch, width, device, torch.int32)
+        self._starts = self._tree.cu_nodes[:-1].unsqueeze(1)
         self.zeros = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def put(self, verify_input: Any) -> DraftTree:
         """The drafts of a step as a tree. Their values are not checked: unused slots of SGLang's ngram trees
         hold tokens."""
+        tokens, tree, (rows, batch, _) = verify_input.draft_token, self._tree, self._shape
+        device = self.zeros.device
+        check_tensor(_CALL, "draft_token", tokens, "[B * N]", (rows,), (torch.int64,), device)
         if self._chain:
-            return self._tree.refresh_(verify_input.draft_token, check=False)
-        return self._tree.refresh_(
-            verify_input.draft_token,
-            next_token=verify_input.retrieve_next_token,
-            next_sibling=verify_input.retrieve_next_sibling,
-            check=False,
-        )
+            return changed(tree, tokens=tokens)
+        links = verify_input.retrieve_next_token, verify_input.retrieve_next_sibling
+        if self._enters_links is None:
+            return tree.refresh_(tokens, next_token=links[0], next_sibling=links[1], check=False)
+        shape = batch, self._nodes
+        check_tensor(_CALL, "retrieve_next_token", links[0], "[B, N]", shape, INTEGERS, device)
+        check_tensor(_CALL, "retrieve_next_sibling", links[1], "[B, N]", shape, INTEGERS, device)
+        self._enters_links.enter_links(None, *links, None, tree.parents, tree.links)
+        return changed(tree, tokens=tokens)
 
     def begin(self) -> tuple[Results, Verified]:
         """New results of a step, and what `verify` has to fill, of which the lengths are the results' own."""
-        make = torch.empty if self._chain else torch.zeros
+        make = torch.zeros if self._enters_path is None else torch.empty
         rows, batch, width = self._shape
         buffer = make(self._slots + self._grid + batch, dtype=torch.int32, device=self.zeros.device)
         predict = buffer.as_strided((rows,), (1,))
@@ -82,14 +90,14 @@ class Arrays:
 
     def fill(self, results: Results, out: Verified) -> None:
         """`predict` and `accept_index` from what `verify` found."""
-        if self._chain:  # whose path is all nodes up to the last that is kept
-            torch.where(out.path < 0, out.path, self._rows, out=results.accept_index)
-            results.predict.view(self._rows.shape).copy_(out.tokens).clamp_min_(0)
+        if self._enters_path is not None:
+            filled = results.predict, results.accept_index
+            self._enters_path.enter_path(out.tokens, out.path, self._tree.cu_nodes, filled, clear=True)
             return
         rows = self._shape[0]
         enter_path(
             out,
-            self._first_rows,
+            self._starts,
             accept_index=results.accept_index,
             buffer=results.buffer,
             rows=rows,

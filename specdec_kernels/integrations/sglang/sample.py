@@ -114,7 +114,7 @@ class EagleSample:
         key = (batch, nodes, width, verify_input.tree_topk == 1 and nodes == width, logits.device)
         arrays = self._arrays.get(key)
         if arrays is None:
-            arrays = self._arrays[key] = Arrays(*key)
+            arrays = self._arrays[key] = Arrays(*key, backend=self.backend)
         seeds: Tensor | None = arrays.zeros if info.is_all_greedy else info.sampling_seed
         draft = verify_input.draft_probs if _rejects(info, spec) else None
         results, out = arrays.begin()
