@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-models test-transformers bench bench-generate gpu gpu-report lint format clean
+.PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
 .PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
@@ -92,6 +92,9 @@ test-sglang: $(VENV)/package
 
 bench: $(VENV)/bench
 	$(BIN)/python -m bench $(ARGS)
+
+bench-traces: $(VENV)/demo
+	$(BIN)/python -m demo.traces race $(ARGS)
 
 bench-generate: $(VENV)/demo
 	$(BIN)/python -m bench generate $(ARGS)

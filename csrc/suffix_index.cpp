@@ -247,6 +247,7 @@ class SuffixIndex::Search {
     const Corpus* corpus;  // or null: in a text that grows
     Position place;
     int64_t n;
+    Position start;  // where it was found
   };
   struct Node {
     int64_t token;
@@ -263,8 +264,9 @@ class SuffixIndex::Search {
     if (!c.corpus) return index_.blocks_.before(c.place);
     return c.place > 0 ? c.place - 1 : kNowhere;
   }
+  // At the end of the text itself a continuation goes on with itself: a repetition repeats.
   Position after(const Cursor& c) const {
-    if (!c.corpus) return index_.blocks_.after(c.place);
+    if (!c.corpus) return index_.blocks_.after(c.place == end_ ? c.start : c.place);
     return c.place + 1 < c.corpus->size() ? c.place + 1 : kNowhere;
   }
 
@@ -278,18 +280,15 @@ class SuffixIndex::Search {
       for (const std::string& name : text.reads) {
         const auto space = index_.spaces_.find(name);
         if (space == index_.spaces_.end()) continue;
-        Cursor c{nullptr, index_.chains_[key].newest(mixed(sum, space->second.id)), 0};
-        for (int64_t i = 0; i < args_.candidates && c.place != kNowhere; ++i) {
-          const uint32_t own = index_.blocks_.block(c.place / TextBlocks::kBlock).space;
-          if (c.place != end_ && own == space->second.id) consider(c, key);
-          c.place = index_.blocks_.older(key, c.place);
+        Position p = index_.chains_[key].newest(mixed(sum, space->second.id));
+        for (int64_t i = 0; i < args_.candidates && p != kNowhere; ++i, p = index_.blocks_.older(key, p)) {
+          const uint32_t own = index_.blocks_.block(p / TextBlocks::kBlock).space;
+          if (p != end_ && own == space->second.id) consider(nullptr, p, key);
         }
         for (const auto& [handle, corpus] : space->second.corpora) {
-          Cursor c{&corpus, corpus.newest(key, mixed(sum, 0)), 0};
-          for (int64_t i = 0; i < args_.candidates && c.place != kNowhere; ++i) {
-            consider(c, key);
-            c.place = corpus.older(key, c.place);
-          }
+          p = corpus.newest(key, mixed(sum, 0));
+          for (int64_t i = 0; i < args_.candidates && p != kNowhere; ++i, p = corpus.older(key, p))
+            consider(&corpus, p, key);
         }
       }
     }
@@ -297,16 +296,15 @@ class SuffixIndex::Search {
 
   // Takes a place if exactly this key finds it: others of its chain only have the same hash, or a longer key
   // has found them.
-  void consider(const Cursor& found, int key) {
-    Cursor c = found;
-    int64_t n = 0;
-    while (n < length_ && token(c) == suffix_[n]) {
-      ++n;
+  void consider(const Corpus* corpus, Position place, int key) {
+    Cursor c{corpus, place, 0, place};
+    while (c.n < length_ && token(c) == suffix_[c.n]) {
+      ++c.n;
       c.place = before(c);
       if (c.place == kNowhere) break;
     }
-    if (n < kKeyLengths[key] || (key + 1 < kKeys && n >= kKeyLengths[key + 1])) return;
-    found_.push_back({found.corpus, found.place, n});
+    if (c.n < kKeyLengths[key] || (key + 1 < kKeys && c.n >= kKeyLengths[key + 1])) return;
+    found_.push_back({corpus, place, c.n, place});
   }
 
   // Odds of several matches add up: with one, a node has the chance `trust`.
@@ -332,7 +330,7 @@ class SuffixIndex::Search {
       const size_t first = open_.size();
       const std::vector<Cursor> cursors = std::move(open_[best].cursors);
       const int64_t depth = open_[best].depth + 1;
-      double total = 1;
+      double total = 0;
       for (Cursor c : cursors) {
         const double weight = odds(c.n);
         c.place = after(c);
@@ -347,6 +345,7 @@ class SuffixIndex::Search {
         open_[child].cursors.push_back(c);
         total += weight;
       }
+      total += static_cast<double>(open_.size() - first);  // the more ways to go on, the likelier a new one
       for (size_t child = first; child < open_.size(); ++child) {
         open_[child].chance *= kept_[parent].chance / total;
         queue.push(child);

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import specdec_kernels as sdk
+
 from .drafters.budget import SharedBudget, no_drafts
-from .drafters.lookup import TreeLookup
+from .drafters.lookup import SuffixLookup, TreeLookup
 from .drafters.ngrams import NgramLookup, Ngrams
 from .engine import Draft
 
@@ -43,3 +45,19 @@ def ways(table: Ngrams, costs: Mapping[int, float], *, rules: bool = False) -> d
         last = drafters(table)[DRAFTERS[-1]]
         found |= {rule: Way(SharedBudget(last, costs), rule) for rule in RULES}
     return found
+
+
+def trace_ways(table: Ngrams, costs: Mapping[int, float]) -> dict[str, Way]:
+    """Plain decoding, lookup in a request's own text, and in the texts of all requests of a trace, each also
+    with the table. Kept from one request to the next."""
+    lookup = drafters(table)
+    own, suffix = (SuffixLookup(sdk.SuffixIndex(), MAX_NODES) for _ in range(2))
+    found = {
+        "tree": lookup["tree"],
+        "suffix": own,
+        "learned": lookup["learned"],
+        "suffix, learned": NgramLookup(table, suffix),
+    }
+    return {PLAIN: Way(no_drafts)} | {
+        name: Way(SharedBudget(drafter, costs)) for name, drafter in found.items()
+    }

@@ -15,7 +15,8 @@ from demo.distil.counts import distil
 from demo.files import Refused, check_writable, read_prompts
 from demo.report.figures import Results, write_json
 from demo.timing import race
-from demo.ways import DRAFTERS, PLAIN, ways
+from demo.traces.outcomes import read_trace, replayed
+from demo.ways import DRAFTERS, PLAIN, trace_ways, ways
 
 
 @pytest.fixture
@@ -132,3 +133,25 @@ def test_json_that_cannot_be_written_in_the_end(folder, one_thread):
     results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], COSTS), [REQUEST], 1)])
     with pytest.raises(Refused, match="cannot be written"):
         write_json(results, folder / "none" / "x.json")
+
+
+def test_a_replay_takes_the_steps_of_a_race(one_thread):
+    table, _ = distil(TEXTS)
+    raced, again = trace_ways(table, COSTS), trace_ways(table, COSTS)
+    request = REQUEST | {"max_new_tokens": 16}
+    for number in range(2):
+        runs = race(MODEL, EOS, raced, [request], 1)
+        steps = {way: len(run.steps) for way, run in runs.items()}
+        for way, run in runs.items():
+            outcome = replayed(again[way].draft, request["prompt"], runs[PLAIN].texts[0], COSTS)
+            assert (outcome.tokens, outcome.steps) == (run.written, steps[way])
+        assert (steps["suffix"] < steps["tree"]) == (number == 1)  # the same request again
+
+
+@pytest.mark.parametrize("name", ["agent", "chat"])
+def test_traces_repeat_little(name):
+    trace = read_trace(name)
+    assert len({prompt.text for prompt in trace}) == len(trace)
+    follow_ups = [number for number, prompt in enumerate(trace) if prompt.follows is not None]
+    assert 5 * len(follow_ups) <= len(trace)
+    assert all(trace[number].follows < number for number in follow_ups)

@@ -63,7 +63,7 @@ class Oracle:
                     ):
                         n += 1
                     if key <= n < longer:
-                        found.append((other, place, n))
+                        found.append((other, place, n, place))
         return found
 
     def draft(self, request, max_nodes, max_depth=None, min_match=2):
@@ -78,17 +78,19 @@ class Oracle:
             kept.append((token, parent, chance))
             if depth >= (max_nodes - 1 if max_depth is None else max_depth):
                 continue
-            groups = {}
-            for other, place, n in cursors:
-                if place + 1 < len(other) and other[place + 1] >= 0:
-                    groups.setdefault(other[place + 1], []).append((other, place + 1, n + 1))
-            weights = {
-                x: sum(odds[min(n - 1, len(odds)) - 1] for *_, n in group) for x, group in groups.items()
-            }
+            groups, weights, total = {}, {}, 0.0  # added up in the same order, so that ties stay ties
+            for other, place, n, start in cursors:
+                if other is text and place + 1 == len(text):
+                    place = start  # a repetition repeats
+                if place + 1 < len(other) and (x := other[place + 1]) >= 0:
+                    groups.setdefault(x, []).append((other, place + 1, n + 1, start))
+                    weight = odds[min(n, len(odds)) - 1]
+                    weights[x] = weights.get(x, 0.0) + weight
+                    total += weight
             for x, group in groups.items():
                 waiting.append(len(open_))
-                share = weights[x] / (1 + sum(weights.values()))
-                open_.append((chance * share, x, len(kept) - 1, depth + 1, group))
+                share = chance / (total + len(groups))
+                open_.append((weights[x] * share, x, len(kept) - 1, depth + 1, group))
         return kept
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .lookup import TreeLookup
+from .lookup import Lookup
 from .tree import Tree
 
 ORDERS = (4, 3, 2, 1)  # tokens looked back at, longest first
@@ -64,10 +64,10 @@ class Ngrams:
 
 
 class NgramLookup:
-    """Prompt lookup, and the table where lookup leaves room: what chance a node's children from the text have
+    """Lookup, and the table where it leaves room: what chance a node's children from texts have
     left over goes to those from the table. The best `max_nodes` nodes are kept."""
 
-    def __init__(self, table: Ngrams, lookup: TreeLookup):
+    def __init__(self, table: Ngrams, lookup: Lookup):
         self.table = table
         self.lookup = lookup
 

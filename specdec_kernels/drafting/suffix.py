@@ -205,10 +205,11 @@ class SuffixIndex:
         """Draft trees of what followed the last tokens of texts elsewhere.
 
         A match of n tokens has the odds t / (1 - t) with t = `trust[n - 1]`, and those of matches that go on
-        with the same token add up. A child gets the share odds / (1 + odds of all children) of its parent's
-        chance. So a single match gives its node the chance t, as in `ngram_tree`. The `max_nodes` likeliest
-        nodes are kept, in the order of their chances. Since n grows along a continuation, long matches are
-        drafted further.
+        with the same token add up. Of m children a child gets the share odds / (m + odds of all children) of
+        its parent's chance: the more ways a text went on, the likelier a new one. A single match gives its
+        node the chance t, as in `ngram_tree`. The `max_nodes` likeliest nodes are kept, in the order of their
+        chances. Since n grows along a continuation, long matches are drafted further. A continuation that
+        reaches the end of the request's own text goes on with its own tokens.
 
         Args:
             requests: [B], in the index.
