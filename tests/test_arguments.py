@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -231,6 +232,7 @@ def texts(**options: object) -> dict:
 PARENTS = torch.tensor([[-1, 0, 0, 1]] * B).int()
 CHANCES = [1.0, 0.5, 0.25]
 BUDGET = sdk.Budget({1: 1.0, 4: 2.0})
+CURVE = sdk.CostCurve({1: 1.0, 4: 2.0}, max_rows=8)
 STATS = sdk.AcceptanceStats(10, 20, 20, (10, 8), (8, 4))
 TREE = dict(proposals=long(B, N), max_nodes=N, max_depth=3, check=True)
 
@@ -418,6 +420,14 @@ CASES = [
     Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
     Case("Budget.depth", BUDGET.depth, lambda: dict(chances=CHANCES, draft_cost=0.5, width=2)),
     Case("Budget.after", BUDGET.after, lambda: dict(rows=4, tokens=[2, 1], drafting=0.5)),
+    Case("CostCurve", sdk.CostCurve, lambda: dict(costs={1: 1.0, 4: 2.0}, max_rows=8)),
+    Case("CostCurve.observe", CURVE.observe, lambda: dict(rows=4, seconds=0.5)),
+    Case("CostCurve.costs", CURVE.costs, dict),
+    Case("CostCurve.write_", CURVE.write_, lambda: dict(out=torch.zeros(9, dtype=torch.float64))),
+    Case("CostCurve.seconds", CURVE.seconds, lambda: dict(rows=4)),
+    Case("CostCurve.error", CURVE.error, lambda: dict(rows=4, others=2)),
+    Case("StepTimer", sdk.StepTimer, lambda: dict(curve=CURVE, device="cpu", clock=time.perf_counter)),
+    Case("StepTimer.step", sdk.StepTimer(CURVE).step, lambda: dict(rows=4)),
     Case("Calibration", sdk.Calibration, lambda: dict(
         promised=(0.5,) * 8, kept=(0.25,) * 8, decay=0.9, prior=0.5
     )),
@@ -469,12 +479,15 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "AcceptanceStats.expected_speedup": dict(cost_ratio="zero", depth="fraction, zero"),
     "AcceptanceStats.measured_speedup": dict(cost_ratio="zero"),
     "AcceptanceStats.warning": dict(cost_ratio="zero"),
-    "Budget": dict(credit="infinite, zero", allowance="zero", max_credit="infinite, zero", idle_steps="zero"),
+    "Budget": dict(
+        credit="infinite, negative, zero", allowance="zero", max_credit="infinite, zero", idle_steps="zero"
+    ),
     "Budget.after": dict(rows="zero", tokens="empty, item zero, longer", drafting="negative, zero"),
     "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
     "Budget.cost": dict(rows="empty, item zero, longer, number"),
     "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
     "CachePlan": dict(caches="item dtype, item size 0, item size 2, item size 3"),
+    "CostCurve.write_": dict(out="device"),
     "Calibration": dict(promised="item zero", kept="item zero"),
     "Calibration.after": dict(
         chances="item zero", parents="item negative", path="empty, item negative, item zero, longer"

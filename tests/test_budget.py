@@ -222,7 +222,7 @@ def test_mutant_without_forgetting_never_tries_again():
         (dict(costs={}), "Budget: costs must hold positive times of 1 row and of more, got {}"),
         (dict(costs={2: 1.0}), "Budget: costs must hold positive times of 1 row and of more, got {2: 1.0}"),
         (dict(costs={1: -1.0}), "Budget: costs must hold positive times"),
-        (dict(costs={1: 1.0}, credit=-1.0), "Budget: credit must be >= 0, got -1.0"),
+        (dict(costs={1: 1.0}, max_credit=-1.0), "Budget: max_credit must be >= 0, got -1.0"),
         (dict(costs={1: 1.0}, allowance=-0.1), "Budget: allowance must be finite and >= 0, got -0.1"),
     ],
 )

@@ -460,6 +460,7 @@ def test_a_slow_first_step_spoils_nothing():
 
 def test_mutant_without_a_budget_loses(monkeypatch):
     monkeypatch.setattr(Drafting, "_pruned", lambda self, nodes: nodes)
+    monkeypatch.setattr(sdk.Budget, "after", lambda self, *step: self)
     assert simulate("cpu", 0.0, 100) > 1.5
 
 

@@ -4,6 +4,7 @@
 from .acceptance import AcceptanceStats
 from .budget import Budget, Calibration
 from .children import Children, draft_token, sample_children
+from .costs import CostCurve, StepTimer
 from .grow import Frontier, GrownTree, grow_tree
 from .ngram import NgramTree, ngram_draft, ngram_tree
 from .suffix import SuffixDrafter, SuffixIndex
@@ -13,9 +14,11 @@ __all__ = [
     "Budget",
     "Calibration",
     "Children",
+    "CostCurve",
     "Frontier",
     "GrownTree",
     "NgramTree",
+    "StepTimer",
     "SuffixDrafter",
     "SuffixIndex",
     "draft_token",

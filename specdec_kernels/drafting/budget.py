@@ -114,7 +114,7 @@ class Budget:
     Args:
         costs: time of a step, by the number of rows of the target; at least for 1 row; any unit.
         credit: time that may be lost at once, in that unit; default: one step over one row. If infinite,
-            every choice is affordable.
+            every choice is affordable. If negative, it is a debt: plain decoding pays it back first.
         allowance: share of plain decoding's time that may be lost on trials.
         max_credit: upper limit of the credit, so that a good past cannot pay for many bad steps; default:
             four steps over one row.
@@ -142,16 +142,11 @@ class Budget:
     patience: int = 50
 
     def __post_init__(self) -> None:
-        check_type("Budget", "costs", self.costs, Mapping, "a mapping of rows to times")
-        for size in self.costs:
-            check_number("Budget", "rows in costs", size, 1)
-            check_number("Budget", f"costs[{size}]", self.costs[size])
-        if 1 not in self.costs or min(self.costs.values()) <= 0:
-            bad_value("Budget", "costs", "must hold positive times of 1 row and of more", dict(self.costs))
-        for name, default in (("credit", 1.0), ("max_credit", 4.0)):
+        check_costs("Budget", self.costs)
+        for name, default, least in (("credit", 1.0, -math.inf), ("max_credit", 4.0, 0)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default * self.costs[1])
-            check_number("Budget", name, getattr(self, name), 0, infinite=True)
+            check_number("Budget", name, getattr(self, name), least, infinite=True)
         check_number("Budget", "allowance", self.allowance, 0)
         check_int("Budget", "idle_steps", self.idle_steps, 0)
         check_int("Budget", "patience", self.patience, 1)
@@ -222,7 +217,7 @@ class Budget:
 
     def after(self, rows: int, tokens: Sequence[int], drafting: float = 0.0) -> Budget:
         """The budget after a step over `rows` rows, with the tokens that it emitted for each request and the
-        time of `drafting`.
+        time of `drafting`, or any other that the costs do not tell.
 
         Raises:
             ValueError: negative rows or tokens.
@@ -236,7 +231,7 @@ class Budget:
         plain = float(self.cost(len(tokens))) * sum(tokens) / len(tokens)
         credit = self.credit + (1.0 + self.allowance) * plain - float(self.cost(rows)) - drafting
         idle_steps = self.idle_steps + 1 if rows <= len(tokens) else 0
-        return replace(self, credit=min(max(credit, 0.0), self.max_credit), idle_steps=idle_steps)
+        return replace(self, credit=min(credit, self.max_credit), idle_steps=idle_steps)
 
     def _best(self, tokens: np.ndarray, costs: np.ndarray) -> int:
         """The choice with the most tokens per time among those that the credit covers. The first choice is
@@ -245,6 +240,16 @@ class Budget:
         if self.idle_steps >= self.patience and rates[1:].any():
             return 1 + int(np.argmax(rates[1:]))
         return int(np.argmax(rates))
+
+
+def check_costs(call: str, costs: Mapping[int, float]) -> None:
+    """Raise unless these are times of steps by their numbers of rows, that of 1 row among them."""
+    check_type(call, "costs", costs, Mapping, "a mapping of rows to times")
+    for size in costs:
+        check_number(call, "rows in costs", size, 1)
+        check_number(call, f"costs[{size}]", costs[size])
+    if 1 not in costs or min(costs.values()) <= 0:
+        bad_value(call, "costs", "must hold positive times of 1 row and of more", dict(costs))
 
 
 def _checked(

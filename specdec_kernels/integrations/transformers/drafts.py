@@ -152,7 +152,7 @@ class Drafting:
         self.chosen_only: bool = False
         self.width: int = 0  # nodes of a level of the last drafts that were drawn from a law
         self.seconds: float = 0.0
-        self._since = self._debt = 0.0
+        self._since = 0.0
         self.reset(0)
 
     def reset(self, batch_size: int, **given: Any) -> None:
@@ -211,12 +211,7 @@ class Drafting:
                 extra += spent - float(self.budget.cost(rows))
         if self.budget is None:
             return
-        # A trial may cost more than expected; costs beyond the credit are paid back first.
-        paid, self._debt = (
-            self._debt,
-            max(self._debt - _balance(self.budget, batch, rows, tokens, extra), 0.0),
-        )
-        self.budget = self.budget.after(rows, list(tokens), extra + paid)
+        self.budget = self.budget.after(rows, list(tokens), extra)
         for place, (nodes, accepted) in enumerate(zip(self.nodes, path, strict=True)):
             single, levels = self._calibrations[place]
             accepted = [node for node in accepted if node >= 0]
@@ -390,12 +385,6 @@ def accepts(function: Any, name: str) -> bool:
 def _levels(depth: int) -> tuple[list[float], list[int]]:
     """Chances and parents of the levels down to `depth`, known before anything is drafted."""
     return [PROMISE**d for d in range(depth + 1)], list(range(-1, depth))
-
-
-def _balance(budget: Budget, batch: int, rows: int, tokens: Sequence[int], extra: float) -> float:
-    """The credit after a step, were it allowed below 0."""
-    plain = float(budget.cost(batch)) * sum(tokens) / batch
-    return budget.credit + (1.0 + budget.allowance) * plain - float(budget.cost(rows)) - extra
 
 
 def _per_request(budget: Budget, batch: int) -> dict[Any, float]:
