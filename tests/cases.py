@@ -187,6 +187,23 @@ def with_trace(arguments: dict, rule, backend):
         return sdk.verify(rule=rule, backend=backend, **arguments), trace
 
 
+def check_agreement(arguments: dict, rule, case, run=with_trace) -> int:
+    """`run` gives on the triton backend what it gives on the reference; how many thresholds and masses were
+    compared."""
+    (ours, our_trace), (reference, trace) = (run(arguments, rule, b) for b in ("triton", "reference"))
+    check_in_range(ours, arguments)
+    for field in ("tokens", "path", "num_tokens", "num_accepted", "status"):
+        assert torch.equal(getattr(ours, field), getattr(reference, field)), (case, field)
+    torch.testing.assert_close(ours.logprobs, reference.logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    traced = 0
+    if rule in ("token", "traversal"):
+        for a, b in ((our_trace.thresholds, trace.thresholds), (our_trace.masses, trace.masses)):
+            both = ~a.isnan() & ~b.isnan()
+            traced += int(both.sum())
+            torch.testing.assert_close(a[both], b[both], **MAY_DIFFER, msg=lambda m: f"case {case}: {m}")
+    return traced
+
+
 def rule_name(rule):
     return rule if isinstance(rule, str) else rule.name
 

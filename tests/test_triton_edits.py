@@ -13,9 +13,8 @@ import os
 import pytest
 import torch
 from cases import (
-    MAY_DIFFER,
     all_equal,
-    both_with_traces,
+    check_agreement,
     check_in_range,
     one_bad_request,
     random_case,
@@ -74,17 +73,6 @@ def cases(count, first):
 def share_rows(arguments):
     """The first half of the target's rows, each for two nodes."""
     return dict(arguments, target_rows=(torch.arange(arguments["tree"].tokens.numel()) // 2).int())
-
-
-def check_agreement(arguments, rule, case):
-    (ours, our_trace), (wanted, trace) = both_with_traces(arguments, rule, "triton")
-    for field in ("tokens", "path", "num_tokens", "num_accepted", "status"):
-        assert torch.equal(getattr(ours, field), getattr(wanted, field)), (case, field)
-    torch.testing.assert_close(ours.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
-    if rule in ("token", "traversal"):
-        for a, b in ((our_trace.thresholds, trace.thresholds), (our_trace.masses, trace.masses)):
-            both = ~a.isnan() & ~b.isnan()
-            torch.testing.assert_close(a[both], b[both], **MAY_DIFFER, msg=lambda m: f"case {case}: {m}")
 
 
 def edited(arguments, seed, **options):

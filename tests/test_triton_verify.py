@@ -11,10 +11,10 @@ import impossible
 import pytest
 import torch
 from cases import (
-    MAY_DIFFER,
     RULES,
     all_equal,
     both_with_traces,
+    check_agreement,
     check_in_range,
     leaves,
     one_bad_request,
@@ -54,20 +54,6 @@ def cases(form, count, first, **options):
 def with_traces(arguments, rule):
     """What Triton's kernels return, compiled with traces as most tests here have them."""
     return both_with_traces(arguments, rule, "triton")[0][0]
-
-
-def check_agreement(arguments, rule, case):
-    (ours, our_trace), (reference, trace) = both_with_traces(arguments, rule, "triton")
-    for field in ("tokens", "path", "num_tokens", "num_accepted", "status"):
-        assert torch.equal(getattr(ours, field), getattr(reference, field)), (case, field)
-    torch.testing.assert_close(ours.logprobs, reference.logprobs, rtol=1e-4, atol=1e-4, equal_nan=True)
-    traced = 0
-    if rule in ("token", "traversal"):
-        for a, b in ((our_trace.thresholds, trace.thresholds), (our_trace.masses, trace.masses)):
-            both = ~a.isnan() & ~b.isnan()
-            traced += int(both.sum())
-            torch.testing.assert_close(a[both], b[both], **MAY_DIFFER, msg=lambda m: f"case {case}: {m}")
-    return traced
 
 
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
