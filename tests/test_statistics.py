@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losslessness of the native backend by G-tests on a million draws, and mutants that fail the same tests."""
+"""Losslessness of the native backend by G-tests on many draws, and mutants that fail the same tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specdec_kernels._random import Purpose, philox
 
 pytestmark = pytest.mark.slow
 P, I, W = sdk.Proposal.POINT, sdk.Proposal.INDEPENDENT, sdk.Proposal.WITHOUT_REPLACEMENT  # noqa: E741
-DRAWS, CHUNK = 1_000_000, 100_000
+DRAWS, CHUNK = 400_000, 100_000
 PLAIN = sdk.SamplingParams(temperature=0.9)
 CUT = sdk.SamplingParams(temperature=1.1, top_k=5, top_p=0.93, min_p=0.02)
 
@@ -174,7 +174,7 @@ def test_sample_follows_its_law_and_its_conditionals():
 
 def refused(tree, rule, **options):
     model = Model(7, seed=3)
-    first, second, _ = draws(model, tree, rule, PLAIN, seed=5, draws=DRAWS // 2, **options)
+    first, second, _ = draws(model, tree, rule, PLAIN, seed=5, **options)
     return min(p_values(model, PLAIN, first, second)) < MUTANT_P
 
 
