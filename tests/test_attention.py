@@ -11,7 +11,7 @@ import pytest
 import torch
 from attention_cases import CACHES, dense, excess, make
 from device import on_device
-from each import BACKENDS
+from each import BACKENDS, QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import opcheck, recorded
@@ -72,7 +72,7 @@ def test_the_reference_against_dense_attention(options):
     assert got[0].numel() == 0 or excess(problem, got) <= 1
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(options=problems(longest=300, most_nodes=20), deterministic=st.booleans())
 def test_the_triton_backend_against_dense_attention(options, deterministic):
     problem = make(**options)
@@ -81,15 +81,16 @@ def test_the_triton_backend_against_dense_attention(options, deterministic):
     assert got[0].numel() == 0 or excess(problem, got, weights=weights_of("triton", problem)) <= 1
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("options", [
-    dict(dtype=BF16, prefixes=[600], nodes=[70], group=4, head=128),
-    dict(dtype=BF16, cache=torch.float8_e4m3fn, window=7, softcap=5.0, sinks=True, new=True, head=80),
-    dict(dtype=F16, cache=torch.int8, prefixes=[150, 0], nodes=[5, 3], head=96, layout="HND", group=3),
-    dict(dtype=BF16, latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3]),
-    dict(latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3], new=True),
-    dict(dtype=BF16, latent=20, head=64, heads=1, prefixes=[70], nodes=[9]),
-    dict(cache=F16, latent=72, head=80, heads=1, group=3, prefixes=[40, 9], nodes=[5, 40], window=20),
+@pytest.mark.parametrize("options, deterministic", [
+    (dict(dtype=BF16, prefixes=[600], nodes=[70], group=4, head=128), False),
+    (dict(dtype=BF16, cache=torch.float8_e4m3fn, window=7, softcap=5.0, sinks=True, new=True, head=80), True),
+    (dict(dtype=F16, cache=torch.int8, prefixes=[150, 0], nodes=[5, 3], head=96, layout="HND", group=3),
+     False),
+    (dict(dtype=BF16, latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3]), False),
+    (dict(latent=512, head=576, heads=1, group=16, prefixes=[70], nodes=[3], new=True), True),
+    (dict(dtype=BF16, latent=20, head=64, heads=1, prefixes=[70], nodes=[9]), True),
+    (dict(cache=F16, latent=72, head=80, heads=1, group=3, prefixes=[40, 9], nodes=[5, 40], window=20),
+     False),
 ])  # fmt: skip
 def test_every_option_on_the_triton_backend(options, deterministic):
     problem = make(page_size=16, **dict(prefixes=[150, 20], nodes=[40, 3]) | options)
@@ -185,7 +186,7 @@ def test_a_row_is_bitwise_that_of_its_chain(options):
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(dtype=BF16, sinks=True), dict(dtype=F16, cache=torch.float8_e4m3fn, window=5, softcap=8.0),
+    dict(dtype=BF16, sinks=True), dict(dtype=F16, cache=torch.float8_e4m3fn, window=5, softcap=8.0),
     dict(dtype=BF16, latent=40, heads=1, window=130),
 ])  # fmt: skip
 def test_a_row_is_bitwise_that_of_its_chain_on_the_triton_backend(options):
@@ -278,7 +279,8 @@ def test_faults_are_noticed(mutant):
 
 
 @pytest.mark.slow
-def test_every_instruction_set_keeps_the_budget():
+def test_lesser_instruction_sets_keep_the_budget():
+    """Other tests run the best that the processor has."""
     script = (
         "import torch, attention_cases as c, specdec_kernels as sdk\n"
         "for o in (dict(), dict(dtype=torch.bfloat16), dict(dtype=torch.float16, softcap=9.0),\n"
@@ -290,7 +292,7 @@ def test_every_instruction_set_keeps_the_budget():
         "print(sdk.explain().split('instruction set ')[1].split()[0])"
     )
     used = set()
-    for isa in ("baseline", "avx2", "avx512"):
+    for isa in ("baseline", "avx2"):
         environment = dict(
             os.environ, SPECDEC_ISA=isa, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), *sys.path])
         )
@@ -327,7 +329,7 @@ def test_nan_that_is_seen_shows(backend):
 # --- As PyTorch sees it ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize(
     "options", [dict(), dict(new=True, sinks=True, dtype=BF16), dict(latent=20, cache=torch.int8)]
 )
