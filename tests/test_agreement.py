@@ -23,7 +23,7 @@ def rule_name(rule):
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_results_thresholds_and_masses_agree(rule):
     requests = differing = traced = 0
-    for seed in range(250):
+    for seed in range(100):
         (native, ours), (reference, theirs) = both_with_traces(random_case(seed), rule)
         same = (native.tokens == reference.tokens).all(1) & (native.path == reference.path).all(1)
         requests += len(same)
@@ -40,9 +40,9 @@ def test_results_thresholds_and_masses_agree(rule):
             both = ~a.isnan() & ~b.isnan()
             traced += int(both.sum())
             torch.testing.assert_close(a[both], b[both], **MAY_DIFFER, msg=lambda m, s=seed: f"case {s}: {m}")
-    assert requests > 500
+    assert requests > 200
     assert differing <= requests * 0.002, f"{differing} of {requests} requests differ"
-    assert rule not in ("token", "traversal") or traced > 300
+    assert rule not in ("token", "traversal") or traced > 100
 
 
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])

@@ -21,7 +21,7 @@ from specdec_kernels.drafting.children import METHODS
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_spoiled_rows_and_tokens(rule):
     differing = requests = 0
-    for seed in range(1000, 1150):
+    for seed in range(1000, 1060):
         arguments = random_case(seed, hostile=True)
         (native, _), (reference, _) = both_with_traces(arguments, rule)
         check_in_range(native, arguments)
@@ -31,7 +31,7 @@ def test_spoiled_rows_and_tokens(rule):
         same = (native.tokens == reference.tokens).all(1) & (native.status == reference.status)
         differing += int((~same).sum())
         requests += len(same)
-    assert requests > 250
+    assert requests > 100
     assert differing <= requests * 0.002, f"{differing} of {requests} differ"
 
 
@@ -66,7 +66,7 @@ def test_a_cycle_of_links_ends():
         assert sdk.verify(torch.zeros(4, 5), tree, rule=rule).num_tokens.item() >= 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_status_of_visited_rows(rule, backend, temperature):
@@ -129,7 +129,7 @@ def test_a_token_without_a_column_cannot_have_been_drawn(rule, backend):
     assert points.status.tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_an_empty_row_emits_the_lowest_allowed_token(backend):
     logits = torch.full((3, 40), -float("inf"))
     allowed = torch.tensor([[0b1000, 0], [0, 0b10], [0, 0]]).int()
@@ -137,7 +137,7 @@ def test_an_empty_row_emits_the_lowest_allowed_token(backend):
     assert sdk.sample(logits, token_bitmask=allowed, **keys).tolist() == [3, 33, 0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", QUICK)
 def test_infinite_entries_share_the_mass(backend):
     logits = torch.randn(400, 100)
     logits[:, [7, 70]] = float("inf")
