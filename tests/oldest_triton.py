@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles forms of every kernel for sm_90 with the Triton that is imported: the first and the last one of
-every number of warps. Prints the version and what was compiled. `test_triton_oldest.py` runs this."""
+"""Compiles the last form of every kernel, which has most options, for sm_90 with the Triton that is imported.
+Prints the version and what was compiled. `test_triton_oldest.py` runs this."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ SM_90 = next(processor for processor in targets.PROCESSORS if processor.name == 
 
 
 def compiled() -> dict[str, int]:
-    """Kernels by name, and the most registers that one of their forms takes."""
-    forms = targets.kernels(SM_90, variants.calls())
-    ends = ({(kernel.name, kernel.warps): kernel for kernel in order} for order in (forms, reversed(forms)))
-    most: dict[str, int] = {}
-    for kernel in [kernel for end in ends for kernel in end.values()]:
-        most[kernel.name] = max(most.get(kernel.name, 0), targets.build(kernel).registers)
-    return most
+    """Kernels by name, and the registers that their last forms take."""
+    last = {kernel.name: kernel for kernel in targets.kernels(SM_90, variants.calls())}
+    return {name: targets.build(kernel).registers for name, kernel in last.items()}
 
 
 if __name__ == "__main__":

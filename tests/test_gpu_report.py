@@ -35,7 +35,7 @@ OPERATIONS = (
     variants.commit_kv,
     variants.states,
 )
-SM_80 = targets.PROCESSORS[0]
+SM_80, SM_90, *_, GFX942 = targets.PROCESSORS
 FENCED_BARRIER = re.compile(
     r"""fence syncscope\("workgroup"\) release(?!.*!mmra).*\n"""
     r""".*call void @llvm\.amdgcn\.s\.barrier\(\).*\n"""
@@ -112,28 +112,23 @@ def test_every_kernel_is_in_the_report():
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_kernels_neither_spill_nor_crowd_the_registers(operation):
-    """Of every kernel its first form, and for two targets its last of every number of warps, which has most
-    options. `make gpu-report` compiles all forms, for all targets."""
-    some = []
-    for processor in targets.PROCESSORS:
-        if processor.name not in ("sm_80", "sm_90", "gfx942"):
-            continue
-        forms = targets.kernels(processor, operation())
-        some += {kernel.name: kernel for kernel in reversed(forms)}.values()
-        if processor.name != "gfx942":
-            some += {(kernel.name, kernel.warps): kernel for kernel in forms}.values()
+    """Of every kernel its first form for gfx942, and for sm_90 its last of every number of warps, which has
+    most options. `make gpu-report` compiles all forms, for all targets."""
+    first = {kernel.name: kernel for kernel in reversed(targets.kernels(GFX942, operation()))}
+    some = [*first.values(), *last_forms(targets.kernels(SM_90, operation()))]
     compiled = list(zip(some, targets.build_all(some), strict=True))
     assert len(compiled) >= 3 and not list(report.broken_rules(compiled))
+
+
+def last_forms(kernels):
+    return list({(kernel.name, kernel.warps): kernel for kernel in kernels}.values())
 
 
 def test_the_richest_forms_neither_spill_nor_crowd_the_registers():
     """Those that `make gpu-report` found nearest to spilling on sm_90, of forms that the test above leaves
     out."""
-    (processor,) = (processor for processor in targets.PROCESSORS if processor.name == "sm_90")
-    forms = targets.kernels(processor, variants.calls())
-    ends = {kernel.name: kernel for kernel in reversed(forms)}.values()
-    ends = [*ends, *{(kernel.name, kernel.warps): kernel for kernel in forms}.values()]
-    some = [kernel for kernel in report.richest_of(forms) if kernel not in ends]
+    forms = targets.kernels(SM_90, variants.calls())
+    some = [kernel for kernel in report.richest_of(forms) if kernel not in last_forms(forms)]
     compiled = list(zip(some, targets.build_all(some), strict=True))
     assert compiled and not list(report.broken_rules(compiled))
 
@@ -152,12 +147,11 @@ def test_what_a_walk_writes_is_seen_by_its_other_wavefronts():
     """On gfx942 `tl.debug_barrier` is `s_barrier` between fences of all memory. No wait for stores is needed:
     wavefronts of a workgroup share an L1 cache that keeps their accesses in order, where the workgroup is not
     split over compute units."""
-    gfx942 = targets.PROCESSORS[-1]
-    found = targets.kernels(gfx942, variants.verify())
+    found = targets.kernels(GFX942, variants.verify())
     walk = next(
         k for k in found if k.name == "verify_walk_kernel" and "traversal" in k.source.constants.values()
     )
-    code = triton.compile(walk.source, target=gfx942.target, options=walk.options).asm
+    code = triton.compile(walk.source, target=GFX942.target, options=walk.options).asm
     assert ".amdhsa_tg_split 0" in code["amdgcn"]
     # Two around the reading of a node on the way. Fences of shared memory alone are annotated.
     assert len(FENCED_BARRIER.findall(code["llir"])) >= 2
