@@ -332,9 +332,11 @@ def test_a_tracer_is_shown_the_caches_of_a_plan():
     assert not any(cache.any() for cache in caches)  # those that the table names
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize(
+    "compiler, planned", [("aot_eager", False), ("aot_eager", True), ("inductor", False)]
+)
 def test_commit_kv_compiles_whole(compiler, planned):
+    """test_module.py compiles a plan with inductor."""
     caches, path, tree, table, prefix_lens = problem()
     wanted = [cache.clone() for cache in caches]
     committed = sdk.commit_kv(wanted, path, tree, table, prefix_lens, page_size=4)

@@ -69,10 +69,8 @@ def test_sample_passes_opcheck(monkeypatch, backend, temperature):
 
 
 @pytest.mark.parametrize("backend", QUICK)
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_verify_compiles_whole(backend, compiler):
-    if compiler == "inductor" and backend == "reference":
-        pytest.skip("one backend is enough for the slow compiler")
+def test_verify_compiles_whole(backend):
+    """test_module.py compiles it with inductor."""
     given = problem()
     temperature = torch.tensor([0.9, 0.0])
 
@@ -81,9 +79,8 @@ def test_verify_compiles_whole(backend, compiler):
         return verified, verified.tokens[:, 0] + 1
 
     expected, following = step(temperature, **given)
-    verified, plus_one = on_device(torch.compile(step, fullgraph=True, backend=compiler))(
-        temperature, **given
-    )
+    compiled = on_device(torch.compile(step, fullgraph=True, backend="aot_eager"))
+    verified, plus_one = compiled(temperature, **given)
     assert isinstance(verified, sdk.Verified)
     for field, value in list(expected._asdict().items())[:6]:
         torch.testing.assert_close(getattr(verified, field), value, equal_nan=True, rtol=0, atol=0)
