@@ -34,8 +34,9 @@ def check_agreement(logits, k, **options):
     return native[0]
 
 
-@pytest.mark.parametrize("method", children.METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "method, dtype", [*((method, torch.float32) for method in children.METHODS), ("hybrid", torch.bfloat16)]
+)
 def test_tokens_and_scores_agree(method, dtype):
     g = torch.Generator().manual_seed(3)
     cut = sdk.SamplingParams(torch.tensor([1.0, 0.7, 0.0, 1.3]), top_k=torch.tensor([0, 3, 0, 40]), top_p=0.9)
@@ -53,7 +54,7 @@ def test_spoiled_rows(method):
     logits[1] = -inf
     logits[2, 5] = logits[2, 60] = inf
     logits[3, 1:] = -inf
-    tokens = check_agreement(logits, 3, method=method, **keys())
+    tokens = check_agreement(logits, 5, method=method, **keys())
     assert (tokens[1] == -1).all() and set(tokens[2].tolist()) <= {5, 60, -1}
 
 
@@ -63,13 +64,13 @@ def test_weights_far_below_the_largest_are_drawn_when_it_is_gone(method):
     assert (check_agreement(logits, 4, method=method, **keys()) >= 0).all()
 
 
-@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("k", [1, 9])
 @pytest.mark.parametrize("method", children.METHODS)
 def test_numbers_of_children(method, k):
-    check_agreement(torch.randn(ROWS, 31), k, method=method, coupled=k == 2, **keys())
+    check_agreement(torch.randn(ROWS, 31), k, method=method, coupled=k == 9, **keys())
 
 
 def test_ties_go_to_the_lowest_token():
     logits = torch.zeros(ROWS, 3000)
     logits[:, 2000] = 1.0
-    assert check_agreement(logits, 4, method="top_k", **keys()).tolist() == [[2000, 0, 1, 2]] * ROWS
+    assert check_agreement(logits, 5, method="top_k", **keys()).tolist() == [[2000, 0, 1, 2, 3]] * ROWS
