@@ -12,17 +12,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
 
-# Two processes: most of the time goes to compiling and emulating GPU kernels.
+# Two processes, each with files of its own as far as they last: kernels are compiled once for a file's tests.
+TWO := -n 2 --dist worksteal
+
 test: $(VENV)/package $(VENV)/triton-oldest
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest $(TWO) $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.
 test-fast: $(VENV)/package
-	$(BIN)/python -m pytest -n 2 -m "not slow" --hypothesis-profile fast $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m "not slow" --hypothesis-profile fast $(ARGS)
 
 # Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
 test-pure: $(VENV)/package
-	$(BIN)/python -m pytest -n 2 -k "not triton" tests/test_project.py tests/test_errors.py tests/test_tree.py \
+	$(BIN)/python -m pytest $(TWO) -k "not triton" tests/test_project.py tests/test_errors.py tests/test_tree.py \
 		tests/test_random.py tests/test_reference.py tests/test_reference_exact.py $(ARGS)
 
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
@@ -51,11 +53,11 @@ test-vllm: $(VLLM)/ready
 
 # Operators of the triton backend as compiled for sm_90, in the emulator. Counts are those of sm_80.
 test-hopper: $(VENV)/package
-	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest -n 2 -k "triton and not counts" $(ARGS)
+	SPECDEC_TEST_ARCH=90 $(BIN)/python -m pytest $(TWO) -k "triton and not counts" $(ARGS)
 
 # Rows by number, bonus tokens, draft probabilities, ends and edits as Triton kernels, under every rule.
 test-rows: $(VENV)/package
-	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest -n 2 tests/test_triton_rows.py tests/test_triton_ends.py \
+	SPECDEC_TEST_RULES=all $(BIN)/python -m pytest $(TWO) tests/test_triton_rows.py tests/test_triton_ends.py \
 		tests/test_triton_edits.py $(ARGS)
 
 # The operators of the triton backend, the emulator's wgmma and a compilation of every kernel with another VERSION of Triton,
@@ -67,7 +69,7 @@ test-triton: $(VENV)/package
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(OTHER)/rest
 	cp $(OTHER)/rest `$(OTHER)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps triton==$(VERSION)
-	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest -n 2 \
+	PYTHONPATH=$(CURDIR) TRITON_CACHE_DIR=$(abspath $(OTHER))/cache $(OTHER)/bin/python -m pytest $(TWO) \
 		-k "(triton or wgmma or neither_spill) and not counts and not interpreter" $(ARGS)
 
 # examples/llama_cpp.py over llama.cpp, which pip compiles for this processor, beside the packages in .venv.
@@ -155,7 +157,7 @@ test-sdist: sdist $(VENV)/package
 	rm -rf build/sdist && mkdir -p build/sdist
 	tar -xzf dist/*.tar.gz --strip-components 1 -C build/sdist
 	cd build/sdist && $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
-	cd build/sdist && $(abspath $(BIN))/python -m pytest -n 2 $(ARGS)
+	cd build/sdist && $(abspath $(BIN))/python -m pytest $(TWO) $(ARGS)
 
 # The wheel in an environment of its own.
 test-wheel: wheel

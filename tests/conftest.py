@@ -41,8 +41,13 @@ if not find_spec("transformers"):
     ]
 
 
+LONGEST = ("test_sanitizers.py", "test_triton_oldest.py", "test_gate.py", "test_gpu_report.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of the triton backend, and those that compile with inductor, say so in their names."""
+    """The longest tests are the first. Tests of the triton backend, and those that compile with inductor, say
+    so in their names."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if "triton" in item.nodeid or "inductor" in item.name:
             item.add_marker(pytest.mark.slow)
