@@ -85,12 +85,3 @@ def operators_on_device(monkeypatch):
 def untouched_memory(monkeypatch):
     """For tests that ask for more memory than they touch: it is not filled."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-
-
-@pytest.fixture
-def one_thread():
-    """For tests whose models are too small to be worth more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -106,7 +106,7 @@ STATES = ["ok", "MISS", "MISS", "ok", "NONE", "MISS"]
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch, one_thread):
+def quiet(monkeypatch):
     """As if nothing else ran on this machine."""
     monkeypatch.setattr(timing, "time", CLOCK)
     monkeypatch.setattr(timing, "_own_seconds", lambda: 0.0)

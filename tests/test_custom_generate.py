@@ -37,9 +37,6 @@ def model(vocab=31, cls=LlamaForCausalLM):
     return cls(config).eval()
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
-
 TARGET = model()
 PADDED = torch.tensor([[0, 0, 0, 5, 6, 5], [1, 2, 3, 1, 2, 3], [0, 0, 0, 0, 0, 9]])
 MASK = (PADDED != 0).long()

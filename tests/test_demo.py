@@ -108,7 +108,7 @@ def test_a_table_of_ngrams():
     assert 0.5 < share < 1.0  # all but the last token of each text
 
 
-def test_json(folder, one_thread):
+def test_json(folder):
     table, _ = distil(TEXTS)
     results = Results()
     for name, prompt in {"first": [8, 9, 8, 9, 8], "second": [20, 21, 22]}.items():
@@ -129,13 +129,13 @@ def test_json(folder, one_thread):
     assert figures["single"]["first"] == {PLAIN: written / 4} | {way: written for way in DRAFTERS}
 
 
-def test_json_that_cannot_be_written_in_the_end(folder, one_thread):
+def test_json_that_cannot_be_written_in_the_end(folder):
     results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], COSTS), [REQUEST], 1)])
     with pytest.raises(Refused, match="cannot be written"):
         write_json(results, folder / "none" / "x.json")
 
 
-def test_a_replay_takes_the_steps_of_a_race(one_thread):
+def test_a_replay_takes_the_steps_of_a_race():
     table, _ = distil(TEXTS)
     raced, again = trace_ways(table, COSTS), trace_ways(table, COSTS)
     request = REQUEST | {"max_new_tokens": 16}

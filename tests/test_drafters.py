@@ -19,9 +19,6 @@ GREEDY = sdk.SamplingParams(temperature=0.0)
 PROMPTS = [[3, 4, 5, 3, 4], [7], [9, 9, 2, 1, 8, 6, 9, 9]]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
-
 def llama(vocab=31, layers=2, width=48, **options):
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -17,15 +17,6 @@ from demo.drafters.tree import Tree
 from demo.engine import Engine, Request
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only get in each other's way in a model this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def dense_logits(tokens: list[int]) -> torch.Tensor:
     """The last row of a Llama without cache, pages or trees, written apart from the engine's."""
 

@@ -33,7 +33,7 @@ def test_they_are_short():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sampled_text_under_match(name, capsys, one_thread):
+def test_sampled_text_under_match(name, capsys):
     example = load(name)
     plain, found = example.main()
     text, steps = found["match"]
@@ -45,7 +45,7 @@ def test_sampled_text_under_match(name, capsys, one_thread):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_text_under_every_rule(name, monkeypatch, one_thread):
+def test_greedy_text_under_every_rule(name, monkeypatch):
     example = load(name)
     monkeypatch.setattr(example, "LAW", sdk.SamplingParams(temperature=0.0))
     plain, found = example.main()
@@ -55,7 +55,7 @@ def test_greedy_text_under_every_rule(name, monkeypatch, one_thread):
 
 
 @pytest.mark.parametrize("name", ["chain", "eagle_grow"])
-def test_the_residual_writes_another_text(name, one_thread):
+def test_the_residual_writes_another_text(name):
     plain, found = load(name).main()
     text, steps = found["traversal"]
     assert text != plain and len(text) == len(plain) and steps < len(plain)
@@ -64,7 +64,7 @@ def test_the_residual_writes_another_text(name, one_thread):
 @pytest.mark.parametrize(
     "name, model, count", [("eagle_grow", "target", 12), ("medusa_tree", "hidden_states", 9)]
 )
-def test_a_node_of_a_tree_is_read_as_the_end_of_its_path(name, model, count, one_thread):
+def test_a_node_of_a_tree_is_read_as_the_end_of_its_path(name, model, count):
     example = load(name)
     parents = [-1, 0, 1, 0, 3, 3, 2, 0, 7, 1, 9, 4][:count]
     tree = sdk.DraftTree.from_parents(torch.arange(count)[None], torch.tensor([parents]))
@@ -76,7 +76,7 @@ def test_a_node_of_a_tree_is_read_as_the_end_of_its_path(name, model, count, one
         assert torch.allclose(states[node], alone, atol=1e-5)
 
 
-def test_the_paged_cache_changes_nothing(one_thread):
+def test_the_paged_cache_changes_nothing():
     """The same model read in one go, without pages."""
     example = load("paged_step")
     texts, _ = example.decode(nodes=8)

@@ -169,7 +169,6 @@ WRONG = {  # a part, what is broken, and how
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_part_notices_its_fault(name, monkeypatch, tmp_path):
     part, *wrong = WRONG[name]

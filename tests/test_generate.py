@@ -13,8 +13,6 @@ import specdec_kernels as sdk
 
 generate = partial(sdk.generate, budget=None)
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
 
 @pytest.mark.parametrize("drafter", [nothing, noise, chains, trees])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS[1:2], PROMPTS], ids=["one", "short", "batch"])

@@ -15,8 +15,6 @@ from transformers import BloomConfig, BloomForCausalLM, DynamicCache, LlamaConfi
 import specdec_kernels as sdk
 from specdec_kernels.integrations.transformers import probe
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
 GREEDY = sdk.SamplingParams(temperature=0.0)
 NO_ENDS = dict(bos_token_id=None, eos_token_id=None)
 

@@ -21,9 +21,6 @@ from specdec_kernels.integrations.transformers.model import Target
 generate = partial(sdk.generate, budget=None)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
-
 class Calls:
     """Counts a model's forwards, and the longest of them."""
 

@@ -46,9 +46,6 @@ def model():
 TARGET = model()
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the models are tiny
-
-
 def config(**options):
     return GenerationConfig(pad_token_id=0, **options)
 

@@ -117,7 +117,7 @@ def test_logits_are_not_copied(example):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("branches", [1, 4])
-def test_the_text_is_that_of_plain_decoding(example, temperature, branches, one_thread):
+def test_the_text_is_that_of_plain_decoding(example, temperature, branches):
     law, budget, new = sdk.SamplingParams(temperature=temperature), sdk.Budget(COSTS), 150
 
     def decode(nodes):

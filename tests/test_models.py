@@ -33,7 +33,7 @@ SERVED = [
 ]
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # the models are tiny
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.filterwarnings("ignore:generate. every step reads the whole text")
