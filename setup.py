@@ -28,7 +28,7 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
         "-Wno-unknown-pragmas",
     ]
     if sanitize:
-        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g1", "-O0"]
     link_flags = [f"-fsanitize={sanitize}"] if sanitize else []
     exported = ["-Wl,-z,nodelete", "-Wl,--version-script=csrc/libspecdec.map"]
     core = sorted(set(glob("csrc/*.cpp")) - {"csrc/bindings.cpp"})
