@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables.
 
-`python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver, and
-`python -m bench suffix` the time of `SuffixIndex`."""
+`python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver,
+`python -m bench suffix` the time of `SuffixIndex`, and `python -m bench siblings` how many tokens of
+trees are accepted, by how siblings are drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def load(name: str) -> Suite:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "suite", nargs="?", choices=(*NAMES, "host", "suffix", "all"), help=f"default: {', '.join(DEFAULT)}"
+        "suite",
+        nargs="?",
+        choices=(*NAMES, "host", "suffix", "siblings", "all"),
+        help=f"default: {', '.join(DEFAULT)}",
     )
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, nothing compiled")
     parser.add_argument("--cases", default="", help="comma-separated globs or parts of case names")
@@ -43,6 +47,10 @@ def main() -> int:
         from . import suffix
 
         return suffix.main(args.quick)
+    if args.suite == "siblings":
+        from . import siblings
+
+        return siblings.main(args.quick)
 
     names = NAMES if args.suite == "all" else (args.suite,) if args.suite else DEFAULT
     chosen = [(suite, suite.select(args.cases, args.quick)) for suite in map(load, names)]

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from exact import Case as Drafts
+from exact import distance, emitted
+from exact_cases import CASES, EXACT, FAR, rules
 
 from bench import __main__ as command
-from bench import attention, check, commit, generate, peers, report, runner, timing, verify
+from bench import attention, check, commit, generate, peers, report, runner, siblings, timing, verify
 from bench.suite import Case, Contender, Goal, Rounds, Suite
 
 
@@ -233,3 +236,31 @@ def test_a_verifier_of_another_law_is_refused():
         return lambda i: (count, torch.zeros_like(count))
 
     assert "expected" in check.failure(peers.Verifier("greedy", accepts_everything), case)
+
+
+@pytest.mark.parametrize("rule", ["token", "traversal"])
+@pytest.mark.parametrize("name", ["bushy_mixed", "skipped"])
+def test_accepted_tokens_of_siblings(name, rule):
+    """What the benchmark expects of a drawn tree is what the rule accepts on average."""
+    case = CASES[name]
+    expected = sum(
+        chance * siblings.accepted(case.request(tokens, None), rule) for tokens, chance in case.drafts()
+    )
+    assert expected == pytest.approx(emitted(case, getattr(rules, rule))[1], rel=EXACT)
+
+
+INDEPENDENT = Drafts((0, 0, 1), "III")
+
+
+@pytest.mark.parametrize("rule", [rules.token, rules.traversal])
+def test_siblings_by_class_are_lossless(rule):
+    assert distance(INDEPENDENT, emitted(INDEPENDENT, rule, cls=siblings.ByClass)[0]) < EXACT
+
+
+def test_mutant_siblings_by_class_declared_independent():
+    """The best one first, though not with the law of the best one."""
+
+    class Sorted(siblings.ByClass):
+        proposal_law = siblings.Request.proposal_law
+
+    assert distance(INDEPENDENT, emitted(INDEPENDENT, rules.token, cls=Sorted)[0]) > FAR
