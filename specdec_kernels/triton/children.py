@@ -24,7 +24,7 @@ from .launch import row_passes
 from .law import log_probability, target_scores
 from .logarithm import LOG2E, log
 from .random import race_key, race_words
-from .row import NO_TOKEN, Row, exponent_of, read_row
+from .row import NO_TOKEN, Row, exponent_of, read_tile
 from .sampling import settle_rows
 from .settle import law_of
 from .wanted import TARGET
@@ -103,7 +103,7 @@ def _children_list_kernel(
     if law.point < 0:
         begin = split * SPLIT
         tokens = begin + tl.arange(0, SPLIT)
-        x = read_row(Row(row_data(target, n), target.vocab, bitmask_of(target, n), None), tokens)
+        x = read_tile(Row(row_data(target, n), target.vocab, bitmask_of(target, n), None), begin, SPLIT)
         exponents = tl.where(x >= law.cut, exponent_of(x, law.top, law.slope), _NOTHING)
         exponents = tl.where(exponents == exponents, exponents, _NOTHING)
         list_ptr = (n * splits + split) * k

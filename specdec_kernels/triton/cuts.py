@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .logarithm import LOG2E, log
-from .row import read_row
+from .row import read_tile
 
 _LEAST_MIN_P = tl.constexpr(1e-37)  # `log` takes normal numbers
 _LEAST_KEPT = tl.constexpr(1e-30)
@@ -74,7 +74,7 @@ def largest(row, begin, SPLIT: tl.constexpr, LANES: tl.constexpr):
     a = tl.full([PIECE], _NOTHING, tl.float32)
     b, c, d = a, a, a
     for start in range(begin, begin + SPLIT, PIECE):
-        x = tl.maximum(read_row(row, start + tl.arange(0, PIECE)), _NOTHING)
+        x = tl.maximum(read_tile(row, start, PIECE), _NOTHING)
         less = tl.minimum(a, x)
         a = tl.maximum(a, x)
         least = tl.minimum(b, less)

@@ -290,7 +290,8 @@ def _first_not_below(tokens_ptr, size, token, ENTRIES: tl.constexpr):
     """The place of the first of ascending tokens that is not below one. Whatever the tokens are, it does not
     fall as that one rises, so that splits share no entry."""
     low, high = tl.full([], 0, tl.int32), size + 0
-    for _ in range(_ROUNDS):  # Triton 3.4 cannot compile what follows a `while` over these
+    rounds = tl.where(size > ENTRIES * ENTRIES, _ROUNDS, 2)
+    for _ in range(rounds):  # Triton 3.4 cannot compile what follows a `while` over these
         step = tl.cdiv(high - low, ENTRIES)
         last = low + (1 + tl.arange(0, ENTRIES)) * step - 1  # of each part
         below = tl.load(tokens_ptr + last, mask=(last >= low) & (last < high), other=_MOST) < token

@@ -18,7 +18,7 @@ from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
 from .record import load_shared, save
-from .row import NO_TOKEN, Row, exponent_of, measure, read_row, slope_of
+from .row import NO_TOKEN, Row, exponent_of, measure, read_tile, slope_of
 from .tree import clear_ranks
 from .wanted import DRAFT, TARGET, depth_of, place_of, wanted_draft_row, wants_target
 
@@ -97,12 +97,12 @@ def load_listed(scratch, row, side, size, floors, SPLIT: tl.constexpr, LANES: tl
 
 
 @triton.jit
-def _read_split(row, offsets, WHOLE: tl.constexpr):
+def _read_split(row, begin, SPLIT: tl.constexpr, WHOLE: tl.constexpr):
     """Scores of a split; where all splits are WHOLE, nothing beyond the row has to be masked."""
     if WHOLE and row.bitmask is None and row.edits is None:
-        x = tl.load(row.data + offsets).to(tl.float32)
+        x = tl.load(row.data + begin + tl.arange(0, SPLIT)).to(tl.float32)
     else:
-        x = read_row(row, offsets)
+        x = read_tile(row, begin, SPLIT)
     return x
 
 
@@ -113,7 +113,7 @@ def _lowest_at(row, begin, max, SPLIT: tl.constexpr):
     lowest = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, begin + SPLIT, _PIECE):
         offsets = start + tl.arange(0, _PIECE)
-        x = read_row(row, offsets)
+        x = read_tile(row, start, _PIECE)
         lowest = tl.minimum(lowest, tl.min(tl.where((x == max) & (offsets < row.size), offsets, NO_TOKEN)))
     return lowest
 
@@ -143,7 +143,7 @@ def measure_and_race(row, begin, end, slope, seed, position, purpose, TILE: tl.c
     token = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
-        x = read_row(row, tokens)
+        x = read_tile(row, start, TILE)
         before = max
         max = tl.maximum(max, _largest(x))
         scale = tl.exp2(exponent_of(before, max, slope))
@@ -156,7 +156,7 @@ def measure_and_race(row, begin, end, slope, seed, position, purpose, TILE: tl.c
     if nan > 0:
         masses = tl.zeros([TILE], tl.float32)
         for start in range(begin, end, TILE):
-            x = read_row(row, start + tl.arange(0, TILE))
+            x = read_tile(row, start, TILE)
             masses += tl.exp2(exponent_of(tl.where(x == x, x, float("-inf")), max, slope))
         mass = tl.sum(masses)
     return Split(max, mass, token, nan, score, tl.full([], float("-inf"), tl.float32))
@@ -195,7 +195,7 @@ def measure_split(
             row, begin, tl.minimum(begin + SPLIT, row.size), slope, seed, position, NEXT, RACE_TILE
         )
     else:
-        x = _read_split(row, begin + tl.arange(0, SPLIT), WHOLE)
+        x = _read_split(row, begin, SPLIT, WHOLE)
         max, mass, nan = measure(x, slope)
         token = tl.full([], NO_TOKEN, tl.int32)
         floor = tl.full([], float("-inf"), tl.float32)

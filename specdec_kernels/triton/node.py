@@ -11,7 +11,7 @@ import triton.language as tl
 from .arguments import draft_logits, drawn_from, row_data
 from .law import IMPOSSIBLE, Law, draft_scores, exp2_wide, law_if, logprobs_law, probability
 from .residual import Residual
-from .row import Row, read_row
+from .row import Row, read_tile
 from .settle import load_settled
 from .sums import load_sums
 from .tracked import draft_q, is_point, marks_of
@@ -136,9 +136,7 @@ def _is_sound(ctx, drawn_from, TILE: tl.constexpr):
     nan = tl.full([], 0, tl.int32)
     some = tl.full([], 0, tl.int32)
     for begin in range(0, ctx.draft.size, TILE):
-        x = read_row(
-            Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None, None), begin + tl.arange(0, TILE)
-        )
+        x = read_tile(Row(row_data(ctx.draft, drawn_from), ctx.draft.size, None, None), begin, TILE)
         x = draft_logits(ctx.draft, x)
         nan = tl.maximum(nan, tl.max((x != x).to(tl.int32)))
         some = tl.maximum(some, tl.max((x > float("-inf")).to(tl.int32)))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .random import race_floor, race_key, race_words
-from .row import NO_TOKEN, exponent_of, read_row
+from .row import NO_TOKEN, exponent_of, read_tile
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def race_law(row, begin, end, law, seed, position, purpose, TILE: tl.constexpr):
     token = tl.full([], NO_TOKEN, tl.int32)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
-        x = read_row(row, tokens)
+        x = read_tile(row, start, TILE)
         if tl.max(x) >= law.cut:  # few tiles have anything that is kept
             weights = tl.where(x >= law.cut, tl.exp2(exponent_of(x, law.top, law.slope)), 0.0)
             words = race_words(seed, position, purpose, 0, start // 4 + tl.arange(0, TILE // 4))

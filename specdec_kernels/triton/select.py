@@ -23,7 +23,7 @@ import triton.language as tl
 
 from .cuts import find, least_kept, scale_of, sum_from, weight_of
 from .record import load, load_shared, save, whole_sectors
-from .row import read_row
+from .row import read_row, read_tile
 
 SAMPLE = tl.constexpr(4096)
 COLLECTED = 1024  # scores that a split may collect
@@ -191,7 +191,7 @@ def collect(row, split, law, bracket, words, scores_ptr, SPLIT: tl.constexpr):
     scores_ptr += split * _COLLECTED
     begin = split * SPLIT
     for start in range(begin, tl.minimum(begin + SPLIT, row.size), _PIECE):
-        x = tl.maximum(read_row(row, start + tl.arange(0, _PIECE)), _NOTHING)
+        x = tl.maximum(read_tile(row, start, _PIECE), _NOTHING)
         weights = tl.where(x > _NOTHING, weight_of(x, law.top, law.slope), 0.0)
         k_low += tl.where(x >= bracket.k_low, 1.0, 0.0)
         k_high += tl.where(x >= bracket.k_high, 1.0, 0.0)
@@ -297,7 +297,7 @@ def _amount(row, value, max, steepness):
     """The amount of the scores of a row >= value."""
     sums = tl.zeros([_SEARCHED], tl.float32)
     for begin in range(0, row.size, _SEARCHED):
-        x = read_row(row, begin + tl.arange(0, _SEARCHED))
+        x = read_tile(row, begin, _SEARCHED)
         sums += tl.where(x >= value, weight_of(x, max, steepness), 0.0)
     return tl.sum(sums)
 

@@ -21,7 +21,7 @@ from .arguments import bitmask_of, draft_logits, edits_of, has_cuts, params_of, 
 from .context import Context, child_with, first_child, look_up, root_of
 from .node import acceptance, load_laws, load_node, q_of, test_child
 from .residual import nothing_rejected, span_mass, subtract
-from .row import Row, exponent_of, read_row
+from .row import Row, exponent_of, read_tile
 from .settle import law_of
 from .sums import (
     ENTROPY,
@@ -184,7 +184,7 @@ def _rest(ctx, node, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     tracking = Tracking(ctx.tree, node.index, node.drawn_from, ctx.draft.columns, ctx.target.vocab)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.draft.size), TILE):
         column = start + tl.arange(0, TILE)
-        x = read_row(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None, None), column)
+        x = read_tile(Row(row_data(ctx.draft, node.drawn_from), ctx.draft.size, None, None), start, TILE)
         x = draft_logits(ctx.draft, x)
         x = tl.where((x == x) & (x >= q.cut), x, float("-inf"))
         if q.top == float("inf"):
@@ -205,14 +205,15 @@ def _entropy(ctx, row, begin, SPLIT: tl.constexpr, TILE: tl.constexpr):
     law = law_of(ctx.scratch, row, TARGET)
     acc = tl.zeros([TILE], tl.float32)
     for start in range(begin, tl.minimum(begin + SPLIT, ctx.target.vocab), TILE):
-        x = read_row(
+        x = read_tile(
             Row(
                 target_data(ctx.target, row),
                 ctx.target.vocab,
                 bitmask_of(ctx.target, row),
                 edits_of(ctx.target, row),
             ),
-            start + tl.arange(0, TILE),
+            start,
+            TILE,
         )
         t = exponent_of(tl.where((x == x) & (x >= law.cut), x, float("-inf")), law.top, law.slope)
         acc += tl.exp2(t) * tl.maximum(t, _LEAST_BITS)
