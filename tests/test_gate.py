@@ -77,7 +77,8 @@ def test_a_dry_run_runs_every_part(tmp_path):
     marks = [entry for part in parts.values() for entry in part["entries"] if entry["kind"] == "mark"]
     assert marks and all(mark["state"] == "MADE UP" for mark in marks)
     agreed = [e["name"] for e in parts["agree-verify"]["entries"] if e["kind"] == "check"]
-    assert len(agreed) == 3 and "token, chain" in agreed[1] and "no last rows" in agreed[2]
+    assert len(agreed) == 4 and "token, chain" in agreed[1] and "no last rows" in agreed[2]
+    assert "edits, ends and reports" in agreed[3]
 
 
 FAULTS = """

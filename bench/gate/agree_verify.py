@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 import specdec_kernels as sdk
 
@@ -20,7 +21,8 @@ OTHERS = (sdk.Synthetic(torch.tensor([0.9, 0.5])), sdk.Deferred(0.8, 1), sdk.Thr
 OTHERS += (sdk.Ensemble(0.7),)  # of float32 rows only, as they share what reads them
 BY_ROWS = ("match", "token", "traversal", sdk.Threshold(0.7, 0.8))
 ROWS = ("rows by number", "bonus tokens", "bonus tokens, no last rows")
-FIELDS = ("tokens", "path", "num_tokens", "num_accepted", "status")
+SERVED = "edits, ends and reports"
+FIELDS = ("tokens", "path", "num_tokens", "num_accepted", "status", "finish", "ranks", "top_tokens")
 # Kernels compute in float32, the reference in float64: a coin or a cut that lies within the rounding of its
 # threshold falls to the other side. That is rare, and every request that differs is shown.
 MAY_DIFFER = 0.002
@@ -34,14 +36,14 @@ class Group:
     laws: tuple[str, ...]  # names of `problems.CUTS`; none: random cases that use every option
     tree: str = ""
     dtype: torch.dtype = torch.float32
-    rows: str = ""  # of `ROWS`
+    given: str = ""  # of `ROWS`, or `SERVED`
 
     def __str__(self) -> str:
         rule = self.rule if isinstance(self.rule, str) else self.rule.name
         if isinstance(self.rule, sdk.Synthetic) and isinstance(self.rule.rate, torch.Tensor):
             rule += " by a tensor"
         laws = "; ".join(self.laws) or "every option"
-        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], laws, self.rows)))
+        return ", ".join(filter(None, (rule, self.tree, str(self.dtype)[6:], laws, self.given)))
 
 
 def run(gate: Gate) -> None:
@@ -57,12 +59,15 @@ def groups(dry: bool) -> list[Group]:
         return [
             Group("match", (whole,), "point"),
             Group("token", (whole,), "chain"),
-            Group("match", (whole,), "chain", rows=ROWS[-1]),
+            Group("match", (whole,), "chain", given=ROWS[-1]),
+            Group("match", (whole,), "point", given=SERVED),
         ]
-    numbered = [Group(rule, (whole,), "without replacement", rows=ROWS[0]) for rule in BY_ROWS]
-    numbered += [Group(rule, (whole,), "chain", rows=rows) for rule in BY_ROWS for rows in ROWS]
+    numbered = [Group(rule, (whole,), "without replacement", given=ROWS[0]) for rule in BY_ROWS]
+    numbered += [Group(rule, (whole,), "chain", given=rows) for rule in BY_ROWS for rows in ROWS]
+    served = [Group(rule, (law,), "point", given=SERVED) for law in (whole, cut[0]) for rule in RULES[:3]]
     return (
         [Group(rule, ()) for rule in RULES + OTHERS]
+        + served
         + numbered
         + [
             Group(rule, laws, tree, dtype)
@@ -83,8 +88,11 @@ def check(gate: Gate, group: Group) -> None:
         number, requests, differing = number + 1, requests + len(same), differing + int((~same).sum())
         if not same.all():
             faults.append(f"{name}: requests {(~same).nonzero().flatten().tolist()} differ")
-        for field in FIELDS[2:]:
-            if not torch.equal(getattr(ours, field)[same], getattr(theirs, field)[same]):
+        results = {field: (getattr(ours, field), getattr(theirs, field)) for field in FIELDS[2:]}
+        if theirs.masks is not None:
+            results["masks"] = ours.masks.bits, theirs.masks.bits
+        for field, (a, b) in results.items():
+            if b is not None and not torch.equal(a[same], b[same]):
                 faults.append(f"{name}: {field} differ where tokens do not")
                 differing = requests  # that is no matter of rounding
         error = difference(ours.logprobs[same], theirs.logprobs[same])
@@ -99,8 +107,9 @@ def check(gate: Gate, group: Group) -> None:
 def cases(group: Group, dry: bool) -> Any:
     """Names and arguments of `verify`, on the host."""
     for vocab, law in product((69,) if dry else (69, 1501, 32000, 128256), group.laws):
-        arguments = with_rows(problems.verify(group.tree, vocab, group.dtype), group.rows)
-        yield f"V = {vocab}, {law}", dict(arguments, sampling=problems.CUTS[law], return_logprobs=True)
+        arguments = dict(problems.verify(group.tree, vocab, group.dtype), return_logprobs=True)
+        arguments = served(arguments) if group.given == SERVED else with_rows(arguments, group.given)
+        yield f"V = {vocab}, {law}", dict(arguments, sampling=problems.CUTS[law])
     if group.laws:
         return
     from cases import random_case, shared_form
@@ -124,6 +133,22 @@ def with_rows(arguments: dict[str, Any], rows: str) -> dict[str, Any]:
     return without_last_rows(arguments) if rows == ROWS[2] else arguments
 
 
+def served(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The case with what serving asks for: edits of likely tokens, stops, limits, ranks and masks."""
+    batch, vocab = arguments["tree"].batch_size, arguments["target_logits"].shape[-1]
+    likely = arguments["target_logits"].float().topk(8).indices.view(batch, -1)
+    counts = sdk.TokenCounts(batch, 64, vocab, recent=2)
+    counts.set_prompt_(list(range(batch)), likely[:, ::3])
+    edits = sdk.LogitEdits(
+        counts, 1.3, 0.2, 0.1,
+        bias_tokens=likely[:, :2].contiguous(), bias_values=torch.tensor([[0.5, -1.0]] * batch),
+        banned_tokens=likely[:, 2:3].contiguous(), bad_words=likely[:, 8:12].reshape(batch, 2, 2),
+    )  # fmt: skip
+    ends = sdk.Ends(likely[:, 1:2].contiguous(), torch.full((batch,), 3, dtype=torch.int32))
+    reports = dict(return_logprobs=sdk.Logprobs(top=5), return_masks=sdk.Masks())
+    return dict(arguments, edits=edits, ends=ends, **reports)
+
+
 def both(gate: Gate, arguments: dict[str, Any], rule: str | sdk.Rule) -> tuple[sdk.Verified, sdk.Verified]:
     """From the device and from the oracle, on the host."""
     there = rule
@@ -131,7 +156,7 @@ def both(gate: Gate, arguments: dict[str, Any], rule: str | sdk.Rule) -> tuple[s
         there = sdk.Synthetic(gate.device.put(rule.rate))
     ours = sdk.verify(**gate.device.put(arguments), rule=there, backend="triton")
     theirs = sdk.verify(**arguments, rule=rule, backend=oracle.backend()[0])
-    return sdk.Verified(*(field if field is None else field.cpu() for field in ours)), theirs
+    return tree_map(lambda field: field if field is None else field.cpu(), ours), theirs
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
