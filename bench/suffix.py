@@ -81,6 +81,7 @@ def one_round(
         (f"a text of {len(context)} tokens, a token", len(context), lambda: live.add(BATCH, context)),
         (f"draft of {NODES} nodes for that text", 100, drafts([BATCH])),
         ("the search of that draft alone", 100, search(live, BATCH)),
+        (f"a tensor of {NODES} numbers, to compare", 100, lambda: [torch.empty(NODES) for _ in range(100)]),
         (f"drafts of {NODES} nodes for {BATCH} requests", 100, drafts(batch)),
         (
             "ngram_tree, that text",

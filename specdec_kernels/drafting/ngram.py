@@ -171,7 +171,7 @@ def ngram_tree(
         out_scores=scores,
     )
     _ops.ngram_tree(call, backend)
-    return as_tree(drafted, parents, scores, max_depth)
+    return as_tree(drafted.view(-1), parents.view(-1), scores, max_depth)
 
 
 def check_tree(
@@ -180,6 +180,8 @@ def check_tree(
     """What bounds a tree of continuations, checked; a depth that is not given is the largest."""
     max_nodes = check_int(operation, "max_nodes", max_nodes, 1)
     max_depth = check_int(operation, "max_depth", max_nodes - 1 if max_depth is None else max_depth, 0)
+    if trust is TRUST:
+        return max_nodes, max_depth, list(TRUST)
     trust = check_numbers(operation, "trust", trust)
     if not trust or not all(0.0 < chance <= 1.0 for chance in trust):
         bad_value(operation, "trust", "must be at least one number in (0, 1]", trust)
@@ -187,14 +189,12 @@ def check_tree(
 
 
 def as_tree(tokens: Tensor, parents: Tensor, scores: Tensor, max_depth: int) -> NgramTree:
-    """From [B, max_nodes] tensors, which a search has filled."""
-    nodes, rows = tokens.shape[1], tokens.numel()
+    """From tokens [R], parents [R] and scores [B, max_nodes], which a search has filled."""
+    rows, nodes = tokens.shape[0], scores.shape[1]
     depth = max(max_depth, min(nodes - 1, 1))  # unused nodes have depth 1
     cu_nodes = torch.arange(0, rows + 1, nodes, dtype=torch.int32, device=tokens.device)
     kinds = torch.zeros(rows, dtype=torch.uint8, device=tokens.device)  # Proposal.POINT
-    return NgramTree(
-        DraftTree._made(tokens.view(-1), parents.view(-1), cu_nodes, kinds, nodes, depth), scores
-    )
+    return NgramTree(DraftTree._made(tokens, parents, cu_nodes, kinds, nodes, depth), scores)
 
 
 def _check(

@@ -232,12 +232,13 @@ class SuffixIndex:
         candidates = check_int(operation, "candidates", candidates, 1)
         min_match = check_int(operation, "min_match", min_match, 2)
         ids = _integers(operation, "requests", requests)
-        shape = (ids.shape[0], max_nodes)
-        tokens = torch.empty(shape, dtype=torch.int64, device="cpu")
-        parents = torch.empty(shape, dtype=torch.int32, device="cpu")
-        scores = torch.empty(shape, dtype=torch.float32, device="cpu")
+        batch = ids.shape[0]
+        rows = batch * max_nodes
+        tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
+        parents = torch.empty(rows, dtype=torch.int32, device="cpu")
+        scores = torch.empty((batch, max_nodes), dtype=torch.float32, device="cpu")
         _call(
-            operation, self._native.draft, torch.get_num_threads(), ids.data_ptr(), ids.shape[0],
+            operation, self._native.draft, torch.get_num_threads(), ids.data_ptr(), batch,
             max_nodes, max_depth, candidates, min_match, trust,
             tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(), request="requests",
         )  # fmt: skip
