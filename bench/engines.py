@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 import specdec_kernels as sdk
+from specdec_kernels._ops import backends
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 from specdec_kernels.integrations.sglang.sample import EagleSample
 from specdec_kernels.integrations.vllm import runner1
@@ -24,6 +25,22 @@ class Step(NamedTuple):
     name: str
     run: Callable[[], object]
     verify: Callable[[], object]
+
+
+def on_triton(step: Step) -> Step:
+    """As if there were no native core, so that backend "auto" takes Triton's kernels."""
+
+    def without(run: Callable[[], object]) -> Callable[[], object]:
+        def call() -> object:
+            native, backends._native = backends._native, lambda: (None, "left out here")
+            try:
+                return run()
+            finally:
+                backends._native = native
+
+        return call
+
+    return Step(step.name, without(step.run), without(step.verify))
 
 
 def sglang(backend: str) -> Iterator[Step]:
@@ -74,7 +91,7 @@ def sglang(backend: str) -> Iterator[Step]:
 
 
 def vllm() -> Iterator[Step]:
-    """`RejectionSampler.forward` of vLLM's model runner V1 on the CPU: chains of 5 drafts, and of 4 and 5."""
+    """`RejectionSampler.forward` of vLLM's model runner V1: chains of 5 drafts, and of 4 and 5."""
     for name in ("vllm", "vllm.v1", "vllm.v1.outputs"):  # as if it were installed
         sys.modules.setdefault(name, ModuleType(name))
     sys.modules["vllm.v1.outputs"].__dict__.setdefault("SamplerOutput", SimpleNamespace)
@@ -112,8 +129,8 @@ def vllm() -> Iterator[Step]:
         )
 
 
-def functions() -> Iterator[Step]:
-    """Those for a patch, of LMDeploy and of TensorRT-LLM, on the CPU: they gather by what was found."""
+def lmdeploy_chains() -> Iterator[Step]:
+    """The function for a patch of LMDeploy: chains of 6 nodes."""
     for batch in (1, 32):
         drafts, seeds = torch.zeros(batch, STEPS, dtype=torch.int64), torch.arange(batch)
         logits = torch.zeros(batch, STEPS + 1, VOCAB, dtype=torch.bfloat16)
@@ -126,8 +143,13 @@ def functions() -> Iterator[Step]:
             partial(lmdeploy.rejection_sample, logits, drafts, inputs),
             partial(sdk.verify, logits, chain, seeds=seeds, positions=seeds),
         )
+
+
+def tensorrt_llm_trees() -> Iterator[Step]:
+    """That for TensorRT-LLM: trees of 16, whose links come anew."""
+    for batch in (1, 32):
         given, tree = _drafts(batch, 16, 2)
-        links = given.retrieve_next_token, given.retrieve_next_sibling
+        links, seeds = (given.retrieve_next_token, given.retrieve_next_sibling), torch.arange(batch)
         logits, temperatures = torch.zeros(batch * 16, VOCAB, dtype=torch.bfloat16), torch.full((batch,), 0.8)
         law = sdk.SamplingParams(temperatures)
         yield Step(

@@ -81,7 +81,9 @@ def calls() -> list[Call]:
         )
 
     def adapters() -> Iterator[Call]:
-        for step in (*engines.sglang("triton"), *engines.vllm(), *engines.functions()):
+        steps = map(engines.on_triton, (*engines.vllm(), *engines.tensorrt_llm_trees()))
+        # On the CPU: LMDeploy's gathers by what `verify` found, and launches find nothing here.
+        for step in (*engines.sglang("triton"), *steps, *engines.lmdeploy_chains()):
             compared = f"verify of {step.name}"
             yield Call(compared, step.verify)
             yield Call(step.name, step.run, Limit(30, 4), beyond=compared)

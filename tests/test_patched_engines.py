@@ -229,7 +229,7 @@ def test_operators_and_memory_of_a_step_beyond_verify(monkeypatch):
     """docs/patched_engines.md has these numbers."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     found = {}
-    for step in engines.functions():
+    for step in (*engines.lmdeploy_chains(), *engines.tensorrt_llm_trees()):
         counts = []
         for run in (step.run, step.verify):
             run()
@@ -246,7 +246,7 @@ def test_arrays_of_other_shapes_are_refused():
     rule = r"^rejection_sample: random_seeds must have shape \[B \* \(K \+ 1\)\] = \[6\], got \[4\]"
     with pytest.raises(ValueError, match=rule):
         lmdeploy.rejection_sample(torch.zeros(2, 3, 4), torch.zeros(2, 2).long(), inputs)
-    (step,) = (step for step in engines.functions() if step.name == "TensorRT-LLM, tree of 16, B = 32")
+    _, step = engines.tensorrt_llm_trees()
     for place, name in ((0, "draft_tokens"), (2, "retrieve_next_token"), (3, "retrieve_next_sibling")):
         given = list(step.run.args)
         given[place] = given[place][:-1]

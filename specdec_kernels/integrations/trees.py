@@ -21,6 +21,13 @@ def chain_of_step(tokens: Tensor, proposal: Proposal = Proposal.INDEPENDENT) -> 
     return changed(chain, tokens=torch.cat((roots, tokens), 1).view(-1))
 
 
+def chains_of_step(tokens: Tensor, ends: Tensor, max_depth: int, proposal: Proposal) -> DraftTree:
+    """Chains of drafted tokens [S] integers that end at `ends` [B], as in `DraftTree.chain(cu_drafts=)`."""
+    rows, parents, cu_nodes = arrays.chains(tokens, ends)
+    kinds = _kinds(rows.shape[0], int(proposal), rows.device)
+    return DraftTree._made(rows, parents, cu_nodes, kinds, max_depth + 1, max_depth)._as_chain()
+
+
 def links_of_step(tokens: Tensor, next_token: Tensor, next_sibling: Tensor, max_depth: int) -> DraftTree:
     """Trees of chosen tokens [B, N - 1] integers, without roots; links [B, N] are those of `from_links`."""
     (batch, nodes), device = next_token.shape, tokens.device
@@ -42,6 +49,11 @@ def _chain(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Dra
     """One whose tokens are -1, and the tokens [B, 1] of its roots."""
     tokens = torch.full((batch, depth + 1), -1, dtype=torch.int64, device=device)
     return DraftTree.chain(tokens[:, 1:], proposal=Proposal(kind), check=False), tokens[:, :1]
+
+
+@kept
+def _kinds(rows: int, kind: int, device: torch.device) -> Tensor:
+    return torch.full((rows,), kind, dtype=torch.uint8, device=device)
 
 
 @kept

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._kept import kept
 from ...sampling import SamplingParams
 from ...seeds import seeds_from_generators
 from ...tree import DraftTree, Proposal
-from ...verification import empty_outputs, verify
-from ..trees import chain_of_step
+from ...verification import Verified, empty_outputs, verify
+from ..trees import chain_of_step, chains_of_step
 from .serving import Method, count, replace, rule_of
 
 
@@ -58,9 +59,9 @@ def _sample(original: Method) -> Method:
 
 
 def _forward(original: Method) -> Method:
-    def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
-        from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.outputs import SamplerOutput
 
+    def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
         seeded = bool(sampling_metadata.generators)
         positions = getattr(self, "specdec_positions", None)
         if reason := _not_served(sampling_metadata, seeded, positions):
@@ -82,13 +83,24 @@ def _forward(original: Method) -> Method:
             rule=rule,
             seeds=seeds,
             positions=None if seeds is None else positions,
-            out=empty_outputs(tree.batch_size, tree.max_depth + 1, rows.device, torch.int32),
+            out=_outputs(tree.batch_size, tree.max_depth + 1, rows.device),
         )
         tokens = verified.tokens
         logprobs = _logprobs(self, metadata, logits, rows, tokens, sampling_metadata)
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
 
     return forward
+
+
+def _outputs(batch: int, width: int, device: torch.device) -> Verified:
+    """New tokens; the rest is written by every step and read by none."""
+    tokens = torch.empty((batch, width), dtype=torch.int32, device=device)
+    return _unread(batch, width, device)._replace(tokens=tokens)
+
+
+@kept
+def _unread(batch: int, width: int, device: torch.device) -> Verified:
+    return empty_outputs(batch, width, device, torch.int32)
 
 
 def _not_served(sampling_metadata: Any, seeded: bool, positions: Tensor | None) -> str | None:
@@ -129,8 +141,7 @@ def _drafts(metadata: Any, laws: Tensor | None) -> tuple[DraftTree, Tensor | Non
     if depth and len(drafts) == batch * depth:  # chains of one length
         tree = chain_of_step(drafts.view(batch, depth), proposal)
         return tree, None if laws is None else laws.view(batch, depth, -1), None
-    ends = metadata.cu_num_draft_tokens
-    tree = DraftTree.chain(drafts, cu_drafts=ends, proposal=proposal, max_depth=depth, check=False)
+    tree = chains_of_step(drafts, metadata.cu_num_draft_tokens, depth, proposal)
     return tree, laws, None if laws is None else _draft_rows(metadata)
 
 
