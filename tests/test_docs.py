@@ -55,3 +55,28 @@ def test_links_between_pages_lead_somewhere():
         text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+ENGINES = {
+    "transformers": "generate",
+    "vLLM": "vllm",
+    "SGLang": "sglang",
+    "llama.cpp": "llama_cpp",
+    "LMDeploy": "patched_engines",
+    "TensorRT-LLM": "patched_engines",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_have_a_row_in_the_readme_and_a_short_example(engine):
+    """The row has versions, which the engine's page names, the switch, what falls back, and what was run."""
+    page = (ROOT / "docs" / f"{ENGINES[engine]}.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```py.*?\n(.*?)^```", page, re.S | re.M)
+    assert examples and max(len(example.splitlines()) for example in examples) <= 40
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Engines")[1].split("\n## ")[0]
+    rows = re.findall(rf"^\| (?:\[{engine}\]|{engine}).*", table, re.M)
+    assert rows
+    for row in rows:
+        _, versions, *cells, tried = (cell.strip() for cell in row.strip("|").split("|"))
+        assert all(cells) and re.match("run|stand-in", tried)
+        assert all(version in page for version in re.findall(r"\d+\.\d[.\d]*", versions))
