@@ -64,7 +64,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "true"])
-def test_nothing_changes_where_the_variable_is_not_1(monkeypatch, value):
+def test_nothing_changes_where_the_variable_is_not_1(monkeypatch, caplog, value):
     classes = stand_ins.install(monkeypatch)
     monkeypatch.delenv("SPECDEC_VLLM", raising=False)
     if value is not None:
@@ -72,6 +72,7 @@ def test_nothing_changes_where_the_variable_is_not_1(monkeypatch, value):
     before = methods(classes)
     entry().load()()
     assert methods(classes) == before
+    assert ("SPECDEC_VLLM must be 0 or 1, got 'true'" in caplog.text) == (value == "true")
 
 
 def test_nothing_of_vllm_is_imported_where_the_variable_is_not_1(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from .serving import steps
+from .serving import logger, steps
 
 __all__ = ["register", "steps"]
 
@@ -15,7 +15,10 @@ def register() -> None:
 
     vLLM calls this in each of its processes, some more than once.
     """
-    if os.environ.get("SPECDEC_VLLM") != "1":
+    switch = os.environ.get("SPECDEC_VLLM", "0")
+    if switch != "1":  # nothing that was asked for is ignored without a word
+        if switch not in ("", "0"):
+            logger.warning("SPECDEC_VLLM must be 0 or 1, got %r: vLLM keeps its own verification", switch)
         return
     from . import runner1, runner2
 
