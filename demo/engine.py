@@ -7,6 +7,7 @@ commits what was accepted. Requests join when the pool can hold them to their en
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Request:
     seed: int = 0
     tokens: list[int] = field(default_factory=list)  # written so far
     pages: list[int] = field(default_factory=list)
+    followed: bool = False  # whether another one waits for its place
     cached: int = 0  # positions in the cache: all but the last token, once the prompt was read
 
     @property
@@ -63,6 +65,7 @@ class Engine:
         pages: of the pool.
         page_size: slots of a page.
         max_nodes: the largest tree.
+        observe: told the rows and the seconds of every step, drafting left out.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class Engine:
         pages: int,
         page_size: int = 16,
         max_nodes: int = 32,
+        observe: Callable[[int, float], object] | None = None,
     ):
         self.model = model
         self.draft = draft
         self.eos_id = eos_id
         self.max_nodes = max_nodes
+        self.observe = observe
         self.pages = pages
         self.free = list(range(pages))
         self.cache = PagedCache(model.shape, pages, page_size)
@@ -112,7 +117,10 @@ class Engine:
         if not self.running:
             return []
         requests = list(self.running)
+        for request in requests:
+            request.followed = bool(self.waiting)
         drafts = self.draft(requests)
+        start = time.perf_counter()
         batch = self._batch(requests, drafts)
         logits = self.model.logits(self.model.forward(batch, self.cache))
         verified = self.verifier(logits, batch.tree, **_noise(requests), ends=self._ends(requests))
@@ -132,6 +140,8 @@ class Engine:
             if ended:
                 self.running.remove(request)
             progress.append(Progress(request, tokens[:count], len(draft.tokens)))
+        if self.observe is not None:
+            self.observe(batch.tree.tokens.shape[0], time.perf_counter() - start)
         return progress
 
     def run(self) -> None:

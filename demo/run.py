@@ -14,6 +14,8 @@ import transformers
 from rich.console import Console
 from rich.text import Text
 
+import specdec_kernels as sdk
+
 from .drafters.ngrams import Ngrams
 from .files import Refused
 from .llama import Llama, Shape
@@ -86,14 +88,15 @@ class Demo:
                     f"of {shape.max_positions} that the model can hold"
                 )
         self.model = Llama(shape, lm.model.state_dict())
-        self.costs = step_costs(self.model)
+        self.curve = step_costs(self.model)
         self.table = Ngrams.load()
         self.results = Results()
         self.by_transformers: dict[str, Generation] = {}  # with its prompt lookup, greedy
         self.differing: list[str] = []  # whose text is not the one that it has to be
 
     def introduce(self) -> None:
-        costs = ", ".join(f"{rows}: {self.costs[rows]:.2f}" for rows in ROWS[1:])
+        cost = sdk.Budget(self.curve.costs()).cost
+        costs = ", ".join(f"{rows}: {cost(rows):.2f}" for rows in ROWS[1:])
         lines(
             self.console,
             f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads",
@@ -115,7 +118,7 @@ class Demo:
             # Where something is left to chance, other rules write other texts of the same law.
             races = []
             for number in range(self.rounds):
-                compared = ways(self.table, self.costs, rules=temperature > 0)
+                compared = ways(self.table, self.curve, rules=temperature > 0)
                 shown = Answer(self.console, self.lm.tokenizer) if number == 0 else None
                 requests = [self._request(name, temperature)]
                 races.append(race(self.model, self.lm.eos_id, compared, requests, 1, shown))
@@ -155,7 +158,7 @@ class Demo:
         keys = [(name, temperature) for temperature in sorted(set(temperatures)) for name in self.prompts]
         requests = [self._request(*key) for key in keys]
         self.results.together = [
-            race(self.model, self.lm.eos_id, ways(self.table, self.costs), requests, len(self.prompts))
+            race(self.model, self.lm.eos_id, ways(self.table, self.curve), requests, len(self.prompts))
             for _ in range(self.rounds)
         ]
         texts = [self.results.text(*key) for key in keys]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from .llama import Batch, Llama, PagedCache
 from .ways import MAX_NODES, Way
 
 PAGE_SIZE = 16
+MOST_ROWS = 512  # whose cost is asked for
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 64)
 
 
@@ -64,8 +64,8 @@ def rates(races: Sequence[Race], ways: Iterable[str] | None = None) -> dict[str,
 
 
 @torch.inference_mode()
-def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
-    """Duration of a step in units of a one-row step, by the number of rows it feeds to the model."""
+def step_costs(model: Llama, repeats: int = 5) -> sdk.CostCurve:
+    """The cost of a step by the number of rows it feeds to the model, from a few steps of every size."""
     prefix = 256
     pages = pages_for(prefix + max(ROWS), PAGE_SIZE)
     cache = PagedCache(model.shape, pages, PAGE_SIZE)
@@ -83,13 +83,13 @@ def step_costs(model: Llama, repeats: int = 5) -> dict[int, float]:
 
     for rows in ROWS:
         seconds(rows)
-    # Each size is compared with the one-row step right before it, so that passing load hits both.
-    ratios: dict[int, list[float]] = {rows: [] for rows in ROWS[1:]}
+    curve = sdk.CostCurve({1: 1.0, MOST_ROWS: 1.0 + MOST_ROWS / 16}, MOST_ROWS)
+    # Each size is measured between steps over one row, so that passing load hits both.
     for _ in range(repeats):
-        for rows, values in ratios.items():
-            single = seconds(1)
-            values.append(seconds(rows) / single)
-    return {1: 1.0} | {rows: statistics.median(values) for rows, values in ratios.items()}
+        for rows in ROWS[1:]:
+            curve.observe(1, seconds(1))
+            curve.observe(rows, seconds(rows))
+    return curve
 
 
 def race(
@@ -117,6 +117,7 @@ def race(
             pages=pages,
             page_size=PAGE_SIZE,
             max_nodes=MAX_NODES,
+            observe=way.observe,
         )
         runs[name] = Run(engine, fresh)
     while busy := [name for name, run in runs.items() if run.engine.running or run.engine.waiting]:

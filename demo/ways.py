@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import specdec_kernels as sdk
 
-from .drafters.budget import SharedBudget, no_drafts
+from .drafters.budget import Drafter, LearnedBudget, SharedBudget, no_drafts
 from .drafters.lookup import SuffixLookup, TreeLookup
 from .drafters.ngrams import NgramLookup, Ngrams
 from .engine import Draft
@@ -24,6 +24,13 @@ class Way(NamedTuple):
 
     draft: Draft
     rule: str = "match"
+    observe: Callable[[int, float], object] | None = None  # learns what steps cost
+
+    @classmethod
+    def of(cls, drafter: Drafter, curve: sdk.CostCurve, rule: str = "match") -> Way:
+        """A drafter with as many nodes as are expected to pay; the curve learns from its steps."""
+        draft = LearnedBudget(drafter, curve)
+        return cls(draft, rule, draft.observe)
 
 
 def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
@@ -36,14 +43,14 @@ def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
     return dict(zip(DRAFTERS, found, strict=True))
 
 
-def ways(table: Ngrams, costs: Mapping[int, float], *, rules: bool = False) -> dict[str, Way]:
+def ways(table: Ngrams, curve: sdk.CostCurve, *, rules: bool = False) -> dict[str, Way]:
     """Plain decoding and every drafter, each with as many nodes as are expected to pay; with `rules` also
     the last drafter under the other rules."""
     found = {PLAIN: Way(no_drafts)}
-    found |= {name: Way(SharedBudget(drafter, costs)) for name, drafter in drafters(table).items()}
+    found |= {name: Way.of(drafter, curve) for name, drafter in drafters(table).items()}
     if rules:
         last = drafters(table)[DRAFTERS[-1]]
-        found |= {rule: Way(SharedBudget(last, costs), rule) for rule in RULES}
+        found |= {rule: Way.of(last, curve, rule) for rule in RULES}
     return found
 
 

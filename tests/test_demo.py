@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_llama import EOS, MODEL
 
+import specdec_kernels as sdk
 from demo.__main__ import main
 from demo.distil.counts import distil
 from demo.files import Refused, check_writable, read_prompts
@@ -98,6 +99,7 @@ def test_an_earlier_result_survives_the_check(folder):
 
 REQUEST = {"prompt": [8, 9, 8, 9, 8], "max_new_tokens": 5}
 COSTS = {1: 1.0, 20: 2.0}
+CURVE = sdk.CostCurve(COSTS, max_rows=64)
 TEXTS = [([20, 8, 9], [10, 11, 8, 9, 10, number]) for number in range(16)]  # 8 9 goes on with 10
 
 
@@ -114,9 +116,9 @@ def test_json(folder):
     for name, prompt in {"first": [8, 9, 8, 9, 8], "second": [20, 21, 22]}.items():
         for temperature in (0.0, 0.7):
             request = REQUEST | {"prompt": prompt, "temperature": temperature}
-            compared = ways(table, COSTS, rules=temperature > 0)
+            compared = ways(table, CURVE, rules=temperature > 0)
             results.single[name, temperature] = [race(MODEL, EOS, compared, [request], 1)]
-    results.together = [race(MODEL, EOS, ways(table, COSTS), [REQUEST, REQUEST], 1)]
+    results.together = [race(MODEL, EOS, ways(table, CURVE), [REQUEST, REQUEST], 1)]
     for races in results.single.values():
         for way, run in races[0].items():
             run.seconds = 2.0 if way == PLAIN else 0.5
@@ -130,7 +132,7 @@ def test_json(folder):
 
 
 def test_json_that_cannot_be_written_in_the_end(folder):
-    results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], COSTS), [REQUEST], 1)])
+    results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)])
     with pytest.raises(Refused, match="cannot be written"):
         write_json(results, folder / "none" / "x.json")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_llama import EOS, MODEL, SHAPE, VOCAB, WEIGHTS, WIDTH
 
 import specdec_kernels as sdk
-from demo.drafters.budget import SharedBudget, no_drafts
+from demo.drafters.budget import LearnedBudget, SharedBudget, no_drafts
 from demo.drafters.lookup import TreeLookup
 from demo.drafters.tree import Tree
 from demo.engine import Engine, Request
@@ -149,7 +149,8 @@ def test_any_draft_writes_the_plain_text(texts, make, pages):
     if pages == 200:
         assert batches[0] == len(texts) and batches == sorted(batches, reverse=True)
     else:
-        assert max(batches) < len(texts) and len({len(set(map(id, step))) for step in steps}) > 1
+        first, last = ({id(progress.request) for progress in step} for step in (steps[0], steps[-1]))
+        assert max(batches) < len(texts) and not first & last
 
 
 def test_drafts_save_steps(texts):
@@ -219,6 +220,59 @@ class TestSharedBudget:
             request.tokens += [token, 1, 2]  # what followed 1 2 before never comes again
             (after,) = draft([request])
         assert len(before.tokens) > 2 and len(after.tokens) == 1
+
+    def test_where_nobody_waits_the_slowest_is_hurried(self):
+        """Two requests with the same draft: one is nearly done."""
+        context = [1, 2, 5, 6, 9, 1, 2]
+        slow, fast = Request(context, max_new_tokens=100), Request(context, max_new_tokens=10)
+        draft = SharedBudget(TreeLookup(), {1: 1.0, 2: 1.5, 40: 12.0})
+        sizes = [len(tree.tokens) for tree in draft([slow, fast])]
+        assert sizes[0] > sizes[1] == 1
+        slow.followed = fast.followed = True
+        draft = SharedBudget(TreeLookup(), {1: 1.0, 2: 1.5, 40: 12.0})
+        sizes = [len(tree.tokens) for tree in draft([slow, fast])]
+        assert sizes[0] == sizes[1] > 1
+
+
+class TestLearnedBudget:
+    """With a clock that is told what the drafter and each step take."""
+
+    def decode(self, drafting, cost, steps, token):
+        """A text of one repeated phrase, if `token` says so: seconds beside those of plain decoding."""
+        now = [0.0]
+
+        def drafter(contexts):
+            now[0] += drafting
+            return TreeLookup()(contexts)
+
+        curve = sdk.CostCurve({1: 1.0, 16: 1.5}, max_rows=64)
+        draft = LearnedBudget(drafter, curve, clock=lambda: now[0])
+        request = Request([1, 2, 3, 4] * 4, max_new_tokens=10**6)
+        written = 0
+        for step in range(steps):
+            (tree,) = draft([request])
+            text = [token(step, len(request.context) + n) for n in range(len(tree.tokens))]
+            new = text[: len(tree.path(text))]
+            request.tokens += new
+            seconds = cost(step, len(tree.tokens))
+            now[0] += seconds
+            draft.observe(len(tree.tokens), seconds)
+            written += len(new)
+        plain = sum(cost(step, 1) for step in range(steps)) / steps * written
+        return plain / now[0]
+
+    def test_drafting_that_brings_nothing_rests(self):
+        def cost(step, rows):
+            return (1.0 + 0.03 * rows) * (0.01 if step < 100 else 0.025)  # the machine slows down
+
+        random_token = random.Random(2).randrange
+        assert self.decode(0.001, cost, 300, lambda step, place: random_token(100)) >= 0.97
+
+    def test_drafting_that_pays_goes_on(self):
+        def cost(step, rows):
+            return (1.0 + 0.03 * rows) * (0.01 if step < 60 else 0.025)
+
+        assert self.decode(0.001, cost, 150, lambda step, place: 1 + place % 4) >= 4.0
 
 
 def test_the_path_of_a_text_through_a_tree():

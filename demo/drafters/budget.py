@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import specdec_kernels as sdk
@@ -13,6 +15,9 @@ from .tree import Tree
 if TYPE_CHECKING:
     from ..engine import Request
 
+ALLOWANCE = 0.01  # share of plain decoding's time that may be lost on trials, beside errors of measuring
+DOUBT = 0.1  # about the cost of a step without drafts, from which on one is made
+HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
 Drafter = Callable[[Sequence[Sequence[int]]], Sequence[Tree]]  # from texts to a tree for each
 
 
@@ -27,31 +32,96 @@ class SharedBudget:
         self.drafter = drafter
         self.budget = sdk.Budget(step_costs)
         self.calibrations: dict[Request, sdk.Calibration] = {}
+        self.pace: dict[Request, float] = {}  # tokens per step
         self.drafted: list[tuple[Request, int, Tree]] = []  # with what each had written then
+        self.extra = 0.0  # what the last step cost beside its rows
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         self._learn()
-        trees = self.drafter([request.context for request in requests])
         fresh = sdk.Calibration()
         self.calibrations = {request: self.calibrations.get(request, fresh) for request in requests}
-        believed = [
-            self.calibrations[request].believe(tree.chances, tree.parents)
-            for request, tree in zip(requests, trees, strict=True)
+        self.pace = {request: self.pace.get(request, 1.0) for request in requests}
+        trees = self._trees(requests)
+        self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
+        return trees
+
+    def _trees(self, requests: Sequence[Request]) -> list[Tree]:
+        trees = self.drafter([request.context for request in requests])
+        chances = [
+            [
+                1.0,
+                *(worth * chance for chance in self.calibrations[r].believe(tree.chances, tree.parents)[1:]),
+            ]
+            for r, tree, worth in zip(requests, trees, self._worth(requests), strict=True)
         ]
-        kept = [tree.keep(nodes) for tree, nodes in zip(trees, self.budget.choose(believed), strict=True)]
-        self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, kept, strict=True)]
-        return kept
+        return [tree.keep(nodes) for tree, nodes in zip(trees, self.budget.choose(chances), strict=True)]
+
+    def _worth(self, requests: Sequence[Request]) -> list[float]:
+        """What a token of each request is worth. Where others wait, a request that is done sooner makes place
+        for them. Where nobody waits, all are done when the slowest is, and the others gain nothing."""
+        if requests[0].followed:
+            return [1.0] * len(requests)
+        left = [(r.max_new_tokens - len(r.tokens)) / self.pace[r] for r in requests]
+        return [(steps / max(left)) ** HASTE for steps in left]
 
     def _learn(self) -> None:
         for request, before, tree in self.drafted:
-            path = tree.path(request.tokens[before:])
+            written = request.tokens[before:]
+            self.pace[request] = 0.9 * self.pace[request] + 0.1 * len(written)
+            path = tree.path(written)
             self.calibrations[request] = self.calibrations[request].after(tree.chances, tree.parents, path)
         self.budget = self.budget.after(
             sum(len(tree.tokens) for _, _, tree in self.drafted),
             [len(request.tokens) - before for request, before, _ in self.drafted],
+            self.extra,
         )
+
+
+class LearnedBudget(SharedBudget):
+    """The same, where the costs are learned from the steps. Drafting is paid for, too: while it is not worth
+    its own time, it rests."""
+
+    def __init__(
+        self, drafter: Drafter, curve: sdk.CostCurve, clock: Callable[[], float] = time.perf_counter
+    ):
+        super().__init__(drafter, curve.costs())
+        self.budget = replace(self.budget, allowance=ALLOWANCE)
+        self.curve = curve
+        self.clock = clock
+        self.seconds = 0.0  # that drafting takes
+
+    def __call__(self, requests: Sequence[Request]) -> list[Tree]:
+        start = self.clock()
+        self.budget = replace(self.budget, costs=self.curve.costs())
+        trees = super().__call__(requests)
+        self.extra = (self.clock() - start) / self.curve.seconds(1)
+        return trees
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from the time of the step over these trees."""
+        excess = self.curve.observe(min(rows, self.curve.max_rows), seconds)
+        self.extra += excess if rows > len(self.drafted) else 0.0
+
+    def _trees(self, requests: Sequence[Request]) -> list[Tree]:
+        if self._rests(len(requests)):
+            return [_root(request) for request in requests]
+        start = self.clock()
+        trees = super()._trees(requests)
+        self.seconds = self.clock() - start
+        return trees
+
+    def _rests(self, batch: int) -> bool:
+        """Whether to draft nothing: if the credit does not cover the time of drafting, or if steps with
+        drafts have gone on for so long that nobody knows any more what one without them costs."""
+        rows = min(sum(len(tree.tokens) for _, _, tree in self.drafted), self.curve.max_rows)
+        doubtful = rows > len(self.drafted) and self.curve.error(rows, min(batch, rows)) > DOUBT
+        return doubtful or self.seconds / self.curve.seconds(1) > self.budget.credit
+
+
+def _root(request: Request) -> Tree:
+    return Tree(request.context[-1:], [-1], [1.0])
 
 
 def no_drafts(requests: Sequence[Request]) -> list[Tree]:
     """Roots alone: plain decoding."""
-    return [Tree.chain(request.context[-1:]) for request in requests]
+    return [_root(request) for request in requests]

@@ -47,7 +47,14 @@ class Lookup:
 class TreeLookup(Lookup):
     """Draft what followed earlier occurrences of the texts' ends; with one branch the trees are chains."""
 
-    def __init__(self, max_nodes: int = 16, branches: int = 4, max_ngram: int = 10, min_ngram: int = 1):
+    def __init__(
+        self,
+        max_nodes: int = 16,
+        branches: int = 4,
+        max_ngram: int = 10,
+        min_ngram: int = 1,
+        min_chance: float = 0.05,
+    ):
         # Where a continuation reaches the end of the text it goes on with itself: a repetition repeats.
         search = partial(
             sdk.ngram_tree,
@@ -57,7 +64,7 @@ class TreeLookup(Lookup):
             min_ngram=min_ngram,
             cyclic=True,
         )
-        super().__init__(search, max_nodes)
+        super().__init__(search, max_nodes, min_chance)
 
 
 class SuffixLookup(Lookup):

@@ -50,7 +50,7 @@ def main() -> None:
             parser.error(str(error))
         lm, model = _model()
         answers = {name: _answers(lm, model, trace, options.tokens) for name, trace in traces.items()}
-        options.file.write_text(json.dumps({"costs": step_costs(model), "answers": answers}))
+        options.file.write_text(json.dumps({"costs": step_costs(model).costs(), "answers": answers}))
     elif options.what == "replay":
         _replay(traces, json.loads(options.file.read_text()))
     else:
@@ -88,7 +88,7 @@ def _replay(traces: dict[str, list[Prompt]], file: dict[str, Any]) -> None:
 @torch.inference_mode()
 def _race(traces: dict[str, list[Prompt]], tokens: int) -> None:
     lm, model = _model()
-    costs = step_costs(model)
+    costs = step_costs(model).costs()
     for name, trace in traces.items():
         outcomes, ways = Outcomes(), trace_ways(Ngrams.load(), costs)
         for number, prompt in enumerate(trace):
