@@ -28,34 +28,6 @@ BF16 = torch.bfloat16
 TREE = [-1, *((i - 1) // 2 for i in range(1, 64))]  # binary
 
 
-def standard(nodes):
-    """The standard case: two requests, 32 query heads on 8 of the cache, 1024 positions, binary trees."""
-    options = dict(heads=8, group=4, head=128, page_size=16, dtype=BF16, trees=[TREE[:nodes]] * 2)
-    return make(prefixes=[1024, 1024], **options)
-
-
-@pytest.mark.parametrize("nodes, instructions, programs", [(16, 70e6, 128), (64, 150e6, 128)])
-def test_the_standard_case_keeps_its_counts(nodes, instructions, programs):
-    problem = standard(nodes)
-    with ptx_emulator.count() as launches:
-        out, lse = problem.run("triton", max_prefix_len=1024)
-    first, _ = launches
-    total = launches.total()
-    row_tiles = -(-nodes * 4 // 128)  # per request
-    splits = first.grid[1]
-    partials = 2 * splits * lse.numel() * (128 * 2 + 4)  # written and read
-    least = 2 * (2 * (1024 + nodes) * 8 * 2 * 128 + 2 * out.numel()) + partials
-    needed = 4 * 128 * 32 * sum(1024 + len(path) for paths in problem.paths for path in paths)
-    assert len(launches) == 2
-    assert total["thread_insts"] <= instructions
-    assert launches.bytes() <= 2 * least
-    assert total["mma"] * 2 * 16 * 8 * 16 <= 1.6 * needed
-    assert 2 * 8 * row_tiles * splits >= programs  # those that do not return at once
-    assert "cp.async.cg.shared.global" in first.ptx and "mma.sync" in first.ptx
-    assert all(ptx_emulator.resources(each.ptx)["spill_stores"] == 0 for each in launches)
-    assert lse.isfinite().all()
-
-
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_launches_depend_on_bounds_alone(deterministic):
     shapes = set()
