@@ -217,6 +217,36 @@ void bind_drafting(py::module_& m) {
        field<T, &T::out_parents>("out_parents"), field<T, &T::out_scores>("out_scores")});
 }
 
+void bind_budget(py::module_& m) {
+  using B = specdec_budget;
+  bind_struct<B>(
+      m, "Budget",
+      {field<B, &B::costs>("costs"), field<B, &B::max_rows>("max_rows"), field<B, &B::credit>("credit"),
+       field<B, &B::idle_steps>("idle_steps"), field<B, &B::promised>("promised"), field<B, &B::kept>("kept"),
+       field<B, &B::slots>("slots")});
+  using S = specdec_select_nodes_args;
+  bind_function<specdec_select_nodes, S>(
+      m, "select_nodes",
+      {field<S, &S::budget>("budget"), field<S, &S::prior>("prior"), field<S, &S::patience>("patience"),
+       field<S, &S::requests>("requests"), field<S, &S::nodes>("nodes"), field<S, &S::tokens>("tokens"),
+       field<S, &S::parents>("parents"), field<S, &S::cu_nodes>("cu_nodes"),
+       field<S, &S::proposals>("proposals"), field<S, &S::scores>("scores"),
+       field<S, &S::draft_rows>("draft_rows"), field<S, &S::request_slots>("request_slots"),
+       field<S, &S::out_tokens>("out_tokens"), field<S, &S::out_parents>("out_parents"),
+       field<S, &S::out_cu_nodes>("out_cu_nodes"), field<S, &S::out_proposals>("out_proposals"),
+       field<S, &S::out_scores>("out_scores"), field<S, &S::out_rows>("out_rows"),
+       field<S, &S::out_draft_rows>("out_draft_rows")});
+  using U = specdec_update_budget_args;
+  bind_function<specdec_update_budget, U>(
+      m, "update_budget",
+      {field<U, &U::budget>("budget"), field<U, &U::decay>("decay"), field<U, &U::allowance>("allowance"),
+       field<U, &U::max_credit>("max_credit"), field<U, &U::requests>("requests"),
+       field<U, &U::nodes>("nodes"), field<U, &U::parents>("parents"), field<U, &U::cu_nodes>("cu_nodes"),
+       field<U, &U::proposals>("proposals"), field<U, &U::scores>("scores"), field<U, &U::path>("path"),
+       field<U, &U::width>("width"), field<U, &U::num_tokens>("num_tokens"),
+       field<U, &U::request_slots>("request_slots")});
+}
+
 void bind_trees(py::module_& m) {
   using C = specdec_enter_chains_args;
   bind_function<specdec_enter_chains, C>(
@@ -452,6 +482,7 @@ PYBIND11_MODULE(_native, m) {
   bind_edits(m);
   bind_verify(m);
   bind_drafting(m);
+  bind_budget(m);
   bind_trees(m);
   bind_attention(m);
   bind_commit(m);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of specdec.h before commits: what they are given is checked, and handed on. Values of arrays
 // are not looked at here: the core takes any.
+#include <algorithm>
 #include <iterator>
 
 #include "attention.h"
+#include "budget.h"
 #include "check.h"
 #include "children.h"
 #include "counts.h"
@@ -215,6 +217,28 @@ void check_verify(const Check& check, const specdec_verify_args& args) {
   if (args.masks) check_masks(check.in("masks"), *args.masks, args);
   check.optional_array("trace_thresholds", args.trace_thresholds, nodes);
   check.optional_array("trace_masses", args.trace_masses, nodes);
+}
+
+// Puts a checked copy in place of the caller's budget, and checks the trees that it is asked about.
+template <class Args>
+void check_budget(const Check& check, Args& args, specdec_budget& budget) {
+  check.required("budget", args.budget);
+  check.replace("budget", args.budget, budget);
+  const Check field = check.in("budget");
+  field.value("max_rows", budget.max_rows, 1, kMostItems - 1);
+  field.value("slots", budget.slots, 0, kMostItems);
+  field.array("costs", budget.costs, budget.max_rows + 1);
+  field.array("credit", budget.credit, 1);
+  field.array("idle_steps", budget.idle_steps, 1);
+  field.array("promised", budget.promised, budget.slots, 9);
+  field.array("kept", budget.kept, budget.slots, 9);
+  check.value("requests", args.requests, 0, kMostItems - 1);
+  check.value("nodes", args.nodes, 0, kMostItems);
+  check.array("parents", args.parents, args.nodes);
+  check.array("cu_nodes", args.cu_nodes, args.requests + 1);
+  check.array("proposals", args.proposals, args.nodes);
+  check.array("scores", args.scores, args.nodes);
+  check.optional_array("request_slots", args.request_slots, args.requests);
 }
 
 void check_search(const Check& check, const specdec_ngram_search& search) {
@@ -430,6 +454,42 @@ specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* given, int32_t 
     check.array("out_parents", args.out_parents, search.requests, args.max_nodes);
     check.array("out_scores", args.out_scores, search.requests, args.max_nodes);
     ngram_tree(args, threads);
+  });
+}
+
+specdec_result specdec_select_nodes(const specdec_select_nodes_args* given, int32_t threads) {
+  return guarded("specdec_select_nodes", threads, [&](const Check& check) {
+    specdec_select_nodes_args args = check.known("args", given);
+    specdec_budget budget;
+    check_budget(check, args, budget);
+    check.value("requests", args.requests, 0, budget.max_rows);
+    check.number("prior", args.prior, 0);
+    check.array("tokens", args.tokens, args.nodes);
+    check.optional_array("draft_rows", args.draft_rows, args.nodes);
+    const int64_t rows = std::min(budget.max_rows, args.nodes);
+    check.array("out_tokens", args.out_tokens, rows);
+    check.array("out_parents", args.out_parents, rows);
+    check.array("out_cu_nodes", args.out_cu_nodes, args.requests + 1);
+    check.array("out_proposals", args.out_proposals, rows);
+    check.array("out_scores", args.out_scores, rows);
+    check.array("out_rows", args.out_rows, rows);
+    if (args.draft_rows) check.array("out_draft_rows", args.out_draft_rows, rows);
+    select_nodes(args);
+  });
+}
+
+specdec_result specdec_update_budget(const specdec_update_budget_args* given, int32_t threads) {
+  return guarded("specdec_update_budget", threads, [&](const Check& check) {
+    specdec_update_budget_args args = check.known("args", given);
+    specdec_budget budget;
+    check_budget(check, args, budget);
+    check.number("decay", args.decay, 0, 1);
+    check.number("allowance", args.allowance, 0);
+    check.not_nan("max_credit", args.max_credit);
+    check.value("width", args.width, 0, kMostItems);
+    check.array("path", args.path, args.requests, args.width);
+    check.array("num_tokens", args.num_tokens, args.requests);
+    update_budget(args);
   });
 }
 

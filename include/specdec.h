@@ -362,6 +362,67 @@ typedef struct specdec_ngram_tree_args {
 
 SPECDEC_API specdec_result specdec_ngram_tree(const specdec_ngram_tree_args* args, int32_t threads);
 
+// ---- How much to draft ----
+
+// Costs, ledger and calibrations of a batch. A calibration has sums for 8 buckets of promises and one of
+// draws.
+typedef struct specdec_budget {
+  uint32_t struct_size, version;
+  const double* costs;  // [max_rows + 1], times of steps by rows
+  int64_t max_rows;
+  double* credit;       // [1], time that may be lost at present; negative: a debt
+  int32_t* idle_steps;  // [1], steps since the last one that drafted
+  double* promised;     // [slots, 9], decayed sums of tested promises
+  double* kept;         // [slots, 9], and of accepted nodes
+  int64_t slots;
+} specdec_budget;
+
+// Keeps the nodes of all trees that are expected to bring the most tokens per time, as trees without gaps.
+// There are S = min(max_rows, R) rows of outputs.
+typedef struct specdec_select_nodes_args {
+  uint32_t struct_size, version;
+  const specdec_budget* budget;  // which is not changed
+  double prior;                  // weight of a promise at first
+  int64_t patience;              // idle steps after which a trial is made
+  int64_t requests, nodes;       // B <= max_rows, R
+  const int64_t* tokens;         // [R], as of specdec_verify
+  const int32_t* parents;        // [R]
+  const int32_t* cu_nodes;       // [B + 1]
+  const uint8_t* proposals;      // [R]
+  const float* scores;           // [R], logarithms of chances; -inf: there is no node, at a root no request
+  const int32_t* draft_rows;     // [R] or null
+  const int64_t* request_slots;  // [B] or null: b; outside [0, slots) = a new request
+  int64_t* out_tokens;           // [S], -1 beyond the end
+  int32_t* out_parents;          // [S], -1 beyond the end
+  int32_t* out_cu_nodes;         // [B + 1]
+  uint8_t* out_proposals;        // [S]
+  float* out_scores;             // [S], -inf beyond the end
+  int32_t* out_rows;             // [S], where each row was, -1 beyond the end
+  int32_t* out_draft_rows;       // [S], -1 beyond the end; with draft_rows
+} specdec_select_nodes_args;
+
+SPECDEC_API specdec_result specdec_select_nodes(const specdec_select_nodes_args* args, int32_t threads);
+
+// Learns from a step over trees that specdec_select_nodes kept.
+typedef struct specdec_update_budget_args {
+  uint32_t struct_size, version;
+  const specdec_budget* budget;  // all but its costs is changed
+  double decay;                  // of the sums per step
+  double allowance;              // share of plain decoding's time that may be lost
+  double max_credit;
+  int64_t requests, nodes;   // B, S
+  const int32_t* parents;    // [S]
+  const int32_t* cu_nodes;   // [B + 1]
+  const uint8_t* proposals;  // [S]
+  const float* scores;       // [S]
+  const int32_t* path;       // [B, width], as specdec_verify_args' out_path
+  int64_t width;
+  const int32_t* num_tokens;     // [B]
+  const int64_t* request_slots;  // [B], distinct, or null: b; outside [0, slots) = none
+} specdec_update_budget_args;
+
+SPECDEC_API specdec_result specdec_update_budget(const specdec_update_budget_args* args, int32_t threads);
+
 // ---- Trees from what engines keep ----
 
 // Chains whose drafted tokens lie one after the other, without roots. Rows that no request owns, because sums

@@ -18,6 +18,7 @@ from .compilation import Heads, Warmup, warmup
 from .counts import TokenCounts
 from .drafting import (
     AcceptanceStats,
+    BatchBudget,
     Budget,
     Calibration,
     Children,
@@ -25,6 +26,7 @@ from .drafting import (
     Frontier,
     GrownTree,
     NgramTree,
+    SelectedNodes,
     StepTimer,
     SuffixDrafter,
     SuffixIndex,
@@ -66,6 +68,7 @@ __all__ = [
     "AfterToken",
     "AssistantDrafter",
     "BackendUnavailable",
+    "BatchBudget",
     "Budget",
     "CachePlan",
     "Calibration",
@@ -96,6 +99,7 @@ __all__ = [
     "Sampled",
     "SamplingMasks",
     "SamplingParams",
+    "SelectedNodes",
     "SpeculativeVerifier",
     "Status",
     "StepTimer",

@@ -283,6 +283,64 @@ static specdec_result fuzz_ngram(int32_t threads) {
   return specdec_ngram_tree(&args, threads);
 }
 
+static uint8_t* kinds_of(int64_t n) {
+  uint8_t* data = memory(n);
+  for (int64_t i = 0; i < n; ++i) data[i] = (uint8_t)below(4);
+  return data;
+}
+
+static specdec_result fuzz_budget(int32_t threads) {
+  const int64_t nodes = below(30), max_rows = between(1, 20), requests = below(5), slots = below(5);
+  const int64_t rows = nodes < max_rows ? nodes : max_rows;
+  specdec_budget budget = {SPECDEC_STRUCT(specdec_budget), .costs = reals(max_rows + 1),
+                           .max_rows = max_rows,           .credit = reals(1),
+                           .idle_steps = ints(1, 9),       .promised = reals(slots * 9),
+                           .kept = reals(slots * 9),       .slots = slots};
+  if (rarely(4)) spoil(&budget, sizeof budget, 0, 0);
+  if (rarely(2)) {
+    const int64_t width = below(5);
+    specdec_update_budget_args args = {SPECDEC_STRUCT(specdec_update_budget_args),
+                                       .budget = &budget,
+                                       .decay = 0.9,
+                                       .allowance = 0.02,
+                                       .max_credit = 4,
+                                       .requests = requests,
+                                       .nodes = nodes,
+                                       .parents = ints(nodes, 3),
+                                       .cu_nodes = ints(requests + 1, nodes),
+                                       .proposals = kinds_of(nodes),
+                                       .scores = floats(nodes),
+                                       .path = ints(requests * width, 4),
+                                       .width = width,
+                                       .num_tokens = ints(requests, 4)};
+    if (rarely(2)) args.request_slots = longs(requests, slots);
+    const size_t bytes = offsetof(specdec_update_budget_args, proposals);
+    spoil(&args, sizeof args, bytes, bytes + 8);
+    return specdec_update_budget(&args, threads);
+  }
+  specdec_select_nodes_args args = {SPECDEC_STRUCT(specdec_select_nodes_args),
+                                    .budget = &budget,
+                                    .prior = 1,
+                                    .patience = 5,
+                                    .requests = requests,
+                                    .nodes = nodes,
+                                    .tokens = longs(nodes, 9),
+                                    .parents = ints(nodes, 3),
+                                    .cu_nodes = ints(requests + 1, nodes),
+                                    .proposals = kinds_of(nodes),
+                                    .scores = floats(nodes),
+                                    .out_tokens = memory(rows * 8),
+                                    .out_parents = memory(rows * 4),
+                                    .out_cu_nodes = memory((requests + 1) * 4),
+                                    .out_proposals = memory(rows),
+                                    .out_scores = memory(rows * 4),
+                                    .out_rows = memory(rows * 4)};
+  if (rarely(2)) args.request_slots = longs(requests, slots);
+  if (rarely(2)) args.draft_rows = ints(nodes, 99), args.out_draft_rows = memory(rows * 4);
+  spoil(&args, sizeof args, offsetof(specdec_select_nodes_args, proposals), sizeof args);
+  return specdec_select_nodes(&args, threads);
+}
+
 static specdec_result fuzz_enter(int32_t threads) {
   const int64_t requests = below(5), nodes = between(0, 9), narrow = below(2);
   if (rarely(2)) {
@@ -385,8 +443,9 @@ static specdec_result fuzz_attention(int32_t threads) {
 int main(int count, char** arguments) {
   if (count != 3) return 2;
   specdec_result (*const functions[])(int32_t) = {
-      fuzz_verify,    fuzz_sample, fuzz_edit_logits, fuzz_count_tokens, fuzz_children, fuzz_ngram,
-      fuzz_attention, fuzz_commit, fuzz_states,      fuzz_windows,      fuzz_replay,   fuzz_enter};
+      fuzz_verify, fuzz_sample,    fuzz_edit_logits, fuzz_count_tokens, fuzz_children,
+      fuzz_ngram,  fuzz_attention, fuzz_commit,      fuzz_states,       fuzz_windows,
+      fuzz_replay, fuzz_enter,     fuzz_budget};
   const long kinds = sizeof functions / sizeof *functions;
   long done = 0, calls = strtol(arguments[2], NULL, 10);
   for (long call = 0; call < calls; ++call) {

@@ -27,7 +27,7 @@ NAN, INF = float("nan"), float("inf")
 # Made by the operations, not by callers; enumerations; an exception.
 RESULTS = {
     "Children", "Committed", "Drafts", "ForcedDraft", "Frontier", "Generated", "GrownTree", "NgramTree",
-    "Sampled", "SamplingMasks", "TreeBitmask", "Verdict", "Verified", "Warmup",
+    "Sampled", "SamplingMasks", "SelectedNodes", "TreeBitmask", "Verdict", "Verified", "Warmup",
 }  # fmt: skip
 OTHERS = {
     "BackendUnavailable", "Ends", "Finish", "Heads", "LogitEdits", "Logprobs", "Masks", "Matcher", "Proposal",
@@ -233,6 +233,7 @@ PARENTS = torch.tensor([[-1, 0, 0, 1]] * B).int()
 CHANCES = [1.0, 0.5, 0.25]
 BUDGET = sdk.Budget({1: 1.0, 4: 2.0})
 CURVE = sdk.CostCurve({1: 1.0, 4: 2.0}, max_rows=8)
+ON_DEVICE = sdk.BatchBudget(BUDGET, B, 4)
 STATS = sdk.AcceptanceStats(10, 20, 20, (10, 8), (8, 4))
 TREE = dict(proposals=long(B, N), max_nodes=N, max_depth=3, check=True)
 
@@ -428,6 +429,19 @@ CASES = [
     Case("CostCurve.error", CURVE.error, lambda: dict(rows=4, others=2)),
     Case("StepTimer", sdk.StepTimer, lambda: dict(curve=CURVE, device="cpu", clock=time.perf_counter)),
     Case("StepTimer.step", sdk.StepTimer(CURVE).step, lambda: dict(rows=4)),
+    Case("BatchBudget", sdk.BatchBudget, lambda: dict(
+        budget=BUDGET, slots=B, max_rows=4, calibration=sdk.Calibration(), device="cpu"
+    )),
+    Case("BatchBudget.reset_", ON_DEVICE.reset_, lambda: dict(slots=torch.arange(B))),
+    Case("BatchBudget.select", ON_DEVICE.select, lambda: dict(
+        tree=kept_tree(), scores=torch.zeros(B, N), draft_rows=short(R), slots=torch.arange(B),
+        backend="reference",
+    ), ("tree", "scores", "draft_rows", "slots"), ("BatchBudget.select", "select_nodes")),
+    Case("BatchBudget.update_", ON_DEVICE.update_, lambda: dict(
+        selected=ON_DEVICE.select(kept_tree(), torch.zeros(B, N), backend="reference"),
+        verified=sdk.Verified(long(B, N), short(B), short(B), short(B, N), None, short(B)),
+        backend="reference",
+    ), ("selected", "verified"), ("BatchBudget.update_", "update_budget")),
     Case("Calibration", sdk.Calibration, lambda: dict(
         promised=(0.5,) * 8, kept=(0.25,) * 8, decay=0.9, prior=0.5
     )),
@@ -454,11 +468,16 @@ CASES = [
 
 # What is taken all the same: a number of the range, a size that nothing else fixes, values that only the
 # operation that is handed the object can judge.
-UNREAD = ", ".join(
-    f"{field} {what}"
-    for field, dims in (("finish", ("size 0",)), ("logprobs", ("size 0", "size 1")), ("status", ("size 0",)))
-    for what in sorted(("device", "dtype", "less", "list", "more", "none", "number", "string", *dims))
-)
+WRONG = ("device", "dtype", "less", "list", "more", "none", "number", "string")
+
+
+def unread(*fields: str, dims: int = 1) -> list[str]:
+    """All that can be wrong with these fields, tensors of so many dimensions."""
+    sizes = [f"size {dim}" for dim in range(dims)]
+    return [f"{field} {what}" for field in fields for what in (*WRONG, *sizes)]
+
+
+UNREAD = ", ".join(sorted(unread("finish", "status") + unread("logprobs", dims=2)))
 OPEN = "context_left none, finished none, new_tokens_left none, stop_tokens none, stop_tokens size 1"
 EDITS = (
     "bad_words none, bad_words size 1, banned_tokens size 1, banned_until none, forced_tokens none, "
@@ -536,6 +555,14 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "SuffixIndex.finish": dict(request="zero"),
     "SuffixIndex.remove": dict(request="zero"),
     "SuffixIndex.unload": dict(corpus="zero"),
+    "BatchBudget": dict(slots="zero"),
+    "BatchBudget.reset_": dict(slots="list, size 0"),
+    "BatchBudget.update_": dict(
+        selected=", ".join(sorted(unread("draft_rows", "rows"))),
+        verified=", ".join(
+            sorted(["path size 1", *unread("num_accepted", "status"), *unread("tokens", dims=2)])
+        ),
+    ),
     "TokenCounts": dict(slots="zero", recent="zero"),
     "TokenCounts.reset_": dict(slots="list, size 0"),
     "TokenCounts.set_prompt_": dict(slots="item zero", tokens="size 1", num_output="item zero"),
@@ -582,6 +609,7 @@ FIELDS = (
     sdk.TreeBitmask,
     sdk.Verified,
     sdk.SamplingMasks,
+    sdk.SelectedNodes,
     sdk.Logprobs,
     sdk.Masks,
 )  # tuples of tensors, each of which may be wrong

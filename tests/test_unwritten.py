@@ -34,6 +34,9 @@ RUNS = {
     "sample_children": lambda: sdk.sample_children(LOGITS, 2, method="top_k"),
     "ngram_draft": lambda: sdk.ngram_draft(*TEXT, 3),
     "ngram_tree": lambda: sdk.ngram_tree(*TEXT, 3),
+    "select_nodes": lambda: sdk.BatchBudget(sdk.Budget({1: 1.0, 4: 1.0}), 1, 4).select(
+        tree(), torch.tensor([0.0, -0.1]), draft_rows=torch.tensor([3, 4]).int()
+    ),
     "tree_attention": lambda: sdk.tree_attention(
         torch.ones(2, 1, 4), *torch.ones(2, 3, 2, 1, 4), tree(), torch.tensor([[1, 2]]).int(), ONE,
         return_lse=True,

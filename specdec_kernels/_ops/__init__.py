@@ -17,7 +17,9 @@ from .operators import (
     replay_mamba2,
     sample,
     sample_children,
+    select_nodes,
     tree_attention,
+    update_budget,
     verify,
 )
 
@@ -34,6 +36,8 @@ __all__ = [
     "replay_mamba2",
     "sample",
     "sample_children",
+    "select_nodes",
     "tree_attention",
+    "update_budget",
     "verify",
 ]

@@ -37,6 +37,8 @@ Conventions of the fields:
   there is none. If `key_scales` or `value_scales` [Hkv] are given, they replace the one number.
 - `path` is [B, max_depth + 1], `rows` is R. `table` is `cache_table` of `caches` or None. A tracer may pass
   copies of the caches, so a backend compares the addresses first. `new` is empty or one tensor per cache.
+- A budget has `costs` [M + 1], `credit` [1], `promised` and `kept` [slots, 9], all float64, and `idle_steps`
+  [1] int32. Outputs of `select_nodes` have min(M, R) rows. reference/budget.py says what is computed.
 - One-dimensional tensors and outputs are contiguous. Outputs are not initialised: a backend writes every
   element.
 
@@ -212,6 +214,52 @@ class NgramTreeCall(NamedTuple):
     out_scores: Tensor
 
 
+class SelectNodesCall(NamedTuple):
+    """Of `BatchBudget.select`."""
+
+    tokens: Tensor
+    parents: Tensor
+    cu_nodes: Tensor
+    proposals: Tensor
+    scores: Tensor
+    draft_rows: Tensor | None
+    slots: Tensor | None
+    costs: Tensor
+    credit: Tensor
+    idle_steps: Tensor
+    promised: Tensor
+    kept: Tensor
+    prior: float
+    patience: int
+    out_tokens: Tensor
+    out_parents: Tensor
+    out_cu_nodes: Tensor
+    out_proposals: Tensor
+    out_scores: Tensor
+    out_rows: Tensor
+    out_draft_rows: Tensor | None
+
+
+class UpdateBudgetCall(NamedTuple):
+    """Of `BatchBudget.update_`."""
+
+    parents: Tensor
+    cu_nodes: Tensor
+    proposals: Tensor
+    scores: Tensor
+    path: Tensor
+    num_tokens: Tensor
+    slots: Tensor | None
+    costs: Tensor
+    credit: Tensor
+    idle_steps: Tensor
+    promised: Tensor
+    kept: Tensor
+    decay: float
+    allowance: float
+    max_credit: float
+
+
 class TreeAttentionCall(NamedTuple):
     """Of `tree_attention`."""
 
@@ -349,6 +397,22 @@ OPERATORS = {
     "ngram_draft": Operator(NgramDraftCall, written=("out",), chosen_by=("tokens",)),
     "ngram_tree": Operator(
         NgramTreeCall, written=("out_tokens", "out_parents", "out_scores"), chosen_by=("tokens",)
+    ),
+    "select_nodes": Operator(
+        SelectNodesCall,
+        written=(
+            "out_tokens",
+            "out_parents",
+            "out_cu_nodes",
+            "out_proposals",
+            "out_scores",
+            "out_rows",
+            "out_draft_rows",
+        ),
+        chosen_by=("scores",),
+    ),
+    "update_budget": Operator(
+        UpdateBudgetCall, written=("credit", "idle_steps", "promised", "kept"), chosen_by=("scores",)
     ),
     "tree_attention": Operator(
         TreeAttentionCall, written=("out", "out_lse"), chosen_by=("query", "key_cache")

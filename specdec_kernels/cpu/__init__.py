@@ -6,6 +6,7 @@ from __future__ import annotations
 import specdec_kernels.cpu._native as _native
 
 from .attention import tree_attention
+from .budget import select_nodes, update_budget
 from .commit import commit_kv
 from .edits import count_tokens, edit_logits
 from .ngram import ngram_draft, ngram_tree
@@ -30,7 +31,9 @@ __all__ = [
     "replay_mamba2",
     "sample",
     "sample_children",
+    "select_nodes",
     "tree_attention",
+    "update_budget",
     "verify",
 ]
 

@@ -143,6 +143,20 @@ class NgramSearch:
         cyclic: bool,
     ) -> None: ...
 
+class Budget:
+    fields: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        costs: int,
+        max_rows: int,
+        credit: int,
+        idle_steps: int,
+        promised: int,
+        kept: int,
+        slots: int,
+    ) -> None: ...
+
 class HeadRows:
     fields: tuple[str, ...]
     def __init__(
@@ -390,6 +404,49 @@ def ngram_tree(
     out_tokens: int,
     out_parents: int,
     out_scores: int,
+) -> None: ...
+def select_nodes(
+    threads: int,
+    /,
+    *,
+    budget: Budget,
+    prior: float,
+    patience: int,
+    requests: int,
+    nodes: int,
+    tokens: int,
+    parents: int,
+    cu_nodes: int,
+    proposals: int,
+    scores: int,
+    draft_rows: int,
+    request_slots: int,
+    out_tokens: int,
+    out_parents: int,
+    out_cu_nodes: int,
+    out_proposals: int,
+    out_scores: int,
+    out_rows: int,
+    out_draft_rows: int,
+) -> None: ...
+def update_budget(
+    threads: int,
+    /,
+    *,
+    budget: Budget,
+    decay: float,
+    allowance: float,
+    max_credit: float,
+    requests: int,
+    nodes: int,
+    parents: int,
+    cu_nodes: int,
+    proposals: int,
+    scores: int,
+    path: int,
+    width: int,
+    num_tokens: int,
+    request_slots: int,
 ) -> None: ...
 def enter_chains(
     threads: int,

@@ -2,6 +2,7 @@
 """Drafting: prompt lookup, children sampled from a drafter's laws, growing trees, and how much to draft."""
 
 from .acceptance import AcceptanceStats
+from .batch_budget import BatchBudget, SelectedNodes
 from .budget import Budget, Calibration
 from .children import Children, draft_token, sample_children
 from .costs import CostCurve, StepTimer
@@ -11,6 +12,7 @@ from .suffix import SuffixDrafter, SuffixIndex
 
 __all__ = [
     "AcceptanceStats",
+    "BatchBudget",
     "Budget",
     "Calibration",
     "Children",
@@ -19,6 +21,7 @@ __all__ = [
     "GrownTree",
     "NgramTree",
     "StepTimer",
+    "SelectedNodes",
     "SuffixDrafter",
     "SuffixIndex",
     "draft_token",

@@ -6,6 +6,7 @@ backends are tested against it.
 """
 
 from .attention import tree_attention
+from .budget import select_nodes, update_budget
 from .children import sample_children
 from .commit import commit_kv
 from .counts import count_tokens
@@ -29,6 +30,8 @@ __all__ = [
     "replay_mamba2",
     "sample",
     "sample_children",
+    "select_nodes",
     "tree_attention",
+    "update_budget",
     "verify",
 ]
