@@ -40,10 +40,19 @@ METHODS = [
     (sdk.SpeculativeVerifier, "forward"),
     (sdk.SpeculativeVerifier, "commit"),
     (sdk.TokenCounts, "update_"),
+    (sdk.BatchBudget, "select"),
+    (sdk.BatchBudget, "update_"),
 ]
 MOVED = DEVICE != "cpu" or COPIED
 NAME = str(torch.empty(0, device=DEVICE).device)  # as messages have it
-HOLDERS = (sdk.CachePlan, sdk.DraftTree, sdk.DraftVocab, sdk.SpeculativeVerifier, sdk.TokenCounts)
+HOLDERS = (
+    sdk.BatchBudget,
+    sdk.CachePlan,
+    sdk.DraftTree,
+    sdk.DraftVocab,
+    sdk.SpeculativeVerifier,
+    sdk.TokenCounts,
+)
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
@@ -11,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from each import QUICK
+from each import BACKENDS, QUICK
 from exact import Case, outcomes
 
 import specdec_kernels as sdk
@@ -225,6 +226,43 @@ def test_bad_data_harms_nobody(backend):
         assert float(device.credit) <= 4.0 and device.promised.isfinite().all()
     device.reset_([1])
     assert device.promised.sum() == 0
+
+
+def both(backend, device, tree, scores, step):
+    """The trees and the budget after a step, of a backend and of the reference."""
+    found = []
+    for name in (backend, "reference"):
+        budget = copy.deepcopy(device)
+        selected = budget.select(tree, scores, slots=torch.tensor([1, 0, 5]), backend=name)
+        kept = selected.tree
+        budget.update_(selected, step(kept), backend=name)
+        exact = kept.tokens, kept.parents, kept.cu_nodes, kept.proposals, selected.rows, budget.idle_steps
+        found.append((exact, (selected.scores, budget.credit, budget.promised, budget.kept)))
+    return found
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_backends_agree(backend):
+    """Trees of every kind of node, some without tokens; steps with and without trials; a curve with steps."""
+    choices = random.Random(11)
+    device = sdk.BatchBudget(sdk.Budget(CURVES["cpu"], patience=3), slots=2, max_rows=24)
+    sizes = set()
+    for _ in range(12 if backend == "triton" else 150):
+        device.promised.copy_(torch.rand(2, 9) * 3)
+        device.kept.copy_(device.promised * torch.rand(2, 9) * 1.5)
+        device.credit.fill_(choices.choice([0.2, 1.0, 3.0]))
+        device.idle_steps.fill_(choices.choice([0, 5]))
+        kinds = choices.choice([[0], [0, W], [W], [0, D, W]])
+        trees = [random_tree(choices, 8) for _ in range(3)]
+        proposals = [[choices.choice(kinds) for _ in range(8)] for _ in range(3)]
+        tree, scores = batch(*trees, proposals=proposals)
+        tree.tokens[choices.randrange(24)] = -1
+        accepted = [[0, choices.randrange(1, 4), -1], [0, -1, -1], [0, 1, choices.randrange(2, 6)]]
+        tokens = [2, choices.choice([0, 1]), 3]
+        found = both(backend, device, tree, scores, lambda kept, a=accepted, n=tokens: verified(a, n))
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+        sizes.add(int(found[1][0][2][-1]))
+    assert len(sizes) > 3
 
 
 def test_slots_are_reset_one_by_one():

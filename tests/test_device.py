@@ -127,7 +127,7 @@ def test_a_tensor_made_without_a_device_is_noticed():
 
 
 def test_every_operator_is_taken_there():
-    """But for those that methods call."""
+    """`count_tokens`, `select_nodes` and `update_budget` are methods."""
     methods = {"edit_logits", "count_tokens", "select_nodes", "update_budget"}
     named = {*OPERATORS, "draft_token", "grow_tree", "edit_logits_"} - methods
     assert named <= set(FUNCTIONS)

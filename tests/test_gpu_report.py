@@ -29,6 +29,7 @@ OPERATIONS = (
     variants.edits,
     variants.children,
     variants.ngrams,
+    variants.budgets,
     variants.links,
     variants.verify,
     variants.tree_attention,

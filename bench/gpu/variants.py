@@ -28,7 +28,8 @@ ROWS = BATCH * NODES
 
 
 def calls() -> Iterator[Callable[[], object]]:
-    for operation in (sample, edits, children, ngrams, links, verify, tree_attention, commit_kv, states):
+    drafting = (children, ngrams, budgets, links)
+    for operation in (sample, edits, *drafting, verify, tree_attention, commit_kv, states):
         yield from operation()
 
 
@@ -96,6 +97,25 @@ def ngrams() -> Iterator[Callable[[], object]]:
         yield lambda c=cyclic, n=nodes, k=branches: sdk.ngram_tree(
             tokens, lengths, n, branches=k, cyclic=c, backend="triton"
         )
+
+
+def budgets() -> Iterator[Callable[[], object]]:
+    """Batches of few nodes and of the most."""
+    for batch, nodes in ((2, 8), (8, 32), (32, 32)):
+        budget = sdk.BatchBudget(sdk.Budget({1: 1.0}), batch, 4096)
+        tree = sdk.DraftTree.chain(torch.zeros(batch, nodes - 1, dtype=torch.int64))
+        scores, rows, slots = (
+            torch.zeros(batch, nodes),
+            torch.arange(batch * nodes).int(),
+            torch.arange(batch),
+        )
+        for options in ({}, {"draft_rows": rows, "slots": slots}):
+            yield lambda b=budget, t=tree, s=scores, o=options: b.select(t, s, **o, backend="triton")
+        count = torch.zeros(batch, dtype=torch.int32)
+        verified = sdk.Verified(torch.zeros(batch, 2), count, count, torch.zeros(batch, 2).int(), None, count)
+        for given in (None, slots):
+            selected = sdk.SelectedNodes(tree, rows, rows, scores.flatten(), given)
+            yield lambda b=budget, s=selected, v=verified: b.update_(s, v, backend="triton")
 
 
 def links() -> Iterator[Callable[[], object]]:

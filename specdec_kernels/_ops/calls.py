@@ -231,6 +231,7 @@ class SelectNodesCall(NamedTuple):
     kept: Tensor
     prior: float
     patience: int
+    max_nodes: SymInt
     out_tokens: Tensor
     out_parents: Tensor
     out_cu_nodes: Tensor
@@ -258,6 +259,7 @@ class UpdateBudgetCall(NamedTuple):
     decay: float
     allowance: float
     max_credit: float
+    max_nodes: SymInt
 
 
 class TreeAttentionCall(NamedTuple):

@@ -62,8 +62,8 @@ class BatchBudget:
     Attributes:
         costs: [max_rows + 1] float64: the time of a step by its number of rows. Write new measurements into
             it at any time; times of 1 row and more must be > 0.
-        credit: [1] float64: time that may be lost at present; negative: a debt. Subtract what the costs do not
-            tell, such as the time of drafting.
+        credit: [1] float64: time that may be lost at present; negative: a debt. Subtract what the
+            costs do not tell, such as the time of drafting.
         idle_steps: [1] int32: steps since the last one that drafted.
         promised, kept: [slots, 9] float64: per bucket, sums of tested promises and of accepted nodes. The
             last bucket counts draws, see `select`.
@@ -230,6 +230,7 @@ class BatchBudget:
             kept=self.kept,
             prior=self._calibration.prior,
             patience=self._budget.patience,
+            max_nodes=tree.max_nodes,
             out_tokens=tokens,
             out_parents=parents,
             out_cu_nodes=cu_nodes,
@@ -289,6 +290,7 @@ class BatchBudget:
             decay=self._calibration.decay,
             allowance=self._budget.allowance,
             max_credit=self._budget.max_credit,
+            max_nodes=tree.max_nodes,
         )
         _ops.update_budget(arguments, backend)
 

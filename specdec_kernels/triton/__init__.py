@@ -10,6 +10,7 @@ from triton.runtime import driver
 
 from .acceptance import count_accepted  # noqa: F401
 from .attention import tree_attention  # noqa: F401
+from .budget import select_nodes, update_budget  # noqa: F401
 from .chains import enter_chains  # noqa: F401
 from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401

@@ -182,6 +182,16 @@ def ngram_branches(branches: int) -> tuple[int, int, int]:
     return block, max(128 // block, 1), min(max(block // 32, 1), 8)
 
 
+# --- budgets -----------------------------------------------------------------------------------------------
+
+BUDGET_MOST_NODES = 1024  # of a batch, padded, that one program orders
+
+
+def budget_warps(lanes: int) -> int:
+    """Two nodes a thread: with eight, or with 64 registers for 32 warps, what orders them spills."""
+    return min(max(lanes // 64, 1), 16)
+
+
 def registers(target: GPUTarget, warps: int) -> dict[str, int]:
     """Options of the compiler for kernels of many scalars: 168 registers of a thread, or as many as a
     processor has for so many warps. Left alone, ptxas takes 255, or spills some to have more warps
