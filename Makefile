@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
 .PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
-.PHONY: test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
+.PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
 	$(BIN)/python -m demo $(ARGS)
@@ -100,6 +100,9 @@ bench-traces: $(VENV)/demo
 
 bench-generate: $(VENV)/demo
 	$(BIN)/python -m bench generate $(ARGS)
+
+bench-siblings: $(VENV)/demo
+	$(BIN)/python -m bench siblings $(ARGS)
 
 # On a machine with a card, from the source tree: nothing is installed. ARGS=--dry-run needs no card.
 GPU_PYTHON ?= python3

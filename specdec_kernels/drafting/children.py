@@ -68,6 +68,9 @@ def sample_children(
     q is the processed law of the parent's row. Draws without replacement are the first k finishers of one
     exponential race, the tokens of largest q(x) / E(x).
 
+    Of draws without replacement the most tokens are accepted, in trees of fixed shape as many of hybrids. For
+    greedy texts take `top_k`. `docs/drafting.md` has the figures.
+
     Args:
         logits: [N, V] float32 | bfloat16 | float16, last stride 1; row n has the drafter's logits after
             parent n.
