@@ -12,7 +12,7 @@ import specdec_kernels as sdk
 from specdec_kernels.sampling import ORDERS
 
 # No multiples of 16, which would compile anew, to wider loads.
-VOCABS = (2, 31, 200, 1500, 5000)
+VOCABS = (2, 31, 200, 5000)
 BATCH = 5
 
 
@@ -94,12 +94,12 @@ def test_a_vocabulary_of_one_token():
         assert check_agreement(logits, sampling).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuts_agree_where_values_tie(dtype):
+def test_cuts_agree_where_values_tie():
     """Integer logits: every cut falls on ties, all of which are kept."""
     g = generator(1)
     for trial in range(24):
-        vocab = (7, 70, 3000, 9000)[trial % 4]
+        vocab = (7, 70, 4999, 5000)[trial % 4]
+        dtype = (torch.float32, torch.bfloat16)[trial // 4 % 2]
         logits = torch.randint(-3, 4, (BATCH, vocab), generator=g).to(dtype)
         sampling = sdk.SamplingParams(
             temperature=0.7,
@@ -117,7 +117,7 @@ def test_cuts_agree_where_values_tie(dtype):
         check_agreement(logits, per_request, seed=trial)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_wide_cuts_agree(dtype):
     """Thresholds below the floor of the list, which are collected."""
     cases = [
@@ -131,29 +131,27 @@ def test_wide_cuts_agree(dtype):
         (50, 0.99),
     ]
     top_k, top_p = torch.tensor(cases).unbind(1)
-    logits = (torch.randn(len(cases), 9000, generator=generator(2)) * 1.3).to(dtype)
+    logits = (torch.randn(len(cases), 20_001, generator=generator(2)) * 1.3).to(dtype)
     rows = sdk.SamplingParams(
         torch.full((len(cases),), 1.2), top_k.long(), top_p.contiguous(), torch.tensor([0.0, 1e-4] * 4)
     )
-    for seed in range(3):
-        check_agreement(logits, rows, seed=seed)
+    check_agreement(logits, rows)
     check_agreement(logits, rows._replace(min_p=torch.tensor([2e-3] * 8), order="min_p_last"))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counted by the emulator")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    "deviation, top_k, top_p, min_p, reads",
+    "dtype, deviation, top_k, top_p, min_p, reads",
     [
-        (1.5, 2000, 1.0, 0.0, 1),
-        (1.5, 2000, 0.9, 0.0, 1),
-        (1.5, 0, 0.95, 0.0, 1),
-        (1.0, 0, 0.5, 0.0, 1),
-        (1.0, 20_000, 1.0, 0.0, 1),
-        (1.0, 2000, 0.9, 0.0, 1),
-        (3.0, 2000, 1.0, 2e-3, 1),
-        (3.0, 1000, 1.0, 0.05, 0),
-        (1.5, 50, 0.9, 0.0, 0),
+        (torch.bfloat16, 1.5, 2000, 1.0, 0.0, 1),
+        (torch.float32, 1.5, 2000, 0.9, 0.0, 1),
+        (torch.bfloat16, 1.5, 0, 0.95, 0.0, 1),
+        (torch.float32, 1.0, 0, 0.5, 0.0, 1),
+        (torch.bfloat16, 1.0, 20_000, 1.0, 0.0, 1),
+        (torch.bfloat16, 1.0, 2000, 0.9, 0.0, 1),
+        (torch.float32, 3.0, 2000, 1.0, 2e-3, 1),
+        (torch.float32, 3.0, 1000, 1.0, 0.05, 0),
+        (torch.bfloat16, 1.5, 50, 0.9, 0.0, 0),
     ],
 )
 def test_a_threshold_is_collected_in_one_read(dtype, deviation, top_k, top_p, min_p, reads):
@@ -181,14 +179,15 @@ def crowded(kind):
     return logits
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", ["ties", "close", "one split"])
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [("ties", torch.bfloat16), ("close", torch.float32), ("one split", torch.float32)],
+)
 def test_crowded_thresholds_agree(kind, dtype):
     logits = crowded(kind).to(dtype)
     for top_k, top_p in ((3000, 1.0), (9000, 0.7), (0, 0.8), (19_000, 1.0)):
-        check_agreement(
-            logits, sdk.SamplingParams(torch.ones(2), torch.full((2,), top_k), torch.full((2,), top_p))
-        )
+        numbers = torch.full((2,), top_k), torch.full((2,), top_p), torch.zeros(2)
+        check_agreement(logits, sdk.SamplingParams(torch.ones(2), *numbers))
 
 
 def test_scores_in_one_group_agree():
@@ -219,7 +218,7 @@ def bitmask(allowed):
 @pytest.mark.parametrize("share", [0.7, 0.01])
 def test_bitmasks_agree(share):
     g = generator(5)
-    for vocab in (70, 1500, 5000):
+    for vocab in (70, 5000):
         allowed = torch.rand(BATCH, vocab, generator=g) < share
         for sampling in (sdk.SamplingParams(0.9), sdk.SamplingParams(0.9, top_k=20, top_p=0.8)):
             logits = torch.randn(BATCH, vocab, generator=g) * 3
@@ -253,7 +252,7 @@ def test_improper_rows_agree():
 
 
 def test_extreme_temperatures_agree():
-    logits = (torch.randn(BATCH, 1500, generator=generator(7)) * 4).half()
+    logits = (torch.randn(BATCH, 5000, generator=generator(7)) * 4).half()
     logits[0, 3] = 6e4
     for temperature in (1e-30, 1e-4, 1e4, 1e30):
         rows = torch.full((BATCH,), temperature)
@@ -272,7 +271,7 @@ def test_a_request_does_not_depend_on_its_batch():
 
 
 def test_rows_may_have_strides():
-    logits = torch.randn(BATCH, 3, 1500, generator=generator(9))
+    logits = torch.randn(BATCH, 3, 5000, generator=generator(9))
     check_agreement(logits[:, 1], sdk.SamplingParams(0.8, top_k=40, top_p=0.9))
 
 
