@@ -90,7 +90,7 @@ CALLS = {
     "sample": lambda seed: sample(seed, ()),
     "sample with cuts": lambda seed: sample(seed, (20, 0.9, 0.01)),
     "verify, match": lambda seed: verify(seed, "match"),
-    "verify, token with cuts": lambda seed: verify(seed, "token", (20, 0.9, 0.01)),
+    "verify, match with cuts": lambda seed: verify(seed, "match", (20, 0.9, 0.01)),
     "verify, traversal": lambda seed: verify(seed, "traversal"),
     "verify, token with ends": lambda seed: verify(seed, "token", ends=True),
     "verify, typical": lambda seed: verify(seed, sdk.Typical()),
