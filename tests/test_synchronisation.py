@@ -86,6 +86,15 @@ def ngram(seed, match):
     return lambda: sdk.ngram_draft(tokens, lengths, 4, match=match, backend="triton")
 
 
+def budget(seed):
+    """A step: nodes are selected, and the budget learns."""
+    g, tree, _, _ = problem(seed)
+    device, scores = sdk.BatchBudget(sdk.Budget({1: 1.0, 16: 2.0}), 3, 12), -torch.rand(15, generator=g)
+    path, count = torch.zeros(3, 2).int(), torch.ones(3).int()
+    verified = sdk.Verified(path.long(), count, count, path, None, count)
+    return lambda: device.update_(device.select(tree, scores, backend="triton"), verified, backend="triton")
+
+
 CALLS = {
     "sample": lambda seed: sample(seed, ()),
     "sample with cuts": lambda seed: sample(seed, (20, 0.9, 0.01)),
@@ -99,6 +108,7 @@ CALLS = {
     "ngram_draft, latest": lambda seed: ngram(seed, "latest"),
     "ngram_draft, frequent": lambda seed: ngram(seed, "frequent"),
     "ngram_tree": lambda seed: ngram(seed, None),
+    "a budget": budget,
     "commit_kv with a plan": commit_kv,
     "commit_kv with a list": lambda seed: commit_kv(seed, planned=False),
     "commit_kv of new rows": lambda seed: commit_kv(seed, fresh=True),
