@@ -349,6 +349,12 @@ def test_a_drafter_keeps_the_texts_of_a_batch():
     assert tree.tokens.view(2, 4).tolist() == [[4, -1, -1, -1], [2, 3, 4, -1]]
     texts[1, 3:] = torch.tensor([3, 4, 5])
     drafter(texts[1:], torch.tensor([6]))  # the other request has left
+    stranger = sdk.SuffixDrafter(index, max_nodes=4, namespace="other")
+    assert stranger(texts[:1, :2], torch.tensor([2])).tree.tokens.tolist() == [2, -1, -1, -1]
+    reader = sdk.SuffixDrafter(index, max_nodes=4, namespace="third", reads=["", "third"])
+    assert reader(texts[:1, :2], torch.tensor([2])).tree.tokens.tolist() == [2, 3, 4, 5]
+    for other in (stranger, reader):
+        index.remove(other._rows[0][0])
     assert [text[2:] for text in sorted(index._native.list())] == [(6, True), (4, False)]
     drafter.reset()
     assert not any(text[3] for text in index._native.list())
