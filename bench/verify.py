@@ -44,11 +44,11 @@ def verifier(
     new_tree: bool = False,
     backend: str = "cpu",
     edits: bool = True,
-    reports: bool = False,
+    everything: bool = False,
 ) -> Run:
-    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call; `reports`
-    asks for the top 5 of every emitted token and for masks. Without `edits` a case's penalties are left
-    out."""
+    """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call;
+    `everything` asks for the top 5 of every emitted token and for masks, and brings a bitmask and limits that
+    change no token. Without `edits` a case's penalties are left out."""
     case = inputs.case
     nodes = len(case.parents)
     options = dict(
@@ -61,8 +61,19 @@ def verifier(
         counts = sdk.TokenCounts(case.batch, inputs.text.shape[1], case.vocab)
         counts.set_prompt_(range(case.batch), inputs.text, num_output=[inputs.text.shape[1]] * case.batch)
         options["edits"] = sdk.LogitEdits(counts, **PENALTIES)
-    if reports:
-        options |= dict(return_logprobs=sdk.Logprobs(top=5), return_masks=sdk.Masks())
+    if everything:
+        most = torch.full((case.batch,), torch.iinfo(torch.int32).max, dtype=torch.int32)
+        options |= dict(
+            token_bitmask=torch.full((case.batch * nodes, -(-case.vocab // 32)), -1, dtype=torch.int32),
+            ends=sdk.Ends(
+                stop_tokens=torch.full((case.batch, 2), case.vocab),  # emitted by none
+                new_tokens_left=most,
+                context_left=most.clone(),
+                finished=torch.zeros(case.batch, dtype=torch.bool),
+            ),
+            return_logprobs=sdk.Logprobs(top=5),
+            return_masks=sdk.Masks(),
+        )
     target, rows = inputs.target.flatten(0, 1), getattr(inputs, draft)
     if case.branching:
         rows = rows.flatten(0, 1)
@@ -92,7 +103,7 @@ SUBJECTS = tuple(
         ("traversal raw", "traversal", "draft", {}),
         ("match", "match", "logprobs", {}),
         ("token + tree", "token", "logprobs", dict(new_tree=True)),
-        ("token + top 5 + masks", "token", "logprobs", dict(reports=True)),
+        ("token + everything", "token", "logprobs", dict(everything=True)),
     )
 )
 
@@ -165,8 +176,9 @@ class VerifyCase(Workload, Case):
         if self.dtype != "float32" or threads != 2:
             return ()
         if self.distinct:
-            return tuple(
-                Goal(rule, 1.2, f"{rule} without edits", ceiling=True) for rule in ("token", "traversal")
+            return (
+                *(Goal(rule, 1.2, f"{rule} without edits", ceiling=True) for rule in ("token", "traversal")),
+                Goal("token + everything", 1.35, "token without edits", ceiling=True),
             )
         if self.branching:
             return tuple(Goal(rule, 10, f"torch {rule}") for rule in ("token", "traversal"))

@@ -62,9 +62,7 @@ std::vector<int64_t> likeliest(Worker& worker, const Law& law, int64_t k) {
   const float lowest = std::max(law.weight.cut, -std::numeric_limits<float>::max());
   const float bar = std::max(kth_largest(worker, reader, k, law.weight.cut), lowest);
   std::vector<std::vector<Racer>> found(blocks_of(reader.row.vocab));
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
-    bool has_nan = false;
-    if (kernels().max(x, n, &has_nan) < bar) return;
+  for_chunks(worker, reader, bar, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
     for (int64_t i = 0; i < n; ++i)
       if (x[i] >= bar) found[block].push_back({x[i], begin + i});
     if (static_cast<int64_t>(found[block].size()) > kChunk) keep_best(found[block], k);

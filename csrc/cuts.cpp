@@ -103,56 +103,60 @@ double total(const std::vector<float>& weights) {
 
 }  // namespace
 
-bool top_scores(Worker& worker, const Reader& reader, int64_t k, std::vector<float>& out, bool& has_nan) {
+bool top_scores(Worker& worker, const Reader& reader, int64_t k, float slope, TopScores& out) {
   struct alignas(64) Pile {
     std::vector<float> scores;
     int64_t count = 0;
-    float bar = -kInf;
-    bool nan = false, overflow = false;
+    float bar = -std::numeric_limits<float>::max();  // -inf is nobody's candidate
+    bool has_nan = false, overflow = false;
   };
-  const int64_t room = 2 * k + 2 * kChunk;
+  const int64_t often = 2 * k, most = often + kChunk;
   std::vector<Pile> piles(worker.slots());
-  const auto thin = [&](Pile& pile, int64_t keep) {
+  std::vector<Mass> masses(slope > 0 ? blocks_of(reader.row.vocab) : 0);
+  out.maxima.resize(chunks_of(reader.row.vocab));
+  const auto thin = [k](Pile& pile) {
     float* first = pile.scores.data();
     float* last = std::remove_if(first, first + pile.count, [](float x) { return std::isnan(x); });
-    pile.nan |= last != first + pile.count;
-    if (last - first > keep) {
-      std::nth_element(first, first + keep - 1, last, std::greater<float>());
-      pile.bar = first[keep - 1];
+    if (last - first > k) {
+      std::nth_element(first, first + k - 1, last, std::greater<float>());
+      pile.bar = first[k - 1];
       last = std::partition(first, last, [&](float x) { return x >= pile.bar; });
     }
     pile.count = last - first;
   };
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t, int64_t, int slot) {
+  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
     Pile& pile = piles[slot];
-    if (pile.scores.empty()) pile.scores.resize(room);
-    // -inf is nobody's candidate; the lowest float is.
-    const float bar = std::max(pile.bar, -std::numeric_limits<float>::max());
-    pile.count += kernels().keep(x, n, bar, pile.scores.data() + pile.count);
-    if (pile.count > room - kChunk) thin(pile, k);
-    if (pile.count > room - kChunk) pile.overflow = true, pile.count = 0;
+    const float max = out.maxima[begin / kChunk] = kernels().max(x, n, &pile.has_nan);
+    if (slope > 0) add_chunk(masses[block], x, n, max, slope, -kInf);
+    if (max < pile.bar) return;
+    pile.scores.resize(most + kChunk);
+    pile.count += kernels().keep(x, n, pile.bar, pile.scores.data() + pile.count);
+    if (pile.count > often) thin(pile);
+    if (pile.count > most) pile.overflow = true, pile.count = 0;
   });
-  out.clear();
+  out.whole = merged(masses, slope);
+  std::vector<float>& scores = out.scores;
+  scores.clear();
   bool overflow = false;
   for (Pile& pile : piles) {
-    thin(pile, k);
-    has_nan |= pile.nan;
+    thin(pile);
+    out.has_nan |= pile.has_nan;
     overflow |= pile.overflow;
-    out.insert(out.end(), pile.scores.begin(), pile.scores.begin() + pile.count);
+    scores.insert(scores.end(), pile.scores.begin(), pile.scores.begin() + pile.count);
   }
   if (overflow) return false;
-  std::sort(out.begin(), out.end(), std::greater<float>());
-  if (static_cast<int64_t>(out.size()) > k)
-    out.erase(std::upper_bound(out.begin() + k, out.end(), out[k - 1], std::greater<float>()), out.end());
+  std::sort(scores.begin(), scores.end(), std::greater<float>());
+  if (static_cast<int64_t>(scores.size()) > k)
+    scores.erase(std::upper_bound(scores.begin() + k, scores.end(), scores[k - 1], std::greater<float>()),
+                 scores.end());
   return true;
 }
 
 float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut) {
   if (k >= reader.row.vocab) return -kInf;
-  std::vector<float> scores;
-  bool has_nan = false;
-  if (k <= kMostCandidates && top_scores(worker, reader, k, scores, has_nan))
-    return static_cast<int64_t>(scores.size()) < k ? -kInf : scores[k - 1];
+  TopScores top;
+  if (k <= kMostCandidates && top_scores(worker, reader, k, 0, top))
+    return static_cast<int64_t>(top.scores.size()) < k ? -kInf : top.scores[k - 1];
   return select(worker, reader, cut, nullptr,
                 [k](uint64_t all) { return std::min(all, static_cast<uint64_t>(k)); });
 }
@@ -165,11 +169,10 @@ double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, d
         std::max(weight.cut, kth_largest(worker, reader, static_cast<int64_t>(sampling.top_k), weight.cut));
   if (sampling.top_p < 1) {
     if (weight.cut > -kInf) whole = mass_of(worker, reader, weight.slope, weight.cut).sum;
-    std::vector<float> scores;
-    bool has_nan = false;
+    TopScores top;
     float cut = -kInf;
-    if (top_scores(worker, reader, kMostCandidates, scores, has_nan))
-      cut = nucleus(scores, weights_of(scores, weight), sampling.top_p, whole);
+    if (top_scores(worker, reader, kMostCandidates, 0, top))
+      cut = nucleus(top.scores, weights_of(top.scores, weight), sampling.top_p, whole);
     if (cut == -kInf) {
       const double top_p = std::max(sampling.top_p, 0.0);
       cut = select(worker, reader, weight.cut, &weight, [top_p](uint64_t all) {

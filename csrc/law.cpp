@@ -36,7 +36,7 @@ bool settle_forced(Law& law) {
 
 int64_t lowest_at(Worker& worker, const Reader& reader, float value) {
   std::vector<int64_t> found(blocks_of(reader.row.vocab), -1);
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+  for_chunks(worker, reader, value, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
     if (found[block] >= 0) return;
     const int64_t i = kernels().find(x, n, value);
     if (i >= 0) found[block] = begin + i;
@@ -46,15 +46,18 @@ int64_t lowest_at(Worker& worker, const Reader& reader, float value) {
   return 0;
 }
 
-float max_of(Worker& worker, const Reader& reader, bool& has_nan) {
+float max_of(Worker& worker, Reader& reader, bool& has_nan) {
   struct Part {
     float max = -kInf;
     bool has_nan = false;
   };
   std::vector<Part> parts(blocks_of(reader.row.vocab));
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
-    parts[block].max = std::max(parts[block].max, kernels().max(x, n, &parts[block].has_nan));
+  std::vector<float> maxima(chunks_of(reader.row.vocab));
+  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+    const float max = maxima[begin / kChunk] = kernels().max(x, n, &parts[block].has_nan);
+    parts[block].max = std::max(parts[block].max, max);
   });
+  reader.maxima = std::move(maxima);
   float max = -kInf;
   for (const Part& part : parts) {
     max = std::max(max, part.max);
@@ -74,7 +77,7 @@ bool settle_extremes(Worker& worker, const Sampling& sampling, Law& law, float m
   } else if (max == kInf) {  // all the mass on the infinite entries, evenly; every cut keeps them all as ties
     law.reader.only_infinite = true;
     law.weight = Weight{};
-    law.log2_mass = std::log2(mass_of(worker, law.reader, law.weight.slope, -kInf).sum);
+    law.log2_mass = std::log2(mass_of(worker, law.reader, law.weight.slope, -kInf, &law.reader.maxima).sum);
   } else {
     return false;
   }
@@ -98,26 +101,30 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
   Law law;
   law.reader.row = row;
   if (settle_forced(law)) return law;
-  bool has_nan = false;
+  const float slope = sampling.greedy() ? 0 : slope_of(sampling.temperature);
   const bool few = sampling.top_k >= 1 && sampling.top_k <= kMostCandidates && sampling.top_k < row.vocab;
-  std::vector<float> scores;
+  TopScores top;
   Mass mass;
   bool listed = false;
   if (sampling.greedy()) {
-    mass.max = max_of(worker, law.reader, has_nan);
-  } else if (few && top_scores(worker, law.reader, static_cast<int64_t>(sampling.top_k), scores, has_nan)) {
+    mass.max = max_of(worker, law.reader, mass.has_nan);
+  } else if (few && top_scores(worker, law.reader, static_cast<int64_t>(sampling.top_k),
+                               sampling.whole ? slope : 0, top)) {
     listed = true;
-    if (!scores.empty()) mass.max = scores[0];
+    mass = top.whole;
+    mass.has_nan = top.has_nan;
+    if (!top.scores.empty()) mass.max = top.scores[0];
+    law.reader.maxima = std::move(top.maxima);
   } else {
-    mass = mass_of(worker, law.reader, slope_of(sampling.temperature), -kInf);
-    has_nan |= mass.has_nan;
+    mass = mass_of(worker, law.reader, slope, -kInf, &top.maxima);
+    law.reader.maxima = std::move(top.maxima);
   }
-  if (has_nan) law.status |= kNaN;
+  if (mass.has_nan) law.status |= kNaN;
   if (settle_extremes(worker, sampling, law, mass.max)) return law;
-  law.weight = Weight{mass.max, slope_of(sampling.temperature), -kInf};
-  if (!listed) law.whole = mass.sum;
+  law.weight = Weight{mass.max, slope, -kInf};
+  law.whole = mass.sum;
   if (listed)
-    law.log2_mass = std::log2(cut_scores(scores, sampling, law.weight));
+    law.log2_mass = std::log2(cut_scores(top.scores, sampling, law.weight));
   else if (sampling.cuts(row.vocab))
     law.log2_mass = std::log2(cut_row(worker, law.reader, sampling, mass.sum, law.weight));
   else
@@ -150,11 +157,12 @@ int32_t status_of_probs(Worker& worker, const Row& row) {
 int64_t draw(Worker& worker, const Law& law, const Stream& stream) {
   if (law.point >= 0) return law.point;
   std::vector<Leader> leaders(blocks_of(law.reader.row.vocab)), hints(worker.slots());
-  for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
-    if (begin % kBlock == 0) leaders[block] = hints[slot];
+  const auto race = [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+    if (leaders[block].score == 0) leaders[block] = hints[slot];
     kernels().race(x, n, law.weight, stream, begin, leaders[block]);
     hints[slot] = leaders[block].hint();
-  });
+  };
+  for_chunks(worker, law.reader, law.least(), race);
   Leader leader;
   for (const Leader& other : leaders) leader.offer(other.score, other.token);
   return std::max<int64_t>(leader.token, 0);
@@ -175,9 +183,10 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
   if (settle_forced(found)) return found.point;
   const float slope = slope_of(sampling.temperature);
   std::vector<Part> parts(blocks_of(row.vocab)), hints(worker.slots());
+  std::vector<float> maxima(chunks_of(row.vocab));
   for_chunks(worker, found.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
     Part &part = parts[block], &hint = hints[slot];
-    const float max = kernels().max(x, n, &part.mass.has_nan);
+    const float max = maxima[begin / kChunk] = kernels().max(x, n, &part.mass.has_nan);
     if (max == -kInf || part.mass.max == kInf) return;
     raise(part.mass, max, slope, &part.leader);
     if (max == kInf) return;
@@ -190,6 +199,7 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
   });
   Part all;
   for (const Part& part : parts) merge(all.mass, part.mass, slope, &all.leader, part.leader);
+  found.reader.maxima = std::move(maxima);
   if (all.mass.has_nan) found.status |= kNaN;
   if (settle_extremes(worker, sampling, found, all.mass.max)) return draw(worker, found, stream);
   found.weight = Weight{all.mass.max, slope, -kInf};
@@ -200,7 +210,7 @@ int64_t draw_with_law(Worker& worker, const Row& row, const Sampling& sampling, 
 double entropy(Worker& worker, const Law& law) {
   if (law.point >= 0) return 0;
   std::vector<double> parts(blocks_of(law.reader.row.vocab));
-  for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
+  for_chunks(worker, law.reader, law.least(), [&](const float* x, int64_t n, int64_t, int64_t block, int) {
     parts[block] += kernels().sum_weighted_log2(x, n, law.weight);
   });
   double sum = 0;

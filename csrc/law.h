@@ -3,8 +3,10 @@
 // at or above the cut. Probabilities are never written down.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numbers>
 
 #include "cuts.h"
@@ -22,10 +24,12 @@ struct Law {
   Reader reader;
   Weight weight;
   double log2_mass = 0;  // of the weights
-  double whole = 0;      // the mass without cuts, in the same unit; 0 = not known
-  int64_t point = -1;    // >= 0: the law is this token for certain (greedy, forced, or nothing is left)
+  double whole = 0;  // the mass without cuts, in the same unit, where cuts were found in it or it was wanted
+  int64_t point = -1;  // >= 0: the law is this token for certain (greedy, forced, or nothing is left)
   int32_t status = 0;
 
+  // The lowest score with a probability above 0, where the law is not a point.
+  float least() const { return std::max(weight.cut, -std::numeric_limits<float>::max()); }
   // log2 p(token); -inf for tokens outside the row.
   double log2_p(int64_t token) const;
   double p(int64_t token) const { return std::exp2(log2_p(token)); }

@@ -36,15 +36,24 @@ double sum_of(Worker& worker, const Reader& reader, const Weight& weight) {
   return std::accumulate(parts.begin(), parts.end(), 0.0);
 }
 
-Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut) {
+void add_chunk(Mass& mass, const float* x, int64_t n, float max, float slope, float cut) {
+  if (max == -kInf || max < cut || mass.max == kInf) return;
+  raise(mass, max, slope);
+  if (max < kInf) mass.sum += kernels().sum(x, n, Weight{mass.max, slope, cut});
+}
+
+Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut, std::vector<float>* maxima) {
   std::vector<Mass> parts(blocks_of(reader.row.vocab));
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t, int64_t block, int) {
-    Mass& part = parts[block];
-    const float max = kernels().max(x, n, &part.has_nan);
-    if (max == -kInf || max < cut || part.max == kInf) return;
-    raise(part, max, slope);
-    if (max < kInf) part.sum += kernels().sum(x, n, Weight{part.max, slope, cut});
+  if (maxima) maxima->resize(chunks_of(reader.row.vocab));
+  for_chunks(worker, reader, cut, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
+    const float max = kernels().max(x, n, &parts[block].has_nan);
+    if (maxima) (*maxima)[begin / kChunk] = max;
+    add_chunk(parts[block], x, n, max, slope, cut);
   });
+  return merged(parts, slope);
+}
+
+Mass merged(const std::vector<Mass>& parts, double slope) {
   Mass mass;
   for (const Mass& part : parts) merge(mass, part, slope);
   return mass;

@@ -24,18 +24,27 @@ inline int64_t grain_of(int64_t vocab) {
   return std::clamp<int64_t>(kGrainTokens / std::max<int64_t>(vocab, 1), 1, kMaxGrain);
 }
 
-// Calls body(x, n, begin, block, slot) for every chunk; the chunks of a block come in order, on one thread.
+inline int64_t chunks_of(int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
+
+// Calls body(x, n, begin, block, slot) for every chunk that is not known to have no score at or above
+// `least`; the chunks of a block come in order, on one thread.
 template <class Body>
-void for_chunks(Worker& worker, const Reader& reader, Body&& body) {
+void for_chunks(Worker& worker, const Reader& reader, float least, Body&& body) {
   const int64_t vocab = reader.row.vocab;
   worker.blocks(blocks_of(vocab), [&](int64_t block, int slot) {
     alignas(64) float buffer[kChunk];
     const int64_t end = std::min(vocab, (block + 1) * kBlock);
     for (int64_t begin = block * kBlock; begin < end; begin += kChunk) {
+      if (!reader.maxima.empty() && reader.maxima[begin / kChunk] < least) continue;
       const int64_t n = std::min(kChunk, end - begin);
       body(reader.read(begin, n, buffer), padded(n), begin, block, slot);
     }
   });
+}
+
+template <class Body>
+void for_chunks(Worker& worker, const Reader& reader, Body&& body) {
+  for_chunks(worker, reader, -kInf, body);
 }
 
 // A sum of weights relative to the largest score that went into it.
@@ -49,8 +58,14 @@ struct Mass {
 void raise(Mass& mass, float max, double slope, Leader* leader = nullptr);
 void merge(Mass& into, Mass part, double slope, Leader* into_leader = nullptr, Leader leader = {});
 
-// The mass of a row at or above the cut. `sum` is not set where the maximum is infinite.
-Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut);
+// Adds a chunk with this maximum.
+void add_chunk(Mass& mass, const float* x, int64_t n, float max, float slope, float cut);
+
+// The mass of a row at or above the cut. `sum` is not set where the maximum is infinite. `maxima` may be
+// null.
+Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut,
+             std::vector<float>* maxima = nullptr);
+Mass merged(const std::vector<Mass>& parts, double slope);
 
 // The sum of a row's weights.
 double sum_of(Worker& worker, const Reader& reader, const Weight& weight);

@@ -38,6 +38,7 @@ void Node::load() {
     if (r.inputs.draft_columns) {
       q_.reader.row.columns = r.inputs.draft_columns;
       q_.reader.row.vocab = r.inputs.target->size;
+      q_.reader.maxima.clear();  // of the draft's own columns
     }
   }
   list_tracked();
@@ -204,10 +205,10 @@ double Node::pass(Leader* leader) {
   };
   std::vector<Part> parts(blocks_of(p.row.vocab));
   std::vector<Leader> hints(r.worker.slots());
-  for_chunks(r.worker, p, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+  for_chunks(r.worker, p, p_.least(), [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
     const Kernels& k = kernels();
     Part& part = parts[block];
-    if (begin % kBlock == 0) part.leader = hints[slot];
+    if (part.leader.score == 0) part.leader = hints[slot];
     if (with_q) {
       alignas(64) float buffer[kChunk];
       const float* y = q.read(begin, std::min(kChunk, p.row.vocab - begin), buffer);

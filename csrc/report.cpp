@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 namespace specdec {
 namespace {
@@ -44,10 +45,94 @@ class Likeliest {
   int64_t tokens_[kMostTop];
 };
 
-// The lowest score with a probability above 0, where the law is no point.
-float least_of(const Law& law) { return std::max(law.weight.cut, -std::numeric_limits<float>::max()); }
+// At most the nth largest score, where `maxima` are of chunks.
+float nth_largest(std::vector<float> maxima, int64_t n) {
+  if (n == 0) return kInf;
+  if (n > static_cast<int64_t>(maxima.size())) return -kInf;
+  std::nth_element(maxima.begin(), maxima.begin() + n - 1, maxima.end(), std::greater<float>());
+  return maxima[n - 1];
+}
 
 }  // namespace
+
+// The likeliest tokens of a row, and how many are likelier than the emitted one.
+class Report::Ranking {
+ public:
+  struct alignas(64) Part {
+    Likeliest likeliest;
+    int64_t above = 0;
+  };
+
+  Ranking(const Law& law, int64_t token, int64_t top, int slots)
+      : maxima_(law.reader.maxima), parts_(slots, Part{Likeliest(top)}) {
+    const float score = law.reader.score(token);
+    possible_ = score >= law.least();
+    counted_ = possible_ ? score : law.least();
+    listed_ = std::max(law.least(), nth_largest(maxima_, top));
+  }
+
+  // Chunks without a score at or above it need not be read.
+  float bar() const { return std::min(counted_, listed_); }
+
+  void read(const float* x, int64_t n, int64_t begin, int slot) {
+    Part& part = parts_[slot];
+    const float max = maxima_[begin / kChunk];
+    uint32_t bits[kWords];
+    if (max > counted_ || !possible_) part.above += kernels().flag(x, n, counted_, !possible_, bits);
+    const float bar = std::max(listed_, part.likeliest.bar());
+    if (max < bar) return;
+    kernels().flag(x, n, bar, true, bits);
+    for (int64_t word = 0; word < n / 32; ++word)
+      for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
+        const int64_t i = word * 32 + __builtin_ctz(rest);
+        part.likeliest.offer(x[i], begin + i);
+      }
+  }
+
+  Part whole() const {
+    Part all = parts_[0];
+    for (size_t slot = 1; slot < parts_.size(); ++slot) {
+      const Part& part = parts_[slot];
+      all.above += part.above;
+      for (int64_t i = 0; i < part.likeliest.count(); ++i)
+        all.likeliest.offer(part.likeliest.score(i), part.likeliest.token(i));
+    }
+    return all;
+  }
+
+ private:
+  const std::vector<float>& maxima_;
+  std::vector<Part> parts_;
+  bool possible_;  // the emitted token
+  float counted_;  // scores above are likelier; where it is not possible, those at it too
+  float listed_;   // scores below are not among the likeliest
+};
+
+// The tokens of a row that cuts left.
+class Report::Left {
+ public:
+  // `out` may be null.
+  Left(const Law& law, uint32_t* out)
+      : reader_(law.reader), least_(law.least()), out_(out), counts_(blocks_of(reader_.row.vocab)) {}
+
+  float bar() const { return least_; }
+
+  void read(const float* x, int64_t n, int64_t begin, int64_t block) {
+    if (reader_.maxima[begin / kChunk] < least_) return;
+    uint32_t bits[kWords];
+    counts_[block] += kernels().flag(x, n, least_, true, bits);
+    const int64_t words = (reader_.row.vocab + 31) / 32 - begin / 32;
+    if (out_) std::copy_n(bits, std::min(n / 32, words), out_ + begin / 32);
+  }
+
+  int64_t count() const { return std::accumulate(counts_.begin(), counts_.end(), int64_t{0}); }
+
+ private:
+  const Reader& reader_;
+  float least_;
+  uint32_t* out_;
+  std::vector<int64_t> counts_;
+};
 
 Report::Report(int64_t requests, int64_t width, float* out_logprobs, const specdec_logprobs* logprobs,
                const specdec_masks* masks)
@@ -76,25 +161,42 @@ void Report::clear(int64_t b, int64_t vocab) {
 void Report::emit(Worker& worker, int64_t b, int64_t i, int64_t token, const Law& p,
                   const Sampling& sampling) {
   const int64_t place = b * width_ + i;
-  if (logprobs_ && logprobs_->kind != SPECDEC_LAW_PROCESSED) {
+  Law other;
+  const bool apart = logprobs_ && logprobs_->kind != SPECDEC_LAW_PROCESSED;
+  if (apart) {
     Row row = p.reader.row;
     row.bitmask = nullptr;
     row.edits = nullptr;
     Sampling plain;
     if (logprobs_->kind == SPECDEC_LAW_TEMPERATURE && !sampling.greedy())
       plain.temperature = sampling.temperature;
-    const Law law = law_of(worker, row, plain);
-    if (out_logprobs_) out_logprobs_[place] = static_cast<float>(law.logprob(token));
-    write_likeliest(worker, place, token, law);
-  } else {
-    if (out_logprobs_) out_logprobs_[place] = static_cast<float>(p.logprob(token));
-    if (logprobs_) write_likeliest(worker, place, token, p);
+    other = law_of(worker, row, plain);
   }
-  if (masks_) write_mask(worker, place, p);
+  const Law& law = apart ? other : p;
+  std::optional<Ranking> ranking;
+  std::optional<Left> left;
+  if (logprobs_ && law.point < 0) ranking.emplace(law, token, logprobs_->top, worker.slots());
+  if (masks_ && p.point < 0) left.emplace(p, bits_at(place, p.reader.row.vocab));
+  if (apart && ranking) read(worker, law, &*ranking, nullptr);
+  read(worker, p, !apart && ranking ? &*ranking : nullptr, left ? &*left : nullptr);
+
+  if (out_logprobs_) out_logprobs_[place] = static_cast<float>(law.logprob(token));
+  if (logprobs_) write_likeliest(place, token, law, ranking);
+  if (masks_) write_mask(place, p, left);
 }
 
-// One pass, in which most chunks cost no more than their maximum.
-void Report::write_likeliest(Worker& worker, int64_t place, int64_t token, const Law& law) {
+// One pass, over the chunks that matter to either; both may be null.
+void Report::read(Worker& worker, const Law& law, Ranking* ranking, Left* left) {
+  const float bar = std::min(ranking ? ranking->bar() : kInf, left ? left->bar() : kInf);
+  if (!ranking && !left) return;
+  for_chunks(worker, law.reader, bar, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+    if (ranking) ranking->read(x, n, begin, slot);
+    if (left) left->read(x, n, begin, block);
+  });
+}
+
+void Report::write_likeliest(int64_t place, int64_t token, const Law& law,
+                             const std::optional<Ranking>& ranking) {
   const specdec_logprobs& out = *logprobs_;
   const int64_t b = place / width_;
   for (int64_t j = 0; j < out.chosen_count; ++j) {
@@ -102,45 +204,14 @@ void Report::write_likeliest(Worker& worker, int64_t place, int64_t token, const
     if (x >= 0 && x < law.reader.row.vocab)
       out.out_chosen_logprobs[place * out.chosen_count + j] = static_cast<float>(law.logprob(x));
   }
-  if (law.point >= 0) {
+  if (!ranking) {
     out.out_ranks[place] = token == law.point ? 1 : 2;
     if (out.top == 0) return;
     out.out_top_tokens[place * out.top] = law.point;
     out.out_top_logprobs[place * out.top] = 0;
     return;
   }
-  struct alignas(64) Part {
-    Likeliest likeliest;
-    int64_t above = 0;
-  };
-  const float least = least_of(law), score = law.reader.score(token);
-  const bool possible = score >= least;
-  std::vector<Part> parts(worker.slots(), Part{Likeliest(out.top)});
-  for_chunks(worker, law.reader, [&](const float* x, int64_t n, int64_t begin, int64_t, int slot) {
-    Part& part = parts[slot];
-    bool has_nan = false;
-    const float max = kernels().max(x, n, &has_nan);
-    if (!(max >= least)) return;
-    uint32_t bits[kWords];
-    if (!possible)
-      part.above += kernels().flag(x, n, least, true, bits);
-    else if (max > score)
-      part.above += kernels().flag(x, n, score, false, bits);
-    const float bar = std::max(least, part.likeliest.bar());
-    if (!(max >= bar)) return;
-    kernels().flag(x, n, bar, true, bits);
-    for (int64_t word = 0; word < n / 32; ++word)
-      for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
-        const int64_t i = word * 32 + __builtin_ctz(rest);
-        part.likeliest.offer(x[i], begin + i);
-      }
-  });
-  Part all{Likeliest(out.top)};
-  for (const Part& part : parts) {
-    all.above += part.above;
-    for (int64_t i = 0; i < part.likeliest.count(); ++i)
-      all.likeliest.offer(part.likeliest.score(i), part.likeliest.token(i));
-  }
+  const Ranking::Part all = ranking->whole();
   out.out_ranks[place] = static_cast<int32_t>(1 + all.above);
   for (int64_t i = 0; i < all.likeliest.count(); ++i) {
     out.out_top_tokens[place * out.top + i] = all.likeliest.token(i);
@@ -149,30 +220,17 @@ void Report::write_likeliest(Worker& worker, int64_t place, int64_t token, const
   }
 }
 
-void Report::write_mask(Worker& worker, int64_t place, const Law& p) {
-  const int64_t vocab = p.reader.row.vocab, words = (vocab + 31) / 32;
-  uint32_t* out = masks_->out_bits ? masks_->out_bits + place * words : nullptr;
-  const float least = least_of(p);
-  if (!kept_.empty()) kept_[place] = {p.reader, least, p.point};
+uint32_t* Report::bits_at(int64_t place, int64_t vocab) const {
+  return masks_->out_bits ? masks_->out_bits + place * ((vocab + 31) / 32) : nullptr;
+}
+
+void Report::write_mask(int64_t place, const Law& p, const std::optional<Left>& left) {
+  if (!kept_.empty()) kept_[place] = {p.reader, p.least(), p.point};
   masks_->out_mass[place] = 1;
-  if (p.point >= 0) {
-    masks_->out_counts[place] = 1;
-    if (out) out[p.point >> 5] = 1u << (p.point & 31);
-    return;
-  }
-  std::vector<int64_t> counts(blocks_of(vocab));
-  for_chunks(worker, p.reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
-    uint32_t bits[kWords];
-    counts[block] += kernels().flag(x, n, least, true, bits);
-    if (out) std::memcpy(out + begin / 32, bits, std::min(n / 32, words - begin / 32) * sizeof(uint32_t));
-  });
-  int64_t count = 0;
-  for (int64_t part : counts) count += part;
-  masks_->out_counts[place] = static_cast<int32_t>(count);
-  if (p.weight.cut == -kInf) return;
-  double whole = p.whole;
-  if (!(whole > 0)) whole = sum_of(worker, p.reader, Weight{p.weight.max, p.weight.slope, -kInf});
-  masks_->out_mass[place] = static_cast<float>(std::min(std::exp2(p.log2_mass) / whole, 1.0));
+  masks_->out_counts[place] = left ? static_cast<int32_t>(left->count()) : 1;
+  if (!left && masks_->out_bits) bits_at(place, p.reader.row.vocab)[p.point >> 5] = 1u << (p.point & 31);
+  if (left && p.weight.cut > -kInf)
+    masks_->out_mass[place] = static_cast<float>(std::min(std::exp2(p.log2_mass) / p.whole, 1.0));
 }
 
 void Report::list_ids(int threads, int32_t* status) const {
@@ -199,6 +257,7 @@ void Report::list_ids(int threads, int32_t* status) const {
     alignas(64) float buffer[kChunk];
     uint32_t bits[kWords];
     for (int64_t begin = 0; at < end; begin += kChunk) {
+      if (kept.reader.maxima[begin / kChunk] < kept.least) continue;
       const int64_t n = std::min(kChunk, kept.reader.row.vocab - begin);
       kernels().flag(kept.reader.read(begin, n, buffer), padded(n), kept.least, true, bits);
       for (int64_t word = 0; word < padded(n) / 32; ++word)

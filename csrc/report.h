@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "law.h"
@@ -38,8 +39,13 @@ class Report {
     int64_t point = -1;
   };
 
-  void write_likeliest(Worker& worker, int64_t place, int64_t token, const Law& law);
-  void write_mask(Worker& worker, int64_t place, const Law& p);
+  class Ranking;
+  class Left;
+
+  static void read(Worker& worker, const Law& law, Ranking* ranking, Left* left);
+  uint32_t* bits_at(int64_t place, int64_t vocab) const;
+  void write_likeliest(int64_t place, int64_t token, const Law& law, const std::optional<Ranking>& ranking);
+  void write_mask(int64_t place, const Law& p, const std::optional<Left>& left);
 
   int64_t requests_, width_;
   float* out_logprobs_;

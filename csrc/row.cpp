@@ -40,9 +40,7 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);
   if (edits) row.edits->apply(buffer, begin, stored);
-  if (row.bitmask)
-    for (int64_t i = 0; i < stored; ++i)  // a masked NaN stays one: it has no weight, and is reported
-      if (!allowed(row.bitmask, begin + i) && buffer[i] == buffer[i]) buffer[i] = -kInf;
+  if (row.bitmask) kernels().mask(buffer, stored, row.bitmask + begin / 32);  // NaN is still reported
   if (only_infinite)
     for (int64_t i = 0; i < stored; ++i) buffer[i] = buffer[i] == kInf ? 0.0f : -kInf;
   for (; skip != last && *skip < begin + n; ++skip) buffer[*skip - begin] = -kInf;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels.h"
 #include "view.h"
@@ -20,6 +21,7 @@ struct Reader {
   Row row;
   bool only_infinite = false;  // a row with +inf entries: they read as 0, all others as -inf
   Excluded excluded;
+  std::vector<float> maxima;  // no score of a chunk is above its own; empty where they are not known
 
   // Scores of tokens [begin, begin + n), padded with -inf to a multiple of kGroup; n <= kChunk. The result
   // points into the row itself where that is possible, else to `buffer` of kChunk floats.

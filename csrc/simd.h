@@ -29,6 +29,10 @@ inline unsigned greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
 inline unsigned equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline unsigned is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 inline unsigned not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+// -inf outside `lanes`, but NaN where x is NaN.
+inline F only(F x, unsigned lanes) {
+  return _mm512_mask_min_ps(x, static_cast<__mmask16>(~lanes), set(-__builtin_inff()), x);
+}
 inline float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
 inline double reduce_add(F a) { return _mm512_reduce_add_ps(a); }
 inline F to_float(U a) { return _mm512_cvtepu32_ps(a); }
@@ -155,6 +159,12 @@ inline unsigned greater(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_GT_
 inline unsigned equal(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 inline unsigned is_nan(F a) { return lanes_of(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 inline unsigned not_less(F a, F b) { return lanes_of(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }
+inline F only(F x, unsigned lanes) {
+  const U bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const U in = _mm256_cmpeq_epi32(_mm256_and_si256(set(lanes), bits), bits);
+  const U bound = _mm256_xor_si256(set(0xFF800000u), _mm256_slli_epi32(in, 31));  // +inf or -inf
+  return _mm256_min_ps(_mm256_castsi256_ps(bound), x);                            // x where it is NaN
+}
 inline float reduce_max(F a) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -267,6 +277,12 @@ inline unsigned greater(F a, F b) { return lanes_of(a > b); }
 inline unsigned equal(F a, F b) { return lanes_of(a == b); }
 inline unsigned is_nan(F a) { return lanes_of(a != a); }
 inline unsigned not_less(F a, F b) { return lanes_of(~(a < b)); }
+inline F only(F x, unsigned lanes) {
+  const U bits = {1, 2, 4, 8};
+  const F bound =
+      select((U{lanes, lanes, lanes, lanes} & bits) == bits, set(__builtin_inff()), set(-__builtin_inff()));
+  return select(bound < x, bound, x);
+}
 inline float reduce_max(F a) {
   const float b = a[0] > a[1] ? a[0] : a[1], c = a[2] > a[3] ? a[2] : a[3];
   return b > c ? b : c;
