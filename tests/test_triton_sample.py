@@ -229,7 +229,7 @@ def test_bitmasks_agree(share):
 def test_improper_rows_agree():
     nan, inf = float("nan"), float("inf")
     g = generator(6)
-    logits = torch.randn(12, 3001, generator=g)
+    logits = torch.randn(12, 5000, generator=g)
     logits[0, ::3] = nan
     logits[1] = nan
     logits[2] = -inf
@@ -242,7 +242,7 @@ def test_improper_rows_agree():
     logits[8, :2999] = nan
     logits[9] = 0.0
     logits[10, 1:] = -3e38
-    allowed = torch.rand(12, 3001, generator=g) < 0.5
+    allowed = torch.rand(12, 5000, generator=g) < 0.5
     allowed[2, :77] = False
     allowed[1] = False
     for sampling in (sdk.SamplingParams(0.9), sdk.SamplingParams(0.9, top_k=20, top_p=0.8, min_p=0.01)):
