@@ -112,6 +112,28 @@ def random_case(seed: int, *, vocab: int | None = None, batch: int | None = None
     return arguments
 
 
+def form_of(arguments: dict) -> str:
+    """How a case gives its draft: what the kernels depend on."""
+    if arguments.get("draft_sampling") == "logprobs":
+        return "logprobs"
+    if "draft_vocab" in arguments:
+        return "vocab"
+    return "rows" if "draft_logits" in arguments else "none"
+
+
+def cases_of(form: str, count: int, first: int = 0, *, vocabs=(1101, 1203, 1501), **options):
+    """The first `count` random cases whose draft has this form, with their seeds, in the form that most cases
+    share. Sizes are no multiples of 16, which would compile anew, to wider loads; these are of several
+    splits."""
+    found, seed = 0, first
+    while found < count:
+        arguments = random_case(seed, vocab=vocabs[seed % len(vocabs)], **options)
+        if form_of(arguments) == form and arguments["tree"].tokens.numel() > 0:
+            found += 1
+            yield seed, shared_form(arguments)
+        seed += 1
+
+
 def spoil(arguments: dict, g: torch.Generator) -> None:
     """NaN, infinities, empty rows, and tokens out of range."""
     target = arguments["target_logits"] = arguments["target_logits"].clone()
@@ -135,7 +157,7 @@ def spoil(arguments: dict, g: torch.Generator) -> None:
 
 def one_bad_request() -> tuple[dict, dict, list[int]]:
     """A case of 5 requests, the same with NaN in all rows of one of them, and the other requests."""
-    arguments = random_case(77, batch=5, vocab=200, dtype=torch.float32)
+    arguments = random_case(77, batch=5, vocab=1203, dtype=torch.float32)
     arguments["draft_sampling"] = sdk.SamplingParams()
     spoiled = arguments["target_logits"].clone()
     start, end = arguments["tree"].cu_nodes[2:4].tolist()
@@ -145,7 +167,7 @@ def one_bad_request() -> tuple[dict, dict, list[int]]:
 
 def shared_form(arguments: dict) -> dict:
     """The same case in the form that most cases share, so that few kernels are compiled: float32 rows with
-    strides, sampling per request, a bitmask, draft rows."""
+    strides, sampling per request, also of the draft where it has all tokens, a bitmask, draft rows."""
     tree, target = arguments["tree"], arguments["target_logits"]
     rows, vocab = target.shape
 
@@ -159,8 +181,8 @@ def shared_form(arguments: dict) -> dict:
 
     shared = dict(arguments, target_logits=strided(target), sampling=per_request(arguments["sampling"]))
     shared.setdefault("token_bitmask", torch.full((rows, (vocab + 31) // 32), -1, dtype=torch.int32))
-    if isinstance(arguments.get("draft_sampling"), sdk.SamplingParams):
-        shared["draft_sampling"] = per_request(arguments["draft_sampling"])
+    if form_of(arguments) == "rows":
+        shared["draft_sampling"] = per_request(arguments.get("draft_sampling", arguments["sampling"]))
     if "draft_logits" in arguments:
         shared["draft_logits"] = strided(arguments["draft_logits"])
         shared.setdefault("draft_rows", torch.arange(rows, dtype=torch.int32))

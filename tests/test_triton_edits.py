@@ -14,10 +14,10 @@ import pytest
 import torch
 from cases import (
     all_equal,
+    cases_of,
     check_agreement,
     check_in_range,
     one_bad_request,
-    random_case,
     rule_name,
     shared_form,
     with_trace,
@@ -58,18 +58,6 @@ def in_one_form(edits, batch):
     return edits._replace(**values)
 
 
-def cases(count, first):
-    """The first `count` random cases with rows of the draft."""
-    found, seed = 0, first
-    while found < count:
-        arguments = random_case(seed, vocab=(69, 203, 1501)[seed % 3])
-        plain = not {"draft_vocab", "draft_sampling"} & arguments.keys()
-        if plain and "draft_logits" in arguments and arguments["tree"].tokens.numel() > 0:
-            found += 1
-            yield seed, shared_form(arguments)
-        seed += 1
-
-
 def share_rows(arguments):
     """The first half of the target's rows, each for two nodes."""
     return dict(arguments, target_rows=(torch.arange(arguments["tree"].tokens.numel()) // 2).int())
@@ -90,7 +78,7 @@ def test_verify_agrees(rule):
     """On trees, with cuts and bitmasks; under `match` nodes share rows, and have other paths. Status has the
     slots that have overflowed."""
     overflowed = 0
-    for seed, arguments in cases(10, 0):
+    for seed, arguments in cases_of("rows", 8):
         arguments = edited(arguments, seed)
         if rule == "match":
             arguments = share_rows(arguments)
@@ -101,7 +89,7 @@ def test_verify_agrees(rule):
 
 def test_what_is_reported_has_the_edits():
     """The likeliest tokens, ranks and masks of processed laws."""
-    for seed, arguments in cases(3, 0):
+    for seed, arguments in cases_of("rows", 3):
         arguments = share_rows(edited(arguments, seed))
         options = dict(return_logprobs=sdk.Logprobs(top=3), return_masks=sdk.Masks(), rule="match")
         ours, wanted = (

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from cases import check_in_range, random_case, rule_name, shared_form
+from cases import cases_of, check_in_range, rule_name
 from ends_cases import copied, counts_of_ends, random_ends
 from row_cases import EVERY, chains, choose_rows
 
@@ -32,22 +32,11 @@ def check_agreement(arguments, ends, rule, case):
     return {int(finish) for finish in ours.finish}
 
 
-def trees(count):
-    found, seed = 0, 0
-    while found < count:
-        arguments = random_case(seed, vocab=(69, 203, 1501)[seed % 3], hostile=seed % 4 == 3)
-        plain = not {"draft_vocab", "draft_sampling"} & arguments.keys()
-        if plain and "draft_logits" in arguments and arguments["tree"].tokens.numel() > 0:
-            found += 1
-            yield seed, shared_form(arguments)
-        seed += 1
-
-
 @pytest.mark.parametrize("rule", EVERY if ALL else ["traversal"], ids=rule_name)
 def test_ends_in_trees_agree(rule):
     """Greedy requests among them, which walk as under `match`."""
     seen = set()
-    for seed, arguments in trees(12):
+    for seed, arguments in cases_of("rows", 8, hostile=True):
         ends = random_ends(arguments, seed, whole=True)._replace(
             finished=torch.zeros(arguments["tree"].batch_size).byte()
         )
@@ -58,7 +47,7 @@ def test_ends_in_trees_agree(rule):
 
 @pytest.mark.parametrize("rule", EVERY if ALL else [sdk.Typical(0.3, 0.6)], ids=rule_name)
 def test_stops_and_rows_by_number_agree(rule):
-    for seed, arguments in trees(6):
+    for seed, arguments in cases_of("rows", 4):
         ends = sdk.Ends(random_ends(arguments, seed, whole=True).stop_tokens)
         check_agreement(choose_rows(arguments, seed), ends, rule, seed)
 

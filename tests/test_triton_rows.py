@@ -11,11 +11,10 @@ import pytest
 import torch
 from cases import (
     all_equal,
+    cases_of,
     check_agreement,
     leaves,
-    random_case,
     rule_name,
-    shared_form,
     with_trace,
 )
 from row_cases import EVERY, as_probabilities, chains, choose_rows, without_last_rows
@@ -37,22 +36,16 @@ def outcome(arguments, rule, backend):
 def trees(count):
     """Random trees with rows shared, missing and out of range, or none at all. Rows of the mask belong to
     nodes."""
-    found, seed = 0, 0
-    while found < count:
-        arguments = random_case(seed, vocab=(69, 203, 1501)[seed % 3])
-        plain = not {"draft_vocab", "draft_sampling"} & arguments.keys()
-        if plain and "draft_logits" in arguments and arguments["tree"].tokens.numel() > 0:
-            found += 1
-            arguments = choose_rows(shared_form(arguments), seed, hostile=found % 2 == 0)
-            if found == count:
-                arguments["target_logits"] = arguments["target_logits"][:0]
-            yield seed, arguments
-        seed += 1
+    for place, (seed, arguments) in enumerate(cases_of("rows", count)):
+        arguments = choose_rows(arguments, seed, hostile=place % 2 == 1)
+        if place == count - 1:
+            arguments["target_logits"] = arguments["target_logits"][:0]
+        yield seed, arguments
 
 
 @pytest.mark.parametrize("rule", EVERY if ALL else ["traversal"], ids=rule_name)
 def test_rows_of_trees_agree(rule):
-    for seed, arguments in trees(12):
+    for seed, arguments in trees(8):
         check_agreement(arguments, rule, seed, outcome)
 
 
