@@ -262,7 +262,7 @@ def _race_residual(target, draft, draw, row, tracking, seed, position, begin, en
         tracked = tl.where(draw.tracked > 0, begin.to(tl.int64) - 1, NO_TRACKED)
         for start in range(begin, end, TILE):
             offsets = start + tl.arange(0, TILE)
-            weights, all_weights = residual_weights(target, draft, pair, start, TILE)
+            weights, all_weights = residual_weights(target, draft, pair, offsets)
             if flags == _OF_P:
                 weights = all_weights
             weights, tracked = leave_out(weights, 0.0, offsets, start + TILE, tracked, tracking)

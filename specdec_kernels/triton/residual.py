@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .arguments import bitmask_of, draft_logits, edits_of, row_data, target_data
 from .law import weights
-from .row import Row, read_tile, read_tokens
+from .row import Row, read_row, read_tokens
 from .tracked import NO_TRACKED, Tracking, leave_out, tracked_mass
 from .tree import INDEPENDENT, NO_KEY
 
@@ -86,19 +86,18 @@ def pair_of(node, state):
 
 
 @triton.jit
-def residual_weights(target, draft, pair, begin, TILE: tl.constexpr):
+def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    token = begin + tl.arange(0, TILE)
     scores = Row(
         target_data(target, pair.row), target.vocab, bitmask_of(target, pair.row), edits_of(target, pair.row)
     )
     if draft.data is None:
-        x = read_tile(scores, begin, TILE)
+        x = read_row(scores, token)
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         return left, left
     else:
         drafted = Row(row_data(draft, tl.maximum(pair.drawn_from, 0)), draft.size, None, None)
-        x = read_tile(scores, begin, TILE)
+        x = read_row(scores, token)
         y = read_tokens(drafted, token, draft.columns, target.vocab, pair.ratio > 0)
         of_p = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
         of_q = weights(pair.rest_top, pair.q, draft_logits(draft, y), token)
@@ -117,7 +116,7 @@ def span_mass(ctx, node, state, begin, end, TILE: tl.constexpr):
     tracked = tl.where(node.tracked > 0, tl.full([], -1, tl.int64) + begin, NO_TRACKED)
     for start in range(begin, end, TILE):
         token = start + tl.arange(0, TILE)
-        left, _ = residual_weights(ctx.target, ctx.draft, pair, start, TILE)
+        left, _ = residual_weights(ctx.target, ctx.draft, pair, token)
         left, tracked = leave_out(left, 0.0, token, start + TILE, tracked, tracking)
         acc += left
     return tl.sum(acc.to(tl.float64))
