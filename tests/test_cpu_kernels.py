@@ -105,7 +105,7 @@ def test_stubs_name_the_fields_of_the_core():
     functions = {node.name: node for node in stubs.body if isinstance(node, ast.FunctionDef)}
     assert set(functions) == {name for name, value in vars(_native).items() if callable(value)} - set(classes)
     by_name = [name for name, node in functions.items() if node.args.posonlyargs]
-    assert len(by_name) == 15
+    assert len(by_name) == 17
     for name in by_name:
         threads, *fields = inspect.signature(getattr(_native, name)).parameters
         assert [one.arg for one in functions[name].args.posonlyargs] == [threads]
