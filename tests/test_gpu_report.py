@@ -102,6 +102,18 @@ def test_occupancy_is_the_least_of_what_warps_registers_and_memory_allow():
     assert build.occupancy == blocks * 4 / 64 < 1
 
 
+def test_compilation_is_timed_in_the_largest_form():
+    some = [compiled(multiply(size, torch.float32), SM_90) for size in (16, 64)]
+    some = [(kernel, dataclasses.replace(build, binary=n)) for n, (kernel, build) in enumerate(some)]
+    small, large = (kernel for kernel, _ in some)
+    assert report.largest_forms(some) == report.largest_forms(some[::-1]) == [large]
+    short, long = targets.compile_seconds([small, large])
+    assert 0 < short < long  # though both were compiled before
+    assert list(report.slow_compilations({"short": 6.0, "long": 6.1})) == [
+        "long on sm_90: 6.1 CPU s to compile, goal 6"
+    ]
+
+
 def test_every_kernel_is_in_the_report():
     there = set()
     for _, name, _ in pkgutil.iter_modules(kernels.__path__):

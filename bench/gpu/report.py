@@ -16,6 +16,7 @@ MARK = "<!-- what follows is written by `make gpu-report` -->\n"
 MOST_REGISTERS = 168  # of a thread, except in attention
 RICHEST = Path(__file__).with_name("richest.json")
 OF = ("sm_80", "sm_90")  # targets in that file
+LONGEST_COMPILE = 6  # CPU seconds
 TIGHT = 8  # registers that a form in that file leaves at most of those that it may take
 
 
@@ -27,7 +28,10 @@ def write(results: dict[str, Any]) -> bool:
     sections.append("## Kernels\n\n" + "\n".join(compile_table(compiled)))
     found = richest(compiled)
     RICHEST.write_text("[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in found) + "\n]\n")
-    broken = list(dict.fromkeys(broken_rules(compiled)))
+    largest = largest_forms(compiled)
+    seconds = dict(zip((kernel.name for kernel in largest), targets.compile_seconds(largest), strict=True))
+    sections.append("## Compilation\n\n" + "\n".join(seconds_table(seconds)))
+    broken = list(dict.fromkeys([*broken_rules(compiled), *slow_compilations(seconds)]))
     if broken:
         sections.append("## Rules that are not kept\n\n" + "\n".join(f"- {rule}" for rule in broken))
     print("\n\n".join(sections[1:]))
@@ -102,6 +106,31 @@ def broken_rules(compiled: Compiled) -> Iterator[str]:
             yield f"{where}: {build.shared} bytes of shared memory"
         if build.dots and not build.tensor_cores:
             yield f"{where}: no tensor-core instruction"
+
+
+# Time to compile
+
+
+def largest_forms(compiled: Compiled) -> list[targets.Kernel]:
+    """Of each kernel the form that takes the largest file on sm_90."""
+    largest: dict[str, tuple[targets.Kernel, targets.Build]] = {}
+    for kernel, build in compiled:
+        if kernel.processor.name == "sm_90":
+            before = largest.setdefault(kernel.name, (kernel, build))
+            if build.binary > before[1].binary:
+                largest[kernel.name] = (kernel, build)
+    return [kernel for kernel, _ in largest.values()]
+
+
+def seconds_table(seconds: dict[str, float]) -> list[str]:
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return rows([("kernel, largest form", "CPU s for sm_90"), *((f"`{name}`", f"{s:.1f}") for name, s in ordered)])
+
+
+def slow_compilations(seconds: dict[str, float]) -> Iterator[str]:
+    for name, spent in seconds.items():
+        if spent > LONGEST_COMPILE:
+            yield f"{name} on sm_90: {spent:.1f} CPU s to compile, goal {LONGEST_COMPILE}"
 
 
 # Forms that ordinary tests compile

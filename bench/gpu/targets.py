@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import re
+import resource
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -127,6 +129,25 @@ def build_all(some: list[Kernel]) -> list[Build]:
     _building = some
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         return pool.map(_build_at, range(len(some)), chunksize=1)
+
+
+def compile_seconds(some: list[Kernel]) -> list[float]:
+    """CPU seconds that each takes to compile, ptxas included, one after the other and none from the cache."""
+    context = multiprocessing.get_context("fork")
+    global _building
+    _building = some
+    with context.Pool(1, maxtasksperchild=1) as pool:  # a process for each, which has compiled nothing
+        return pool.map(_time_at, range(len(some)), chunksize=1)
+
+
+def _time_at(place: int) -> float:
+    kernel = _building[place]
+    with tempfile.TemporaryDirectory() as cache, knobs.cache.scope(), knobs.runtime.scope():
+        knobs.cache.dir = cache
+        knobs.runtime.add_stages_inspection_hook = None  # of the emulator, which does without ptxas
+        triton.compile(kernel.source, target=kernel.processor.target, options=kernel.options)
+    spent = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 _building: list[Kernel] = []  # sources do not travel between processes, but are there after a fork
