@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-wide test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -16,11 +16,15 @@ demo: $(VENV)/demo
 TWO := -n 2 --dist worksteal
 
 test: $(VENV)/package $(VENV)/triton-oldest
-	$(BIN)/python -m pytest $(TWO) $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m "not wide" $(ARGS)
+
+# Further forms, shapes and cases of what `make test` tests in others: tests/wide.py.
+test-wide: $(VENV)/package
+	$(BIN)/python -m pytest $(TWO) -m wide $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.
 test-fast: $(VENV)/package
-	$(BIN)/python -m pytest $(TWO) -m "not slow" --hypothesis-profile fast $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not wide" --hypothesis-profile fast $(ARGS)
 
 # Without the native core (SPECDEC_NO_CPP=1): what the reference serves, and what calls refuse.
 test-pure: $(VENV)/package

@@ -13,6 +13,7 @@ import each
 import hypothesis
 import pytest
 import torch
+import wide
 
 import specdec_kernels
 
@@ -44,11 +45,16 @@ if not find_spec("transformers"):
 LONGEST = ("test_sanitizers.py", "test_triton_oldest.py", "test_gate.py", "test_gpu_report.py")
 
 
-def pytest_collection_modifyitems(items):
-    """The longest tests are the first. Tests of the triton backend, and those that compile with inductor, say
-    so in their names."""
+def pytest_collection_modifyitems(config, items):
+    """The longest tests are the first. Those that `wide.py` names are marked. Tests of the triton backend, and
+    those that compile with inductor, say so in their names."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    for item in items:
+    names = [f"{item.path.name}::{item.name}" for item in items]
+    if not any("::" in argument for argument in config.args) and (entries := wide.stale(names)):
+        raise pytest.UsageError(f"tests/wide.py: no test is named by {entries}")
+    for item, name in zip(items, names, strict=True):
+        if wide.is_wide(name):
+            item.add_marker(pytest.mark.wide)
         if "triton" in item.nodeid or "inductor" in item.name:
             item.add_marker(pytest.mark.slow)
         if "triton" in item.name and "triton" not in each.BACKENDS:

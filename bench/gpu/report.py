@@ -124,7 +124,8 @@ def largest_forms(compiled: Compiled) -> list[targets.Kernel]:
 
 def seconds_table(seconds: dict[str, float]) -> list[str]:
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return rows([("kernel, largest form", "CPU s for sm_90"), *((f"`{name}`", f"{s:.1f}") for name, s in ordered)])
+    lines = [(f"`{name}`", f"{spent:.1f}") for name, spent in ordered]
+    return rows([("kernel, largest form", "CPU s for sm_90"), *lines])
 
 
 def slow_compilations(seconds: dict[str, float]) -> Iterator[str]:
