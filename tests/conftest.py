@@ -46,7 +46,7 @@ LONGEST = ("test_sanitizers.py", "test_triton_oldest.py", "test_gate.py", "test_
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest tests are the first. Those that `wide.py` names are marked. Tests of the triton backend, and
+    """The longest tests come first. Those that `wide.py` names are marked. Tests of the triton backend, and
     those that compile with inductor, say so in their names."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
     names = [f"{item.path.name}::{item.name}" for item in items]
