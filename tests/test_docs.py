@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 MISSING = [".cpu", *([] if "triton" in BACKENDS else [".triton"])]
 MISSING += [] if find_spec("transformers") else [".transformers."]
 MISSING += [] if find_spec("prometheus_client") else [".metrics"]
+MISSING += [] if find_spec("click") else [".commands"]
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(specdec_kernels.__path__, "specdec_kernels.")
