@@ -60,7 +60,7 @@ def best_drafts(
     Example:
         >>> best = best_drafts([0.7, 0.1], 0.05, {1: 1.0, 8: 1.1}, max_nodes=7, max_depth=8)
         >>> best[3].shape, round(best[3].tokens, 3), best[7].shape
-        ('chain of 3', 2.533, 'tree 2+1+1+1+1+1')
+        ('chain of 3', 2.533, 'tree 2+3+1+1')
     """
     by_depth = [likeliest(ranks, draft_cost, costs, max_nodes, depth) for depth in range(1, max_depth + 1)]
     return [
