@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-wide test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-wide test-sanitized test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -30,6 +30,10 @@ test-fast: $(VENV)/package
 test-pure: $(VENV)/package
 	$(BIN)/python -m pytest $(TWO) -k "not triton" tests/test_project.py tests/test_errors.py tests/test_tree.py \
 		tests/test_random.py tests/test_reference.py tests/test_reference_exact.py $(ARGS)
+
+# The native core under AddressSanitizer, UBSan and ThreadSanitizer. The result stands in docs/stability.md.
+test-sanitized: $(VENV)/package
+	$(BIN)/python -m pytest tests/sanitizers.py $(ARGS)
 
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
 test-models: $(VENV)/package
@@ -133,15 +137,16 @@ format: $(VENV)/lint
 
 # The library behind include/specdec.h, without Python.
 CXXFLAGS ?= -O3
-LIBRARY := $(patsubst csrc/%.cpp,build/libspecdec/%.o,$(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)))
+BUILD ?= build
+LIBRARY := $(patsubst csrc/%.cpp,$(BUILD)/libspecdec/%.o,$(filter-out csrc/bindings.cpp,$(wildcard csrc/*.cpp)))
 PACKAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' specdec_kernels/__init__.py)
-libspecdec: build/libspecdec.so
+libspecdec: $(BUILD)/libspecdec.so
 
-build/libspecdec.so: $(LIBRARY) csrc/libspecdec.map
+$(BUILD)/libspecdec.so: $(LIBRARY) csrc/libspecdec.map
 	$(CXX) $(CXXFLAGS) -shared -pthread -Wl,-soname,libspecdec.so -Wl,-z,nodelete \
 		-Wl,--version-script=csrc/libspecdec.map $(LIBRARY) -o $@
 
-build/libspecdec/%.o: csrc/%.cpp $(wildcard csrc/*.h) include/specdec.h specdec_kernels/__init__.py
+$(BUILD)/libspecdec/%.o: csrc/%.cpp $(wildcard csrc/*.h) include/specdec.h specdec_kernels/__init__.py
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread -Wno-psabi \
 		-Iinclude -DSPECDEC_VERSION='"$(PACKAGE_VERSION)"' -c $< -o $@

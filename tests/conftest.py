@@ -30,7 +30,7 @@ if each.DEVICE == "cpu":
 # The package does without its native core, transformers, and a Triton that is new enough for its kernels.
 collect_ignore_glob = []
 if each.NATIVE is None:
-    collect_ignore_glob += ["test_c.py", "test_cpu_kernels.py", "test_sanitizers.py"]
+    collect_ignore_glob += ["test_c.py", "test_cpu_kernels.py"]
 if "triton" not in each.BACKENDS:
     collect_ignore_glob += ["test_gpu_report.py", "test_launch.py", "test_ptx_*.py", "test_triton_*.py"]
 if not find_spec("transformers"):
@@ -42,7 +42,7 @@ if not find_spec("transformers"):
     ]
 
 
-LONGEST = ("test_sanitizers.py", "test_triton_oldest.py", "test_gate.py", "test_gpu_report.py")
+LONGEST = ("test_triton_oldest.py", "test_gate.py", "test_gpu_report.py")
 
 
 def pytest_collection_modifyitems(config, items):

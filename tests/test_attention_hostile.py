@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tree attention of bad data: nothing is read out of bounds. Also run under AddressSanitizer and UBSan by
-test_sanitizers.py."""
+`make test-sanitized`."""
 
 from __future__ import annotations
 

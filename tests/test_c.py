@@ -121,6 +121,6 @@ def test_exceptions_on_threads_reach_the_caller(openmp, tmp_path):
 
 
 def test_hostile_calls(tmp_path):
-    """The driver that `test_sanitizers.py` runs under the sanitizers, for a moment."""
+    """The driver that `make test-sanitized` runs under the sanitizers, for a moment."""
     program = compiled(tmp_path / "fuzz", ROOT / "tests" / "c_fuzz.c", "-std=c11", "-O1")
     subprocess.run([program, "1", "300"], check=True, timeout=60)

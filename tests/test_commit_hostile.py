@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Committing bad data: nothing outside the caches is touched, and backends agree. Also run under
-AddressSanitizer and UBSan by test_sanitizers.py."""
+AddressSanitizer and UBSan by `make test-sanitized`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad data for the drafting helpers: nothing is read out of bounds, and what is documented comes out.
 
-Also run under AddressSanitizer and UBSan by test_sanitizers.py.
+Also run under AddressSanitizer and UBSan by `make test-sanitized`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad data: the documented status or error, every token in range, no other request disturbed. Also run under
-AddressSanitizer and UBSan by test_sanitizers.py."""
+AddressSanitizer and UBSan by `make test-sanitized`."""
 
 from __future__ import annotations
 
