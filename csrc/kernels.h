@@ -32,8 +32,9 @@ struct Kernels {
   // And back: out[i] = in[i] * scale in a dtype of 32 or 16 bits, to nearest, ties to even.
   void (*write)(const float* in, float scale, int64_t n, DType dtype, void* out);
 
-  // Scores of tokens whose bit is not set become -inf, NaN stays; n is rounded up to whole words.
-  void (*mask)(float* x, int64_t n, const uint32_t* allowed);
+  // Copies scores; those of tokens whose bit is not set become -inf, NaN stays. n is rounded up to whole
+  // words. `in` may be `out`.
+  void (*mask)(const float* in, float* out, int64_t n, const uint32_t* allowed);
   // Largest score; NaN is passed over and reported.
   float (*max)(const float* x, int64_t n, bool* has_nan);
   // Lowest index of a score equal to `value`, or -1.

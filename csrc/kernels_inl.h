@@ -219,9 +219,9 @@ void write(const float* in, float scale, int64_t n, DType dtype, void* out) {
     for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(out)[i] = to_float16(in[i] * scale);
 }
 
-void mask(float* x, int64_t n, const uint32_t* allowed) {
+void mask(const float* in, float* out, int64_t n, const uint32_t* allowed) {
   for (int64_t i = 0; i < n; i += 32)
-    for (int j = 0; j < 32; j += kLanes) store(x + i + j, only(load(x + i + j), allowed[i / 32] >> j));
+    for (int j = 0; j < 32; j += kLanes) store(out + i + j, only(load(in + i + j), allowed[i / 32] >> j));
 }
 
 float max_score(const float* x, int64_t n, bool* has_nan) {

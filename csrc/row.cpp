@@ -26,13 +26,18 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
     return static_cast<const float*>(row.data) + begin;
 
   const int64_t stored = row.columns ? n : std::clamp<int64_t>(row.size - begin, 0, n);
+  const float* unmasked = buffer;
   if (row.columns) {
     for (int64_t i = 0; i < n; ++i) {
       const int32_t column = row.columns[begin + i];
       buffer[i] = column >= 0 && column < row.size ? element(row, column) : -kInf;
     }
   } else if (row.dtype == SPECDEC_FLOAT32) {
-    std::memcpy(buffer, static_cast<const float*>(row.data) + begin, stored * sizeof(float));
+    const float* scores = static_cast<const float*>(row.data) + begin;
+    if (row.bitmask && !edits && stored % 32 == 0)
+      unmasked = scores;  // copied where they are masked
+    else
+      std::memcpy(buffer, scores, stored * sizeof(float));
   } else {
     const uint16_t* halves = static_cast<const uint16_t*>(row.data) + begin;
     (row.dtype == SPECDEC_BFLOAT16 ? kernels().from_bfloat16 : kernels().from_float16)(halves, buffer,
@@ -40,7 +45,8 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);
   if (edits) row.edits->apply(buffer, begin, stored);
-  if (row.bitmask) kernels().mask(buffer, stored, row.bitmask + begin / 32);  // NaN is still reported
+  if (row.bitmask)
+    kernels().mask(unmasked, buffer, stored, row.bitmask + begin / 32);  // NaN is still reported
   if (only_infinite)
     for (int64_t i = 0; i < stored; ++i) buffer[i] = buffer[i] == kInf ? 0.0f : -kInf;
   for (; skip != last && *skip < begin + n; ++skip) buffer[*skip - begin] = -kInf;
