@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-wide test-sanitized test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -34,6 +34,31 @@ test-pure: $(VENV)/package
 # The native core under AddressSanitizer, UBSan and ThreadSanitizer. The result stands in docs/stability.md.
 test-sanitized: $(VENV)/package
 	$(BIN)/python -m pytest tests/sanitizers.py $(ARGS)
+
+# What the next two targets need, of Debian or Ubuntu.
+tools: SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+tools:
+	$(SUDO) apt-get update --quiet
+	$(SUDO) apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user clang
+
+# The C interface on 64-bit Arm, under qemu, beside this machine's. The result stands in docs/c.md.
+test-arm: $(VENV)/package
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+		{ echo "make test-arm needs g++-aarch64-linux-gnu and qemu-user: make tools"; exit 1; }
+	$(MAKE) libspecdec BUILD=build/arm CXX=aarch64-linux-gnu-g++
+	$(BIN)/python -m pytest tests/arm.py $(ARGS)
+
+# libFuzzer over the C interface, from the calls in tests/corpus on. The result stands in docs/stability.md.
+CLANG ?= clang
+RUNS ?= 1000000
+FUZZ := -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+fuzz:
+	@command -v $(CLANG) > /dev/null || { echo "make fuzz needs clang: make tools"; exit 1; }
+	$(MAKE) libspecdec BUILD=build/fuzz CXX="$(CLANG) --driver-mode=g++" CXXFLAGS="-O1 $(FUZZ) -fsanitize=fuzzer-no-link"
+	$(CLANG) -std=c11 $(FUZZ) -fsanitize=fuzzer -DSPECDEC_LIBFUZZER -Iinclude tests/c_fuzz.c \
+		-Lbuild/fuzz -lspecdec -Wl,-rpath,$(CURDIR)/build/fuzz -o build/fuzz/fuzz
+	mkdir -p build/fuzz/corpus
+	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 build/fuzz/fuzz -runs=$(RUNS) -max_len=512 build/fuzz/corpus tests/corpus
 
 # Every causal class of transformers, tiny; ARGS: names of classes, --json FILE, --jobs N.
 test-models: $(VENV)/package

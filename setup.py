@@ -10,6 +10,7 @@ ext_modules, cmdclass = [], {}
 if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
     import re
     import shutil
+    import sys
     from glob import glob
     from pathlib import Path
 
@@ -30,26 +31,39 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g1", "-O0"]
     link_flags = [f"-fsanitize={sanitize}"] if sanitize else []
-    exported = ["-Wl,-z,nodelete", "-Wl,--version-script=csrc/libspecdec.map"]
+    if sys.platform == "darwin":
+        library_name, binding = "libspecdec.dylib", []
+        exported = [f"-Wl,-install_name,@rpath/{library_name}"]
+    else:
+        library_name, binding = "libspecdec.so", ["-Wl,-Bsymbolic"]
+        exported = [
+            f"-Wl,-soname,{library_name}",
+            "-Wl,-z,nodelete",
+            "-Wl,--version-script=csrc/libspecdec.map",
+        ]
     core = sorted(set(glob("csrc/*.cpp")) - {"csrc/bindings.cpp"})
 
     class Build(build_ext):
-        """Also links `libspecdec.so`, and puts it and its header into the package."""
+        """Also links `libspecdec`, and puts it and its header into the package."""
 
         def build_extension(self, extension):
             super().build_extension(extension)
             built = Path(self.get_ext_fullpath(extension.name))
             package = built.parent.parent
-            library = package / "lib" / "libspecdec.so"
+            library = package / "lib" / library_name
             for folder in ("include", "lib"):
                 (package / folder).mkdir(exist_ok=True)
             shutil.copy("include/specdec.h", package / "include")
             if library.exists() and library.stat().st_mtime >= built.stat().st_mtime:
                 return
+            if sys.platform == "darwin":  # a library to link with, where an extension is a bundle
+                for linker in ("linker_so", "linker_so_cxx"):
+                    command = getattr(self.compiler, linker, [])
+                    setattr(self.compiler, linker, ["-dynamiclib" if a == "-bundle" else a for a in command])
             self.compiler.link_shared_object(
                 self.compiler.object_filenames(core, output_dir=self.build_temp),
                 str(library),
-                extra_postargs=[*link_flags, "-Wl,-soname,libspecdec.so", *exported],
+                extra_postargs=[*link_flags, *exported],
                 target_lang="c++",
             )
 
@@ -68,7 +82,7 @@ if os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"):
             cxx_std=20,
             extra_compile_args=flags,
             # Its own functions, whatever libspecdec the process has loaded.
-            extra_link_args=[*link_flags, "-Wl,-Bsymbolic"],
+            extra_link_args=[*link_flags, *binding],
         )
     ]
     cmdclass = {"build_ext": Build}

@@ -91,7 +91,7 @@ inline void prefetch_lines(Prefetch& prefetch, int64_t lines) {
 
 // Keys, or elements of the output, that a register block holds beside W vectors of rows: enough chains of
 // additions to keep the processor busy, few enough to stay in registers.
-#if defined(SPECDEC_AVX512)
+#if defined(SPECDEC_AVX512) || defined(SPECDEC_NEON)  // 32 registers
 template <int W>
 inline constexpr int kRegisterBlock = W == 1   ? 16
                                       : W == 2 ? 8
@@ -203,7 +203,7 @@ void attend_packed_as(const Tile& tile, const Scoring& scoring, const float* que
   }
 }
 
-#if defined(SPECDEC_AVX512)
+#if defined(SPECDEC_AVX512) || defined(SPECDEC_NEON)
 inline constexpr int kMaxRowVectors = 4;
 #else
 inline constexpr int kMaxRowVectors = 2;
@@ -217,7 +217,7 @@ void attend_packed(const Tile& tile, const Scoring& scoring, const float* querie
       return attend_packed_as<1>(tile, scoring, queries, head, state, value_size, scratch, prefetch);
     case 2:
       return attend_packed_as<2>(tile, scoring, queries, head, state, value_size, scratch, prefetch);
-#if defined(SPECDEC_AVX512)
+#if defined(SPECDEC_AVX512) || defined(SPECDEC_NEON)
     case 3:
       return attend_packed_as<3>(tile, scoring, queries, head, state, value_size, scratch, prefetch);
     default:

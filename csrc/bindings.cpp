@@ -445,6 +445,7 @@ void bind_suffix_index(py::module_& m) {
 const Kernels& kernels_named(const std::string& isa) {
   const Kernels* table = isa == "avx512" ? avx512_kernels()
                          : isa == "avx2" ? avx2_kernels()
+                         : isa == "neon" ? neon_kernels()
                                          : baseline_kernels();
   if (!table) throw py::value_error("instruction set '" + isa + "' is not available on this processor");
   return *table;

@@ -65,11 +65,12 @@ struct Kernels {
   const AttentionKernels* attention;
 };
 
-// The best table this processor runs. SPECDEC_ISA = baseline | avx2 | avx512 asks for a lesser one.
+// The best table this processor runs. SPECDEC_ISA = baseline | avx2 asks for a lesser one.
 const Kernels& kernels();
 
 const Kernels* baseline_kernels();
 const Kernels* avx2_kernels();    // null where not compiled in
 const Kernels* avx512_kernels();  // null where not compiled in
+const Kernels* neon_kernels();    // null where not compiled in
 
 }  // namespace specdec

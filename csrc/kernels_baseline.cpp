@@ -13,11 +13,11 @@ namespace specdec {
 const Kernels* baseline_kernels() { return &kTable; }
 
 static const Kernels& choose() {
-  const Kernels *avx512 = avx512_kernels(), *avx2 = avx2_kernels();
+  const Kernels *avx512 = avx512_kernels(), *avx2 = avx2_kernels(), *neon = neon_kernels();
   const char* asked = std::getenv("SPECDEC_ISA");
   if (asked && !std::strcmp(asked, "baseline")) return kTable;
   if (avx512 && !(asked && !std::strcmp(asked, "avx2"))) return *avx512;
-  return avx2 ? *avx2 : kTable;
+  return avx2 ? *avx2 : neon ? *neon : kTable;
 }
 
 const Kernels& kernels() {

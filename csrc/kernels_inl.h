@@ -104,6 +104,31 @@ class Noise {
  private:
   U keys_[10][2], third_, second_[3];
   uint32_t word0_;
+#elif defined(SPECDEC_NEON)
+  explicit Noise(const Stream& stream) : stream_(stream) {}
+
+  // Four indices at a time: c[i] holds word i of all four.
+  void words(uint32_t index, U out[kVectors]) const {
+    for (int j = 0; j < kVectors; j += kLanes) {
+      U c[4] = {counters(stream_.word0 + index + j), set(stream_.word1), set(stream_.word2),
+                set(stream_.word3)};
+      uint32_t k0 = stream_.key0, k1 = stream_.key1;
+      for (int round = 0; round < 10; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+        const Product a = multiply(c[0], kPhiloxM0), b = multiply(c[2], kPhiloxM1);
+        c[0] = b.high ^ c[1] ^ set(k0);
+        c[1] = b.low;
+        c[2] = a.high ^ c[3] ^ set(k1);
+        c[3] = a.low;
+      }
+      F rows[kLanes];
+      for (int i = 0; i < kLanes; ++i) rows[i] = reinterpret_cast<F>(c[i]);
+      transpose(rows);
+      for (int i = 0; i < kLanes; ++i) out[j + i] = reinterpret_cast<U>(rows[i]);
+    }
+  }
+
+ private:
+  const Stream& stream_;
 #else
   explicit Noise(const Stream& stream) : stream_(stream) {}
 

@@ -239,7 +239,7 @@ inline void transpose(F x[kLanes]) {
   }
 }
 
-#else  // plain C++ with the compiler's four-lane vectors
+#else  // plain C++ with the compiler's four-lane vectors, and NEON where that is slow
 
 inline constexpr int kLanes = 4;
 typedef float F __attribute__((vector_size(16)));
@@ -257,21 +257,27 @@ inline F set(float a) { return F{a, a, a, a}; }
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
+#if defined(SPECDEC_NEON)
+inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+inline F round(F a) { return vrndnq_f32(a); }
+inline unsigned lanes_of(I mask) { return vaddvq_u32(reinterpret_cast<U>(mask) & U{1, 2, 4, 8}); }
+#else
 inline F fma(F a, F b, F c) { return a * b + c; }
-inline F select(I mask, F a, F b) {
-  return reinterpret_cast<F>((reinterpret_cast<I>(a) & mask) | (reinterpret_cast<I>(b) & ~mask));
-}
-inline F max(F a, F b) { return select(a > b, a, b); }
 inline F round(F a) {  // to nearest even, for |a| < 2^22
   const F magic = set(12582912.0f);
   return (a + magic) - magic;
 }
+inline unsigned lanes_of(I mask) { return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u); }
+#endif
+inline F select(I mask, F a, F b) {
+  return reinterpret_cast<F>((reinterpret_cast<I>(a) & mask) | (reinterpret_cast<I>(b) & ~mask));
+}
+inline F max(F a, F b) { return select(a > b, a, b); }
 inline F scale(F a, F n) {
   const I bits = (__builtin_convertvector(n, I) + 127) << 23;
   return select(n < set(-126.0f), set(0.0f), a * reinterpret_cast<F>(bits));
 }
 inline F zero_unless_at_least(F value, F x, F bar) { return select(x >= bar, value, set(0.0f)); }
-inline unsigned lanes_of(I mask) { return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u); }
 inline unsigned at_least(F a, F b) { return lanes_of(a >= b); }
 inline unsigned greater(F a, F b) { return lanes_of(a > b); }
 inline unsigned equal(F a, F b) { return lanes_of(a == b); }
@@ -292,6 +298,41 @@ inline F to_float(U a) {
   const F high = __builtin_convertvector(reinterpret_cast<I>(a >> 16), F);
   return high * 65536.0f + __builtin_convertvector(reinterpret_cast<I>(a & 0xFFFFu), F);
 }
+inline F load_words(const uint16_t* x) {
+  F a;
+  __builtin_memcpy(&a, x, sizeof a);
+  return a;
+}
+inline F low_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) << 16); }
+inline F high_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) & 0xFFFF0000u); }
+#if defined(SPECDEC_NEON)
+inline F from_bfloat16(const uint16_t* x) { return reinterpret_cast<F>(vshll_n_u16(vld1_u16(x), 16)); }
+inline F from_float16(const uint16_t* x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); }
+inline int16x4_t widened(const void* x) {  // four signed bytes
+  int32_t bytes;
+  __builtin_memcpy(&bytes, x, sizeof bytes);
+  return vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes))));
+}
+inline F from_int8(const int8_t* x) { return vcvtq_f32_s32(vmovl_s16(widened(x))); }
+inline F from_float8(const uint8_t* x) {
+  const U bits = reinterpret_cast<U>(vmovl_s16(widened(x))), size = bits & 0x7Fu;
+  const F tiny = vcvtq_f32_u32(size) * 0x1p-9f;
+  F value = select(size < 8u, tiny, reinterpret_cast<F>((size << 20) + (120u << 23)));
+  value = select(size == 0x7Fu, set(__builtin_nanf("")), value);
+  return reinterpret_cast<F>(reinterpret_cast<U>(value) | (bits & 0x80000000u));
+}
+// Both halves of the products of Philox.
+struct Product {
+  U high, low;
+};
+inline Product multiply(U a, uint32_t b) {
+  const U even = reinterpret_cast<U>(vmull_n_u32(vget_low_u32(a), b)),
+          odd = reinterpret_cast<U>(vmull_high_n_u32(a, b));
+  return {vuzp2q_u32(even, odd), vuzp1q_u32(even, odd)};
+}
+inline U set(uint32_t a) { return U{a, a, a, a}; }
+inline U counters(uint32_t first) { return set(first) + U{0, 1, 2, 3}; }
+#else
 inline F from_bfloat16(const uint16_t* x) {
   return reinterpret_cast<F>(U{static_cast<uint32_t>(x[0]) << 16, static_cast<uint32_t>(x[1]) << 16,
                                static_cast<uint32_t>(x[2]) << 16, static_cast<uint32_t>(x[3]) << 16});
@@ -310,13 +351,6 @@ inline float from_float16(uint16_t h) {
 inline F from_float16(const uint16_t* x) {
   return F{from_float16(x[0]), from_float16(x[1]), from_float16(x[2]), from_float16(x[3])};
 }
-inline F load_words(const uint16_t* x) {
-  F a;
-  __builtin_memcpy(&a, x, sizeof a);
-  return a;
-}
-inline F low_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) << 16); }
-inline F high_bfloat16(F x) { return reinterpret_cast<F>(reinterpret_cast<U>(x) & 0xFFFF0000u); }
 inline F from_int8(const int8_t* x) {
   return F{static_cast<float>(x[0]), static_cast<float>(x[1]), static_cast<float>(x[2]),
            static_cast<float>(x[3])};
@@ -331,6 +365,7 @@ inline float from_float8(uint8_t x) {
 inline F from_float8(const uint8_t* x) {
   return F{from_float8(x[0]), from_float8(x[1]), from_float8(x[2]), from_float8(x[3])};
 }
+#endif
 inline F divide(F a, F b) { return a / b; }
 inline F select_at_least(F x, F bar, F yes, F no) { return select(x >= bar, yes, no); }
 inline void transpose(F x[kLanes]) {

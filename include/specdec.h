@@ -49,7 +49,7 @@ SPECDEC_API const char* specdec_error_message(void);
 
 SPECDEC_API const char* specdec_version(void);          // of the package, as "0.1.0"
 SPECDEC_API uint32_t specdec_abi_version(void);         // the newest that the library takes
-SPECDEC_API const char* specdec_instruction_set(void);  // "avx512", "avx2" or "baseline"
+SPECDEC_API const char* specdec_instruction_set(void);  // "avx512", "avx2", "neon" or "baseline"
 
 // The last two in caches only: two's complement, and E4M3 without infinities.
 SPECDEC_ENUM(specdec_dtype){

@@ -100,7 +100,8 @@ static specdec_masks masks(int64_t places, int64_t vocab) {
 static specdec_result fuzz_verify(int32_t threads) {
   const int64_t vocab = rarely(20) ? 20000 : between(1, 300), words = (vocab + 31) / 32 + below(2);
   const int64_t requests = below(4), nodes = requests * between(0, 7) + below(2), width = between(1, 6);
-  specdec_rows target = rows(nodes + below(2), vocab), draft = rows(below(nodes + 2), between(0, 2 * vocab));
+  const int64_t drafts = below(nodes + 2);
+  specdec_rows target = rows(nodes + below(2), vocab), draft = rows(drafts, between(0, 2 * vocab));
   specdec_sampling law = sampling(requests), draft_law = sampling(requests);
   specdec_edits changes = edits(requests, vocab);
   uint8_t* proposals = memory(nodes);
@@ -440,25 +441,45 @@ static specdec_result fuzz_attention(int32_t threads) {
   return specdec_tree_attention(&args, threads);
 }
 
+static specdec_result (*const functions[])(int32_t) = {
+    fuzz_verify, fuzz_sample, fuzz_edit_logits, fuzz_count_tokens, fuzz_children, fuzz_ngram, fuzz_attention,
+    fuzz_commit, fuzz_states, fuzz_windows,     fuzz_replay,       fuzz_enter,    fuzz_budget};
+enum { KINDS = sizeof functions / sizeof *functions };
+
+// Whether a result is one that a caller's arguments can have, with a message where it is an error.
+static int expected(specdec_result result) {
+  if (result < SPECDEC_OK || result > SPECDEC_ERROR_VALUE) return 0;
+  return result == SPECDEC_OK || strncmp(specdec_error_message(), "specdec_", 8) == 0;
+}
+
+#ifdef SPECDEC_LIBFUZZER
+int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  state = 0, given = data, given_bytes = size;
+  const int64_t kind = below(KINDS), threads = rarely(30) ? between(-1, 0) : 1;
+  if (!expected(functions[kind]((int32_t)threads))) abort();
+  free_memory();
+  return 0;
+}
+#else
 int main(int count, char** arguments) {
-  if (count != 3) return 2;
-  specdec_result (*const functions[])(int32_t) = {
-      fuzz_verify, fuzz_sample,    fuzz_edit_logits, fuzz_count_tokens, fuzz_children,
-      fuzz_ngram,  fuzz_attention, fuzz_commit,      fuzz_states,       fuzz_windows,
-      fuzz_replay, fuzz_enter,     fuzz_budget};
-  const long kinds = sizeof functions / sizeof *functions;
+  if (count < 3 || count > 5) return 2;
+  FILE* file = count > 3 ? fopen(arguments[3], "wb") : NULL;  // of what calls leave in memory
+  const long fixed = count > 4 ? strtol(arguments[4], NULL, 10) : 0;
   long done = 0, calls = strtol(arguments[2], NULL, 10);
   for (long call = 0; call < calls; ++call) {
     state = strtoull(arguments[1], NULL, 10) * 1000003u + (uint64_t)call;
-    const int64_t threads = rarely(30) ? between(-1, 0) : between(1, 3);
-    const specdec_result result = functions[call % kinds]((int32_t)threads);
-    if (result < SPECDEC_OK || result > SPECDEC_ERROR_VALUE) {
+    int64_t threads = rarely(30) ? between(-1, 0) : between(1, 3);
+    if (fixed && threads > 0) threads = fixed;
+    const specdec_result result = functions[call % KINDS]((int32_t)threads);
+    if (!expected(result)) {
       fprintf(stderr, "call %ld: %s\n", call, specdec_error_message());
       return 1;
     }
-    if (result != SPECDEC_OK && strncmp(specdec_error_message(), "specdec_", 8) != 0) return 1;
     done += result == SPECDEC_OK;
-    while (owned_count) free(owned[--owned_count]);
+    if (file) keep(file, call, result);
+    free_memory();
   }
+  if (file && fclose(file)) return 2;
   return done * 4 < calls;  // most calls do something
 }
+#endif

@@ -13,10 +13,18 @@
 
 static uint64_t state;
 static void* owned[96];
+static int64_t owned_bytes[96];
 static int owned_count;
+
+static const uint8_t* given;  // what chooses the first numbers, two bytes each
+static size_t given_bytes;
 
 static uint64_t random_bits(void) {  // splitmix64
   uint64_t z = (state += 0x9E3779B97F4A7C15u);
+  if (given_bytes >= 2) {
+    z = given[0] + 256u * given[1] + 1u;
+    given += 2, given_bytes -= 2;
+  }
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
@@ -29,7 +37,22 @@ static void* memory(int64_t bytes) {
   void* data = malloc((size_t)bytes);
   if (!data) exit(2);
   memset(data, 0x5A, (size_t)bytes);
+  owned_bytes[owned_count] = bytes;
   return owned[owned_count++] = data;
+}
+
+static void free_memory(void) {
+  while (owned_count) free(owned[--owned_count]);
+}
+
+// Appends the number and result of a call, and how many pieces of memory it has; of each, its size and bytes.
+static void keep(FILE* file, int64_t call, int64_t result) {
+  const int64_t head[3] = {call, result, owned_count};
+  fwrite(head, sizeof head, 1, file);
+  for (int i = 0; i < owned_count; ++i) {
+    fwrite(&owned_bytes[i], sizeof owned_bytes[i], 1, file);
+    fwrite(owned[i], 1, (size_t)owned_bytes[i], file);
+  }
 }
 
 // Mostly in [-1, most]; the rest are extremes.

@@ -22,7 +22,7 @@ native = sdk.explain().startswith("cpu: native extension")
 assert native == (os.environ.get("SPECDEC_NO_CPP", "0") in ("", "0"))
 if native:
     package = Path(sdk.__path__[0])
-    library = ctypes.CDLL(package / "lib" / "libspecdec.so")
+    library = ctypes.CDLL(next((package / "lib").glob("libspecdec.*")))
     library.specdec_version.restype = ctypes.c_char_p
     assert library.specdec_version().decode() == sdk.__version__
     assert "specdec_verify(" in (package / "include" / "specdec.h").read_text()

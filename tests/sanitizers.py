@@ -17,7 +17,7 @@ import specdec_kernels
 ROOT = Path(__file__).parent.parent
 LIBRARY = Path(specdec_kernels.__path__[0]) / "lib" / "libspecdec.so"
 CALLS = 5_000
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
 OPTIONS = dict(
     ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
     UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1",

@@ -16,7 +16,7 @@ import torch
 from specdec_kernels._random import Purpose, race_keys
 from specdec_kernels.cpu import _native
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "neon")
 MOST_EXP2_ULP = 1.25  # 1.0 where there is a fused multiply-add
 MOST_LOG_ULP = 1.0
 

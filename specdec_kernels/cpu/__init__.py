@@ -44,6 +44,6 @@ def device_type() -> str:
 
 
 def describe() -> str:
-    """One line about this backend here. The instruction set is "avx512", "avx2" or "baseline"; SPECDEC_ISA
-    asks for a lesser one."""
+    """One line about this backend here. The instruction set is "avx512", "avx2", "neon" or "baseline";
+    SPECDEC_ISA asks for a lesser one."""
     return f"native extension, instruction set {_native.instruction_set()}"
