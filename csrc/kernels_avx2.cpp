@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define SPECDEC_TARGET "avx2"
@@ -21,11 +22,14 @@
 #endif
 
 namespace specdec {
+static bool has_f16c() {  // clang 14 cannot ask for it by name
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 const Kernels* avx2_kernels() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
-             ? &kTable
-             : nullptr;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() ? &kTable : nullptr;
 }
 }  // namespace specdec
 
