@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-referee test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -21,6 +21,10 @@ test: $(VENV)/package $(VENV)/triton-oldest
 # Further forms, shapes and cases of what `make test` tests in others: tests/wide.py.
 test-wide: $(VENV)/package
 	$(BIN)/python -m pytest $(TWO) -m wide $(ARGS)
+
+# The referee: 1,000 verdicts of right verifiers, and each known mistake with 100 seeds. Its result stands in docs/referee.md.
+test-referee: $(VENV)/package
+	PYTHONPATH=$(CURDIR):tests OMP_NUM_THREADS=1 $(BIN)/python tests/referee_runs.py
 
 # The edit loop: without what compiles kernels or draws many samples.
 test-fast: $(VENV)/package

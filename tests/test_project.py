@@ -93,7 +93,13 @@ def test_the_page_of_the_structure_names_every_file():
     listed += tuple(
         f"specdec_kernels/integrations{part}" for part in ("", "/sglang", "/transformers", "/vllm")
     )
-    listed += ("examples", "ptx_emulator", "specdec_kernels/sharded", "specdec_kernels/cli")
+    listed += (
+        "examples",
+        "ptx_emulator",
+        "specdec_kernels/sharded",
+        "specdec_kernels/cli",
+        "specdec_kernels/testing",
+    )
     listed += ("demo", "demo/drafters", "demo/distil", "demo/report", "demo/traces")
     modules = {path.name for path in there if path.parent.as_posix() in listed} - {"__init__.py"}
     headers = {path.name for path in there if path.parent.name == "csrc" and path.suffix == ".h"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -229,6 +230,46 @@ def warmup(
     except (BackendUnavailable, ValueError, RuntimeError) as error:
         raise click.UsageError(str(error).splitlines()[0]) from None
     click.echo(json.dumps(done._asdict()) if as_json else f"{done.kernels} kernels in {done.seconds:.0f} s")
+
+
+@specdec.command()
+@click.argument("name", metavar="MODULE:CALLABLE")
+@click.option("--loop", is_flag=True, help="It is a whole decoding loop.")
+@click.option("--trees", is_flag=True, help="It takes trees.")
+@click.option("--chosen", is_flag=True, help="Drafts have no laws.")
+@click.option("--one-by-one", is_flag=True, help="It takes one request at a time.")
+@click.option(
+    "--draws", type=click.IntRange(1000), default=8000, show_default=True, help="Requests of a case."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@AS_JSON
+def check(
+    name: str, loop: bool, trees: bool, chosen: bool, one_by_one: bool, draws: int, seed: int, as_json: bool
+) -> None:
+    """Say whether a verifier is lossless: the referee, specdec_kernels.testing.check_lossless.
+
+    The module is looked for in the current directory, too. Exit codes: 0 = LOSSLESS, 1 = BIASED, 2 = wrong
+    use, 3 = INCONCLUSIVE.
+    """
+    from ..testing import check_lossless
+
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        checked = getattr(importlib.import_module(module), attribute)
+        verdict = check_lossless(
+            None if loop else checked,
+            loop=checked if loop else None,
+            trees=trees,
+            chosen=chosen,
+            batched=not one_by_one,
+            draws=draws,
+            seed=seed,
+        )
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise click.UsageError(f"{name}: {error}") from error
+    click.echo(json.dumps(asdict(verdict), indent=1) if as_json else str(verdict))
+    sys.exit({"LOSSLESS": 0, "BIASED": 1, "INCONCLUSIVE": 3}[verdict.state])
 
 
 def _from_source(module: str, arguments: tuple[str, ...]) -> None:
