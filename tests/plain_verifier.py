@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifiers in plain torch for the referee, right or with one mistake that is known from the field."""
+"""Verifiers for the referee: ours, and some in plain torch, right or with one mistake known from the field."""
 
 from __future__ import annotations
 
 import torch
+
+import specdec_kernels as sdk
 
 TREE_TRAPS = ("residual not updated", "duplicates skipped")
 CHAIN_TRAPS = (
@@ -15,6 +17,15 @@ CHAIN_TRAPS = (
     "drafts dropped after sampling",
     "wrong residual",
 )
+
+
+def ours(case, rule, backend="auto"):
+    laws = None if case.draft_logits is None or rule == "match" else case.draft_logits.flatten(0, 1)
+    seeds = torch.randint(1 << 40, (len(case.tokens),), generator=case.generator)
+    given = dict(rule=rule, seeds=seeds, positions=seeds, backend=backend)
+    verified = sdk.verify(case.target_logits.flatten(0, 1), case.tree, laws, **given)
+    counts = verified.num_tokens.tolist()
+    return [row[:n] for row, n in zip(verified.tokens.tolist(), counts, strict=True)]
 
 
 def token_by_token(case, trap=None):

@@ -10,8 +10,7 @@ from itertools import product
 
 import referee_loops
 import torch
-from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, token_by_token
-from test_referee import ours
+from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, ours, token_by_token
 
 from specdec_kernels.testing import check_lossless
 

@@ -11,24 +11,14 @@ import pytest
 import referee_loops
 import torch
 from each import DEVICE
-from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, token_by_token
+from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, ours, token_by_token
 
-import specdec_kernels as sdk
 from specdec_kernels.testing import NotLossless, assert_lossless, check_lossless
 from specdec_kernels.testing.cases import problems
 from specdec_kernels.testing.statistics import chi_square_tail, compare
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="cases are on the CPU")
 DRAWS = 4000
-
-
-def ours(case, rule, backend="auto"):
-    laws = None if case.draft_logits is None or rule == "match" else case.draft_logits.flatten(0, 1)
-    seeds = torch.randint(1 << 40, (len(case.tokens),), generator=case.generator)
-    given = dict(rule=rule, seeds=seeds, positions=seeds, backend=backend)
-    verified = sdk.verify(case.target_logits.flatten(0, 1), case.tree, laws, **given)
-    counts = verified.num_tokens.tolist()
-    return [row[:n] for row, n in zip(verified.tokens.tolist(), counts, strict=True)]
 
 
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])

@@ -151,7 +151,7 @@ def assert_lossless(verifier: Verifier | None = None, **options: Any) -> Verdict
         ValueError, TypeError: as `check_lossless`.
 
     Example:
-        >>> assert_lossless(lambda case: case.tokens[:, 1:2].tolist())  # emits the first draft
+        >>> assert_lossless(lambda case: case.target_logits[:, :1].argmax(-1).tolist())
         Traceback (most recent call last):
         ...
         specdec_kernels.testing.referee.NotLossless: BIASED: ...
