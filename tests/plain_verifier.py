@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifiers for the referee: ours, and some in plain torch, right or with one mistake known from the field."""
+"""Verifiers for the referee: ours, and some in plain torch, right or with one known mistake."""
 
 from __future__ import annotations
 

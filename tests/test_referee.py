@@ -41,7 +41,7 @@ def test_verifiers_of_one_request_pass():
 @pytest.mark.parametrize("trap", [*CHAIN_TRAPS, *TREE_TRAPS, "token-wise residual"])
 def test_mistakes_are_found(trap):
     verifier = block if trap == "token-wise residual" else token_by_token
-    with pytest.raises(NotLossless, match="BIASED: case '.*', first . tokens: total variation 0"):
+    with pytest.raises(NotLossless, match="BIASED: case '.*', first.* tokens?: total variation 0"):
         assert_lossless(partial(verifier, trap=trap), trees=trap in TREE_TRAPS, draws=DRAWS)
 
 

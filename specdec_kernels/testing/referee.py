@@ -151,7 +151,8 @@ def assert_lossless(verifier: Verifier | None = None, **options: Any) -> Verdict
         ValueError, TypeError: as `check_lossless`.
 
     Example:
-        >>> assert_lossless(lambda case: case.target_logits[:, :1].argmax(-1).tolist())
+        >>> greedy = lambda case: case.target_logits[:, :1].argmax(-1).tolist()
+        >>> assert_lossless(greedy)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         specdec_kernels.testing.referee.NotLossless: BIASED: ...
@@ -207,7 +208,7 @@ def _verdict(findings: tuple[Finding, ...], accepted: float, draws: int, level: 
     if worst.p_value < level / len(findings):
         state = "BIASED"
         reason = (
-            f"case '{worst.what}', first {worst.length} tokens: total variation {worst.distance:.3f}, "
+            f"case '{worst.what}', {_first(worst.length)}: total variation {worst.distance:.3f}, "
             f"p = {worst.p_value:.1e}. After token 0, {list(worst.text)} has probability "
             f"{worst.expected:.4f} and was emitted with frequency {worst.seen:.4f}"
         )
@@ -222,3 +223,7 @@ def _verdict(findings: tuple[Finding, ...], accepted: float, draws: int, level: 
             f"{texts:.3f}, each with {CONFIDENCE:.0%} confidence"
         )
     return Verdict(state, reason, findings, accepted, draws, level)
+
+
+def _first(length: int) -> str:
+    return "first token" if length == 1 else f"first {length} tokens"
