@@ -59,7 +59,7 @@ FUZZ := -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
 fuzz:
 	@command -v $(CLANG) > /dev/null || { echo "make fuzz needs clang: make tools"; exit 1; }
 	$(MAKE) libspecdec BUILD=build/fuzz CXX="$(CLANG) --driver-mode=g++" CXXFLAGS="-O1 $(FUZZ) -fsanitize=fuzzer-no-link"
-	$(CLANG) -std=c11 $(FUZZ) -fsanitize=fuzzer -DSPECDEC_LIBFUZZER -Iinclude tests/c_fuzz.c \
+	$(CLANG) -std=c11 $(FUZZ) -fsanitize=fuzzer -fsanitize-link-c++-runtime -DSPECDEC_LIBFUZZER -Iinclude tests/c_fuzz.c \
 		-Lbuild/fuzz -lspecdec -Wl,-rpath,$(CURDIR)/build/fuzz -o build/fuzz/fuzz
 	mkdir -p build/fuzz/corpus
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 build/fuzz/fuzz -runs=$(RUNS) -max_len=512 build/fuzz/corpus tests/corpus
