@@ -10,7 +10,9 @@ from itertools import product
 
 import referee_loops
 import torch
+import transformers
 from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, ours, token_by_token
+from transformers.generation.utils import _speculative_sampling
 
 from specdec_kernels.testing import check_lossless
 
@@ -20,6 +22,15 @@ RUNS, SEEDS = 1000, 100
 def states(options: dict, seeds: range) -> list[str]:
     torch.set_num_threads(1)
     return [check_lossless(seed=seed, **options).state for seed in seeds]
+
+
+def of_transformers(case):
+    drafted = int((case.tokens[0, 1:] >= 0).sum())
+    torch.manual_seed(int(torch.randint(1 << 31, (), generator=case.generator)))
+    target, draft = case.target_logits[:, : drafted + 1], case.draft_logits[:, :drafted]
+    if not drafted:
+        return torch.multinomial(target[:, 0].softmax(-1), 1).tolist()
+    return _speculative_sampling(case.tokens[:, : drafted + 1], draft, drafted, target)[0].tolist()
 
 
 def main() -> int:
@@ -42,13 +53,16 @@ def main() -> int:
     wrong |= {
         f"loop: {trap}": dict(loop=partial(referee_loops.loop, trap=trap)) for trap in referee_loops.TRAPS
     }
-    each = -(-RUNS // len(right))
+    runs = -(-RUNS // len(right))
+    asked = [(name, "LOSSLESS", runs, options) for name, options in right.items()]
+    others = dict(verifier=of_transformers, batched=False, draws=2000)
+    asked += [(f"transformers {transformers.__version__}, `_speculative_sampling`", "LOSSLESS", 5, others)]
+    asked += [(name, "BIASED", SEEDS, options) for name, options in wrong.items()]
     failed = False
     with ProcessPoolExecutor() as pool:
-        asked = [(name, "LOSSLESS", each, pool.submit(states, o, range(each))) for name, o in right.items()]
-        asked += [(name, "BIASED", SEEDS, pool.submit(states, o, range(SEEDS))) for name, o in wrong.items()]
+        waiting = [(*row[:3], pool.submit(states, row[3], range(row[2]))) for row in asked]
         print("| verifier | verdict | runs | so judged |\n|---|---|---|---|")
-        for name, expected, runs, done in asked:
+        for name, expected, runs, done in waiting:
             count = done.result().count(expected)
             failed |= count < (runs if expected == "LOSSLESS" else 0.99 * runs)
             print(f"| {name} | {expected} | {runs} | {count} |", flush=True)
