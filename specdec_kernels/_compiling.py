@@ -21,6 +21,8 @@ from ._checks import name_of
 from .attention import tree_attention
 from .commit import CachePlan, commit_kv
 from .counts import TokenCounts
+from .drafting.batch_budget import BatchBudget, SelectedNodes
+from .drafting.budget import Budget
 from .drafting.children import sample_children
 from .edits import LogitEdits
 from .ends import Ends
@@ -111,10 +113,10 @@ def edits_of_one(edits: LogitEdits | None, vocab: int) -> LogitEdits | None:
     return LogitEdits(counts, *given)
 
 
-def _tree(nodes: int, linked: bool = False) -> DraftTree:
-    """One chain."""
+def _tree(nodes: int, linked: bool = False, requests: int = 1) -> DraftTree:
+    """A chain for each request."""
     if not linked:
-        return DraftTree.chain(torch.zeros(1, nodes - 1, dtype=torch.int64), check=False)
+        return DraftTree.chain(torch.zeros(requests, nodes - 1, dtype=torch.int64), check=False)
     tokens, none = torch.zeros(1, nodes, dtype=torch.int64), torch.full((1, nodes), -1)
     return DraftTree.from_links(tokens, none, none, max_depth=nodes - 1, check=False)
 
@@ -275,6 +277,18 @@ def _chains(drafts: torch.dtype, sums: torch.dtype) -> None:
     enter_chains(given, torch.ones(1, dtype=sums), torch.zeros(2, dtype=torch.int64), rows, rows)
 
 
+def _budget(batch: int, nodes: int) -> None:
+    """`BatchBudget.select` and `update_`, of so many requests with trees of so many nodes."""
+    budget, tree = BatchBudget(Budget({1: 1.0}), batch, batch), _tree(nodes, requests=batch)
+    scores, count = torch.zeros(batch, nodes), torch.zeros(batch, dtype=torch.int32)
+    rows, tokens = torch.zeros(batch * nodes, dtype=torch.int32), torch.zeros(batch, 1, dtype=torch.int64)
+    verified = Verified(tokens, count, count, count[:, None], None, count)
+    for slots in (None, torch.zeros(batch, dtype=torch.int64)):
+        for draft_rows in (None, rows):
+            budget.select(tree, scores, draft_rows=draft_rows, slots=slots, backend="triton")
+        budget.update_(SelectedNodes(tree, rows, rows, scores.flatten(), slots), verified, backend="triton")
+
+
 _OPERATIONS: dict[str, Callable[..., None]] = dict(
     verify=_verify,
     sample=_sample,
@@ -286,6 +300,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = dict(
     links=_links,
     paths=_paths,
     chains=_chains,
+    budget=_budget,
 )
 
 

@@ -55,10 +55,20 @@ class Warmup(NamedTuple):
 
 
 def _check_pair(argument: str, value: object) -> tuple[object, object]:
-    """A method and a number. Raise `TypeError` unless `value` is a pair."""
+    """Raise `TypeError` unless `value` is a pair."""
     if not isinstance(value, tuple) or len(value) != 2:
         bad_type("warmup", argument, "must be a pair", type(value).__name__)
     return value
+
+
+def _budget_sizes(most: tuple[int, int]) -> set[tuple[int, int]]:
+    """Requests and nodes that kernels are compiled for, up to these: powers of two."""
+    from .triton.launch import BUDGET_MOST_NODES
+
+    requests, nodes = (1 << (number - 1).bit_length() for number in most)
+    counts = [1 << bits for bits in range(nodes.bit_length())]
+    batches = [1 << bits for bits in range(requests.bit_length())]
+    return {(b, n) for b in batches for n in counts if b * n <= BUDGET_MOST_NODES}
 
 
 def _forms_of_rows(target_rows: Sequence[bool], bonus_tokens: object, token_dtypes: object) -> list[Rows]:
@@ -102,6 +112,7 @@ def warmup(
     aligned: Sequence[bool] = (True,),
     children: Sequence[tuple[str, int]] = (),
     heads: Sequence[Heads] = (),
+    budgets: Sequence[tuple[int, int]] = (),
     page_size: int = 16,
     layout: str = "NHD",
     max_depth: int = 64,
@@ -139,6 +150,7 @@ def warmup(
         aligned: whether rows of logits begin at multiples of 16 bytes and V is a multiple of 16.
         children: the methods of `sample_children` and the most children of a node.
         heads: of each kind of attention layers, see `Heads`; no entry, no attention.
+        budgets: the most requests and the most nodes of a request that a `BatchBudget` chooses from.
         page_size, layout: of the paged caches.
         max_depth: of the `SpeculativeVerifier` that counts what is accepted.
         processes: that compile; None: as many as processors; 0: this process compiles, one after the other.
@@ -201,6 +213,9 @@ def warmup(
         method, most = _check_pair(f"children[{i}]", pair)
         check_name(call, f"children[{i}]", method, METHODS)
         check_int(call, f"children[{i}]", most, 1)
+    for i, pair in enumerate(check_list(call, "budgets", budgets, "pairs")):
+        for number in _check_pair(f"budgets[{i}]", pair):
+            check_int(call, f"budgets[{i}]", number, 1)
     for i, kind in enumerate(check_list(call, "heads", heads, "Heads")):
         check_type(call, f"heads[{i}]", kind, Heads, "a Heads")
     workers = os.cpu_count() or 1 if processes is None else check_int(call, "processes", processes, 0)
@@ -227,6 +242,7 @@ def warmup(
     for kind in heads:
         counts = {min(1 << bits, kind.max_nodes) for bits in range((kind.max_nodes - 1).bit_length() + 1)}
         tasks += [Task("attention", (*kind[:-1], page_size, layout, count)) for count in sorted(counts)]
+    tasks += [Task("budget", sizes) for sizes in sorted(set().union(*map(_budget_sizes, budgets)))]
     if True in links:
         tasks += [Task("links", dtypes) for dtypes in product(WIDTHS, (*WIDTHS, None))]
         tasks += [Task("paths", dtypes) for dtypes in product(token_dtypes, WIDTHS, WIDTHS)]

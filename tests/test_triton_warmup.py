@@ -207,6 +207,25 @@ class Unsendable(torch.Tensor):
         raise pickle.PicklingError("sent to another process")
 
 
+def test_budgets_of_all_sizes_compile_nothing_more(met, untouched_memory):
+    sdk.warmup("cpu", vocab_size=V, budgets=[(32, 24), (8, 64)], page_size=PAGE, processes=0, progress=None)
+    warm = set(met)
+    assert sum("select" in name for name, _, _ in warm if "verify" not in name and "sample" not in name) > 10
+    g = torch.Generator().manual_seed(4)
+    for _ in range(STEPS // 5):
+        batch, nodes = (pick(g, 1, 32), pick(g, 1, 24)) if pick(g, 0, 1) else (pick(g, 1, 8), pick(g, 1, 64))
+        budget = sdk.BatchBudget(sdk.Budget({1: 1.0}), 40, pick(g, batch, 300))
+        tree = sdk.DraftTree.chain(a_slice(g, (batch, nodes - 1), torch.int64), check=False)
+        rows, slots = a_slice(g, (batch * nodes,), torch.int32), a_slice(g, (batch,), torch.int64)
+        rows, slots = rows if pick(g, 0, 1) else None, slots if pick(g, 0, 1) else None
+        scores = a_slice(g, (batch, nodes), torch.float32)
+        selected = budget.select(tree, scores, draft_rows=rows, slots=slots, backend="triton")
+        path, count = a_slice(g, (batch, 3), torch.int32), a_slice(g, (batch,), torch.int32)
+        tokens = a_slice(g, (batch, 3), torch.int64)
+        budget.update_(selected, sdk.Verified(tokens, count, count, path, None, count), backend="triton")
+    assert set(met) == warm and len(Launch.met) == len(warm)
+
+
 def test_rates_of_a_device_are_not_sent_to_other_processes(monkeypatch):
     sent = []
     monkeypatch.setattr(compilation, "compile_all", lambda tasks, *_: sent.extend(tasks) or 0)
@@ -330,6 +349,8 @@ def test_kernels_are_compiled_in_other_processes(tmp_path):
             r"warmup: token_dtypes\[0\] must be int64 or int32, got None",
         ),
         (dict(rules=5), TypeError, r"warmup: rules must be a sequence of rules, got int"),
+        (dict(budgets=[(4, 0)]), ValueError, r"warmup: budgets\[0\] must be >= 1, got 0"),
+        (dict(budgets=[8]), TypeError, r"warmup: budgets\[0\] must be a pair"),
         (dict(children=[("best", 2)]), ValueError, r"warmup: children\[0\] must be one of"),
         (dict(children=[("top_k", 0)]), ValueError, r"warmup: children\[0\] must be >= 1, got 0"),
         (
