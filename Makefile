@@ -257,7 +257,7 @@ $(VLLM)/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
-	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0 mypy==2.4.1
+	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0 mypy==2.4.1 "click>=8.1"
 	@touch $@
 
 $(VENV)/build: $(VENV)/torch
