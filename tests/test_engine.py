@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import count
 
 import pytest
 import torch
@@ -242,7 +244,7 @@ class TestLearnedBudget:
         now = [0.0]
 
         def drafter(contexts):
-            now[0] += drafting
+            now[0] += next(drafting) if isinstance(drafting, Iterator) else drafting
             return TreeLookup()(contexts)
 
         curve = sdk.CostCurve({1: 1.0, 16: 1.5}, max_rows=64)
@@ -272,7 +274,16 @@ class TestLearnedBudget:
         def cost(step, rows):
             return (1.0 + 0.03 * rows) * (0.01 if step < 60 else 0.025)
 
-        assert self.decode(0.001, cost, 150, lambda step, place: 1 + place % 4) >= 4.0
+        assert self.decode(0.001, cost, 150, follows) >= 4.0
+
+    def test_a_pause_while_drafting_does_not_end_it(self):
+        """It lasts ten steps of plain decoding."""
+        drafting = (0.1 if call == 5 else 0.001 for call in count())
+        assert self.decode(drafting, lambda step, rows: (1.0 + 0.03 * rows) * 0.01, 100, follows) >= 3.0
+
+
+def follows(step, place):
+    return 1 + place % 4
 
 
 def test_the_path_of_a_text_through_a_tree():

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 ALLOWANCE = 0.01  # share of plain decoding's time that may be lost on trials, beside errors of measuring
 DOUBT = 0.1  # about the cost of a step without drafts, from which on one is made
+RECENT = 9  # times of drafting that are remembered
 HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
 Drafter = Callable[[Sequence[Sequence[int]]], Sequence[Tree]]  # from texts to a tree for each
 
@@ -88,18 +91,20 @@ class LearnedBudget(SharedBudget):
         self.budget = replace(self.budget, allowance=ALLOWANCE)
         self.curve = curve
         self.clock = clock
-        self.seconds = 0.0  # that drafting takes
+        self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of drafting
+        self.seconds = 0.0  # their median
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         start = self.clock()
         self.budget = replace(self.budget, costs=self.curve.costs())
         trees = super().__call__(requests)
-        self.extra = (self.clock() - start) / self.curve.seconds(1)
+        self.extra = min(self.clock() - start, self.seconds) / self.curve.seconds(1)
         return trees
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Learn from the time of the step over these trees. What it took beyond the expected is not charged:
-        with so small an allowance one hiccup of the machine would end all drafts of a text."""
+        """Learn from the time of the step over these trees. What it took beyond the expected is not charged,
+        nor what drafting took beyond its median: with so small an allowance one hiccup of the machine would
+        end all drafts of a text."""
         self.curve.observe(min(rows, self.curve.max_rows), seconds)
 
     def _trees(self, requests: Sequence[Request]) -> list[Tree]:
@@ -107,7 +112,8 @@ class LearnedBudget(SharedBudget):
             return [_root(request) for request in requests]
         start = self.clock()
         trees = super()._trees(requests)
-        self.seconds = self.clock() - start
+        self.recent.append(self.clock() - start)
+        self.seconds = statistics.median_low(self.recent)
         return trees
 
     def _rests(self, batch: int) -> bool:
