@@ -96,7 +96,6 @@ class LearnedBudget(SharedBudget):
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         start = self.clock()
-        self.budget = replace(self.budget, costs=self.curve.costs())
         trees = super().__call__(requests)
         self.extra = min(self.clock() - start, self.seconds) / self.curve.seconds(1)
         return trees
@@ -111,6 +110,7 @@ class LearnedBudget(SharedBudget):
         if self._rests(len(requests)):
             return [_root(request) for request in requests]
         start = self.clock()
+        self.budget = replace(self.budget, costs=self.curve.costs())  # takes as long as drafting
         trees = super()._trees(requests)
         self.recent.append(self.clock() - start)
         self.seconds = statistics.median_low(self.recent)
