@@ -34,8 +34,6 @@ def token_by_token(case, trap=None):
     p, q = (logits.double().softmax(-1) for logits in (case.target_logits, case.draft_logits))
     requests, vocab = torch.arange(len(p)), p.shape[-1]
     random = case.generator
-    if trap == "noise of drafts":
-        random = torch.Generator().manual_seed(case.draft_seed)
     if trap == "other law than drawn from":
         q = (q**0.7) / (q**0.7).sum(-1, keepdim=True)
     node, law = torch.zeros(len(p), dtype=torch.long), p[:, 0]
@@ -54,10 +52,7 @@ def token_by_token(case, trap=None):
             earlier = [i for i in range(1, child) if case.parents[i] == parent]
             for sibling in earlier:
                 tested = tested & (case.tokens[:, sibling] != drafted)
-        if trap == "noise of drafts":
-            coins = torch.multinomial(q[:, parent], 1, generator=random)[:, 0] / vocab
-        else:
-            coins = torch.rand(len(p), dtype=torch.float64, generator=random)
+        coins = torch.rand(len(p), dtype=torch.float64, generator=random)
         chance = law[requests, drafted.clamp(min=0)]
         if trap == "impossible accepted":
             chance = chance.clamp(min=0.01)
@@ -73,6 +68,10 @@ def token_by_token(case, trap=None):
         rest = rest / rest.sum(-1, keepdim=True)
         after = p[:, parent if trap == "bonus row off by one" else child]
         law = torch.where(kept[:, None], after, torch.where(tested[:, None], rest, law))
+    if trap == "noise of drafts":
+        random = torch.Generator().manual_seed(
+            case.draft_seed
+        )  # whose first draw was that of the first drafts
     last = torch.multinomial(law, 1, generator=random)
     return [
         row[:n] + end for row, n, end in zip(emitted.tolist(), depth.tolist(), last.tolist(), strict=True)

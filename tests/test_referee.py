@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 
@@ -43,6 +44,29 @@ def test_mistakes_are_found(trap):
     verifier = block if trap == "token-wise residual" else token_by_token
     with pytest.raises(NotLossless, match="BIASED: case '.*', first.* tokens?: total variation 0"):
         assert_lossless(partial(verifier, trap=trap), trees=trap in TREE_TRAPS, draws=DRAWS)
+
+
+def test_noise_of_other_drafts_is_no_mistake():
+    """So what is found above is that it is shared."""
+
+    def verifier(case):
+        other = dataclasses.replace(case, draft_seed=case.draft_seed + 10**6)
+        return token_by_token(other, trap="noise of drafts")
+
+    assert_lossless(verifier, draws=DRAWS)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_drafts_and_verifiers_have_noise_of_their_own(seed):
+    problem = problems(False, False)[0]
+    case = problem.draw(100, seed)
+    root = case.draft_logits[:, 0].double().softmax(-1)
+    drawn = lambda random: torch.multinomial(root, 1, generator=random)[:, 0]  # noqa: E731
+    first = drawn(torch.Generator().manual_seed(case.draft_seed))
+    assert torch.equal(first, case.tokens[:, 1])
+    assert not torch.equal(drawn(case.generator), first)
+    nothing = torch.full((100, problem.length), -1)
+    assert not torch.equal(problem.complete(nothing, seed) // 25, first)
 
 
 def test_what_saw_no_draft_is_inconclusive():

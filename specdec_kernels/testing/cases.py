@@ -122,8 +122,8 @@ class Problem:
             tokens[:, node] = torch.where(ends < self.depths[node], NEVER, drawn)
         last = tokens.clamp(min=0)
         draft = None if self.draft is None else self.draft[last].log().float()
-        verifying = torch.Generator().manual_seed(seed + (1 << 40))
-        return Case(self.name, tokens, self.parents, self.target[last].log().float(), draft, verifying, seed)
+        target, verifying = self.target[last].log().float(), _generator(seed, 1)
+        return Case(self.name, tokens, self.parents, target, draft, verifying, random.initial_seed())
 
     def complete(self, emitted: Tensor, seed: int) -> Tensor:
         """[B] numbers of texts: [B, length] emitted tokens, where -1 is replaced by draws from the target."""
@@ -138,7 +138,8 @@ class Problem:
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
-    """PyTorch's generator on the CPU reads 32 bits of its seed, so purposes must differ in the lower ones."""
+    """For drafts (0), the verifier (1) and completions (2). PyTorch's generator on the CPU reads the lower 32
+    bits of its seed, so purposes must differ there."""
     return torch.Generator().manual_seed(3 * seed + purpose)
 
 
