@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -27,6 +27,14 @@ def read_prompts(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
         if name not in files:
             raise Refused(f"there is no prompt {name!r} in {str(folder)!r}, only {', '.join(files)}")
     return {name: _read(files[name]) for name in chosen}
+
+
+def first_of_each_kind(prompts: Mapping[str, str]) -> dict[str, str]:
+    """The kind is the name up to its first underscore."""
+    first: dict[str, str] = {}
+    for name in prompts:
+        first.setdefault(name.partition("_")[0], name)
+    return {name: prompts[name] for name in first.values()}
 
 
 def _read(path: Path) -> str:

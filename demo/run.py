@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo from beginning to end: every prompt alone, then all of them in one queue."""
+"""The demo from beginning to end: prompts alone and, in full, all of them in one queue."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 import specdec_kernels as sdk
+from specdec_kernels.cli.machine import processor
 
 from .drafters.ngrams import Ngrams
 from .files import Refused
+from .fit import LENGTHS, ROUNDS, Schedule, answer_length
 from .llama import Llama, Shape
-from .report import chart, tables
+from .report import tables
 from .report.answers import ACCEPTED, Answer, lines
 from .report.figures import Results, label, write_json
 from .smollm import SmolLM, load
@@ -34,31 +37,52 @@ def run(
     prompts: Mapping[str, str],
     *,
     temperatures: Sequence[float],
-    max_new_tokens: int,
-    rounds: int,
+    max_new_tokens: int | None,
+    rounds: int | None,
     seed: int,
     picture: Path,
     json: Path | None,
+    full: bool,
+    end: float,
 ) -> int:
-    """Show every prompt at every temperature. Returns the exit status: 1 where a text differs."""
-    chart.check_format(picture)
+    """Show every prompt at every temperature. Returns the exit status: 1 where a text differs.
+
+    Answers are as long, and rounds as many, as fit before `end`, a time of `time.perf_counter`.
+    """
+    if picture.suffix not in ("", ".png"):
+        _chart().check_format(picture)
     color = None if os.environ.get("NO_COLOR") else "auto"
     width = None if sys.stdout.isatty() else 110
     console = Console(color_system=color, highlight=False, markup=False, emoji=False, width=width)
-    demo = Demo(console, load(), prompts, max_new_tokens, rounds, seed)
+    schedule = Schedule(end)
+    demo = Demo(console, load(), prompts, max_new_tokens, seed, full, schedule)
     demo.introduce()
-    for name in prompts:
-        demo.decode_alone(name, temperatures)
+    demo.decode_alone(temperatures, rounds or (1 if full else ROUNDS))
+    if full:
+        demo.compare_with_transformers(temperatures)
     demo.summarise(temperatures)
-    chart.draw(demo.results, picture)
-    console.print(f"\nThe same as a picture, with acceptance by depth and by rule: {picture}", soft_wrap=True)
-    demo.decode_together(temperatures)
+    _chart().draw(demo.results, picture, demo.facts, full)
+    console.print(f"\nThe same as a picture: {picture}", soft_wrap=True)
+    if full:
+        demo.decode_together(temperatures, rounds or 1)
+    else:
+        console.print(
+            "This was the short form. --full takes 10 to 15 minutes, and adds the other prompts,\n"
+            "temperature 0.7, other drafters and rules, transformers' own loop, and a batch of all prompts."
+        )
     if json is not None:
-        write_json(demo.results, json)
+        write_json(demo.results, json, demo.lm.tokenizer, demo.curve.costs(), demo.facts)
     if demo.differing:
         found = ", ".join(demo.differing)
         console.print(f"The text is not that of plain decoding: {found}", style="bold red")
     return 1 if demo.differing else 0
+
+
+def _chart() -> ModuleType:
+    """With matplotlib, whose import would keep the first text waiting."""
+    from .report import chart
+
+    return chart
 
 
 class Demo:
@@ -69,73 +93,121 @@ class Demo:
         console: Console,
         lm: SmolLM,
         prompts: Mapping[str, str],
-        max_new_tokens: int,
-        rounds: int,
+        max_new_tokens: int | None,
         seed: int,
+        full: bool,
+        schedule: Schedule,
     ):
         self.console = console
         self.lm = lm
         self.prompts = prompts
         self.encoded = {name: lm.encode_chat(message) for name, message in prompts.items()}
-        self.max_new_tokens = max_new_tokens
-        self.rounds = rounds
+        self.max_new_tokens = max_new_tokens or max(LENGTHS)
         self.seed = seed
+        self.full = full
+        self.schedule = schedule
         shape = Shape.of(lm.model.config)
         for name, prompt in self.encoded.items():
-            if len(prompt) + max_new_tokens + MAX_NODES > shape.max_positions:
+            if len(prompt) + self.max_new_tokens + MAX_NODES > shape.max_positions:
                 raise Refused(
-                    f"{name} is too long: {len(prompt)} tokens, and {max_new_tokens} to write, "
+                    f"{name} is too long: {len(prompt)} tokens, and {self.max_new_tokens} to write, "
                     f"of {shape.max_positions} that the model can hold"
                 )
         self.model = Llama(shape, lm.model.state_dict())
-        self.curve = step_costs(self.model)
+        self.curve = step_costs(self.model, repeats=5 if full else 2)
+        if max_new_tokens is None:
+            answers = len(prompts) * (1 + len(self.drafters))
+            self.max_new_tokens = answer_length(schedule.left(), self.curve.seconds(1), answers)
         self.table = Ngrams.load()
         self.results = Results()
         self.by_transformers: dict[str, Generation] = {}  # with its prompt lookup, greedy
         self.differing: list[str] = []  # whose text is not the one that it has to be
+        self.facts: dict[str, Any] = {
+            "model": "SmolLM2-135M-Instruct, float32",
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "tokens": self.max_new_tokens,
+        }
+
+    @property
+    def drafters(self) -> Sequence[str]:
+        return DRAFTERS if self.full else DRAFTERS[-1:]
 
     def introduce(self) -> None:
         cost = sdk.Budget(self.curve.costs()).cost
         costs = ", ".join(f"{rows}: {cost(rows):.2f}" for rows in ROWS[1:])
+        lookup = "n-grams of the text so far, and of a table of the model's other answers"
+        drafted = f"Drafts come from {lookup}."
+        last = [f"Greedy, {self.max_new_tokens} tokens an answer, what fits into three minutes here."]
+        if self.full:
+            drafted = f"chain and tree look drafts up in the text so far; {DRAFTERS[-1]} in {lookup}."
+            last = [
+                "Rates are tokens per second after the prompt, and their ratio to plain decoding's.",
+                f"The last column is transformers {transformers.__version__}'s own loop, which looks "
+                f"{NUM_DRAFT} tokens up.",
+            ]
         lines(
             self.console,
-            f"SmolLM2-135M-Instruct, float32, torch {torch.__version__}, {torch.get_num_threads()} threads",
-            "chain and tree look drafts up in the text so far; learned adds n-grams of the model's other "
-            "answers.",
-            Text.assemble("Its text is shown, the ", ("accepted tokens", ACCEPTED), " coloured."),
+            "{model}, on {processor}, of which {threads} are used; torch {torch}".format_map(self.facts),
+            "Plain decoding writes one token in a step, which is one forward pass of the model.",
+            "A step with a draft reads all its tokens in one pass and writes the accepted ones and the next.",
+            drafted,
+            Text.assemble("The text is shown as it comes, the ", ("accepted tokens", ACCEPTED), " coloured."),
             f"A step over n rows costs, in steps over one: {costs}.",
-            "Plain decoding and all drafters run in the same engine, in turn, token by token.",
-            "Rates are tokens per second after the prompt and, in brackets, their ratio to plain decoding's.",
-            f"The last column is transformers {transformers.__version__}'s own loop with prompt lookup of "
-            f"{NUM_DRAFT} tokens.",
+            "Plain decoding and drafts run in the same engine, in turn, step by step.",
+            *last,
         )
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores:
+            busy = f"Other processes use this machine (load {load:.0f}, {cores} cores): times are uncertain."
+            self.console.print(busy, style="bold")
 
-    def decode_alone(self, name: str, temperatures: Sequence[float]) -> None:
-        self.console.rule(Text(name, "bold"))
-        self.console.print(Text(self.prompts[name], "dim"), soft_wrap=True)
-        for temperature in temperatures:
-            self.console.print(Text(f"\n{label(temperature)}:", "bold"))
+    def decode_alone(self, temperatures: Sequence[float], rounds: int) -> None:
+        keys = [(name, temperature) for name in self.prompts for temperature in temperatures]
+        for number, (name, temperature) in self.schedule.rounds(keys, rounds):
+            shown = None
+            if number == 0:
+                if temperature == temperatures[0]:
+                    self.console.rule(Text(name, "bold"))
+                    self.console.print(Text(self.prompts[name], "dim"), soft_wrap=True)
+                self.console.print(Text(f"\n{label(temperature)}:", "bold"))
+                shown = Answer(self.console, self.lm.tokenizer)
+            elif (name, temperature) == keys[0]:
+                self.console.rule(Text(f"round {number + 1} of at most {rounds}, not shown", "bold"))
             # Where something is left to chance, other rules write other texts of the same law.
-            races = []
-            for number in range(self.rounds):
-                compared = ways(self.table, self.curve, rules=temperature > 0)
-                shown = Answer(self.console, self.lm.tokenizer) if number == 0 else None
-                requests = [self._request(name, temperature)]
-                races.append(race(self.model, self.lm.eos_id, compared, requests, 1, shown))
-            self.results.single[name, temperature] = races
+            rules = self.full and temperature > 0
+            compared = ways(self.table, self.curve, self.drafters, rules=rules)
+            request = self._request(name, temperature)
+            found = race(self.model, self.lm.eos_id, compared, [request], 1, shown)
+            self.results.single.setdefault((name, temperature), []).append(found)
+        for (name, temperature), races in self.results.single.items():
             text = self.results.text(name, temperature)
             self.differing += [
                 f"{name} at {temperature:g} ({way})"
-                for way in DRAFTERS
+                for way in self.drafters
                 if any(run[way].texts != [text] for run in races)
             ]
-        greedy = generate(self.lm, self.encoded[name], self.max_new_tokens)
-        self.by_transformers[name] = generate(self.lm, self.encoded[name], self.max_new_tokens, NUM_DRAFT)
-        if 0 in temperatures and self.results.text(name, 0) != greedy.tokens:
-            self.differing.append(f"{name} (transformers)")
+
+    def compare_with_transformers(self, temperatures: Sequence[float]) -> None:
+        self.console.rule(Text("transformers' own loop, not shown", "bold"))
+        for name, prompt in self.encoded.items():
+            greedy = generate(self.lm, prompt, self.max_new_tokens)
+            self.by_transformers[name] = generate(self.lm, prompt, self.max_new_tokens, NUM_DRAFT)
+            if 0 in temperatures and self.results.text(name, 0) != greedy.tokens:
+                self.differing.append(f"{name} (transformers)")
 
     def summarise(self, temperatures: Sequence[float]) -> None:
         self.console.rule(Text("summary", "bold"))
+        if not self.full:
+            left_out = [name for name in self.prompts if (name, temperatures[-1]) not in self.results.single]
+            if left_out:
+                self.console.print(f"Left out for want of time: {', '.join(left_out)}.")
+            same = "no" if self.differing else "yes"
+            self.console.print("Tokens per second after the prompt, from the median time of the rounds.\n")
+            self.console.print(tables.plain_and_drafted(self.results))
+            self.console.print(f"\nEvery text is that of plain decoding, token for token: {same}.")
+            return
         for temperature in temperatures:
             peer = {name: found.rate for name, found in self.by_transformers.items()}
             self.console.print(
@@ -144,7 +216,7 @@ class Demo:
             self.console.print()
         self.console.print(tables.bars(self.results))
 
-    def decode_together(self, temperatures: Sequence[float]) -> None:
+    def decode_together(self, temperatures: Sequence[float], rounds: int) -> None:
         """The prompts at all temperatures in one queue, as many at once as there are prompts."""
         self.console.rule(Text("several prompts at once", "bold"))
         lines(
@@ -159,7 +231,7 @@ class Demo:
         requests = [self._request(*key) for key in keys]
         self.results.together = [
             race(self.model, self.lm.eos_id, ways(self.table, self.curve), requests, len(self.prompts))
-            for _ in range(self.rounds)
+            for _ in range(rounds)
         ]
         texts = [self.results.text(*key) for key in keys]
         same = [

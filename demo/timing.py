@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,13 @@ class Run:
 Race = dict[str, Run]  # of the same requests, by way
 
 
-def rates(races: Sequence[Race], ways: Iterable[str] | None = None) -> dict[str, float]:
-    """Tokens per second of each way over all races, or of some ways."""
+def rates(requests: Iterable[Sequence[Race]], ways: Iterable[str] | None = None) -> dict[str, float]:
+    """Tokens per second of each way, or of some ways: over the rounds of every request the median time."""
+    rounds = list(requests)
     return {
-        way: sum(race[way].written for race in races) / sum(race[way].seconds for race in races)
-        for way in (races[0] if ways is None else ways)
+        way: sum(races[0][way].written for races in rounds)
+        / sum(statistics.median(race[way].seconds for race in races) for races in rounds)
+        for way in (rounds[0][0] if ways is None else ways)
     }
 
 

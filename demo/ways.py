@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import specdec_kernels as sdk
@@ -43,11 +43,13 @@ def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
     return dict(zip(DRAFTERS, found, strict=True))
 
 
-def ways(table: Ngrams, curve: sdk.CostCurve, *, rules: bool = False) -> dict[str, Way]:
-    """Plain decoding and every drafter, each with as many nodes as are expected to pay; with `rules` also
-    the last drafter under the other rules."""
+def ways(
+    table: Ngrams, curve: sdk.CostCurve, names: Sequence[str] = DRAFTERS, *, rules: bool = False
+) -> dict[str, Way]:
+    """Plain decoding and drafters, each with as many nodes as are expected to pay; with `rules` also the last
+    drafter under the other rules."""
     found = {PLAIN: Way(no_drafts)}
-    found |= {name: Way.of(drafter, curve) for name, drafter in drafters(table).items()}
+    found |= {name: Way.of(drafter, curve) for name, drafter in drafters(table).items() if name in names}
     if rules:
         last = drafters(table)[DRAFTERS[-1]]
         found |= {rule: Way.of(last, curve, rule) for rule in RULES}

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 from tiny_llama import EOS, MODEL
+from tokenizers import Tokenizer, decoders, models
 
 import specdec_kernels as sdk
 from demo.__main__ import main
 from demo.distil.counts import distil
-from demo.files import Refused, check_writable, read_prompts
+from demo.files import PROMPTS, Refused, check_writable, first_of_each_kind, read_prompts
+from demo.fit import LENGTHS, Schedule, answer_length
 from demo.report.figures import Results, write_json
-from demo.timing import race
+from demo.timing import race, rates
 from demo.traces.outcomes import read_trace, replayed
 from demo.ways import DRAFTERS, PLAIN, trace_ways, ways
 
@@ -110,6 +112,52 @@ def test_a_table_of_ngrams():
     assert 0.5 < share < 1.0  # all but the last token of each text
 
 
+def letters() -> Tokenizer:
+    vocab = {f"<{token}>": token for token in range(MODEL.embedding.shape[0])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def test_rates_are_of_the_median_rounds():
+    table, _ = distil(TEXTS)
+    rounds = [race(MODEL, EOS, ways(table, CURVE, DRAFTERS[-1:]), [REQUEST], 1) for _ in range(3)]
+    for seconds, runs in zip((1.0, 50.0, 2.0), rounds, strict=True):
+        for run in runs.values():
+            run.seconds = seconds
+    written = rounds[0][PLAIN].written
+    assert rates([rounds]) == {PLAIN: written / 2, DRAFTERS[-1]: written / 2}
+    assert rates([rounds, rounds[:1]], [PLAIN]) == {PLAIN: 2 * written / 3}
+
+
+def test_the_short_form_has_one_prompt_of_each_kind():
+    chosen = first_of_each_kind(read_prompts(PROMPTS))
+    assert list(chosen) == ["chat_soup", "code_method", "json_currency", "noise_words", "quote_spelling"]
+
+
+@pytest.mark.parametrize("rate", [0.5, 5.0, 15.0, 30.0, 300.0])
+def test_answers_are_as_long_as_fits(rate):
+    length = answer_length(120.0, 1 / rate, answers=10)
+    assert length in LENGTHS
+    assert length == min(LENGTHS) or 3 * 10 * length / rate <= 120.0
+    assert length == max(LENGTHS) or 3 * 10 * LENGTHS[LENGTHS.index(length) - 1] / rate > 120.0
+
+
+@pytest.mark.parametrize("seconds", [1.0, 7.0, 13.0, 60.0])
+def test_work_ends_in_time(seconds):
+    now = [100.0]
+    schedule = Schedule(100.0 + seconds, lambda: now[0])
+    lasts = {"a": 2.0, "b": 3.0, "c": 1.0}
+    done = []
+    for number, key in schedule.rounds(list(lasts), 3):
+        done.append((number, key))
+        now[0] += lasts[key]
+    assert done == [(number, key) for number in range(3) for key in lasts][: len(done)]
+    assert len(done) == {1.0: 1, 7.0: 2, 13.0: 5, 60.0: 9}[seconds]
+    assert now[0] <= 100.0 + seconds or len(done) == 1
+    assert schedule.left() == max(100.0 + seconds - now[0], 0.0)
+
+
 def test_json(folder):
     table, _ = distil(TEXTS)
     results = Results()
@@ -122,19 +170,29 @@ def test_json(folder):
     for races in results.single.values():
         for way, run in races[0].items():
             run.seconds = 2.0 if way == PLAIN else 0.5
-    write_json(results, folder / "out.json")
+    write_json(results, folder / "out.json", letters(), COSTS, {"threads": 2})
     figures = json.loads((folder / "out.json").read_text())
-    assert list(figures) == ["single", "together"] and list(figures["single"]) == ["first", "second"]
-    for found in (*figures["single"].values(), figures["together"]):
+    assert figures["threads"] == 2 and figures["costs"] == {"1": 1.0, "20": 2.0}
+    assert list(figures["single"]) == ["first", "second"]
+    assert list(figures["by_temperature"]) == ["greedy", "temperature 0.7"]
+    for found in (
+        *figures["single"].values(),
+        figures["together"],
+        *figures["by_temperature"]["greedy"].values(),
+    ):
         assert list(found) == [PLAIN, *DRAFTERS] and all(rate > 0 for rate in found.values())
     written = sum(len(results.text("first", temperature)) for temperature in (0.0, 0.7))
     assert figures["single"]["first"] == {PLAIN: written / 4} | {way: written for way in DRAFTERS}
+    run = results.single["first", 0.0][0][DRAFTERS[-1]]
+    tokens = [[token for progress in step for token in progress.tokens] for step in run.steps]
+    assert figures["steps"]["first"] == [[f"<{token}>" for token in step] for step in tokens]
 
 
 def test_json_that_cannot_be_written_in_the_end(folder):
-    results = Results(together=[race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)])
+    raced = race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)
+    results = Results({("first", 0.0): [raced]}, [raced])
     with pytest.raises(Refused, match="cannot be written"):
-        write_json(results, folder / "none" / "x.json")
+        write_json(results, folder / "none" / "x.json", letters(), COSTS, {})
 
 
 def test_a_replay_takes_the_steps_of_a_race():

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
 
 from ..files import Refused, cannot_write
-from ..ways import DRAFTERS
+from ..timing import rates
+from ..ways import DRAFTERS, PLAIN
 from .figures import Results, label
 
 matplotlib.use("Agg")
@@ -17,6 +19,11 @@ from matplotlib import pyplot  # noqa: E402  once the canvas is chosen
 from matplotlib.axes import Axes  # noqa: E402
 
 LAST = DRAFTERS[-1]
+CAPTION = (
+    "{model}, on {processor}; at most {tokens} tokens an answer. Plain decoding writes one token in a step,\n"
+    "which is one forward pass of the model. A step with a draft reads all drafted tokens in one pass,\n"
+    "and writes those that the model accepts and the token after them. The steps took turns in one engine."
+)
 
 
 def check_format(path: Path) -> None:
@@ -26,21 +33,76 @@ def check_format(path: Path) -> None:
         raise Refused(f"{str(path)!r} must end in one of {', '.join(formats)}")
 
 
-def draw(results: Results, path: Path) -> None:
-    """Four panels: speed-up by prompt, tokens of a step, acceptance by depth, speed-up by rule."""
+def draw(results: Results, path: Path, facts: Mapping[str, object], full: bool) -> None:
+    """Speed-up by prompt and tokens of a step; in full also acceptance by depth and speed-up by rule."""
     with matplotlib.rc_context({"text.parse_math": False}):  # dollars in names of prompts
-        figure, panels = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
-        _speed_by_prompt(panels[0, 0], results)
-        _step_lengths(panels[0, 1], results)
-        _by_depth(panels[1, 0], results)
-        _by_rule(panels[1, 1], results)
-        figure.suptitle("SmolLM2-135M-Instruct, one request, against plain decoding")
+        size = (2, 2) if full else (1, 2)
+        figure, panels = pyplot.subplots(
+            *size, figsize=(13, 10 if full else 5.5), layout="constrained", squeeze=False
+        )
+        if full:
+            _speed_by_prompt(panels[0, 0], results)
+            _step_lengths(panels[0, 1], results)
+            _by_depth(panels[1, 0], results)
+            _by_rule(panels[1, 1], results)
+        else:
+            _plain_and_drafted(panels[0, 0], results)
+            _steps(panels[0, 1], results)
+        figure.suptitle("Speculative decoding of one text at a time, with the text of plain decoding")
+        figure.supxlabel(CAPTION.format_map(facts), fontsize=9)
         try:
             figure.savefig(path, dpi=110, format=path.suffix[1:].lower() or "png")
         except OSError as error:
             raise cannot_write(path, error) from None
         finally:
             pyplot.close(figure)
+
+
+def _plain_and_drafted(panel: Axes, results: Results) -> None:
+    """Two bars for every prompt."""
+    names = _names(results)
+    for place, races in enumerate(results.single.values()):
+        found = rates([races])
+        ratio = found[LAST] / found[PLAIN]
+        panel.barh(place - 0.2, found[PLAIN], 0.38, color="0.75", hatch="//", edgecolor="0.4")
+        panel.barh(place + 0.2, found[LAST], 0.38, color="tab:blue", edgecolor="0.2")
+        panel.text(found[PLAIN], place - 0.2, f" {found[PLAIN]:.1f} plain", va="center")
+        panel.text(found[LAST], place + 0.2, f" {found[LAST]:.1f} drafted, {ratio:.2f}x", va="center")
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.margins(x=0.35)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title("Tokens per second, median of the rounds", loc="left")
+
+
+def _steps(panel: Axes, results: Results) -> None:
+    """Every answer as a row, cut into the tokens of each step."""
+    names = _names(results)
+    longest = 0
+    for place, races in enumerate(results.single.values()):
+        run, start = races[0][LAST], 0
+        for step in run.steps:
+            count = sum(len(progress.tokens) for progress in step)
+            panel.barh(place, count - 1, 0.6, start, color="tab:blue")
+            panel.barh(
+                place, 1, 0.6, start + count - 1, color="0.75", hatch="////", edgecolor="0.4", linewidth=0
+            )
+            start += count
+            panel.vlines(start, place - 0.36, place + 0.36, color="black", linewidth=1)
+        panel.text(start, place, f" {start} tokens,\n {len(run.steps)} steps", va="center", fontsize=9)
+        longest = max(longest, start)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set_xlim(0, longest * 1.18)
+    panel.set_xlabel("tokens of the answer")
+    panel.spines[["top", "right"]].set_visible(False)
+    title = "The steps of each answer: accepted drafts blue, the token after them hatched"
+    panel.set_title(title, loc="left", fontsize=10)
+
+
+def _names(results: Results) -> list[str]:
+    several = len(results.temperatures) > 1
+    return [f"{name}, {label(t)}" if several else name for name, t in results.single]
 
 
 def _grouped(panel: Axes, groups: dict[str, dict[str, float]]) -> None:

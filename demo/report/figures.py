@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
 from ..files import cannot_write
-from ..timing import Race, rates
+from ..timing import Race, Run, rates
 from ..ways import DRAFTERS, PLAIN
 
 
@@ -35,7 +39,7 @@ class Results:
         """By way and prompt, tokens per second in units of plain decoding's."""
         ratios: dict[str, dict[str, float]] = {}
         for name, races in self.at(temperature).items():
-            found = rates(races)
+            found = rates([races])
             plain = found.pop(PLAIN)
             for way, rate in found.items():
                 ratios.setdefault(way, {})[name] = rate / plain
@@ -46,17 +50,46 @@ def label(temperature: float) -> str:
     return f"temperature {temperature:g}" if temperature else "greedy"
 
 
-def write_json(results: Results, path: Path) -> None:
-    """Tokens per second of plain decoding and every drafter, over all temperatures and rounds."""
+def write_json(
+    results: Results,
+    path: Path,
+    tokenizer: Tokenizer,
+    costs: Mapping[int, float],
+    facts: Mapping[str, object],
+) -> None:
+    """Facts about the run. Tokens per second of plain decoding and every drafter: `single` over all
+    temperatures, `by_temperature` at each, and `together`. The cost of a step by its rows. `steps`: what each
+    step of the last drafter wrote, greedy or at the first temperature."""
     ways = (PLAIN, *DRAFTERS)
-    by_prompt: dict[str, list[Race]] = {}
+    by_prompt: dict[str, list[list[Race]]] = {}
     for (name, _), races in results.single.items():
-        by_prompt.setdefault(name, []).extend(races)
+        by_prompt.setdefault(name, []).append(races)
     figures = {
-        "single": {name: rates(races, ways) for name, races in by_prompt.items()},
-        "together": rates(results.together, ways),
+        **facts,
+        "single": {name: rates(requests, ways) for name, requests in by_prompt.items()},
+        "together": rates([results.together], ways),
+        "by_temperature": {
+            label(temperature): {
+                name: rates([races], ways) for name, races in results.at(temperature).items()
+            }
+            for temperature in results.temperatures
+        },
+        "costs": costs,
+        "steps": {
+            name: _pieces(races[0][DRAFTERS[-1]], tokenizer)
+            for name, races in results.at(results.temperatures[0]).items()
+        },
     }
     try:
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def _pieces(run: Run, tokenizer: Tokenizer) -> list[list[str]]:
+    """The text of every token, by steps."""
+    decoder = DecodeStream(skip_special_tokens=True)
+    return [
+        [decoder.step(tokenizer, token) or "" for progress in step for token in progress.tokens]
+        for step in run.steps
+    ]

@@ -19,20 +19,38 @@ BAR = 40  # characters of the longest bar
 def rates_by_prompt(results: Results, temperature: float, transformers: Mapping[str, float]) -> Table:
     """A row for every prompt, and for all of them; `transformers` is a last column of rates."""
     rows = results.at(temperature)
-    every = [race for races in rows.values() for race in races]
     last = ["transformers"] if transformers else []
-    table = _table(label(temperature), "tokens", *every[0], *last)
+    table = _table(label(temperature), "tokens", *next(iter(rows.values()))[0], *last)
 
-    rounds = len(every) // len(rows)
-
-    def add(name: str, races: Sequence[Race], peer: Sequence[str] = (), style: str = "") -> None:
-        written = sum(race[PLAIN].written for race in races) // rounds
-        table.add_row(name, f"{written}", *_cells(rates(races)), *peer, style=style)
+    def add(name: str, requests: Sequence[Sequence[Race]], peer: Sequence[str] = (), style: str = "") -> None:
+        written = sum(races[0][PLAIN].written for races in requests)
+        table.add_row(name, f"{written}", *_cells(rates(requests)), *peer, style=style)
 
     for name, races in rows.items():
-        add(name, races, [f"{transformers[name]:.1f}"] if transformers else [])
+        add(name, [races], [f"{transformers[name]:.1f}"] if transformers else [])
     if len(rows) > 1:
-        add("all", every, style="bold")
+        add("all", list(rows.values()), style="bold")
+    return table
+
+
+def plain_and_drafted(results: Results) -> Table:
+    """The short form's: plain decoding and one drafter, a row for every prompt and for all of them."""
+    headings = "tokens", "rounds", "plain tok/s", "drafted tok/s", "speed-up", "tokens per step"
+    table = _table("prompt", *headings)
+
+    def add(name: str, requests: Sequence[Sequence[Race]], style: str = "") -> None:
+        runs = [races[0][DRAFTERS[-1]] for races in requests]
+        found = rates(requests)
+        plain, drafted = found[PLAIN], found[DRAFTERS[-1]]
+        written, steps = sum(run.written for run in runs), sum(len(run.steps) for run in runs)
+        rounds = "-".join(f"{n}" for n in sorted({len(races) for races in requests}))
+        figures = f"{plain:.1f}", f"{drafted:.1f}", f"{drafted / plain:.2f}x", f"{written / steps:.2f}"
+        table.add_row(name, f"{written}", rounds, *figures, style=style)
+
+    for (name, temperature), races in results.single.items():
+        add(f"{name}, {label(temperature)}" if len(results.temperatures) > 1 else name, [races])
+    if len(results.single) > 1:
+        add("all", list(results.single.values()), "bold")
     return table
 
 
@@ -51,7 +69,7 @@ def texts_together(results: Results, keys: Sequence[tuple[str, float]], same: Se
 def rates_together(results: Results) -> Table:
     """A row for every way."""
     table = _table("together", "tokens/s", "steps", "requests per step", "tokens", "nodes")
-    found = rates(results.together)
+    found = rates([results.together])
     for way, run in results.together[0].items():
         progress = [progress for step in run.steps for progress in step]
         means = [f"{total / len(run.steps):.1f}" for total in (len(progress), *_totals(progress))]
