@@ -417,6 +417,10 @@ CASES = [
     Case("Budget", sdk.Budget, lambda: dict(
         costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, max_credit=4.0, idle_steps=2, patience=9
     )),
+    Case("Budget.for_texts", sdk.Budget.for_texts, lambda: dict(
+        costs={1: 1.0, 4: 2.0}, tokens=[9, 8], share=0.05, patience=9
+    )),
+    Case("Budget.worth_drafting", BUDGET.worth_drafting, lambda: dict(requests=2, drafting=0.5)),
     Case("Budget.cost", BUDGET.cost, lambda: dict(rows=[1.0, 4.0])),
     Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
     Case("Budget.depth", BUDGET.depth, lambda: dict(chances=CHANCES, draft_cost=0.5, width=2)),
@@ -505,6 +509,8 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
     "Budget.cost": dict(rows="empty, item zero, longer, number"),
     "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
+    "Budget.for_texts": dict(tokens="empty, item zero, longer", share="zero"),
+    "Budget.worth_drafting": dict(drafting="zero"),
     "CachePlan": dict(caches="item dtype, item size 0, item size 2, item size 3"),
     "CostCurve.write_": dict(out="device"),
     "Calibration": dict(promised="item zero", kept="item zero"),

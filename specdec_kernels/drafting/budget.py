@@ -26,6 +26,9 @@ from .._checks import (
 )
 
 BUCKETS = 8  # promises are sorted into buckets, one for each power of two of the odds
+ADVANCE = 64  # tokens of a text at most whose share of the time may be lost from the start
+USELESS = 4  # steps in a row without a drafted node, after which a drafter is called seldom
+CALLS = 0.01  # share of plain decoding's time that these calls take at most
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Budget:
     plain decoding, and by the time that accepted drafts save. A choice never costs more than the credit. So
     by the cost curve a run never takes longer than `1 + allowance` times plain decoding plus the initial
     credit, however bad the drafts are. With useless drafts only a few trials are made: when calibrations
-    have forgotten old failures, or after `patience` steps without a draft.
+    have forgotten old failures, or after `patience` steps without a draft. Where the lengths of texts are
+    known, `Budget.for_texts` gives all that they may lose from the start.
 
     Args:
         costs: time of a step, by the number of rows of the target; at least for 1 row; any unit.
@@ -150,6 +154,42 @@ class Budget:
         check_number("Budget", "allowance", self.allowance, 0)
         check_int("Budget", "idle_steps", self.idle_steps, 0)
         check_int("Budget", "patience", self.patience, 1)
+
+    @classmethod
+    def for_texts(
+        cls, costs: Mapping[int, float], tokens: Sequence[int], share: float = 0.03, patience: int = 50
+    ) -> Budget:
+        """A budget of texts that are decoded together: what drafts may lose in all is `share` of the time
+        that plain decoding takes.
+
+        The share of half of a text, of 64 tokens at most, is credit from the start. The rest is earned by
+        writing, so that no text is without drafts to its end because its first ones failed. A text that ends
+        early, after n tokens, may lose the share of n + 64.
+
+        Args:
+            costs, patience: as of `Budget`.
+            tokens: for each text its largest number of tokens.
+            share: of plain decoding's time.
+
+        Raises:
+            ValueError: numbers out of range, no time of 1 row.
+            TypeError: no numbers.
+
+        Example:
+            >>> budget = Budget.for_texts({1: 1.0, 4: 1.2}, tokens=[100])
+            >>> budget.credit, budget.allowance
+            (1.5, 0.015)
+        """
+        check_costs("Budget.for_texts", costs)
+        check_int("Budget.for_texts", "patience", patience, 1)
+        tokens = check_ints("Budget.for_texts", "tokens", tokens, 0)
+        share = check_number("Budget.for_texts", "share", share, 0)
+        budget = cls(costs, patience=patience)
+        requests, advanced = max(len(tokens), 1), sum(min(each / 2, ADVANCE) for each in tokens)
+        plain = float(budget.cost(requests))
+        credit = share * plain * advanced / requests
+        allowance = share * (1.0 - advanced / max(sum(tokens), 1))
+        return replace(budget, credit=credit, allowance=allowance, max_credit=max(4.0 * plain, credit))
 
     def cost(self, rows: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """Times of steps with the given numbers of rows.
@@ -214,6 +254,25 @@ class Budget:
         levels = np.arange(len(chances) + 1)
         tokens = 1.0 + np.cumsum([0.0, *chances])
         return self._best(tokens, self.cost(1 + width * levels) + draft_cost * levels)
+
+    def worth_drafting(self, requests: int, drafting: float) -> bool:
+        """Whether to call a drafter before a step of this many requests, if the call takes the time
+        `drafting`.
+
+        The credit has to cover the call and a row of what it drafts. If no node was drafted of late,
+        only so many calls are made that they take 1 % of the time of plain decoding.
+
+        Raises:
+            ValueError: no request, negative numbers.
+            TypeError: no numbers.
+        """
+        requests = check_int("Budget.worth_drafting", "requests", requests, 1)
+        drafting = check_number("Budget.worth_drafting", "drafting", drafting, 0)
+        plain, more = self.cost([requests, requests + 1]).tolist()
+        if drafting + more - plain > self.credit:
+            return False
+        rest = max(math.ceil(drafting / (CALLS * plain)), 1)
+        return self.idle_steps < USELESS or self.idle_steps % rest == 0
 
     def after(self, rows: int, tokens: Sequence[int], drafting: float = 0.0) -> Budget:
         """The budget after a step over `rows` rows, with the tokens that it emitted for each request and the
