@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import sys
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from tokenizers import Tokenizer, decoders, models
 import specdec_kernels as sdk
 from demo.__main__ import main
 from demo.distil.counts import distil
+from demo.drafters import budget as drafters_budget
+from demo.drafters.budget import LearnedBudget
+from demo.drafters.tree import Tree
+from demo.engine import Request
 from demo.files import PROMPTS, Refused, check_writable, first_of_each_kind, read_prompts
 from demo.fit import LENGTHS, Schedule, answer_length
 from demo.report.figures import Results, write_json
@@ -206,6 +212,70 @@ def test_a_replay_takes_the_steps_of_a_race():
             outcome = replayed(again[way].draft, request["prompt"], runs[PLAIN].texts[0], COSTS)
             assert (outcome.tokens, outcome.steps) == (run.written, steps[way])
         assert (steps["suffix"] < steps["tree"]) == (number == 1)  # the same request again
+
+
+class Machine:
+    """A clock by which steps and drafting take time, with noise of 3 % and now and then a pause."""
+
+    costs = {1: 1.0, 2: 1.09, 3: 1.17, 4: 1.45, 8: 1.6, 16: 1.96, 32: 2.89}
+    drafting = 0.02  # of a step over one row
+
+    def __init__(self, seed: int) -> None:
+        self.now, self.lost, self.choices = 0.0, 0.0, random.Random(seed)
+
+    def clock(self) -> float:
+        return self.now
+
+    def spend(self, time: float) -> float:
+        """The time that passes, pauses included, which are no fault of the drafts."""
+        pause = 3.0 if self.choices.random() < 0.02 else 0.0
+        self.now += (passed := time * math.exp(self.choices.gauss(0, 0.03)) + pause)
+        self.lost += pause
+        return passed
+
+    def draft(self, contexts: list[list[int]]) -> list[Tree]:
+        self.spend(self.drafting)
+        return [Tree([context[-1], *[0] * 15], list(range(-1, 15)), [0.8**d for d in range(16)])
+                for context in contexts]  # fmt: skip
+
+
+def speed_up(length: int, accepts, seed: int, batch: int = 1) -> float:
+    """Over plain decoding, of a text whose draft of the token at a place is right or not."""
+    machine = Machine(seed)
+    cost = sdk.Budget(machine.costs).cost
+    curve = sdk.CostCurve(machine.costs, 512)
+    for rows in (1, 32, 1, 16, 1, 8):  # measured before the texts begin
+        curve.observe(rows, float(cost(rows)))
+    drafting = LearnedBudget(machine.draft, curve, machine.clock)
+    requests = [Request([1], length) for _ in range(batch)]
+    while running := [request for request in requests if len(request.tokens) < length]:
+        trees = drafting(running)
+        rows = sum(len(tree.tokens) for tree in trees)
+        for request, tree in zip(running, trees, strict=True):
+            place, hits = len(request.tokens), 0
+            while hits < len(tree.tokens) - 1 and accepts(place + hits):
+                hits += 1
+            request.tokens += ([0] * hits + [1])[: length - place]
+        drafting.observe(rows, machine.spend(float(cost(rows))))
+    plain = float(cost(batch)) * length
+    return plain / (machine.now - machine.lost)
+
+
+def median_speed_up(length: int, accepts) -> float:
+    return sorted(speed_up(length, accepts, seed) for seed in range(3))[1]
+
+
+@pytest.mark.parametrize("length", [16, 40, 96, 256])
+def test_no_text_of_the_demo_takes_three_percent_longer(length, monkeypatch):
+    """Whatever the drafts are worth, by a clock that stutters."""
+    for accepts in (lambda place: False, lambda place: place < 10, lambda place: place // 10 % 2 == 0):
+        assert median_speed_up(length, accepts) >= 0.97
+    monkeypatch.setattr(drafters_budget, "SHARE", 1e9)  # a mutant whose credit is not bounded
+    assert median_speed_up(length, lambda place: False) < 0.97
+
+
+def test_two_wrong_drafts_do_not_end_all_drafts_of_a_text():
+    assert median_speed_up(96, lambda place: place >= 2) > 1.5
 
 
 @pytest.mark.parametrize("name", ["agent", "chat"])

@@ -17,7 +17,8 @@ from .tree import Tree
 if TYPE_CHECKING:
     from ..engine import Request
 
-ALLOWANCE = 0.01  # share of plain decoding's time that may be lost on trials, beside errors of measuring
+SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of measuring
+ADVANCE = 64  # tokens at most whose share a text may lose from the start
 DOUBT = 0.1  # about the cost of a step without drafts, from which on one is made
 RECENT = 9  # times of drafting that are remembered
 HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
@@ -33,7 +34,7 @@ class SharedBudget:
 
     def __init__(self, drafter: Drafter, step_costs: Mapping[int, float]):
         self.drafter = drafter
-        self.budget = sdk.Budget(step_costs)
+        self.budget = sdk.Budget(step_costs, credit=0.0, allowance=SHARE / 2)
         self.calibrations: dict[Request, sdk.Calibration] = {}
         self.pace: dict[Request, float] = {}  # tokens per step
         self.drafted: list[tuple[Request, int, Tree]] = []  # with what each had written then
@@ -41,12 +42,19 @@ class SharedBudget:
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         self._learn()
+        self._welcome([request for request in requests if request not in self.calibrations], len(requests))
         fresh = sdk.Calibration()
         self.calibrations = {request: self.calibrations.get(request, fresh) for request in requests}
         self.pace = {request: self.pace.get(request, 1.0) for request in requests}
         trees = self._trees(requests)
         self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
         return trees
+
+    def _welcome(self, requests: Sequence[Request], batch: int) -> None:
+        """Each text brings half of what it may lose. The rest is earned by writing it."""
+        tokens = sum(min(request.max_new_tokens / 2, ADVANCE) for request in requests)
+        credit = SHARE * tokens * float(self.budget.cost(batch)) / batch
+        self.budget = replace(self.budget, credit=self.budget.credit + credit)
 
     def _trees(self, requests: Sequence[Request]) -> list[Tree]:
         trees = self.drafter([request.context for request in requests])
@@ -88,7 +96,6 @@ class LearnedBudget(SharedBudget):
         self, drafter: Drafter, curve: sdk.CostCurve, clock: Callable[[], float] = time.perf_counter
     ):
         super().__init__(drafter, curve.costs())
-        self.budget = replace(self.budget, allowance=ALLOWANCE)
         self.curve = curve
         self.clock = clock
         self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of drafting
@@ -117,11 +124,11 @@ class LearnedBudget(SharedBudget):
         return trees
 
     def _rests(self, batch: int) -> bool:
-        """Whether to draft nothing: if the credit does not cover the time of drafting, or if steps with
-        drafts have gone on for so long that nobody knows any more what one without them costs."""
+        """Whether to draft nothing: if it is not worth its time, or if steps with drafts have gone on for so
+        long that nobody knows any more what one without them costs."""
         rows = min(sum(len(tree.tokens) for _, _, tree in self.drafted), self.curve.max_rows)
         doubtful = rows > len(self.drafted) and self.curve.error(rows, min(batch, rows)) > DOUBT
-        return doubtful or self.seconds / self.curve.seconds(1) > self.budget.credit
+        return doubtful or not self.budget.worth_drafting(batch, self.seconds / self.curve.seconds(1))
 
 
 def _root(request: Request) -> Tree:
