@@ -26,11 +26,11 @@ def states(options: dict, seeds: range) -> list[str]:
 
 def of_transformers(case):
     drafted = int((case.tokens[0, 1:] >= 0).sum())
-    torch.manual_seed(int(torch.randint(1 << 31, (), generator=case.generator)))
     target, draft = case.target_logits[:, : drafted + 1], case.draft_logits[:, :drafted]
-    if not drafted:
-        return torch.multinomial(target[:, 0].softmax(-1), 1).tolist()
-    return _speculative_sampling(case.tokens[:, : drafted + 1], draft, drafted, target)[0].tolist()
+    with case.global_generator():
+        if not drafted:
+            return torch.multinomial(target[:, 0].softmax(-1), 1).tolist()
+        return _speculative_sampling(case.tokens[:, : drafted + 1], draft, drafted, target)[0].tolist()
 
 
 def main() -> int:

@@ -67,6 +67,9 @@ WIDE: dict[str, dict[str, tuple[str, ...]]] = {  # by file and function: what pa
         "test_the_whole_step_compiles": ("inductor",),
     },
     "test_referee.py": {
+        "test_loops_are_judged": ("dropped", "again"),
+        "test_mistakes_are_found": ("bonus", "dropped", "wrong", "token-wise"),
+        "test_our_rules_pass": ("drawn-match", "chosen-token", "chosen-traversal"),
         "test_verifiers_of_one_request_pass": ("",),
     },
     "test_rows_exact.py": {

@@ -238,9 +238,7 @@ def warmup(
 @click.option("--trees", is_flag=True, help="It takes trees.")
 @click.option("--chosen", is_flag=True, help="Drafts have no laws.")
 @click.option("--one-by-one", is_flag=True, help="It takes one request at a time.")
-@click.option(
-    "--draws", type=click.IntRange(1000), default=8000, show_default=True, help="Requests of a case."
-)
+@click.option("--draws", type=click.IntRange(1), default=8000, show_default=True, help="Requests of a case.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @AS_JSON
 def check(

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -48,6 +51,17 @@ class Case:
         links = torch.tensor(self.parents, dtype=torch.int32).repeat(len(self.tokens), 1)
         return DraftTree.from_parents(self.tokens, links, proposals=proposal)
 
+    @contextmanager
+    def global_generator(self) -> Iterator[None]:
+        """Lets torch's global generator draw what `generator` would: for verifiers that take none."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.generator.get_state())
+        try:
+            yield
+        finally:
+            self.generator.set_state(torch.get_rng_state())
+            torch.set_rng_state(before)
+
     def one(self, request: int) -> Case:
         """The case of one request, B = 1."""
         b = slice(request, request + 1)
@@ -73,6 +87,8 @@ class Problem:
         target: [V, V] float64 probabilities of the next token, by the last one.
         draft: the drafter's, likewise; None: the drafts are the likeliest tokens that are not 0.
         shortest: drafts end at a depth from this one on, at random, -1 follows; None: all are whole.
+        grid: of a case to be enumerated: the probabilities by which a right verifier decides are multiples of
+            1 / grid.
     """
 
     name: str
@@ -80,6 +96,7 @@ class Problem:
     target: Tensor
     draft: Tensor | None
     shortest: int | None = None
+    grid: int = 0
 
     @cached_property
     def depths(self) -> list[int]:
@@ -107,23 +124,53 @@ class Problem:
         """Drafts drawn with `seed`, and a generator for the verifier that is independent of it."""
         random = _generator(seed, 0)
         tokens = torch.zeros(requests, len(self.parents), dtype=torch.int64)
-        places = [0] * len(self.parents)  # of the next chosen child
         ends = torch.full((requests,), len(self.parents))
         if self.shortest is not None:
             ends = torch.randint(self.shortest, self.length, (requests,), generator=random)
         for node, parent in enumerate(self.parents[1:], 1):
             above = tokens[:, parent]
             if self.draft is None:
-                likely = self.target.argsort(1, descending=True)
-                drawn = likely[above.clamp(min=0), places[parent]]
-                places[parent] += 1
+                drawn = self._chosen(node, above)
             else:
                 drawn = torch.multinomial(self.draft[above.clamp(min=0)], 1, generator=random)[:, 0]
             tokens[:, node] = torch.where(ends < self.depths[node], NEVER, drawn)
+        return self.case(tokens, seed)
+
+    def drafts(self) -> tuple[Tensor, Tensor]:
+        """[D, N] all drafts that have a probability, and [D] float64: it."""
+        drawn = self.draft is not None
+        choices = product(range(len(self.target) if drawn else 1), repeat=len(self.parents) - 1)
+        tokens = torch.tensor([[0, *choice] for choice in choices])
+        chance = torch.ones(len(tokens), dtype=torch.float64)
+        for node, parent in enumerate(self.parents[1:], 1):
+            if self.draft is None:
+                tokens[:, node] = self._chosen(node, tokens[:, parent])
+            else:
+                chance = chance * self.draft[tokens[:, parent], tokens[:, node]]
+        return tokens[chance > 0], chance[chance > 0]
+
+    def case(self, tokens: Tensor, seed: int) -> Case:
+        """The case of these drafts."""
         last = tokens.clamp(min=0)
         draft = None if self.draft is None else self.draft[last].log().float()
-        target, verifying = self.target[last].log().float(), _generator(seed, 1)
-        return Case(self.name, tokens, self.parents, target, draft, verifying, random.initial_seed())
+        target, drafting = self.target[last].log().float(), _generator(seed, 0).initial_seed()
+        return Case(self.name, tokens, self.parents, target, draft, _generator(seed, 1), drafting)
+
+    def accepted(self, tokens: Tensor, emitted: Tensor) -> Tensor:
+        """[B] emitted tokens but for the last that are drafts, one under the other."""
+        lengths = (emitted >= 0).sum(1)
+        reached = torch.zeros(tokens.shape, dtype=torch.bool)
+        reached[:, 0] = True
+        for node, parent in enumerate(self.parents[1:], 1):
+            depth = self.depths[node]
+            same = (tokens[:, node] == emitted[:, depth - 1]) & (lengths > depth)
+            reached[:, node] = reached[:, parent] & same
+        return (reached * torch.tensor(self.depths)).amax(1)
+
+    def _chosen(self, node: int, above: Tensor) -> Tensor:
+        """[B] the likeliest token that no earlier sibling of this node has."""
+        place = self.parents[:node].count(self.parents[node])
+        return self.target.argsort(1, descending=True)[above.clamp(min=0), place]
 
     def complete(self, emitted: Tensor, seed: int) -> Tensor:
         """[B] numbers of texts: [B, length] emitted tokens, where -1 is replaced by draws from the target."""
@@ -135,6 +182,23 @@ class Problem:
             last = torch.where(emitted[:, place] < 0, drawn, emitted[:, place])
             number = number * len(self.target) + last
         return number
+
+    def completed(self, emitted: Tensor, weights: Tensor) -> Tensor:
+        """[V ** length] float64: the law of texts, if `complete` were to draw without end.
+
+        Args:
+            emitted: [R, length] emitted tokens, then -1.
+            weights: [R] float64 probabilities of the rows.
+        """
+        vocab, lengths = len(self.target), (emitted >= 0).sum(1)
+        law, number = torch.zeros(1, dtype=torch.float64), torch.zeros(len(emitted), dtype=torch.int64)
+        for length in range(1, self.length + 1):
+            last = torch.arange(len(law)) % vocab
+            law = (law[:, None] * self.target[last]).flatten()
+            number = number * vocab + emitted[:, length - 1].clamp(min=0)
+            ended = lengths == length
+            law = law + torch.bincount(number[ended], weights[ended], minlength=len(law))
+        return law
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
@@ -195,3 +259,22 @@ def problems(trees: bool, chosen: bool) -> list[Problem]:
             Problem("tree, impossible tokens", TREE, zeros, None if chosen else target),
         ]
     return found
+
+
+def exact_problems(trees: bool, chosen: bool, batched: bool = True) -> list[Problem]:
+    """Cases to be enumerated; without batches a single one of few cells. Acceptance probabilities of
+    speculative sampling, of block verification and of recursive rejection are multiples of 1 / grid, and so
+    are the sums over their residuals' first tokens."""
+    if chosen:
+        law = torch.full((4, 4), 1.0 / 6.0, dtype=torch.float64)
+        target, chain, siblings, grid = law.fill_diagonal_(0.5).roll(1, 1), None, None, 12
+    else:
+        sixths = [[1, 1, 2, 2], [2, 1, 3, 0], [0, 1, 2, 3], [1, 1, 1, 3]]
+        target = torch.tensor(sixths, dtype=torch.float64) / 6.0
+        parts = [[2, 12, 18, 4], [0, 6, 6, 24], [18, 3, 3, 12], [4, 4, 12, 16]]
+        chain = torch.tensor(parts, dtype=torch.float64) / 36.0
+        siblings, grid = torch.tensor([[1, 6, 2, 3]] * 4, dtype=torch.float64) / 12.0, 6
+    if not batched:
+        return [Problem("exact draft", (-1, 0), target, chain, grid=grid)]
+    found = [Problem("exact chain", CHAIN_2, target, chain, grid=grid)]
+    return found + [Problem("exact siblings", (-1, 0, 0), target, siblings, grid=grid)] * trees

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checks import bad_type, bad_value, check_bool, check_int, check_number
-from .cases import NEVER, Case, Problem, problems
-from .loops import loop_acceptance, loop_texts
+from .cases import NEVER, Case, Problem, exact_problems, problems
+from .exact import NotFollowed, enumerated
+from .example import example_of
+from .loops import Use, loop_texts, loop_use
 from .statistics import CONFIDENCE, Finding, compare
 
 Verifier = Callable[[Case], Sequence[Sequence[int]]]
 DRAWS = 8000  # requests of a case
+LEAST_DRAWS = 1000  # for LOSSLESS
 LEAST_ACCEPTED = 0.01  # drafts of a request
 
 
@@ -27,22 +31,30 @@ class Verdict:
     state: str
     """"LOSSLESS", "BIASED" or "INCONCLUSIVE"."""
     reason: str
-    """Why, in a sentence; of a bias its smallest example."""
+    """Why, in a sentence."""
     findings: tuple[Finding, ...]
     """Every comparison that was made."""
+    enumeration: str
+    """Which cases were enumerated, or why none was."""
     accepted: float
     """Mean number of accepted drafts of a request."""
     draws: int
     """Requests of each case."""
     level: float
     """How often a right verifier is called biased, at most."""
+    example: str = ""
+    """Of a bias: a program that shows it, with the `verifier` or the `loop` defined above it."""
 
     def __str__(self) -> str:
-        lines = [f"{self.state}: {self.reason}"]
-        lines.append(
-            f"{len(self.findings)} comparisons of {self.draws} requests each, {self.accepted:.2f} drafts "
-            f"accepted on average; a right verifier is called biased in at most {self.level:g} of all runs."
-        )
+        drawn = sum(not finding.exact for finding in self.findings)
+        lines = [
+            f"{self.state}: {self.reason}.",
+            f"{self.enumeration}.",
+            f"{drawn} comparisons of {self.draws} requests each, {self.accepted:.2f} drafts accepted on "
+            f"average; a right verifier is called biased in at most {self.level:g} of all runs.",
+        ]
+        if self.example:
+            lines += ["This program shows it:", "", self.example]
         return "\n".join(lines)
 
 
@@ -72,6 +84,10 @@ def check_lossless(
     texts with draws from the target. Then whole texts must have the target's law, which is known exactly.
     The counts of first tokens, of pairs and of whole texts are compared with it by chi-square tests.
 
+    Where a verifier draws by torch's `rand`, `rand_like`, `uniform_` or `multinomial` alone, one or two more
+    cases are enumerated: all drafts, and a grid of its random numbers. What they say is no matter of chance,
+    as far as a number is compared with probabilities and used for nothing else.
+
     Args:
         verifier: `verifier(case) -> [[token, ...], ...]`.
         loop: a whole decoding loop in its place: `loop(target, drafter, prompts, new_tokens, generator) ->
@@ -81,21 +97,21 @@ def check_lossless(
         chosen: whether drafts are chosen by the drafter, and have no law (`case.draft_logits` is None).
             Otherwise they are drawn from `case.draft_logits`.
         batched: False: the verifier or loop is called for one request at a time.
-        draws: requests of each case, >= 1000. Differences of about 3 / sqrt(draws) are found.
+        draws: requests of each case. With fewer than 1000 no verdict is LOSSLESS.
         seed: of drafts and of `case.generator`. With one seed the verdict is deterministic, if the verifier
             draws from `case.generator` alone.
         level: how often a right verifier may be called biased, in all comparisons together.
 
     Returns:
-        `Verdict`. BIASED: at least one law is not the target's. INCONCLUSIVE: no law differs, but nothing was
-        drafted or accepted, so there was nothing to see. LOSSLESS: neither.
+        `Verdict`. BIASED: at least one law is not the target's. INCONCLUSIVE: no law differs, but there was
+        too little to see: too few draws, no draft, or none that was accepted. LOSSLESS: neither.
 
     Raises:
         ValueError, TypeError: wrong arguments; what the verifier returns is no list of tokens per request, or
             has other lengths than 1 to the depth of the drafts + 1.
 
     Notes:
-        LOSSLESS is no proof. The verdict has the bound on the total variation that the draws give.
+        LOSSLESS is no proof. The verdict says which total variation would have been found.
 
     Example:
         >>> import specdec_kernels as sdk
@@ -116,25 +132,38 @@ def check_lossless(
             bad_type(call, name, "must be callable", type(function).__name__)
     for name, flag in (("trees", trees), ("chosen", chosen), ("batched", batched)):
         check_bool(call, name, flag)
-    check_int(call, "draws", draws, 1000)
+    check_int(call, "draws", draws, 1)
     check_int(call, "seed", seed, 0)
     if not 0 < check_number(call, "level", level) < 1:
         bad_value(call, "level", "must be in (0, 1)", level)
+    kinds = trees and loop is None, chosen and loop is None
     findings: list[Finding] = []
-    accepted = []
-    found = problems(trees and loop is None, chosen and loop is None)
+    uses: list[Use] = []
+    found = problems(*kinds)
     for place, problem in enumerate(found):
         number = seed * len(found) + place
         if loop is not None:
             texts = loop_texts(loop, problem, draws, number, batched)
-            accepted.append(loop_acceptance(loop, problem, number))
+            uses.append(loop_use(loop, problem, number))
         else:
             assert verifier is not None
-            emitted = _emitted(verifier, problem, draws, number, batched)
+            case = problem.draw(draws, number)
+            emitted = _emitted(verifier, problem, case, batched)
             texts = problem.complete(emitted, number)
-            accepted.append(float((emitted >= 0).sum()) / draws - 1.0)
+            uses.append(_use(problem, case, emitted))
         findings += _findings(problem, texts)
-    return _verdict(tuple(findings), sum(accepted) / len(accepted), draws, level)
+    enumeration = "No case was enumerated: it is a loop"
+    if verifier is not None:
+        exact = exact_problems(*kinds, batched)
+        enumeration = _enumerate(verifier, exact, batched, findings)
+        found += exact
+    state, reason, shown = _judge(findings, uses, draws, level)
+    example = ""
+    if shown is not None:
+        problem = next(problem for problem in found if problem.name == shown.what)
+        example = example_of(shown, problem, loop is not None, batched)
+    accepted = sum(use.accepted for use in uses) / len(uses)
+    return Verdict(state, reason, tuple(findings), enumeration, accepted, draws, level, example)
 
 
 def assert_lossless(verifier: Verifier | None = None, **options: Any) -> Verdict:
@@ -163,9 +192,9 @@ def assert_lossless(verifier: Verifier | None = None, **options: Any) -> Verdict
     return verdict
 
 
-def _emitted(verifier: Verifier, problem: Problem, draws: int, seed: int, batched: bool) -> Tensor:
-    """[draws, length] the tokens of each request, then -1."""
-    case = problem.draw(draws, seed)
+def _emitted(verifier: Verifier, problem: Problem, case: Case, batched: bool) -> Tensor:
+    """[B, length] the tokens of each request, then -1."""
+    draws = len(case.tokens)
     rows: list[Sequence[int]] = []
     for part in [case] if batched else map(case.one, range(draws)):
         rows += _rows(verifier(part), len(part.tokens))
@@ -187,7 +216,7 @@ def _emitted(verifier: Verifier, problem: Problem, draws: int, seed: int, batche
 
 def _rows(returned: Any, requests: int) -> list[Sequence[int]]:
     rule = f"must return a list of {requests} lists of tokens"
-    if not isinstance(returned, Sequence) or not all(isinstance(row, Sequence) for row in returned):
+    if not isinstance(returned, Sequence) or not all(isinstance(row, (list, Sequence)) for row in returned):
         bad_type("check_lossless", "verifier", rule, type(returned).__name__)
     if len(returned) != requests:
         bad_value("check_lossless", "verifier", rule, len(returned))
@@ -203,26 +232,57 @@ def _findings(problem: Problem, texts: Tensor) -> Iterator[Finding]:
         yield compare(problem.name, vocab, counts.view(shape).sum(1), law.view(shape).sum(1))
 
 
-def _verdict(findings: tuple[Finding, ...], accepted: float, draws: int, level: float) -> Verdict:
-    worst = min(findings, key=lambda finding: finding.p_value)
-    if worst.p_value < level / len(findings):
-        state = "BIASED"
+def _use(problem: Problem, case: Case, emitted: Tensor) -> Use:
+    accepted, others = problem.accepted(case.tokens, emitted), (emitted >= 0).sum(1) - 1
+    return Use(float(accepted.double().mean()), ignored=bool((others > accepted).any()))
+
+
+def _enumerate(verifier: Verifier, exact: list[Problem], batched: bool, findings: list[Finding]) -> str:
+    """Adds the findings of cases that can be enumerated, and says which."""
+    done = []
+    for problem in exact:
+        try:
+            run = partial(_emitted, verifier, problem, batched=True)
+            done.append(enumerated(run, problem, batched))
+        except NotFollowed as reason:
+            return f"No case was enumerated: {reason}"
+    findings += done
+    listed = ", ".join(f"'{f.what}' (total variation at most {f.bound:.3f})" for f in done)
+    return f"Enumerated, all drafts and random numbers: {listed}"
+
+
+def _judge(
+    findings: list[Finding], uses: list[Use], draws: int, level: float
+) -> tuple[str, str, Finding | None]:
+    """The state, the reason, and the smallest finding of a bias."""
+    drawn = [finding for finding in findings if not finding.exact]
+    each = level / len(drawn)
+    biased = [finding for finding in findings if finding.p_value < each]
+    if biased:
+        shown = min(biased, key=lambda f: (not f.exact, f.length, f.p_value))
+        how = "by enumeration" if shown.exact else f"p = {shown.p_value:.1e}"
         reason = (
-            f"case '{worst.what}', {_first(worst.length)}: total variation {worst.distance:.3f}, "
-            f"p = {worst.p_value:.1e}. After token 0, {list(worst.text)} has probability "
-            f"{worst.expected:.4f} and was emitted with frequency {worst.seen:.4f}"
+            f"case '{shown.what}', {_first(shown.length)}: total variation {shown.distance:.3f}, {how}. "
+            f"After token 0, {list(shown.text)} has probability {shown.expected:.4f} and was emitted with "
+            f"frequency {shown.seen:.4f}"
         )
-    elif accepted < LEAST_ACCEPTED:
-        state, reason = "INCONCLUSIVE", "no draft was accepted, so what follows one was not seen"
-    else:
-        state = "LOSSLESS"
-        first = max(finding.bound for finding in findings if finding.length == 1)
-        texts = max(finding.bound for finding in findings)
-        reason = (
-            f"the total variation of no law of first tokens is over {first:.3f}, and of no law of texts over "
-            f"{texts:.3f}, each with {CONFIDENCE:.0%} confidence"
-        )
-    return Verdict(state, reason, findings, accepted, draws, level)
+        return "BIASED", reason, shown
+    if not any(use.drafted for use in uses):
+        return "INCONCLUSIVE", "nothing was drafted: the loop never called the drafter", None
+    if any(use.ignored for use in uses):
+        return "INCONCLUSIVE", "drafts were ignored: tokens before the last are no drafts", None
+    if sum(use.accepted for use in uses) / len(uses) < LEAST_ACCEPTED:
+        return "INCONCLUSIVE", "no draft was accepted, so what follows one was not seen", None
+    if draws < LEAST_DRAWS:
+        return "INCONCLUSIVE", f"{draws} draws of each case are too few: {LEAST_DRAWS} are needed", None
+    uncertain = [finding for finding in drawn if finding.freedom]
+    first = max(finding.power(each) for finding in uncertain if finding.length == 1)
+    texts = max(finding.power(each) for finding in uncertain)
+    reason = (
+        f"no law differs. A total variation of {first:.3f} in a law of first tokens, or of {texts:.3f} in a "
+        f"law of texts, would have been found with {CONFIDENCE:.0%} probability"
+    )
+    return "LOSSLESS", reason, None
 
 
 def _first(length: int) -> str:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,6 +34,21 @@ class Finding:
     seen: float
     expected: float
     """Its share of the draws, and its probability by the law."""
+    draws: int
+    """Requests; of an exact finding, drafts and cells of random numbers."""
+    freedom: int = 0
+    """Degrees of freedom of the chi-square."""
+    exact: bool = False
+    """Whether drafts and random numbers were enumerated, and not drawn. The p-value is then 0 or 1."""
+
+    def power(self, level: float) -> float:
+        """The total variation from the law that has a p-value below `level` with 99 % probability.
+
+        Cells put together count as one. At total variation t the noncentrality is at least 4 t^2 draws.
+        """
+        if self.freedom == 0:
+            return 1.0
+        return min(0.5 * math.sqrt(_noncentrality(self.freedom, level) / self.draws), 1.0)
 
 
 def compare(what: str, vocab: int, counts: Tensor, law: Tensor) -> Finding:
@@ -48,7 +65,7 @@ def compare(what: str, vocab: int, counts: Tensor, law: Tensor) -> Finding:
     expected = law * draws
     impossible = (law == 0) & (counts > 0)
     if impossible.any():
-        cell, p_value = int((counts * impossible).argmax()), 0.0
+        cell, p_value, freedom = int((counts * impossible).argmax()), 0.0, 0
     else:
         common = expected >= LEAST_EXPECTED
         observed = torch.cat([counts[common].double(), counts[~common].double().sum()[None]])
@@ -56,13 +73,19 @@ def compare(what: str, vocab: int, counts: Tensor, law: Tensor) -> Finding:
         if wanted[-1] < LEAST_EXPECTED:  # with the rarest of the others, which are many
             observed, wanted = _merged(observed), _merged(wanted)
         square = float(((observed - wanted) ** 2 / wanted).sum())
-        p_value = chi_square_tail(square, len(wanted) - 1)
+        freedom = len(wanted) - 1
+        p_value = chi_square_tail(square, freedom)
         deviations = differences / (law * (1.0 - law)).clamp(min=1.0 / draws).sqrt()
         cell = int(deviations.abs().argmax())
     length = round(math.log(len(law), vocab))
-    text = tuple(cell // vocab**place % vocab for place in reversed(range(length)))
-    bound = min(distance + slack, 1.0)
-    return Finding(what, length, p_value, distance, bound, text, float(shares[cell]), float(law[cell]))
+    text, bound = text_of(cell, vocab, length), min(distance + slack, 1.0)
+    seen, expected_share = float(shares[cell]), float(law[cell])
+    return Finding(what, length, p_value, distance, bound, text, seen, expected_share, draws, freedom)
+
+
+def text_of(number: int, vocab: int, length: int) -> tuple[int, ...]:
+    """The tokens of a text by its number."""
+    return tuple(number // vocab**place % vocab for place in reversed(range(length)))
 
 
 def _merged(cells: Tensor) -> Tensor:
@@ -80,3 +103,28 @@ def chi_square_tail(value: float, freedom: int) -> float:
         return 1.0
     half = torch.tensor([freedom / 2.0, value / 2.0], dtype=torch.float64)
     return float(torch.special.gammaincc(half[0], half[1]))
+
+
+@cache
+def _noncentrality(freedom: int, level: float) -> float:
+    """Of a chi-square that has a p-value below `level` with probability CONFIDENCE."""
+    threshold = _bisect(lambda value: chi_square_tail(value, freedom) > level)
+    return _bisect(lambda noncentrality: noncentral_tail(threshold, freedom, noncentrality) < CONFIDENCE)
+
+
+def _bisect(below: Callable[[float], bool]) -> float:
+    low, high = 0.0, 1.0
+    while below(high):
+        low, high = high, 2.0 * high
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return high
+
+
+def noncentral_tail(value: float, freedom: int, noncentrality: float) -> float:
+    """The probability of a larger noncentral chi-square: a mixture of chi-squares by a Poisson law."""
+    mean = torch.tensor(noncentrality / 2.0, dtype=torch.float64)
+    terms = torch.arange(int(mean + 12.0 * mean.sqrt()) + 20, dtype=torch.float64)
+    weights = (torch.xlogy(terms, mean) - mean - torch.lgamma(terms + 1.0)).exp()
+    return float(weights @ torch.special.gammaincc(freedom / 2.0 + terms, torch.tensor(value / 2.0).double()))
