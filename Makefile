@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
+.PHONY: demo docs test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
 .PHONY: test-fast test-referee test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
@@ -156,13 +156,17 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff
+	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff mkdocs.yml
 	$(BIN)/python -m mypy
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
+
+# The site, in build/site; a warning is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 # The library behind include/specdec.h, without Python.
 CXXFLAGS ?= -O3
@@ -258,6 +262,10 @@ $(VLLM)/ready: pyproject.toml setup.py $(wildcard csrc/*)
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
 	$(PIP) ruff==0.17.6 clang-format==23.1.5 yamllint==1.38.0 mypy==2.4.1 "click>=8.1"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/package
+	$(PIP) --editable .[docs]
 	@touch $@
 
 $(VENV)/build: $(VENV)/torch

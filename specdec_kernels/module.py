@@ -141,10 +141,11 @@ class SpeculativeVerifier(torch.nn.Module):
     ) -> Verified:
         """`verify` with the module's options; counts what it accepted.
 
+        The arguments that are not named here are as for `verify`.
+
         Args:
             slots: [B] int64, the slot of each request, given if the module has slots. A number that is no
                 slot counts among all requests only.
-            The others are as for `verify`.
 
         Returns:
             `Verified`.

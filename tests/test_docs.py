@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import linecache
+import os
 import pkgutil
 import re
+import shlex
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import sglang_stand_in
-from each import BACKENDS
+from each import BACKENDS, DEVICE, NATIVE
 
 import specdec_kernels
 
@@ -38,21 +42,120 @@ def test_public_names_are_documented(name):
     assert getattr(specdec_kernels, name).__doc__
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
-def test_code_in_pages_runs(page, monkeypatch):
-    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M):
-        if "import transformers" in block or "from transformers" in block:
-            pytest.importorskip("transformers")
-        if "import prometheus_client" in block:
-            pytest.importorskip("prometheus_client")
-        if "import sglang" in block:
-            monkeypatch.setenv("SPECDEC_SGLANG", "0")
-            sglang_stand_in.install(monkeypatch)
-        exec(compile(block, page, "exec"), {})
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```\n", re.S | re.M)
+ELSEWHERE = {  # kinds of blocks that are not run here, and where they are
+    "py": "tests/test_llama_cpp.py",  # excerpts of an example, which runs there
+    "python example": "tests/engines/vllm_run.py",  # make test-vllm
+}
+
+
+def blocks(*kinds: str) -> list:
+    found = [(page.relative_to(ROOT).as_posix(), *block) for page in PAGES for block in read_blocks(page)]
+    return [pytest.param(page, text, id=page) for page, kind, text in found if kind in kinds]
+
+
+def read_blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def test_no_block_of_code_runs_nowhere():
+    """A block without a kind is no code. Blocks of the kinds here have a test each in this file."""
+    found = [(page, kind, text) for page in PAGES for kind, text in read_blocks(page)]
+    nowhere = [(page.name, kind) for page, kind, _ in found if kind not in {"", *RUN_HERE, *ELSEWHERE}]
+    code = re.compile(r"^(import |from \w+ import|\$ |(make|pip|python3?|specdec|cc|vllm) )", re.M)
+    nowhere += [
+        (page.name, text.split("\n")[0]) for page, kind, text in found if not kind and code.search(text)
+    ]
+    assert len(found) > 50 and nowhere == []
+    for kind, place in ELSEWHERE.items():
+        pages = {page.name for page, other, _ in found if other == kind}
+        assert len(pages) == 1 and all(name in (ROOT / place).read_text(encoding="utf-8") for name in pages)
+
+
+@pytest.mark.parametrize("page, code", blocks("python"))
+def test_code_in_pages_runs(page, code, monkeypatch):
+    if "import transformers" in code or "from transformers" in code:
+        pytest.importorskip("transformers")
+    if "import prometheus_client" in code:
+        pytest.importorskip("prometheus_client")
+    if "import sglang" in code:
+        monkeypatch.setenv("SPECDEC_SGLANG", "0")
+        sglang_stand_in.install(monkeypatch)
+    if "import triton" in code and (DEVICE != "cpu" or "triton" not in BACKENDS):
+        pytest.skip("needs the emulator")
+    monkeypatch.setitem(linecache.cache, page, (len(code), None, code.splitlines(True), page))  # for Triton
+    exec(compile(code, page, "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page, code", blocks("c"))
+def test_c_code_in_pages_compiles(page, code, tmp_path):
+    source = tmp_path / "page.c"
+    given = "const void *logits, int64_t nodes, int64_t vocab, int threads"
+    source.write_text(f"#include <stdio.h>\n#include <specdec.h>\nvoid page({given}) {{\n{code}}}\n")
+    command = [
+        os.environ.get("CC", "cc"),
+        "-fsyntax-only",
+        "-Wall",
+        "-Werror",
+        f"-I{ROOT / 'include'}",
+        source,
+    ]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("page, text", blocks("sh"))
+def test_commands_in_pages_exist(page, text):
+    """Targets of make, modules, extras, and commands of `specdec` with their options."""
+    makefile, project = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pyproject.toml"))
+    for line in text.splitlines():
+        words = [word for word in shlex.split(line, comments=True) if not re.match("[A-Z_]+=", word)]
+        if words[0] == "make":
+            assert all(f"\n{target}:" in makefile for target in words[1:]), line
+        elif words[:2] == ["python", "-m"]:
+            path = words[2].replace(".", "/")
+            assert (ROOT / f"{path}.py").exists() or (ROOT / path / "__main__.py").exists(), line
+        elif words[:2] == ["pip", "install"]:
+            extras = re.findall(r"[\w-]+", words[2].split("[")[1])
+            assert re.match(r"(\.|specdec-kernels)\[", words[2]), line
+            assert all(f"\n{extra} = [" in project for extra in extras), line
+        elif words[0] == "specdec":
+            pytest.importorskip("click")
+            from specdec_kernels.cli.commands import specdec
+
+            options = [option for parameter in specdec.commands[words[1]].params for option in parameter.opts]
+            assert all(word in options for word in words if word.startswith("--")), line
+        else:  # tests/test_c.py compiles and runs this program
+            assert words[-1] == "build/verify", line
+
+
+@pytest.mark.skipif(NATIVE is None or DEVICE != "cpu", reason="shows the native core on the CPU")
+@pytest.mark.parametrize("page, text", blocks("console"))
+def test_commands_in_pages_print_what_is_shown(page, text, monkeypatch):
+    """The lines that are shown come in this order. Figures of `doctor` are the machine's and may differ."""
+    pytest.importorskip("click")
+    from click.testing import CliRunner
+
+    from specdec_kernels.cli import selfcheck
+    from specdec_kernels.cli.commands import specdec
+
+    monkeypatch.setattr(selfcheck, "ROUNDS", 1)
+    monkeypatch.chdir(ROOT)
+    command, *shown = text.splitlines()
+    name, *arguments = shlex.split(command.removeprefix("$ specdec "))
+    done = CliRunner().invoke(specdec, [name, *arguments])
+    assert done.exit_code == 0, done.output
+    figures = r"\d+(\.\d+)?(e-\d+)?" if name == "doctor" else "^$"
+    printed = iter(re.sub(figures, "#", line) for line in done.output.splitlines())
+    for line in shown:
+        assert re.sub(figures, "#", line) in printed, line  # goes on after the line before
+
+
+RUN_HERE = ("python", "c", "sh", "console")
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
