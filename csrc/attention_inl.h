@@ -497,8 +497,10 @@ void attend_slots_as(const Slots& slots, const float* queries, const SoftmaxStat
 template <DType T>
 void attend_slots_of(const Slots& slots, const float* queries, int64_t rows, const SoftmaxState& state) {
   if (rows <= 1) return attend_slots_as<T, 1>(slots, queries, state);
-  if (rows <= 4) return attend_slots_as<T, 4>(slots, queries, state);
-  if constexpr (kLanes >= 8) return attend_slots_as<T, 8>(slots, queries, state);
+  if (rows <= 2) return attend_slots_as<T, 2>(slots, queries, state);
+  if constexpr (kLanes >= 8)
+    if (rows <= 4) return attend_slots_as<T, 4>(slots, queries, state);
+  if constexpr (kLanes >= 16) return attend_slots_as<T, 8>(slots, queries, state);
 }
 
 // --- Putting together --------------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ struct AttentionKernels {
                           const Scoring& scoring, const float* queries, int64_t rows,
                           const SoftmaxState& state, Prefetch& during_keys, Prefetch& during_values);
   // The same for heads at once, a few slots at a time, which is the order of an NHD cache in memory; queries
-  // and states have kInPlaceRows rows for each head, of which at most `lanes` are taken.
+  // and states have kInPlaceRows rows for each head, of which at most `lanes` / 2 are taken: with more, a
+  // vector of values is read for too few products.
   void (*attend_slots)(const Slots& slots, const float* queries, int64_t rows, const SoftmaxState& state);
 
   // Adds the softmax of the same rows over other keys: a block of packed rows, or rows in place.

@@ -30,7 +30,7 @@ Prefix::Prefix(const Plan& plan, const Memory& memory, const Unit& unit)
       kernels_(*kernels().attention),
       rows_(plan.rows_of(unit)),
       width_(width_of(plan, unit)),
-      by_slots_(can_go_by_slots(args_, memory) && rows_ <= kernels_.lanes),
+      by_slots_(can_go_by_slots(args_, memory) && 2 * rows_ <= kernels_.lanes),
       begin_(request_.prefix) {
   for (int64_t i = 0; i < unit.nodes; ++i) {
     const int64_t first = plan.first_visible(request_, unit.first_node + i);
