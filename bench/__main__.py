@@ -36,7 +36,9 @@ def main() -> int:
     parser.add_argument("--cases", default="", help="comma-separated globs or parts of case names")
     parser.add_argument("--threads", help="comma-separated (default: the suite's)")
     parser.add_argument(
-        "--json", type=Path, help="folder for JSON and Markdown; by default those of all cases go to results/"
+        "--json",
+        type=Path,
+        help="folder for JSON and Markdown; by default those of all cases go to results/, by processor",
     )
     args = parser.parse_args()
     if args.suite == "host":
@@ -57,7 +59,6 @@ def main() -> int:
     if not any(cases for _, cases in chosen):
         parser.error(f"no case matches {args.cases!r}")
     complete = not (args.quick or args.cases)
-    folder = args.json or (RESULTS if complete else None)
     failed = False
     for suite, cases in chosen:
         if not cases:
@@ -65,8 +66,8 @@ def main() -> int:
         threads = suite.threads and map(int, args.threads.split(",")) if args.threads else suite.threads
         results = runner.run(suite, cases, tuple(threads), args.quick)
         failed |= any(name in entry["failed"] for entry in results["cases"] for name in suite.subjects)
-        if folder:
-            report.write(suite, results, folder)
+        if args.json or complete:
+            report.write(suite, results, args.json or report.folder_of(results, RESULTS))
         if suite.name == "gpu" and complete:
             from .gpu import report as gpu
 

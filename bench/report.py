@@ -17,6 +17,7 @@ import torch
 
 import specdec_kernels as sdk
 
+from . import roofs
 from .floor import CFLAGS
 from .suite import Goal, Suite
 
@@ -36,6 +37,7 @@ def header(suite: Suite, threads: Sequence[int], quick: bool) -> Data:
         "benchmark": suite.name,
         "machine": {
             "cpu": _cpu(),
+            "generation": _generation(),
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
             "system": platform.system(),
@@ -61,13 +63,33 @@ def _cpu() -> str:
     return model[1] + ", AVX-512" * (" avx512f " in text) if model else platform.processor() or "unknown"
 
 
+def _generation() -> str:
+    """Family and model of an x86 processor, which its name may leave out."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = (re.search(rf"^{field}\s*: (\d+)", text, re.M) for field in ("cpu family", "model"))
+    return ".".join(match[1] for match in found if match)
+
+
+def folder_of(results: Data, root: Path) -> Path:
+    """Where results of this processor are kept; counts are the same on each."""
+    machine = results["machine"]
+    name = " ".join([machine["cpu"], machine["generation"]]) if results["roofs"] else ""
+    return root / re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(r\)|cpu|@ [^,]*", "", name.lower())).strip("-")
+
+
 def describe(suite: Suite, results: Data) -> str:
     machine, sets = results["machine"], results["instruction_sets"]
     shown = [f"{name} {version}" for name, version in results["versions"].items() if version]
     shown += [f"{name} on {instructions}" for name, instructions in sets.items() if instructions]
     shown += [f"BLAS {results['blas']}"] * bool(results["blas"]) + ["quick"] * results["quick"]
     text = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {', '.join(shown)}"
-    return f"{text}. {results['caveat']}\n\n{suite.legend}\n"
+    return (
+        "\n\n".join(
+            filter(None, (f"{text}. {results['caveat']}", roofs.describe(results["roofs"]), suite.legend))
+        )
+        + "\n"
+    )
 
 
 def table(suite: Suite, entry: Data) -> str:

@@ -14,7 +14,7 @@ from exact import distance, emitted
 from exact_cases import CASES, EXACT, FAR, rules
 
 from bench import __main__ as command
-from bench import attention, check, commit, generate, peers, report, runner, siblings, timing, verify
+from bench import attention, check, commit, generate, peers, report, roofs, runner, siblings, timing, verify
 from bench.suite import Case, Contender, Goal, Rounds, Suite
 
 
@@ -114,6 +114,8 @@ def quiet(monkeypatch):
     monkeypatch.setattr(timing, "time", CLOCK)
     monkeypatch.setattr(timing, "_own_seconds", lambda: 0.0)
     monkeypatch.setattr(timing, "_busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(roofs, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(roofs, "SQUARE", 16)
 
 
 @pytest.fixture
@@ -185,6 +187,31 @@ def test_one_header():
     assert [header.pop("benchmark") for header in headers] == ["verify", "commit", "attention", "generate"]
     assert headers.count(headers[0]) == 4
     assert headers[0]["versions"]["torch"] == torch.__version__
+
+
+def test_roofs_are_rates_and_stand_in_the_header(results, monkeypatch):
+    assert set(results["roofs"]) == {"1"} and min(results["roofs"]["1"].values()) > 0
+    seconds = {"read": 0.5, "float32": 0.25, "bfloat16": 0.125}
+    timings = timing.Timings(seconds, {}, 1, 0, "quiet")
+    monkeypatch.setattr(roofs, "interleave", lambda runs, sets, rounds: timings)
+    monkeypatch.setattr(roofs, "READ_BYTES", 4 * 10**9)
+    monkeypatch.setattr(torch, "ones", lambda n: torch.empty(0))
+    rates = roofs.measure(1, Rounds(1))
+    assert rates == {"read": 8.0, "float32": 2 * 16**3 / 0.25e9, "bfloat16": 2 * 16**3 / 0.125e9}
+    results["roofs"] = {"1": {"read": 8.0, "float32": 90.4, "bfloat16": 41.0}}
+    said = "1 thread: reads 8.0 GB/s, float32 products 90 GFLOP/s, bfloat16 products 41 GFLOP/s."
+    assert said in report.describe(SUITE, results)
+
+
+def test_results_are_kept_by_processor(results, tmp_path):
+    results["machine"] |= {"cpu": "Intel(R) Xeon(R) CPU @ 2.60GHz, AVX-512", "generation": "6.143"}
+    kept = report.folder_of(results, tmp_path)
+    results["machine"] |= {"cpu": "AMD EPYC, AVX-512"}
+    assert {kept.name, report.folder_of(results, tmp_path).name} == {
+        "intel-xeon-avx-512-6-143",
+        "amd-epyc-avx-512-6-143",
+    }
+    assert report.folder_of(results | {"roofs": {}}, tmp_path) == tmp_path  # counts: the same on each
 
 
 def test_cpu_seconds_are_kept_round_by_round():
