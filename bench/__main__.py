@@ -2,8 +2,9 @@
 """`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables.
 
 `python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver,
-`python -m bench suffix` the time of `SuffixIndex`, and `python -m bench siblings` how many tokens of
-trees are accepted, by how siblings are drawn."""
+`python -m bench suffix` the time of `SuffixIndex`, `python -m bench siblings` how many tokens of trees are
+accepted, by how siblings are drawn, and `python -m bench acceptance` by rule and shape; `python -m bench
+pictures` draws docs/pictures from results/."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from .suite import Suite
 DEFAULT = ("verify", "commit", "attention")
 NAMES = (*DEFAULT, "generate", "gpu")  # these need the demo's model; Triton, whose driver is taken over
 RESULTS = Path(__file__).with_name("results")
+PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 
 
 def load(name: str) -> Suite:
@@ -29,7 +31,7 @@ def main() -> int:
     parser.add_argument(
         "suite",
         nargs="?",
-        choices=(*NAMES, "host", "suffix", "siblings", "all"),
+        choices=(*NAMES, "host", "suffix", "siblings", "acceptance", "pictures", "all"),
         help=f"default: {', '.join(DEFAULT)}",
     )
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, nothing compiled")
@@ -38,7 +40,7 @@ def main() -> int:
     parser.add_argument(
         "--json",
         type=Path,
-        help="folder for JSON and Markdown; by default those of all cases go to results/, by processor",
+        help="folder for JSON and Markdown, or pictures; by default all cases go to results/, by processor",
     )
     args = parser.parse_args()
     if args.suite == "host":
@@ -53,6 +55,14 @@ def main() -> int:
         from . import siblings
 
         return siblings.main(args.quick)
+    if args.suite == "acceptance":
+        from . import acceptance
+
+        return acceptance.main(args.json or RESULTS)
+    if args.suite == "pictures":
+        from . import pictures
+
+        return pictures.main(args.json or PICTURES)
 
     names = NAMES if args.suite == "all" else (args.suite,) if args.suite else DEFAULT
     chosen = [(suite, suite.select(args.cases, args.quick)) for suite in map(load, names)]

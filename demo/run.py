@@ -71,7 +71,7 @@ def run(
             "temperature 0.7, other drafters and rules, transformers' own loop, and a batch of all prompts."
         )
     if json is not None:
-        write_json(demo.results, json, demo.lm.tokenizer, demo.curve.costs(), demo.facts)
+        write_json(demo.results, json, demo.lm.tokenizer, demo.costs, demo.facts)
     if demo.differing:
         found = ", ".join(demo.differing)
         console.print(f"The text is not that of plain decoding: {found}", style="bold red")
@@ -115,6 +115,7 @@ class Demo:
                 )
         self.model = Llama(shape, lm.model.state_dict())
         self.curve = step_costs(self.model, repeats=5 if full else 2)
+        self.costs = self.curve.costs()  # before they change with the machine's load
         if max_new_tokens is None:
             answers = len(prompts) * (1 + len(self.drafters))
             self.max_new_tokens = answer_length(schedule.left(), self.curve.seconds(1), answers)
