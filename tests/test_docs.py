@@ -129,6 +129,13 @@ def test_commands_in_pages_exist(page, text):
             assert words[-1] == "build/verify", line
 
 
+def test_targets_of_make_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    named = {target for text in texts for target in re.findall(r"`make\s+([\w-]+)[^`]*`", text)}
+    assert len(named) > 20 and [target for target in named if f"\n{target}:" not in makefile] == []
+
+
 @pytest.mark.skipif(NATIVE is None or DEVICE != "cpu", reason="shows the native core on the CPU")
 @pytest.mark.parametrize("page, text", blocks("console"))
 def test_commands_in_pages_print_what_is_shown(page, text, monkeypatch):

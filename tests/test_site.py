@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from specdec_kernels import sharded, testing
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PUBLIC = [
-    f"{package.__name__}.{name}"
+    f"{package.__name__}:{name}"
     for package in (specdec_kernels, sharded, testing)
     for name in package.__all__
 ]
@@ -34,8 +36,11 @@ def test_the_navigation_has_every_page_once():
 
 
 def test_every_public_name_is_in_the_reference_once():
+    """Under a path that is no module: the builder takes a module where there is one of the same name."""
     pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
-    assert sorted(re.findall(r"^::: ([\w.]+)$", pages, re.M)) == sorted(PUBLIC)
+    found = [pkgutil.resolve_name(path) for path in re.findall(r"^::: ([\w.]+)$", pages, re.M)]
+    times = {name: sum(one is pkgutil.resolve_name(name) for one in found) for name in PUBLIC}
+    assert times == dict.fromkeys(PUBLIC, 1) and len(found) == len(PUBLIC)
 
 
 def documented(text: str) -> list[str]:
@@ -52,8 +57,7 @@ def arguments(function) -> set[str]:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstrings_name_arguments_that_exist(name):
     """The builder is told not to ask, since a line may tell of several arguments."""
-    package, _, name = name.rpartition(".")
-    public = getattr({p.__name__: p for p in (specdec_kernels, sharded, testing)}[package], name)
+    public = pkgutil.resolve_name(name)
     members = inspect.getmembers(public, inspect.isfunction) if inspect.isclass(public) else []
     for what, function in [(name, public), *members]:
         if not what.startswith("_") and (named := documented(inspect.getdoc(function) or "")):
@@ -83,3 +87,16 @@ def test_links_lead_to_headings():
             there = page.parent / target if target else page
             assert anchor in headings(there), f"{page.name}: {target}#{anchor}"
     assert seen > 50
+
+
+def test_names_of_transformers_are_those_of_its_source():
+    """Options and functions in the first column of its table, on the page for those who come from it."""
+    if not (spec := find_spec("transformers")):
+        pytest.skip("needs transformers")
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (Path(spec.origin).parent / "generation").glob("*.py")
+    )
+    table = (DOCS / "migration.md").read_text(encoding="utf-8").split("## transformers")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = {name for cell in cells for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|_spec\w+", cell)}
+    assert len(names) > 10 and {name for name in names if name not in source} == set()
