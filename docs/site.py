@@ -23,6 +23,7 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
+PICTURE = re.compile(r"(!\[[^\]]*\]\([\w/]+-)light\.svg\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.S | re.M)
 LANGUAGES = {".py": "python", ".c": "c", ".h": "c"}
 
@@ -59,13 +60,15 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links between files become links between pages; a block of code keeps nothing but its language."""
+    """Links between files become links between pages. A light picture gets its dark form beside it; the theme
+    hides one of them. A block of code keeps nothing but its language."""
     origin = getattr(page.file, "origin", f"docs/{page.file.src_uri}")
 
     def rewrite(link):
         target = page_of(normpath(join(dirname(origin), link[2])))
         return f"{link[1]}{relpath(target, dirname(page.file.src_uri) or '.')}{link[3] or ''}{link[4]}"
 
+    markdown = PICTURE.sub(r"\1light.svg#only-light)\n\1dark.svg#only-dark)", markdown)
     parts = CODE.split(markdown)
     parts[::2] = [LINK.sub(rewrite, prose) for prose in parts[::2]]
     return re.sub(r"^(```\w+) .*$", r"\1", "".join(parts), flags=re.M)
