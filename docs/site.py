@@ -75,9 +75,11 @@ def on_page_markdown(markdown, page, config, files):
 
 
 class Docstrings(Extension):
-    """Griffe knows examples by another heading. To Markdown `>= 0` at the beginning is a quotation."""
+    """Griffe knows examples by another heading, and to Markdown `>= 0` is a quotation. The path of
+    a page becomes a link."""
 
     def on_object(self, *, obj, **others):
         if obj.docstring:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
-            obj.docstring.value = re.sub(r"^( *[\w, ]+: )>", r"\1\>", text, flags=re.M)
+            text = re.sub(r"^( *[\w, ]+: )>", r"\1\>", text, flags=re.M)
+            obj.docstring.value = re.sub(r"`?docs/(\w+)\.md`?", r"[\1](../\1.md)", text)

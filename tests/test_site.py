@@ -55,13 +55,15 @@ def arguments(function) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_docstrings_name_arguments_that_exist(name):
+def test_docstrings_name_arguments_and_pages_that_exist(name):
     """The builder is told not to ask, since a line may tell of several arguments."""
     public = pkgutil.resolve_name(name)
     members = inspect.getmembers(public, inspect.isfunction) if inspect.isclass(public) else []
     for what, function in [(name, public), *members]:
-        if not what.startswith("_") and (named := documented(inspect.getdoc(function) or "")):
+        text = inspect.getdoc(function) or ""
+        if not what.startswith("_") and (named := documented(text)):
             assert set(named) <= arguments(function), f"{name}.{what}"
+        assert all((ROOT / page).exists() for page in re.findall(r"docs/\w+\.md", text)), f"{name}.{what}"
 
 
 def slug(heading: str) -> str:
