@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constant tensors that are made once."""
+"""Tensors that are made once: constants, and memory that steps fill."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,20 @@ def kept(make: Callable[..., T]) -> Callable[..., T]:
             if len(found_by) < MOST_KEPT and not capturing:
                 found_by[args] = found
         return found
+
+    return value
+
+
+def kept_by_thread(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, whose tensors are made once for every thread: the caller may write to them, in one stream."""
+
+    @kept
+    def of_thread(thread: int, *args: Any) -> T:
+        with torch.inference_mode(False):  # what is made here serves with and without that mode
+            return make(*args)
+
+    def value(*args: Any) -> T:
+        return of_thread(get_ident(), *args)
 
     return value
 

@@ -34,29 +34,10 @@ def linked(next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Links]:
     if filler is None:
         parents = topology.parents_from_links(next_token, next_sibling).int().flatten()
         return parents, (_copied(next_token), _copied(next_sibling))
-    parents, links = _three(next_token)
-    filler.enter_links(None, next_token, next_sibling, None, parents, links)
-    return parents, links
-
-
-def linked_tokens(tokens: Tensor, next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Tensor, Links]:
-    """The same with tokens [R] int64 before them: of roots -1, of other nodes [B, N - 1]."""
-    filler = backends.filler("enter_links", "auto", tokens, next_token, next_sibling)
-    if filler is None:
-        rows = torch.nn.functional.pad(tokens.long(), (1, 0), value=-1).flatten()
-        return rows, *linked(next_token, next_sibling)
-    parents, links = _three(next_token)
-    rows = torch.full(parents.shape, -1, dtype=torch.int64, device=parents.device)
-    filler.enter_links(tokens, next_token, next_sibling, rows, parents, links)
-    return rows, parents, links
-
-
-def _three(next_token: Tensor) -> tuple[Tensor, Links]:
     count, device = next_token.numel(), next_token.device
-    parents, first_child, next_sibling = (
-        torch.empty(count, dtype=torch.int32, device=device) for _ in range(3)
-    )
-    return parents, (first_child, next_sibling)
+    parents, first, after = (torch.empty(count, dtype=torch.int32, device=device) for _ in range(3))
+    filler.enter_links(None, next_token, next_sibling, None, parents, (first, after))
+    return parents, (first, after)
 
 
 def _copied(link: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -18,7 +21,8 @@ import specdec_kernels as sdk
 from specdec_kernels import DraftTree, Proposal, _compiling
 from specdec_kernels import _topology as topology
 from specdec_kernels._ops import backends
-from specdec_kernels.integrations.trees import chain_of_step, links_of_step
+from specdec_kernels.integrations import steps
+from specdec_kernels.integrations.steps import chain_of_step, changed, links_of_step, outputs_of_step
 
 COUNTS = st.lists(st.integers(0, 4), max_size=5)
 
@@ -75,12 +79,50 @@ def test_backends_fill_the_arrays_that_torch_makes(dtype, monkeypatch):
         assert bool((ours[0].tokens[owned:] == -1).all())  # of nobody, and no memory of others
 
 
-def test_trees_of_a_step_share_their_constants():
-    tokens = torch.tensor([[7, 8], [9, -1]])
-    for kind in Proposal:
-        one, other = (chain_of_step(tokens.int(), kind) for _ in range(2))
-        assert_same(one, DraftTree.chain(tokens, proposal=kind))
-        assert one._is_chain and one.parents is other.parents and one.tokens is not other.tokens
+def written_elsewhere(batch, depth, kind, device):
+    chain, drafted = KEPT_CHAIN(batch, depth, kind, device)
+    return chain, drafted.clone()
+
+
+KEPT_CHAIN, KEPT_LINKS = steps._chain, steps._linked
+FILLS_NOTHING = SimpleNamespace(enter_links=lambda *given: None)
+STALE = {
+    "nothing": {},
+    "tokens of chains": {(steps, "_chain"): written_elsewhere},
+    "tokens and links": {(backends, "filler"): lambda *given: FILLS_NOTHING},
+    "what is derived": {(steps, "_linked"): lambda *size: changed(KEPT_LINKS(*size), _refreshed=False)},
+}
+
+
+@pytest.mark.parametrize("stale", STALE)
+def test_kept_trees_have_nothing_of_the_steps_before(monkeypatch, stale):
+    """Steps of other tokens, links, batches and sizes, and the first again; all is read in every step."""
+    for place, mutant in STALE[stale].items():
+        monkeypatch.setattr(*place, mutant)
+    g = torch.Generator().manual_seed(2)
+    same = True
+    for batch, nodes in ((2, 4), (2, 4), (3, 4), (2, 6), (1, 2), (2, 4)):
+        parents = [(-1, *(int(torch.randint(v, (), generator=g)) for v in range(1, nodes)))] * batch
+        links, tokens = links_of(parents), torch.randint(99, (batch, nodes - 1), generator=g)
+        roots = torch.nn.functional.pad(tokens, (1, 0), value=-1)
+        pairs = [(links_of_step(tokens, *links.values(), nodes), DraftTree.from_links(roots, **links))]
+        for kind in Proposal:
+            pairs.append((chain_of_step(tokens.int(), kind), DraftTree.chain(tokens, proposal=kind)))
+        for kept, fresh in pairs:
+            assert kept.max_nodes == fresh.max_nodes
+            same &= kept._is_chain == fresh._is_chain
+            names = (*FIELDS, *DERIVED)
+            same &= all(torch.equal(getattr(kept, name), getattr(fresh, name)) for name in names)
+    assert same == (stale == "nothing")
+
+
+def test_threads_keep_trees_and_outputs_of_their_own():
+    tokens, cpu = torch.tensor([[7, 8]]), torch.device("cpu")
+    make = lambda: (chain_of_step(tokens).tokens, outputs_of_step(1, 3, cpu).buffer)  # noqa: E731
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(make).result()
+    for ours, again, apart in zip(make(), make(), theirs, strict=True):
+        assert ours is again and ours is not apart
 
 
 @pytest.mark.parametrize("rule", ["match", "token", "traversal"])

@@ -132,6 +132,22 @@ def test_greedy_chains_of_several_lengths(sampler):
     assert dict(serving.steps) == {"served": 1}
 
 
+def test_steps_of_many_sizes_outlive_each_other(sampler):
+    """What steps share holds nothing of a step before, and no step writes into the results of another."""
+    g, results = generator(1), []
+    for lengths in ([2, 2], [2, 2], [3, 3, 3], [1], [2, 1, 0], [2, 2]):
+        rows = torch.randint(4, (sum(lengths) + len(lengths),), generator=g)
+        drafts = [torch.randint(4, (length,), generator=g).tolist() for length in lengths]
+        metadata, best, expected = stand_ins.spec_decode_metadata(drafts), rows.tolist(), []
+        for draft in drafts:
+            mine, best = best[: len(draft) + 1], best[len(draft) + 1 :]
+            kept = next((i for i, token in enumerate(draft) if token != mine[i]), len(draft)) + 1
+            expected.append(mine[:kept] + [-1] * (max(lengths) + 1 - kept))
+        output = sampler.forward(metadata, None, torch.eye(4)[rows], GREEDY)
+        results.append((output.sampled_token_ids, expected))
+    assert all(tokens.tolist() == expected for tokens, expected in results)
+
+
 def test_no_drafts_at_all(sampler):
     metadata = stand_ins.spec_decode_metadata([[], []])
     laws = torch.empty(0, 4)  # torch.cat of no rows

@@ -15,7 +15,7 @@ from .._checks import check_shape
 from .._kept import kept
 from ..sampling import PLAIN, SamplingParams
 from ..verification import verify
-from .trees import chain_of_step
+from .steps import chain_of_step, outputs_of_step
 
 _GREEDY = SamplingParams(temperature=0.0)
 
@@ -58,17 +58,21 @@ def rejection_sample(
     batch, stride = target_logits.shape[:2]
     drafted, starts, ends = _places(batch, stride, target_logits.device)
     law, seeds, positions = _of_requests(expanded_sampling_inputs, starts, batch * stride)
-    verified = verify(
+    out = outputs_of_step(batch, stride, target_logits.device)
+    verify(
         target_logits,
         chain_of_step(draft_token_ids),
         draft_probs,
-        draft_sampling="probs" if draft_probs is not None else None,
+        draft_sampling=None if draft_probs is None else "probs",
         sampling=law,
         seeds=seeds,
         positions=positions,
+        out=out.verified,
     )
-    rejected = drafted - verified.num_accepted
-    return verified.tokens, rejected, verified.tokens.take(ends - rejected)
+    found = out.without_paths.long()
+    tokens = found.as_strided((batch, stride), (stride, 1))
+    rejected = drafted - found.as_strided((batch,), (1,), batch * stride)
+    return tokens, rejected, found.take(ends - rejected)
 
 
 @kept
@@ -105,4 +109,4 @@ def _of_requests(
     seeds, offsets = rows("random_seeds"), rows("random_offsets")
     if seeds is None or offsets is None:
         return law, None, None
-    return law, seeds.to(torch.int64), offsets.to(torch.int64)
+    return law, seeds.long(), offsets.long()

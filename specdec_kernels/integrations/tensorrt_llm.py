@@ -14,7 +14,7 @@ from .._checks import INTEGERS, check_tensor
 from .._kept import kept
 from ..sampling import SamplingParams
 from ..verification import empty_outputs, verify
-from .trees import chain_of_step, links_of_step
+from .steps import chain_of_step, links_of_step, outputs_of_step
 
 GREEDY_UP_TO = 1e-4  # temperatures that TensorRT-LLM takes for 0
 
@@ -83,7 +83,8 @@ def verify_dynamic_tree_rejection_out(
         draft_tokens = draft_tokens.masked_fill(~tree_valid.unsqueeze(1), -1)
     tree = links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)
     seeds, positions = _noise(seed, offset, num_gens, num_spec_step, target_logits_tree.device)
-    verified = verify(
+    out = outputs_of_step(num_gens, num_spec_step, target_logits_tree.device)
+    verify(
         target_logits_tree,
         tree,
         sampling=SamplingParams(
@@ -94,9 +95,12 @@ def verify_dynamic_tree_rejection_out(
         rule="match",
         seeds=seeds,
         positions=positions,
+        out=out.verified,
     )
-    zero = _zero(verified.path.device)
-    return torch.maximum(verified.path, zero), verified.num_accepted.long(), verified.tokens.clamp_min_(0)
+    found = torch.maximum(out.buffer, _zero(out.buffer.device))
+    shape, strides, grid = (num_gens, num_spec_step), (num_spec_step, 1), num_gens * num_spec_step
+    tokens, accepted = found.as_strided(shape, strides), found.as_strided((num_gens,), (1,), grid)
+    return found.as_strided(shape, strides, grid + num_gens), accepted, tokens
 
 
 @kept

@@ -13,7 +13,7 @@ from ..._ops import backends
 from ...tree import DraftTree
 from ...verification import Verified, empty_outputs
 from ..layouts import enter_path
-from ..trees import changed
+from ..steps import changed
 
 _CALL = "eagle_sample"
 

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._kept import kept
 from ...sampling import SamplingParams
 from ...seeds import seeds_from_generators
 from ...tree import DraftTree, Proposal
-from ...verification import Verified, empty_outputs, verify
-from ..trees import chain_of_step, chains_of_step
+from ...verification import verify
+from ..steps import chain_of_step, chains_of_step, outputs_of_step
 from .serving import Method, count, replace, rule_of
 
 
@@ -73,7 +72,8 @@ def _forward(original: Method) -> Method:
         laws = draft_probs if rule == "traversal" else None
         law, seeds = _of_requests(sampling_metadata, len(metadata.num_draft_tokens), rows.device)
         tree, laws, draft_rows = _drafts(metadata, laws)
-        verified = verify(
+        out = outputs_of_step(tree.batch_size, tree.max_depth + 1, rows.device).verified
+        verify(
             rows,
             tree,
             laws,
@@ -83,24 +83,13 @@ def _forward(original: Method) -> Method:
             rule=rule,
             seeds=seeds,
             positions=None if seeds is None else positions,
-            out=_outputs(tree.batch_size, tree.max_depth + 1, rows.device),
+            out=out,
         )
-        tokens = verified.tokens
+        tokens = out.tokens.clone()
         logprobs = _logprobs(self, metadata, logits, rows, tokens, sampling_metadata)
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
 
     return forward
-
-
-def _outputs(batch: int, width: int, device: torch.device) -> Verified:
-    """New tokens; the rest is written by every step and read by none."""
-    tokens = torch.empty((batch, width), dtype=torch.int32, device=device)
-    return _unread(batch, width, device)._replace(tokens=tokens)
-
-
-@kept
-def _unread(batch: int, width: int, device: torch.device) -> Verified:
-    return empty_outputs(batch, width, device, torch.int32)
 
 
 def _not_served(sampling_metadata: Any, seeded: bool, positions: Tensor | None) -> str | None:
