@@ -46,14 +46,20 @@ def _checked(cls: Class) -> Class:
     there.
     """
     named: Any = cls
-    plain, defaults = named.__new__, named._field_defaults
+    plain, defaults = named.__new__, tuple(named._field_defaults.values())
+
+    def as_it_is(value: object, default: object) -> bool:
+        """Whether nothing has to be checked."""
+        return isinstance(value, Tensor) or (type(value) is type(default) and value == default)
 
     @wraps(plain)
     def new(cls: Any, *args: object, **kwargs: object) -> Any:
-        *values, order = plain(cls, *args, **kwargs)
+        given = plain(cls, *args, **kwargs)
+        *values, order = given
+        if type(order) is str and order in ORDERS and all(map(as_it_is, values, defaults)):
+            return given
         for place, (name, value) in enumerate(zip(_RANGES, values, strict=True)):
-            default = defaults[name]
-            if not isinstance(value, Tensor) and (type(value) is not type(default) or value != default):
+            if not as_it_is(value, defaults[place]):
                 values[place] = _number("SamplingParams", name, value, *_RANGES[name])
         check_name("SamplingParams", "order", order, ORDERS)
         return plain(cls, *values, order)

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from each import BACKENDS
 from gtest import LEAST_P, MUTANT_P, choose, g_test
 from synchronisation import Counted, no_synchronisation
 
 import specdec_kernels as sdk
 from bench import engines
+from specdec_kernels._ops import backends
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 
 VOCAB, ROOT, TOP_K = 6, 2, 3
@@ -192,11 +194,11 @@ def test_tensorrt_llm_tree_law():
 
 def test_tensorrt_llm_requests_share_a_seed_and_no_noise():
     """Neither at other depths, nor in the next step, nor with another offset."""
-    keys = set()
+    keys, cpu = set(), torch.device("cpu")
+    places = tensorrt_llm._positions(4, 3, cpu).tolist()
     for seed, offset in ((1, 0), (2, 0), (1, 1)):
-        seeds, places = tensorrt_llm._noise(seed, offset, 4, 3, torch.device("cpu"))
-        for request in range(4):
-            keys |= {(int(seeds[request]), int(places[request]) + depth) for depth in range(3)}
+        for own, place in zip(tensorrt_llm._seeds(seed, offset, 4, cpu).tolist(), places, strict=True):
+            keys |= {(own, place + depth) for depth in range(3)}
     assert len(keys) == 3 * 4 * 3
 
 
@@ -258,32 +260,89 @@ def test_steps_of_many_sizes_are_those_of_fresh_trees():
         assert all(torch.equal(part, other.long()) for part, other in zip(found, expected, strict=True))
 
 
-BEYOND_VERIFY = {
-    "LMDeploy, path of 6, B = 1": (7, 6),
-    "LMDeploy, path of 6, B = 32": (7, 6),
-    "TensorRT-LLM, tree of 16, B = 1": (3, 3),
-    "TensorRT-LLM, tree of 16, B = 32": (4, 4),  # the stand-in gives drafted tokens that are strided
-}
-
-
-def test_operators_and_memory_of_a_step_beyond_verify(monkeypatch):
-    """docs/patched_engines.md has these numbers."""
+def beyond_verify(monkeypatch, module, step) -> tuple[int, int]:
+    """Operators and tensors of a step that does not synchronise, without those of `verify`."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    within, found = Counted(), {}
+    within = Counted()
 
     def counted_verify(*args, **more):
         with within:
             return sdk.verify(*args, **more)
 
-    for module in (lmdeploy, tensorrt_llm):
-        monkeypatch.setattr(module, "verify", counted_verify)
-    for step in (*engines.lmdeploy_chains(), *engines.tensorrt_llm_trees()):
+    monkeypatch.setattr(module, "verify", counted_verify)
+    step.run()
+    within.operators = within.tensors = 0
+    with no_synchronisation(), Counted() as counted:
         step.run()
-        within.operators = within.tensors = 0
-        with no_synchronisation(), Counted() as counted:
-            step.run()
-        found[step.name] = counted.operators - within.operators, counted.tensors - within.tensors
-    assert found == BEYOND_VERIFY
+    return counted.operators - within.operators, counted.tensors - within.tensors
+
+
+def test_operators_and_memory_of_lmdeploy_beyond_verify(monkeypatch):
+    """docs/patched_engines.md has these numbers."""
+    for step in engines.lmdeploy_chains():
+        assert beyond_verify(monkeypatch, lmdeploy, step) == (7, 6)
+
+
+@pytest.fixture
+def by_kernels(monkeypatch):
+    """What fills arrays in one launch, in the emulator."""
+    triton = pytest.importorskip("specdec_kernels.triton")
+    monkeypatch.setattr(backends, "filler", lambda *given: triton)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+def test_launches_of_tensorrt_llm_beyond_verify_on_triton(monkeypatch, by_kernels):
+    """docs/patched_engines.md has these numbers."""
+    import ptx_emulator
+
+    for step in engines.tensorrt_llm_trees():
+        with ptx_emulator.count() as launches:
+            assert beyond_verify(monkeypatch, tensorrt_llm, step) == (3, 3)
+        assert len(launches) == 2 * 2
+
+
+def dynamic_steps():
+    """Sizes, dtypes, strides and noise of steps of TensorRT-LLM, and the first again."""
+    g = torch.Generator().manual_seed(11)
+    seed, offset = torch.tensor([5]), torch.tensor([3])
+    for batch, nodes, width, dtype, noise in (
+        (2, 5, 4, torch.int64, (seed, offset)),
+        (3, 70, 68, torch.int32, (seed.int(), 0)),
+        (1, 1, 1, torch.int64, (2**32 - 1, 2)),
+        (0, 4, 3, torch.int32, (seed, 0)),
+        (2, 5, 4, torch.int64, (seed + 1, offset)),
+    ):
+        first, after = torch.full((2, batch, nodes), -1, dtype=dtype).unbind()
+        for node in reversed(range(1, nodes)):
+            parent = torch.randint(max(node - 3, 0), node, (batch,), generator=g)
+            after[:, node] = first[range(batch), parent]
+            first[range(batch), parent] = node
+        tokens = torch.randint(VOCAB, (batch, nodes), generator=g).to(dtype)[:, 1:]  # strided
+        heat = torch.tensor([1e-4, 1.1e-4, 0.7])[:batch]
+        logits = 4 * torch.randn(batch * nodes, VOCAB, generator=g)
+        yield tokens, logits, first, after, None, heat, None, None, batch, width, *noise
+
+
+def written(monkeypatch, given) -> list[torch.Tensor]:
+    """What a step of TensorRT-LLM returns, and what it hands to `verify`."""
+    seen = []
+
+    def seen_verify(logits, tree, *, sampling, seeds, positions, **more):
+        seen.extend(part.clone() for part in (tree.tokens, tree.parents, *tree.links, tree.depths))
+        seen.extend(part.clone() for part in (sampling.temperature, seeds, positions))
+        return sdk.verify(logits, tree, sampling=sampling, seeds=seeds, positions=positions, **more)
+
+    monkeypatch.setattr(tensorrt_llm, "verify", seen_verify)
+    return [*tensorrt_llm.verify_dynamic_tree_rejection_out(*given), *seen]
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs the emulator")
+def test_steps_of_tensorrt_llm_on_triton_are_those_of_torch(monkeypatch, request):
+    expected = [written(monkeypatch, given) for given in dynamic_steps()]
+    request.getfixturevalue("by_kernels")
+    for given, parts in zip(dynamic_steps(), expected, strict=True):
+        for ours, theirs in zip(written(monkeypatch, given), parts, strict=True):
+            assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
 
 
 def test_arrays_of_other_shapes_are_refused():
@@ -293,7 +352,10 @@ def test_arrays_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match=rule):
         lmdeploy.rejection_sample(torch.zeros(2, 3, 4), torch.zeros(2, 2).long(), inputs)
     _, step = engines.tensorrt_llm_trees()
-    for place, name in ((0, "draft_tokens"), (2, "retrieve_next_token"), (3, "retrieve_next_sibling")):
+    arguments = ("draft_tokens", "", "retrieve_next_token", "retrieve_next_sibling", "", "temperatures")
+    for place, name in enumerate((*arguments, "", "", "", "", "seed")):
+        if not name:
+            continue
         given = list(step.run.args)
         given[place] = given[place][:-1]
         with pytest.raises(ValueError, match=rf"^verify_dynamic_tree_rejection_out: {name} must have shape"):

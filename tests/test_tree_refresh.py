@@ -22,7 +22,13 @@ from specdec_kernels import DraftTree, Proposal, _compiling
 from specdec_kernels import _topology as topology
 from specdec_kernels._ops import backends
 from specdec_kernels.integrations import steps
-from specdec_kernels.integrations.steps import chain_of_step, changed, links_of_step, outputs_of_step
+from specdec_kernels.integrations.steps import (
+    chain_of_step,
+    chains_of_step,
+    changed,
+    links_of_step,
+    outputs_of_step,
+)
 
 COUNTS = st.lists(st.integers(0, 4), max_size=5)
 
@@ -84,13 +90,15 @@ def written_elsewhere(batch, depth, kind, device):
     return chain, drafted.clone()
 
 
-KEPT_CHAIN, KEPT_LINKS = steps._chain, steps._linked
-FILLS_NOTHING = SimpleNamespace(enter_links=lambda *given: None)
+KEPT_CHAIN, KEPT_CHAINS, KEPT_LINKS = steps._chain, steps._chains, steps.linked
+FILLS_NOTHING = SimpleNamespace(enter_links=lambda *given: None, enter_chains=lambda *given: None)
 STALE = {
     "nothing": {},
+    "nothing by torch": {(backends, "filler"): lambda *given: None},
     "tokens of chains": {(steps, "_chain"): written_elsewhere},
     "tokens and links": {(backends, "filler"): lambda *given: FILLS_NOTHING},
-    "what is derived": {(steps, "_linked"): lambda *size: changed(KEPT_LINKS(*size), _refreshed=False)},
+    "derived of links": {(steps, "linked"): lambda *size: changed(KEPT_LINKS(*size), _refreshed=False)},
+    "derived of chains": {(steps, "_chains"): lambda *size: changed(KEPT_CHAINS(*size), _refreshed=False)},
 }
 
 
@@ -100,20 +108,24 @@ def test_kept_trees_have_nothing_of_the_steps_before(monkeypatch, stale):
     for place, mutant in STALE[stale].items():
         monkeypatch.setattr(*place, mutant)
     g = torch.Generator().manual_seed(2)
-    same = True
-    for batch, nodes in ((2, 4), (2, 4), (3, 4), (2, 6), (1, 2), (2, 4)):
-        parents = [(-1, *(int(torch.randint(v, (), generator=g)) for v in range(1, nodes)))] * batch
+    same, star, cu_drafts = True, False, [[1, 4], [3, 4], [0, 2, 4], [4, 4], [1], [2, 4]]
+    for sums, (batch, nodes) in zip(cu_drafts, ((2, 4), (2, 4), (3, 4), (2, 6), (1, 2), (2, 4)), strict=True):
+        star = not star
+        parents = [(-1, *(0 if star else v for v in range(nodes - 1)))] * batch
         links, tokens = links_of(parents), torch.randint(99, (batch, nodes - 1), generator=g)
         roots = torch.nn.functional.pad(tokens, (1, 0), value=-1)
         pairs = [(links_of_step(tokens, *links.values(), nodes), DraftTree.from_links(roots, **links))]
+        flat, ends = torch.randint(99, (sums[-1],), generator=g), torch.tensor(sums).int()
         for kind in Proposal:
             pairs.append((chain_of_step(tokens.int(), kind), DraftTree.chain(tokens, proposal=kind)))
+            fresh = DraftTree.chain(flat, cu_drafts=ends, proposal=kind, max_nodes=6, max_depth=5)
+            pairs.append((chains_of_step(flat.int(), ends, 5, kind), fresh))
         for kept, fresh in pairs:
             assert kept.max_nodes == fresh.max_nodes
             same &= kept._is_chain == fresh._is_chain
             names = (*FIELDS, *DERIVED)
             same &= all(torch.equal(getattr(kept, name), getattr(fresh, name)) for name in names)
-    assert same == (stale == "nothing")
+    assert same == stale.startswith("nothing")
 
 
 def test_threads_keep_trees_and_outputs_of_their_own():

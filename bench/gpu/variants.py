@@ -119,8 +119,15 @@ def budgets() -> Iterator[Callable[[], object]]:
 
 
 def links() -> Iterator[Callable[[], object]]:
-    """Of `DraftTree.refresh_` and `from_links`, chains of sums, and kept paths in SGLang's arrays."""
-    from specdec_kernels.triton import enter_chains, enter_links, enter_path
+    """Of `DraftTree.refresh_` and `from_links`, chains of sums, and steps in arrays of SGLang and
+    TensorRT-LLM."""
+    from specdec_kernels.triton import (
+        begin_dynamic_trees,
+        end_dynamic_trees,
+        enter_chains,
+        enter_links,
+        enter_path,
+    )
 
     tokens, rows = torch.zeros(BATCH, NODES, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int32)
     for dtype in (torch.int64, torch.int32):
@@ -133,6 +140,12 @@ def links() -> Iterator[Callable[[], object]]:
         emitted = tokens.to(dtype)
         for clear in (False, True):
             yield lambda a=(emitted, path, rows, filled, clear): enter_path(*a)
+        heat, one = torch.zeros(BATCH), torch.zeros(1, dtype=dtype)
+        given = (tokens[:, 1:].to(dtype), *links, heat, one, one)
+        tree = (tokens.flatten(), rows, rows, rows, heat, sums.long())
+        yield lambda a=(given, tree, 1e-4): begin_dynamic_trees(*a)
+    found = sdk.Verified(path, rows[:BATCH], rows[:BATCH], path, None, rows[:BATCH])
+    yield lambda: end_dynamic_trees(found, tokens, sums.long(), tokens)
 
 
 def verify() -> Iterator[Callable[[], object]]:

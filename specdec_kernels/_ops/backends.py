@@ -18,6 +18,7 @@ from .calls import OPERATORS
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = tuple(OPERATORS)
+_PLAIN = frozenset((Tensor, type(None)))
 
 
 def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> ModuleType:
@@ -46,15 +47,14 @@ def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None
 
 
 def filler(operation: str, backend: str, *given: Tensor | None) -> ModuleType | None:
-    """The native or the Triton backend, if it verifies trees of these tensors and has `enter_chains`,
-    `enter_links` or `enter_path`, which fill arrays in one call. None where operators of torch have to:
-    inside of tracers, of other devices, of subclasses."""
+    """The native or the Triton backend, if it verifies trees of these tensors and has the operation, which
+    fills arrays in one call: `enter_chains`, `enter_links`, `enter_path` or `begin_dynamic_trees`. None where
+    operators of torch have to: inside of tracers, of other devices, of subclasses."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return None
-    tensors = [tensor for tensor in given if tensor is not None]
-    if not {Tensor}.issuperset(map(type, tensors)):
+    if not _PLAIN.issuperset(map(type, given)):
         return None
-    device_type = tensors[0].device.type
+    device_type = next(tensor for tensor in given if tensor is not None).device.type
     name = choose("verify", device_type)[0] if backend == "auto" else backend
     if name == "reference" or (name == backend and _why_not(name, operation, device_type, ())):
         return None

@@ -46,7 +46,9 @@ def rejection_sample(
 
     Notes:
         Rule `match` without `draft_probs`, otherwise `traversal`. A request's seed and offset key its random
-        numbers. So with `match` its text does not depend on drafts or on the batch. Never synchronises.
+        numbers. So with `match` its text does not depend on drafts or on the batch. Never synchronises. Trees
+        and what `verify` fills are kept for every size: the steps of a thread have to follow each other in
+        one stream.
 
     Example:
         >>> from types import SimpleNamespace

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree_arrays as arrays
-from .._kept import kept, kept_by_thread
+from .._kept import kept_by_thread
 from .._ops import backends
 from .._tree_checks import uniform_offsets
 from ..tree import DraftTree, Proposal
@@ -29,22 +29,39 @@ def chain_of_step(tokens: Tensor, proposal: Proposal = Proposal.INDEPENDENT) -> 
 
 
 def chains_of_step(tokens: Tensor, ends: Tensor, max_depth: int, proposal: Proposal) -> DraftTree:
-    """Chains of drafted tokens [S] integers that end at `ends` [B], as in `DraftTree.chain(cu_drafts=)`. Only
-    the proposals are kept, since there are many sizes."""
-    rows, parents, cu_nodes = arrays.chains(tokens, ends)
-    kinds = _kinds(rows.shape[0], int(proposal), rows.device)
-    return DraftTree._made(rows, parents, cu_nodes, kinds, max_depth + 1, max_depth)._as_chain()
+    """Chains of drafted tokens [S] integers that end at `ends` [B], as in `DraftTree.chain(cu_drafts=)`."""
+    tree = _chains(tokens.shape[0], ends.shape[0], max_depth, int(proposal), tokens.device)
+    filler = backends.filler("enter_chains", "auto", tokens, ends)
+    if filler is None:
+        places = tree.tokens, tree.parents, tree.cu_nodes
+        for place, value in zip(places, arrays.chains(tokens, ends), strict=True):
+            place.copy_(value)
+    else:
+        filler.enter_chains(tokens, ends, tree.tokens, tree.parents, tree.cu_nodes)
+    return tree
 
 
 def links_of_step(tokens: Tensor, next_token: Tensor, next_sibling: Tensor, max_depth: int) -> DraftTree:
     """Trees of chosen tokens [B, N - 1] integers, without roots; links [B, N] are those of `from_links`."""
     batch, nodes = next_token.shape
-    tree = _linked(batch, nodes, max_depth, tokens.device)
+    tree = linked(batch, nodes, max_depth, tokens.device)
     filler = backends.filler("enter_links", "auto", tokens, next_token, next_sibling)
     if filler is None:
         return tree.refresh_(tokens, next_token=next_token, next_sibling=next_sibling, check=False)
     filler.enter_links(tokens, next_token, next_sibling, tree.tokens, tree.parents, tree.links)
     return tree
+
+
+@kept_by_thread
+def linked(batch: int, nodes: int, max_depth: int, device: torch.device) -> DraftTree:
+    """One whose tokens, parents and links are to be filled. It counts as refreshed, so that it keeps nothing
+    of a topology that every step changes."""
+    tokens = torch.full((batch * nodes,), -1, dtype=torch.int64, device=device)
+    parents, *links = torch.full((3, batch * nodes), -1, dtype=torch.int32, device=device)
+    offsets = uniform_offsets(batch, nodes, device)
+    kinds = torch.full_like(parents, Proposal.POINT, dtype=torch.uint8)
+    tree = DraftTree._made(tokens, parents, offsets, kinds, nodes, max_depth, tuple(links))
+    return changed(tree, _refreshed=True)
 
 
 class Outputs(NamedTuple):
@@ -86,18 +103,14 @@ def _chain(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Dra
     return chain, chain.tokens.view(batch, depth + 1)[:, 1:]
 
 
-@kept
-def _kinds(rows: int, kind: int, device: torch.device) -> Tensor:
-    return torch.full((rows,), kind, dtype=torch.uint8, device=device)
-
-
 @kept_by_thread
-def _linked(batch: int, nodes: int, max_depth: int, device: torch.device) -> DraftTree:
-    """One whose tokens, parents and links are to be filled. It counts as refreshed, so that it keeps nothing
-    of a topology that every step changes."""
-    tokens = torch.full((batch * nodes,), -1, dtype=torch.int64, device=device)
-    parents, *links = torch.full((3, batch * nodes), -1, dtype=torch.int32, device=device)
-    offsets = uniform_offsets(batch, nodes, device)
-    kinds = torch.full_like(parents, Proposal.POINT, dtype=torch.uint8)
-    tree = DraftTree._made(tokens, parents, offsets, kinds, nodes, max_depth, tuple(links))
+def _chains(drafts: int, batch: int, max_depth: int, kind: int, device: torch.device) -> DraftTree:
+    """One whose tokens, parents and offsets are to be filled, and which keeps nothing of them."""
+    tokens = torch.full((drafts + batch,), -1, dtype=torch.int64, device=device)
+    parents, kinds = (
+        torch.full_like(tokens, -1, dtype=torch.int32),
+        torch.full_like(tokens, kind, dtype=torch.uint8),
+    )
+    offsets = torch.zeros(batch + 1, dtype=torch.int32, device=device)
+    tree = DraftTree._made(tokens, parents, offsets, kinds, max_depth + 1, max_depth)._as_chain()
     return changed(tree, _refreshed=True)

@@ -7,14 +7,18 @@ request 15098 (2026-06-08). `fill_tensorrt_llm` fills the packed arrays of the C
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .._checks import INTEGERS, check_tensor
-from .._kept import kept
+from .._checks import FLOATS, INTEGERS, check_tensor
+from .._kept import kept, kept_by_thread
+from .._ops import backends
 from ..sampling import SamplingParams
+from ..tree import DraftTree
 from ..verification import empty_outputs, verify
-from .steps import chain_of_step, links_of_step, outputs_of_step
+from .steps import Outputs, chain_of_step, linked, links_of_step, outputs_of_step
 
 GREEDY_UP_TO = 1e-4  # temperatures that TensorRT-LLM takes for 0
 
@@ -57,7 +61,8 @@ def verify_dynamic_tree_rejection_out(
 
     Notes:
         Rule `match`. Never synchronises, and can be captured in a CUDA graph if `seed` and `offset` are
-        tensors.
+        tensors. The first call compiles kernels, before a capture. Trees and what `verify` fills are kept for
+        every size: the steps of a thread have to follow each other in one stream.
 
     Example:
         >>> first, after = torch.tensor([[1, -1, -1]]), torch.tensor([[-1, 2, -1]])
@@ -68,44 +73,82 @@ def verify_dynamic_tree_rejection_out(
         >>> index.tolist(), count.tolist(), tokens.tolist()
         ([[0, 2]], [1], [[4, 2]])
     """
-    call, device, nodes = (
-        "verify_dynamic_tree_rejection_out",
-        draft_tokens.device,
-        retrieve_next_token.shape[-1],
-    )
-    for argument, value, symbols, columns in (
-        ("draft_tokens", draft_tokens, "[G, N - 1]", nodes - 1),
-        ("retrieve_next_token", retrieve_next_token, "[G, N]", nodes),
-        ("retrieve_next_sibling", retrieve_next_sibling, "[G, N]", nodes),
+    call, device = "verify_dynamic_tree_rejection_out", draft_tokens.device
+    nodes = retrieve_next_token.shape[-1]
+    for argument, value, symbols, shape, dtypes in (
+        ("draft_tokens", draft_tokens, "[G, N - 1]", (num_gens, nodes - 1), INTEGERS),
+        ("retrieve_next_token", retrieve_next_token, "[G, N]", (num_gens, nodes), INTEGERS),
+        ("retrieve_next_sibling", retrieve_next_sibling, "[G, N]", (num_gens, nodes), INTEGERS),
+        ("temperatures", temperatures, "[G]", (num_gens,), FLOATS),
     ):
-        check_tensor(call, argument, value, symbols, (num_gens, columns), INTEGERS, device)
+        check_tensor(call, argument, value, symbols, shape, dtypes, device)
+    for argument, number in (("seed", seed), ("offset", offset)):
+        if isinstance(number, Tensor):
+            check_tensor(call, argument, number, "[1]", (1,), INTEGERS, device)
     if tree_valid is not None:
         draft_tokens = draft_tokens.masked_fill(~tree_valid.unsqueeze(1), -1)
-    tree = links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)
-    seeds, positions = _noise(seed, offset, num_gens, num_spec_step, target_logits_tree.device)
-    out = outputs_of_step(num_gens, num_spec_step, target_logits_tree.device)
+    step = _step(num_gens, nodes, num_spec_step, device)
+    given = draft_tokens, retrieve_next_token, retrieve_next_sibling, temperatures
+    kernels = backends.filler("begin_dynamic_trees", "auto", *given)
+    if kernels is None:
+        links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)
+        step.temperatures.copy_(torch.threshold(temperatures, GREEDY_UP_TO, 0.0))
+        step.seeds.copy_(_seeds(seed, offset, num_gens, device))
+    else:
+        noise = _number(seed, device), _number(offset, device)
+        kernels.begin_dynamic_trees((*given, *noise), step.begun, GREEDY_UP_TO)
     verify(
         target_logits_tree,
-        tree,
+        step.tree,
         sampling=SamplingParams(
-            temperature=torch.threshold(temperatures, GREEDY_UP_TO, 0.0),
-            top_k=0 if top_k is None else top_k,
-            top_p=1.0 if top_p is None else top_p,
+            step.temperatures, 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
         ),
         rule="match",
-        seeds=seeds,
-        positions=positions,
-        out=out.verified,
+        seeds=step.seeds,
+        positions=step.positions,
+        out=step.out.verified,
     )
-    found = torch.maximum(out.buffer, _zero(out.buffer.device))
-    shape, strides, grid = (num_gens, num_spec_step), (num_spec_step, 1), num_gens * num_spec_step
-    tokens, accepted = found.as_strided(shape, strides), found.as_strided((num_gens,), (1,), grid)
-    return found.as_strided(shape, strides, grid + num_gens), accepted, tokens
+    size = num_gens, num_spec_step
+    if kernels is None:
+        found, grid = torch.maximum(step.out.buffer, _zero(device)), num_gens * num_spec_step
+        tokens, accepted, path = found.split_with_sizes((grid, num_gens, grid))
+        return path.view(size), accepted, tokens.view(size)
+    path, tokens = (torch.empty(size, dtype=torch.int64, device=device) for _ in range(2))
+    accepted = torch.empty(num_gens, dtype=torch.int64, device=device)
+    kernels.end_dynamic_trees(step.out.verified, path, accepted, tokens)
+    return path, accepted, tokens
+
+
+class _Step(NamedTuple):
+    """What steps of one size share."""
+
+    tree: DraftTree
+    temperatures: Tensor
+    seeds: Tensor
+    positions: Tensor
+    out: Outputs
+    begun: tuple[Tensor, ...]
+    """What is written before `verify`: tokens, parents and links, temperatures and seeds."""
+
+
+@kept_by_thread
+def _step(batch: int, nodes: int, width: int, device: torch.device) -> _Step:
+    tree, positions = linked(batch, nodes, width - 1, device), _positions(batch, width, device)
+    temperatures, seeds = torch.zeros(batch, device=device), torch.zeros_like(positions)
+    begun = tree.tokens, tree.parents, *(tree.links or ()), temperatures, seeds
+    return _Step(tree, temperatures, seeds, positions, outputs_of_step(batch, width, device), begun)
+
+
+def _number(number: int | Tensor, device: torch.device) -> Tensor:
+    """[1]."""
+    if isinstance(number, Tensor):
+        return number
+    return torch.full((1,), number, dtype=torch.int64, device=device) if number else _zero(device)
 
 
 @kept
 def _zero(device: torch.device) -> Tensor:
-    """[1] int64, which makes other integers int64 too."""
+    """[1] int64."""
     return torch.zeros(1, dtype=torch.int64, device=device)
 
 
@@ -146,7 +189,8 @@ def rejection_sampling_one_model(
     batch, width = target_probs.shape[:2]
     seeds = positions = None
     if seed is not None:
-        seeds, positions = _noise(seed, 0 if offset is None else offset, batch, width, target_probs.device)
+        seeds = _seeds(seed, 0 if offset is None else offset, batch, target_probs.device)
+        positions = _positions(batch, width, target_probs.device)
     verified = verify(
         target_probs.log(),
         chain_of_step(draft_token_ids),
@@ -159,21 +203,19 @@ def rejection_sampling_one_model(
     return verified.tokens, verified.num_tokens
 
 
-def _noise(
-    seed: int | Tensor, offset: int | Tensor, batch: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Seeds and positions [B] of requests that share one seed, a number below 2^32.
-
-    A request has `width` positions for itself, so that no two requests have random numbers in common.
-    """
-    seeds, positions = _first_noise(batch, width, device)
+def _seeds(seed: int | Tensor, offset: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    """[B] int64, of requests that share one seed, a number below 2^32."""
     if isinstance(offset, Tensor) or offset:
         seed = seed + offset * 2**32
-    return seeds + seed, positions
+    return _zeros(batch, device) + seed
 
 
 @kept
-def _first_noise(batch: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Those of seed and offset 0."""
-    places = torch.arange(batch, device=device)
-    return torch.zeros_like(places), places * width
+def _zeros(batch: int, device: torch.device) -> Tensor:
+    return torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+@kept
+def _positions(batch: int, width: int, device: torch.device) -> Tensor:
+    """[B] int64. A request has `width` for itself, so that no two requests have random numbers in common."""
+    return torch.arange(batch, device=device) * width

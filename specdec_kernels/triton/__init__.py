@@ -16,6 +16,7 @@ from .children import sample_children  # noqa: F401
 from .commit import commit_kv  # noqa: F401
 from .counts import count_tokens  # noqa: F401
 from .dispatch import INTERPRETED
+from .dynamic_trees import begin_dynamic_trees, end_dynamic_trees  # noqa: F401
 from .edits import edit_logits  # noqa: F401
 from .layouts import enter_path  # noqa: F401
 from .links import enter_links  # noqa: F401

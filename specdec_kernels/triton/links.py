@@ -42,27 +42,29 @@ def enter_links(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["nodes", "columns"])
-def _links_kernel(
-    tokens_ptr,  # [B, columns] or None
-    next_token_ptr,  # [B, nodes]
-    next_sibling_ptr,  # [B, nodes]
-    out_tokens_ptr,  # [R], or None without tokens
-    out_parents_ptr,  # [R]
-    out_first_child_ptr,  # [R]
-    out_next_sibling_ptr,  # [R]
+@triton.jit
+def enter_tree(
+    b,
+    tokens_ptr,
+    tokens_stride,
+    next_token_ptr,
+    next_sibling_ptr,
+    out_tokens_ptr,
+    out_parents_ptr,
+    out_first_child_ptr,
+    out_next_sibling_ptr,
     nodes,
     columns,
     NODES: tl.constexpr,
 ):
-    b = tl.program_id(0).to(tl.int64)
+    """The tree of request b (int64), whose tokens begin at `b * tokens_stride`."""
     row = b * nodes
     for begin in range(0, nodes, NODES):
         node = begin + tl.arange(0, NODES)
         inside = node < nodes
         if tokens_ptr is not None:
             column = node - (nodes - columns)
-            token = tl.load(tokens_ptr + b * columns + column, mask=inside & (column >= 0), other=-1)
+            token = tl.load(tokens_ptr + b * tokens_stride + column, mask=inside & (column >= 0), other=-1)
             tl.store(out_tokens_ptr + row + node, token.to(tl.int64), mask=inside & (column >= 0))
         first = tl.load(next_token_ptr + row + node, mask=inside, other=-1)
         after = tl.load(next_sibling_ptr + row + node, mask=inside, other=-1)
@@ -81,3 +83,24 @@ def _links_kernel(
             child = tl.load(out_next_sibling_ptr + row + child, mask=listed, other=-1)
             listed = (child > 0) & (child < nodes)
             steps -= 1
+
+
+@triton.jit(do_not_specialize=["nodes", "columns"])
+def _links_kernel(
+    tokens_ptr,  # [B, columns] or None
+    next_token_ptr,  # [B, nodes]
+    next_sibling_ptr,  # [B, nodes]
+    out_tokens_ptr,  # [R], or None without tokens
+    out_parents_ptr,  # [R]
+    out_first_child_ptr,  # [R]
+    out_next_sibling_ptr,  # [R]
+    nodes,
+    columns,
+    NODES: tl.constexpr,
+):
+    enter_tree(
+        tl.program_id(0).to(tl.int64),
+        tokens_ptr, columns, next_token_ptr, next_sibling_ptr,
+        out_tokens_ptr, out_parents_ptr, out_first_child_ptr, out_next_sibling_ptr,
+        nodes, columns, NODES,
+    )  # fmt: skip

@@ -79,7 +79,7 @@ def _forward(original: Method) -> Method:
             laws,
             draft_rows=draft_rows,
             sampling=law,
-            draft_sampling="probs",
+            draft_sampling=None if laws is None else "probs",
             rule=rule,
             seeds=seeds,
             positions=None if seeds is None else positions,
