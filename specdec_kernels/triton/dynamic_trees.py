@@ -18,12 +18,12 @@ from .links import enter_tree
 
 @cache
 def _begin(device: Any, greedy_up_to: float, *dtypes: torch.dtype) -> Launch:
-    return Launch(_begin_kernel, device, dict(GREEDY_UP_TO=greedy_up_to, NODES=64), num_warps=1)
+    return Launch(_dynamic_begin_kernel, device, dict(GREEDY_UP_TO=greedy_up_to, NODES=64), num_warps=1)
 
 
 @cache
 def _end(device: Any) -> Launch:
-    return Launch(_end_kernel, device, dict(BLOCK=64), num_warps=1)
+    return Launch(_dynamic_end_kernel, device, dict(BLOCK=64), num_warps=1)
 
 
 def begin_dynamic_trees(given: tuple[Tensor, ...], out: tuple[Tensor, ...], greedy_up_to: float) -> None:
@@ -49,7 +49,7 @@ def end_dynamic_trees(found: Any, path: Tensor, accepted: Tensor, tokens: Tensor
 
 
 @triton.jit(do_not_specialize=["nodes"])
-def _begin_kernel(
+def _dynamic_begin_kernel(
     tokens_ptr,  # [B, nodes - 1]
     tokens_stride,
     next_token_ptr,  # [B, nodes]
@@ -81,7 +81,7 @@ def _begin_kernel(
 
 
 @triton.jit(do_not_specialize=["width"])
-def _end_kernel(
+def _dynamic_end_kernel(
     path_ptr,  # [B, width]
     accepted_ptr,  # [B]
     tokens_ptr,  # [B, width]
