@@ -15,6 +15,7 @@ from synchronisation import Counted, no_synchronisation
 
 import specdec_kernels as sdk
 from bench import engines
+from specdec_kernels import _kept
 from specdec_kernels._ops import backends
 from specdec_kernels.integrations import lmdeploy, tensorrt_llm
 
@@ -219,8 +220,13 @@ def test_nothing_synchronises():
         tree_step(drafts, logits.flatten(0, 1), valid, 1.0, seed, seed)
 
 
-def test_steps_of_many_sizes_are_those_of_fresh_trees():
-    """Other batches and depths, then the first again. Results of a step outlive the steps after it."""
+@pytest.mark.parametrize("most", [_kept.MOST_KEPT, 0])
+def test_steps_of_many_sizes_are_those_of_fresh_trees(monkeypatch, most):
+    """Other batches and depths, then the first again. Results of a step outlive the steps after it. With 0 no
+    sizes are kept that were not before."""
+    monkeypatch.setattr(_kept, "MOST_KEPT", most)
+    if most == 0:  # as in a thread that has kept nothing
+        monkeypatch.setattr(_kept, "get_ident", lambda: -1)
     g, results = torch.Generator().manual_seed(9), []
     for batch, nodes in ((3, 4), (3, 4), (1, 4), (3, 2), (2, 5), (3, 4)):
         logits, last = 3 * torch.randn(batch, nodes, VOCAB, generator=g), torch.arange(batch)

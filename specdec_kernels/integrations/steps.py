@@ -107,10 +107,8 @@ def _chain(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Dra
 def _chains(drafts: int, batch: int, max_depth: int, kind: int, device: torch.device) -> DraftTree:
     """One whose tokens, parents and offsets are to be filled, and which keeps nothing of them."""
     tokens = torch.full((drafts + batch,), -1, dtype=torch.int64, device=device)
-    parents, kinds = (
-        torch.full_like(tokens, -1, dtype=torch.int32),
-        torch.full_like(tokens, kind, dtype=torch.uint8),
-    )
+    parents = torch.full_like(tokens, -1, dtype=torch.int32)
+    kinds = torch.full_like(tokens, kind, dtype=torch.uint8)
     offsets = torch.zeros(batch + 1, dtype=torch.int32, device=device)
     tree = DraftTree._made(tokens, parents, offsets, kinds, max_depth + 1, max_depth)._as_chain()
     return changed(tree, _refreshed=True)

@@ -91,15 +91,15 @@ def verify_dynamic_tree_rejection_out(
     given = draft_tokens, retrieve_next_token, retrieve_next_sibling, temperatures
     kernels = backends.filler("begin_dynamic_trees", "auto", *given)
     if kernels is None:
-        links_of_step(draft_tokens, retrieve_next_token, retrieve_next_sibling, num_spec_step - 1)
+        tree = links_of_step(*given[:3], num_spec_step - 1)
         step.temperatures.copy_(torch.threshold(temperatures, GREEDY_UP_TO, 0.0))
         step.seeds.copy_(_seeds(seed, offset, num_gens, device))
     else:
-        noise = _number(seed, device), _number(offset, device)
+        tree, noise = step.tree, (_number(seed, device), _number(offset, device))
         kernels.begin_dynamic_trees((*given, *noise), step.begun, GREEDY_UP_TO)
     verify(
         target_logits_tree,
-        step.tree,
+        tree,
         sampling=SamplingParams(
             step.temperatures, 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
         ),
