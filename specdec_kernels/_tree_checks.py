@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._checks import (
     INTEGERS,
+    bad_type,
     bad_value,
     check_bool,
     check_device,
@@ -122,6 +123,8 @@ def depth_bound(operation: str, max_depth: int | None, nodes: int, least: int = 
 
 def check_kind(operation: str, argument: str, proposal: int) -> int:
     """The value of one `Proposal`."""
+    if isinstance(proposal, str):
+        bad_type(operation, argument, "must be a Proposal, such as Proposal.POINT", repr(proposal))
     if not 0 <= check_int(operation, argument, proposal) <= MOST_KIND:
         bad_value(operation, argument, KINDS, proposal)
     return int(proposal)

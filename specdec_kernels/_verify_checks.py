@@ -78,7 +78,7 @@ def _check_target_shape(target_logits: Tensor, rows: int, batch: int, bonus: boo
         early = bonus and shape[0] * shape[1] == fewer != rows
         if shape[0] != batch or (not early and batch * shape[1] != rows):
             rule = f"must have shape [B, N, V] with B = {batch} and B * N = R = {rows}"
-            rule += f" or B * N = R - B = {fewer}" if bonus else ""
+            rule += f" or B * N = R - B = {fewer}" if bonus else ", rows of the root and of each draft"
             bad_value("verify", "target_logits", rule, list(shape))
     else:
         bad_value("verify", "target_logits", "must have shape [R, V] or [B, N, V]", list(shape))

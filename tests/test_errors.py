@@ -60,7 +60,8 @@ VALUES = {
     ),
     "target batch": (
         dict(target_logits=torch.zeros(B, K, V)),
-        "target_logits must have shape [B, N, V] with B = 2 and B * N = R = 8, got [2, 3, 5]",
+        "target_logits must have shape [B, N, V] with B = 2 and B * N = R = 8, rows of the root and of each "
+        "draft, got [2, 3, 5]",
     ),
     "target of rows": (
         dict(target_logits=torch.zeros(B, K + 1, V), target_rows=long(R).int()),

@@ -372,4 +372,14 @@ def test_the_command_judges(monkeypatch, tmp_path):
     for name, code, state in (("block", 0, "LOSSLESS"), ("wrong", 1, "BIASED")):
         done = CliRunner().invoke(specdec, ["check", f"plain_verifier:{name}", "--draws", "4000", "--json"])
         assert done.exit_code == code and json.loads(done.output)["state"] == state
-    assert CliRunner().invoke(specdec, ["check", "plain_verifier:nothing"]).exit_code == 2
+    monkeypatch.setattr(plain_verifier, "failing", lambda case: [][1], raising=False)
+    monkeypatch.setattr(plain_verifier, "natural", lambda target, draft: [], raising=False)
+    for name, words in {
+        "plain_verifier:nothing": "no attribute 'nothing'",
+        "plain_verifier": "must be MODULE:CALLABLE",
+        "plain_verifier:failing": "IndexError",  # with where it happened
+        "plain_verifier:natural": "missing 1 required positional argument",
+    }.items():
+        done = CliRunner().invoke(specdec, ["check", name])
+        assert done.exit_code == 2 and words in done.output, name
+    assert "target_logits" in CliRunner().invoke(specdec, ["check", "--help"]).output

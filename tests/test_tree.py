@@ -423,3 +423,10 @@ def test_trees_are_built_inside_compiled_functions():
     assert_same(tree, DraftTree.from_parents(tokens, parents))
     assert torch.equal(depths, chain.depths) and torch.equal(bits, tree.ancestor_bits)
     assert torch.equal(siblings, tree.next_sibling)
+
+
+def test_a_proposal_by_name_is_refused():
+    with pytest.raises(
+        TypeError, match="chain: proposal must be a Proposal, such as Proposal.POINT, got 'sampled'"
+    ):
+        DraftTree.chain(torch.tensor([[1, 2]]), proposal="sampled")

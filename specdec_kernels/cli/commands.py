@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -246,15 +247,25 @@ def check(
 ) -> None:
     """Say whether a verifier is lossless: the referee, specdec_kernels.testing.check_lossless.
 
+    The callable gets a Case: tokens [B, N] int64 with the root in column 0 and -1 where nothing was drafted,
+    target_logits and draft_logits [B, N, V], and a generator for its random numbers. It returns a list of the
+    tokens that each request emits. With --loop it gets target, drafter, prompts, new_tokens and
+    generator. docs/referee.md has verifiers to copy, and help(specdec_kernels.testing.Case) says the rest.
+
     The module is looked for in the current directory, too. Exit codes: 0 = LOSSLESS, 1 = BIASED, 2 = wrong
-    use, 3 = INCONCLUSIVE.
+    use, or the callable failed, 3 = INCONCLUSIVE.
     """
     from ..testing import check_lossless
 
     module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise click.UsageError(f"{name!r} must be MODULE:CALLABLE, such as mine:verify of mine.py")
     sys.path.insert(0, os.getcwd())
     try:
         checked = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"{name}: {error}") from error
+    try:
         verdict = check_lossless(
             None if loop else checked,
             loop=checked if loop else None,
@@ -264,7 +275,9 @@ def check(
             draws=draws,
             seed=seed,
         )
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # of whatever was given; its exit code is not that of a verdict
+        if not str(error).startswith("check_lossless:"):
+            traceback.print_exc()
         raise click.UsageError(f"{name}: {error}") from error
     click.echo(json.dumps(asdict(verdict), indent=1) if as_json else str(verdict))
     sys.exit({"LOSSLESS": 0, "BIASED": 1, "INCONCLUSIVE": 3}[verdict.state])
