@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo docs test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-referee test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-referee test-referee-others test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -25,6 +25,16 @@ test-wide: $(VENV)/package
 # The referee: 1,000 verdicts of right verifiers, and each known mistake with 100 seeds. Its result stands in docs/referee.md.
 test-referee: $(VENV)/package
 	PYTHONPATH=$(CURDIR):tests OMP_NUM_THREADS=1 $(BIN)/python tests/referee_runs.py
+
+# Verifiers of other packages before the referee, beside the packages in .venv. The result stands in docs/referee.md.
+OTHERS := $(VENV)-referee
+test-referee-others: $(VENV)/package
+	rm -rf $(OTHERS) && python3 -m venv $(OTHERS)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(OTHERS)/rest
+	cp $(OTHERS)/rest `$(OTHERS)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
+	$(OTHERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		flashspec==0.3.1 economize==0.3.2 rotalabs-accel==1.1.1
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(OTHERS)/bin/python tests/referee_others.py $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.
 test-fast: $(VENV)/package

@@ -369,8 +369,13 @@ def test_the_command_judges(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plain_verifier, "wrong", partial(block, trap="token-wise residual"), raising=False)
-    for name, code, state in (("block", 0, "LOSSLESS"), ("wrong", 1, "BIASED")):
-        done = CliRunner().invoke(specdec, ["check", f"plain_verifier:{name}", "--draws", "4000", "--json"])
+    for name, draws, code, state in (
+        ("block", 1000, 0, "LOSSLESS"),
+        ("block", 10, 3, "INCONCLUSIVE"),
+        ("wrong", 1000, 1, "BIASED"),
+    ):
+        command = ["check", f"plain_verifier:{name}", "--draws", str(draws), "--json"]
+        done = CliRunner().invoke(specdec, command)
         assert done.exit_code == code and json.loads(done.output)["state"] == state
     monkeypatch.setattr(plain_verifier, "failing", lambda case: [][1], raising=False)
     monkeypatch.setattr(plain_verifier, "natural", lambda target, draft: [], raising=False)
