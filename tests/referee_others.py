@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make test-referee-others`: the referee on verifiers of other packages that are installed. Prints a table.
+"""`make test-referee-others`: the referee on verifiers of other packages that are installed. Prints a table,
+and runs the example of docs/referee.md.
 
 Each adapter also runs with a right verifier in place of the package's function, where that is not lossless.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -244,6 +248,10 @@ def main(names: list[str]) -> None:
             biased.append((name, verdict))
     for name, verdict in biased:
         print(f"\n{name}:\n{verdict}")
+    if find_spec("rotalabs_accel"):
+        page = (Path(__file__).parent.parent / "docs" / "referee.md").read_text(encoding="utf-8")
+        print("\nThe example of the page:")
+        exec(re.findall(r"^```python others\n(.*?)^```", page, re.S | re.M)[0], {})
 
 
 if __name__ == "__main__":

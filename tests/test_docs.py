@@ -47,6 +47,7 @@ BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```\n", re.S | re.M)
 ELSEWHERE = {  # kinds of blocks that are not run here, and where they are
     "py": "tests/test_llama_cpp.py",  # excerpts of an example, which runs there
     "python example": "tests/engines/vllm_run.py",  # make test-vllm
+    "python others": "tests/referee_others.py",  # make test-referee-others
 }
 
 
