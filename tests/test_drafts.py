@@ -392,7 +392,7 @@ def simulate(
         drafting.read(prompt * batch, float(cost(prompt * batch)))
     text, lengths, written, steps = torch.ones(batch, 4).long(), torch.full((batch,), 4), 0, 0
     while written < tokens * batch:
-        tree = drafting.draft(text, lengths, [99] * batch).tree
+        tree = drafting.draft(text, lengths, [tokens - 1] * batch).tree
         time = float(cost(tree.tokens.numel())) * (first if not steps else 1.0)
         clock.now += time * (1.0 + noise * choices.random())
         sizes = tree.cu_nodes.diff().tolist()

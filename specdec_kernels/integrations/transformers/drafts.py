@@ -20,15 +20,18 @@ from torch import Tensor
 
 from ..._checks import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, name_of
 from ...drafting.budget import Budget, Calibration
+from ...drafting.costs import CostCurve
 from ...drafting.grow import GrownTree
 from ...tree import DraftTree, Proposal
 
 PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says nothing about
 PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows again add to it
 MOST_PER_ROW = 0.5  # the same of a prompt, at most
-WINDOW = 5  # measurements of a size that are remembered
-PLAIN_STEPS = 2  # measured before the first trial, where no prompt was: the first forward is often slow
-CREDIT = 0.5  # plain steps that may be lost to begin with
+MOST_ROWS = 1024  # whose cost is told apart
+SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of measuring
+DOUBT = 0.15  # about the cost of a step without drafts, from which on one is made
+MOMENT = 1e-9  # seconds: the shortest time that is measured
+WINDOW = 5  # times of drafting that are remembered
 
 
 class Drafts(NamedTuple):
@@ -144,21 +147,30 @@ class Drafting:
         self.chains = False
         self.told: bool = accepts(drafter, "max_draft")
         self.budget = budget if isinstance(budget, Budget) else None
-        self.costs = StepCosts() if budget is True else None
+        self.curve = CostCurve({1: 1.0}, MOST_ROWS) if budget is True else None
         # Until the first drafts are seen nobody knows whether they bring laws, which "auto" would look at.
-        self.unsure = self.costs is not None and seeded and rule == "auto"
-        if self.costs is not None and seeded and rule not in ("auto", "match"):
-            self.costs = None
+        self.unsure = self.curve is not None and seeded and rule == "auto"
+        if self.curve is not None and seeded and rule not in ("auto", "match"):
+            self.curve = None
         self.chosen_only: bool = False
         self.width: int = 0  # nodes of a level of the last drafts that were drawn from a law
         self.seconds: float = 0.0
         self._since = 0.0
+        self._steps = 0  # measured so far
+        self._prompt: tuple[int, float] | None = None  # rows and seconds of the forward that read the prompts
+        self._levels: deque[float] = deque(maxlen=WINDOW)  # seconds of a level of the drafter, or of a call
+        self._calls = 0
         self.reset(0)
 
     def reset(self, batch_size: int, **given: Any) -> None:
         """Before the first step of a batch. `given`: sampling, seeds and rule, for a drafter that asks."""
         self._calibrations = [(Calibration(), Calibration()) for _ in range(batch_size)]
         self.nodes: list[Nodes] = []
+        if self.curve is not None:
+            if not self._steps:
+                known = {1: 1.0, MOST_ROWS: 1.0 + PER_ROW * (MOST_ROWS - 1) / max(batch_size, 1)}
+                self.curve = CostCurve(known, MOST_ROWS)
+            self.budget = None  # made when the lengths of the texts are known
         self._roots: Drafts | None = None
         if batch_size and hasattr(self.drafter, "reset"):
             taken = {name: value for name, value in given.items() if accepts(self.drafter.reset, name)}
@@ -166,8 +178,7 @@ class Drafting:
 
     def read(self, rows: int, seconds: float) -> None:
         """Record how long the target took to read the prompts, `rows` tokens in all."""
-        if self.costs is not None:
-            self.costs.prompt = (rows, seconds)
+        self._prompt = rows, seconds
 
     def draft(self, text: Tensor, lengths: Tensor, limits: Sequence[int]) -> Drafts:
         """Drafts for the texts [B, L] of these lengths [B]; request b has no use for any deeper than
@@ -193,8 +204,10 @@ class Drafting:
         drafts = self._built(nodes, laws, text.device)
         self._since = self.clock()
         self.seconds = self._since - start
-        if called and self.costs is not None:
-            self.costs.drafted(self.seconds, max(depths) if self.told else 1)
+        if called:
+            self._calls += 1
+            if self._calls > 1:  # the first one may read a whole prompt
+                self._levels.append(self.seconds / (max(depths) if self.told else 1))
         return drafts
 
     def after(self, path: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
@@ -202,13 +215,10 @@ class Drafting:
         written."""
         batch, rows = len(self.nodes), sum(len(nodes.tokens) for nodes in self.nodes)
         extra = 0.0
-        if self.costs is not None:
-            spent = self.costs.stepped(batch, rows, self.clock() - self._since)
-            if self.budget is None:
-                return
-            extra = self.costs.charge(batch, self.seconds)
-            if rows > batch:
-                extra += spent - float(self.budget.cost(rows))
+        if self.curve is not None:
+            excess = self._measure(self.curve, batch, rows, self.clock() - self._since)
+            drafting = self.seconds / self.curve.seconds(1)
+            extra = (min(drafting, 1.0) if self._calls == 1 else drafting) + (excess if rows > batch else 0.0)
         if self.budget is None:
             return
         self.budget = self.budget.after(rows, list(tokens), extra)
@@ -227,36 +237,57 @@ class Drafting:
         if hasattr(self.drafter, "keep"):
             self.drafter.keep(list(places))
 
+    def _measure(self, curve: CostCurve, batch: int, rows: int, seconds: float) -> float:
+        """Learn from a step; returns what it cost beyond the expected, in steps over one row."""
+        self._steps += 1
+        if self._prompt is None and self._steps == 1:
+            return 0.0  # the first forward of all is often slow
+        excess = curve.observe(min(rows, MOST_ROWS), max(seconds, MOMENT))
+        if self._prompt is not None and self._prompt[0] > batch:
+            # As far as it is plausible: the forward that read it may have been a slow one.
+            read, seconds = self._prompt
+            seconds = min(
+                seconds, curve.seconds(min(rows, MOST_ROWS)) * (1.0 + MOST_PER_ROW * (read / batch - 1.0))
+            )
+            curve.observe(min(read, MOST_ROWS), max(seconds * min(MOST_ROWS / read, 1.0), MOMENT))
+            self._prompt = (0, 0.0)
+        return excess
+
+    def _level(self) -> float:
+        """Time of a level, or of a call, of the drafter, in steps over one row."""
+        return min(self._levels) / self.curve.seconds(1) if self._levels and self.curve is not None else 0.0
+
     def _depths(self, limits: Sequence[int]) -> list[int]:
         """How deep to draft, by what is known before anything is drawn."""
-        batch, limits, budget = len(limits), list(limits), self.budget
+        batch, limits = len(limits), list(limits)
         if self.drafter is None or self.unsure:
             return limits
-        if self.costs is not None:
-            table = self.costs.table(batch)
-            if table is None:
+        if self.curve is not None:
+            if self._steps < (1 if self._prompt else 2):
+                return [0] * batch  # the first steps are plain, to know what these cost
+            costs = self.curve.costs()
+            if self.budget is None:
+                self.budget = Budget.for_texts(costs, [limit + 1 for limit in limits], SHARE)
+            self.budget = replace(self.budget, costs=costs)
+            rows = min(sum(len(nodes.tokens) for nodes in self.nodes), MOST_ROWS)
+            if rows > batch and self.curve.error(rows, batch) > DOUBT:
                 return [0] * batch
-            budget = replace(budget, costs=table) if budget else Budget(table, CREDIT)
-            self.budget = budget
-        elif budget is None:
+        budget = self.budget
+        if budget is None:
             return limits
-        level = self.costs.level(batch) if self.costs is not None else 0.0
-        if level > budget.credit:
+        level = self._level()
+        if not budget.worth_drafting(batch, level):
             return [0] * batch
         if not (self.told or self.width):
             return limits
         scaled = replace(budget, costs=_per_request(budget, batch))
         width = max(self.width, 1)
-        most = max((self._most_rows(batch) // batch - 1) // width, 1)
+        most = max((MOST_ROWS // batch - 1) // width, 1)
         depths = []
         for limit, (_, levels) in zip(limits, self._calibrations, strict=True):
             believed = levels.believe(*_levels(min(limit, most)))
             depths.append(scaled.depth(believed[1:], level if self.told else 0.0, width))
         return depths
-
-    def _most_rows(self, batch: int) -> int:
-        """Of a step: twice the most that was ever measured, so that a trial cannot cost much."""
-        return 10**9 if self.costs is None else 2 * max(batch, self.costs.prompt[0], *self.costs.times)
 
     def _ask(self, text: Tensor, lengths: Tensor, depths: list[int]) -> tuple[list[Nodes], Tensor | None]:
         told = {"max_draft": list(depths)} if self.told else {}
@@ -278,7 +309,7 @@ class Drafting:
         if self.unsure and any(len(own.tokens) > 1 for own in nodes):
             # Without laws "auto" is "match": what is drafted does not matter for the text, nor does a clock.
             self.unsure, self.chosen_only = False, laws is None
-            self.costs = self.costs if laws is None else None
+            self.curve = self.curve if laws is None else None
         return nodes, None if laws is None else laws.to(text.device)
 
     def _pruned(self, nodes: list[Nodes]) -> list[Nodes]:
@@ -287,8 +318,8 @@ class Drafting:
         if any(drawn):
             largest = max(compress(nodes, drawn), key=lambda own: len(own.tokens))
             self.width = math.ceil((len(largest.tokens) - 1) / max(largest.depths))
-        if self.costs is not None and (self.budget is None or self.unsure):
-            chosen = [[0]] * len(nodes)  # the first steps are plain, to know what these cost
+        if self.curve is not None and (self.budget is None or self.unsure):
+            chosen = [[0]] * len(nodes)
         elif self.budget is None or all(drawn):
             return nodes
         else:
@@ -296,9 +327,9 @@ class Drafting:
                 [1.0] if yes else calibration.believe(own.chances, own.parents)
                 for own, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
             ]
-            _only_best(believed, self._most_rows(len(nodes)))
-            level = self.costs.level(len(nodes)) if self.costs is not None else 0.0
-            chosen = replace(self.budget, credit=max(self.budget.credit - level, 0.0)).choose(believed)
+            chosen = replace(self.budget, credit=max(self.budget.credit - self._level(), 0.0)).choose(
+                believed
+            )
         return [own if yes else own.keep(some) for own, yes, some in zip(nodes, drawn, chosen, strict=True)]
 
     def _built(self, nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
@@ -307,70 +338,6 @@ class Drafting:
                 self._roots = _drafts(nodes, None, device)
             return self._roots
         return _drafts(nodes, laws, device)
-
-
-class StepCosts:
-    """The measured times of steps, by their number of rows, and of drafting."""
-
-    def __init__(self) -> None:
-        self.times: dict[int, deque[float]] = {}
-        self.levels: deque[float] = deque(maxlen=WINDOW)
-        self.calls: int = 0
-        self.prompt: tuple[int, float] = (0, 0.0)  # rows and seconds of the forward that read the prompts
-
-    def stepped(self, batch: int, rows: int, seconds: float) -> float:
-        """Remember a step; returns its time in plain steps, no more than `rows` steps of one row take."""
-        plain = self.plain(batch)
-        if plain is not None and rows > batch:
-            most = plain * rows / batch
-            if seconds > most:  # disturbed, such as by the compilation of a kernel
-                return rows / batch
-        self.times.setdefault(rows, deque(maxlen=WINDOW)).append(seconds)
-        return seconds / plain if plain else 1.0
-
-    def drafted(self, seconds: float, levels: int) -> None:
-        """Remember a call of the drafter. The first one, which may read a whole prompt, says nothing."""
-        self.calls += 1
-        if self.calls > 1:
-            self.levels.append(seconds / max(levels, 1))
-
-    def level(self, batch: int) -> float:
-        """Time of a level, or of a call, in plain steps."""
-        plain = self.plain(batch)
-        return min(self.levels) / plain if self.levels and plain is not None else 0.0
-
-    def charge(self, batch: int, seconds: float) -> float:
-        """Time of this step's drafting in plain steps."""
-        plain = self.plain(batch)
-        assert plain is not None  # `stepped` was told of this step
-        spent = seconds / plain
-        return min(spent, 1.0) if self.calls == 1 else spent
-
-    def plain(self, batch: int) -> float | None:
-        """Seconds of a step that drafts nothing, None = not known."""
-        if batch in self.times:
-            return min(min(times) for rows, times in self.times.items() if rows >= batch)
-        larger = [rows for rows in self.times if rows > batch]
-        if not larger:
-            return None
-        rows = min(larger)
-        return min(self.times[rows]) / (1.0 + PER_ROW * (rows / batch - 1.0))
-
-    def table(self, batch: int) -> dict[int, float] | None:
-        """Costs for `Budget` in plain steps; None until plain steps were measured."""
-        plain = self.plain(batch)
-        needed = 1 if self.prompt[0] else PLAIN_STEPS
-        if plain is None or sum(map(len, self.times.values())) < needed:
-            return None
-        costs = {rows: max(min(times) / plain, 1.0) for rows, times in self.times.items() if rows > batch}
-        rows, seconds = self.prompt
-        if rows > 2 * max(batch, *costs, 0):
-            # As far as it is plausible: the first forward of a process may have been a slow one.
-            most = 1.0 + MOST_PER_ROW * (rows / batch - 1.0)
-            costs[rows] = max(min(seconds / plain, most), *costs.values(), 1.0)
-        if not costs:
-            costs[2 * batch] = 1.0 + PER_ROW
-        return {1: 1.0, batch: 1.0, **costs}
 
 
 def accepts(function: Any, name: str) -> bool:
@@ -393,17 +360,6 @@ def _per_request(budget: Budget, batch: int) -> dict[Any, float]:
     if not beyond:
         beyond = {2: float(budget.cost(2 * batch))}
     return {1: float(budget.cost(batch)), **beyond}
-
-
-def _only_best(believed: list[list[float]], most_rows: int) -> None:
-    """Set the chances of all but the likeliest nodes to 0, so that at most `most_rows` rows are left."""
-    most = most_rows - len(believed)
-    if sum(map(len, believed)) - len(believed) <= most:
-        return
-    places = [(b, node) for b, chances in enumerate(believed) for node in range(1, len(chances))]
-    places.sort(key=lambda place: -believed[place[0]][place[1]])
-    for b, node in places[max(most, 0) :]:
-        believed[b][node] = 0.0
 
 
 class Draft(NamedTuple):
