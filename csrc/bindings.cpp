@@ -225,17 +225,27 @@ void bind_budget(py::module_& m) {
        field<B, &B::idle_steps>("idle_steps"), field<B, &B::promised>("promised"), field<B, &B::kept>("kept"),
        field<B, &B::slots>("slots")});
   using S = specdec_select_nodes_args;
-  bind_function<specdec_select_nodes, S>(
-      m, "select_nodes",
-      {field<S, &S::budget>("budget"), field<S, &S::prior>("prior"), field<S, &S::patience>("patience"),
-       field<S, &S::requests>("requests"), field<S, &S::nodes>("nodes"), field<S, &S::tokens>("tokens"),
-       field<S, &S::parents>("parents"), field<S, &S::cu_nodes>("cu_nodes"),
-       field<S, &S::proposals>("proposals"), field<S, &S::scores>("scores"),
-       field<S, &S::draft_rows>("draft_rows"), field<S, &S::request_slots>("request_slots"),
-       field<S, &S::out_tokens>("out_tokens"), field<S, &S::out_parents>("out_parents"),
-       field<S, &S::out_cu_nodes>("out_cu_nodes"), field<S, &S::out_proposals>("out_proposals"),
-       field<S, &S::out_scores>("out_scores"), field<S, &S::out_rows>("out_rows"),
-       field<S, &S::out_draft_rows>("out_draft_rows")});
+  bind_function<specdec_select_nodes, S>(m, "select_nodes",
+                                         {field<S, &S::budget>("budget"),
+                                          field<S, &S::prior>("prior"),
+                                          field<S, &S::patience>("patience"),
+                                          field<S, &S::requests>("requests"),
+                                          field<S, &S::nodes>("nodes"),
+                                          field<S, &S::tokens>("tokens"),
+                                          field<S, &S::parents>("parents"),
+                                          field<S, &S::cu_nodes>("cu_nodes"),
+                                          field<S, &S::proposals>("proposals"),
+                                          field<S, &S::scores>("scores"),
+                                          field<S, &S::draft_rows>("draft_rows"),
+                                          field<S, &S::request_slots>("request_slots"),
+                                          field<S, &S::out_tokens>("out_tokens"),
+                                          field<S, &S::out_parents>("out_parents"),
+                                          field<S, &S::out_cu_nodes>("out_cu_nodes"),
+                                          field<S, &S::out_proposals>("out_proposals"),
+                                          field<S, &S::out_scores>("out_scores"),
+                                          field<S, &S::out_rows>("out_rows"),
+                                          field<S, &S::out_draft_rows>("out_draft_rows"),
+                                          field<S, &S::weights>("weights")});
   using U = specdec_update_budget_args;
   bind_function<specdec_update_budget, U>(
       m, "update_budget",

@@ -14,6 +14,7 @@ namespace {
 // Promises are sorted into buckets, one for each power of two of the odds. Draws have one bucket of their
 // own.
 constexpr int kBuckets = 8, kDraws = kBuckets;
+constexpr float kMostWeight = 1e30f;
 constexpr int32_t kMostSteps = std::numeric_limits<int32_t>::max() - 1;
 using Shares = std::array<double, kBuckets + 1>;
 
@@ -93,8 +94,10 @@ struct Node {
 
 // The value of a chosen node is its chance, of which every promise was corrected. A drawn node and its
 // siblings have to be kept or not by what was known before the draw: their value is their parent's chance,
-// corrected by the share of draws that were accepted. No value is larger than the parent's.
-void add_nodes(std::vector<Node>& found, int64_t request, const Draft& draft, const Shares& shares) {
+// corrected by the share of draws that were accepted. No value is larger than the parent's. All are worth the
+// weight of the request.
+void add_nodes(std::vector<Node>& found, int64_t request, const Draft& draft, const Shares& shares,
+               double weight) {
   const int64_t count = static_cast<int64_t>(draft.promises.size());
   std::vector<double> chances(count), values(count);
   std::vector<int64_t> first(count, -1);  // child of each node
@@ -112,7 +115,8 @@ void add_nodes(std::vector<Node>& found, int64_t request, const Draft& draft, co
       place = first[parent];
     }
     values[node] = std::min(value, values[parent]);
-    if (values[node] > 0.0) found.push_back({values[node], request, place, node, draft.mixed(parent)});
+    const double worth = weight * values[node];
+    if (worth > 0.0) found.push_back({worth, request, place, node, draft.mixed(parent)});
   }
 }
 
@@ -186,6 +190,13 @@ Shares shares_of(const specdec_select_nodes_args& a, int64_t request) {
   return shares;
 }
 
+// What a drafted token of a request is worth.
+double weight_of(const specdec_select_nodes_args& a, int64_t request) {
+  if (!a.weights) return 1.0;
+  const float weight = a.weights[request];
+  return weight > 0.0f ? std::min(weight, kMostWeight) : 0.0;  // 0 for NaN, too
+}
+
 // The trees of the kept rows.
 void write(const specdec_select_nodes_args& a, const std::vector<Span>& spans,
            const std::vector<uint8_t>& kept) {
@@ -227,7 +238,7 @@ void select_nodes(const specdec_select_nodes_args& a) {
   for (int64_t b = 0; b < a.requests; ++b) {
     if (spans[b].count == 0 || !exists(a.scores[spans[b].first])) continue;
     const Draft draft = read(spans[b], a.tokens, a.parents, a.proposals, a.scores);
-    add_nodes(nodes, b, draft, shares_of(a, b));
+    add_nodes(nodes, b, draft, shares_of(a, b), weight_of(a, b));
     for (const uint8_t each : draft.drawn) drawn |= each != 0;
     kept[spans[b].first] = 1;
     ++plain;

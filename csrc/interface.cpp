@@ -466,6 +466,7 @@ specdec_result specdec_select_nodes(const specdec_select_nodes_args* given, int3
     check.number("prior", args.prior, 0);
     check.array("tokens", args.tokens, args.nodes);
     check.optional_array("draft_rows", args.draft_rows, args.nodes);
+    check.optional_array("weights", args.weights, args.requests);
     const int64_t rows = std::min(budget.max_rows, args.nodes);
     check.array("out_tokens", args.out_tokens, rows);
     check.array("out_parents", args.out_parents, rows);

@@ -399,6 +399,7 @@ typedef struct specdec_select_nodes_args {
   float* out_scores;             // [S], -inf beyond the end
   int32_t* out_rows;             // [S], where each row was, -1 beyond the end
   int32_t* out_draft_rows;       // [S], -1 beyond the end; with draft_rows
+  const float* weights;          // [B] or null: 1; what a drafted token of each request is worth
 } specdec_select_nodes_args;
 
 SPECDEC_API specdec_result specdec_select_nodes(const specdec_select_nodes_args* args, int32_t threads);

@@ -285,7 +285,9 @@ def _budget(batch: int, nodes: int) -> None:
     verified = Verified(tokens, count, count, count[:, None], None, count)
     for slots in (None, torch.zeros(batch, dtype=torch.int64)):
         for draft_rows in (None, rows):
-            budget.select(tree, scores, draft_rows=draft_rows, slots=slots, backend="triton")
+            for weights in (None, scores[:, 0].contiguous()):
+                given = dict(draft_rows=draft_rows, slots=slots, weights=weights)
+                budget.select(tree, scores, **given, backend="triton")
         budget.update_(SelectedNodes(tree, rows, rows, scores.flatten(), slots), verified, backend="triton")
 
 

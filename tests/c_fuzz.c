@@ -337,6 +337,7 @@ static specdec_result fuzz_budget(int32_t threads) {
                                     .out_scores = memory(rows * 4),
                                     .out_rows = memory(rows * 4)};
   if (rarely(2)) args.request_slots = longs(requests, slots);
+  if (rarely(2)) args.weights = floats(requests);
   if (rarely(2)) args.draft_rows = ints(nodes, 99), args.out_draft_rows = memory(rows * 4);
   spoil(&args, sizeof args, offsetof(specdec_select_nodes_args, proposals), sizeof args);
   return specdec_select_nodes(&args, threads);

@@ -439,8 +439,9 @@ CASES = [
     Case("BatchBudget.reset_", ON_DEVICE.reset_, lambda: dict(slots=torch.arange(B))),
     Case("BatchBudget.select", ON_DEVICE.select, lambda: dict(
         tree=kept_tree(), scores=torch.zeros(B, N), draft_rows=short(R), slots=torch.arange(B),
-        backend="reference",
-    ), ("tree", "scores", "draft_rows", "slots"), ("BatchBudget.select", "select_nodes")),
+        weights=torch.ones(B), backend="reference",
+    ), ("tree", "scores", "draft_rows", "slots", "weights"), ("BatchBudget.select", "select_nodes")),
+    Case("BatchBudget.worth_drafting", ON_DEVICE.worth_drafting, lambda: dict(requests=2, drafting=0.5)),
     Case("BatchBudget.update_", ON_DEVICE.update_, lambda: dict(
         selected=ON_DEVICE.select(kept_tree(), torch.zeros(B, N), backend="reference"),
         verified=sdk.Verified(long(B, N), short(B), short(B), short(B, N), None, short(B)),
@@ -511,6 +512,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
     "Budget.for_texts": dict(tokens="empty, item zero, longer", share="zero"),
     "Budget.worth_drafting": dict(drafting="zero"),
+    "BatchBudget.worth_drafting": dict(drafting="zero"),
     "CachePlan": dict(caches="item dtype, item size 0, item size 2, item size 3"),
     "CostCurve.write_": dict(out="device"),
     "Calibration": dict(promised="item zero", kept="item zero"),

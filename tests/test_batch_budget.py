@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 import random
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -105,6 +105,7 @@ def test_it_equals_the_budget_on_the_host(curve, backend):
         drafted += sum(map(len, kept)) > count
         assert float(device.credit) == pytest.approx(budget.credit, abs=1e-12)
         assert int(device.idle_steps) == budget.idle_steps
+        assert device.worth_drafting(count, 0.03) == budget.worth_drafting(count, 0.03)
         for slot, calibration in zip(slots.tolist(), calibrations, strict=True):
             assert device.promised[slot, :-1].tolist() == pytest.approx(calibration.promised, abs=1e-12)
             assert device.kept[slot, :-1].tolist() == pytest.approx(calibration.kept, abs=1e-12)
@@ -228,12 +229,57 @@ def test_bad_data_harms_nobody(backend):
     assert device.promised.sum() == 0
 
 
-def both(backend, device, tree, scores, step):
+@pytest.mark.parametrize("backend", QUICK)
+def test_weights_say_what_a_token_of_a_request_is_worth(backend):
+    """Every choice is the best of all, where drafted tokens count by their weights."""
+    choices, costs = random.Random(8), {1: 1.0, 3: 1.1, 5: 1.6, 6: 1.7}
+    device = sdk.BatchBudget(sdk.Budget(costs, **UNLIMITED), slots=0, max_rows=16)
+    cost, slots = sdk.Budget(costs).cost, torch.tensor([-1, -1])
+    moved = 0
+    for _ in range(40):
+        trees = [random_tree(choices, 4) for _ in range(2)]
+        tree, scores = batch(*trees)
+        weights = [choices.choice([0.01, 0.2, 1.0, 3.0]) for _ in range(2)]
+        kept = nodes_of(
+            device.select(tree, scores, slots=slots, weights=torch.tensor(weights), backend=backend)
+        )
+        moved += kept != nodes_of(device.select(tree, scores, slots=slots, backend=backend))
+
+        def rate(rows, weights=weights, trees=trees):
+            worth = sum(
+                (1.0 if row in (0, 4) else weight * chances[row % 4])
+                for weight, (chances, _), each in zip(weights, trees, rows, strict=True)
+                for row in each
+            )
+            return worth / float(cost(sum(map(len, rows))))
+
+        shapes = [
+            [
+                [4 * b, *(4 * b + n for n in some)]
+                for size in range(4)
+                for some in itertools.combinations((1, 2, 3), size)
+            ]
+            for b in range(2)
+        ]
+        assert rate(kept) == pytest.approx(max(map(rate, itertools.product(*shapes))), rel=1e-6)
+    assert moved > 5
+
+
+@pytest.mark.parametrize("backend", QUICK)
+def test_weights_of_no_worth_bring_no_nodes(backend):
+    device = sdk.BatchBudget(sdk.Budget({1: 1.0, 9: 1.0}, **UNLIMITED), slots=0, max_rows=16)
+    tree, scores = batch(*[([1.0, 0.9], [-1, 0])] * 4)
+    weights = torch.tensor([math.nan, 0.0, -1.0, math.inf])
+    kept = nodes_of(device.select(tree, scores, slots=torch.full((4,), -1), weights=weights, backend=backend))
+    assert kept == [[0], [2], [4], [6, 7]]
+
+
+def both(backend, device, tree, scores, step, weights=None):
     """The trees and the budget after a step, of a backend and of the reference."""
     found = []
     for name in (backend, "reference"):
         budget = copy.deepcopy(device)
-        selected = budget.select(tree, scores, slots=torch.tensor([1, 0, 5]), backend=name)
+        selected = budget.select(tree, scores, slots=torch.tensor([1, 0, 5]), weights=weights, backend=name)
         kept = selected.tree
         budget.update_(selected, step(kept), backend=name)
         exact = kept.tokens, kept.parents, kept.cu_nodes, kept.proposals, selected.rows, budget.idle_steps
@@ -259,7 +305,9 @@ def test_backends_agree(backend):
         tree.tokens[choices.randrange(24)] = -1
         accepted = [[0, choices.randrange(1, 4), -1], [0, -1, -1], [0, 1, choices.randrange(2, 6)]]
         tokens = [2, choices.choice([0, 1]), 3]
-        found = both(backend, device, tree, scores, lambda kept, a=accepted, n=tokens: verified(a, n))
+        weights = choices.choice([None, torch.rand(3)])
+        step = partial(lambda kept, a, n: verified(a, n), a=accepted, n=tokens)
+        found = both(backend, device, tree, scores, step, weights)
         torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
         sizes.add(int(found[1][0][2][-1]))
     assert len(sizes) > 3
@@ -339,7 +387,7 @@ class Drawn:
         )
 
 
-def joint_law(requests, costs):
+def joint_law(requests, costs, weights=None):
     """The total variation between both texts and the target's, and how many choices were made."""
     device = sdk.BatchBudget(sdk.Budget(costs, **UNLIMITED), slots=2, max_rows=16)
     joint, shapes = 0.0, set()
@@ -349,7 +397,7 @@ def joint_law(requests, costs):
             *((r.chances(t), [-1, *r.case.parents]) for r, t in zip(requests, drafted, strict=True)),
             proposals=[[0, *map(r.case.kind, range(1, 1 + len(r.case.parents)))] for r in requests],
         )
-        rows = nodes_of(device.select(tree, scores, backend="reference"))
+        rows = nodes_of(device.select(tree, scores, weights=weights, backend="reference"))
         kept = [
             tuple(row - start for row in each)
             for each, start in zip(rows, tree.cu_nodes.tolist(), strict=False)
@@ -375,8 +423,9 @@ def drawn(name, rule=rules.token):
 @pytest.mark.parametrize("rule", [rules.token, rules.traversal])
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_is_kept_leaves_the_law(name, rule):
-    far, shapes = joint_law(drawn(name, rule), COSTS)
-    assert far < 1e-12 and shapes > 1
+    for weights in (None, torch.tensor([0.7, 1.0])):
+        far, shapes = joint_law(drawn(name, rule), COSTS, weights)
+        assert far < 1e-12 and shapes > 1
 
 
 @pytest.mark.parametrize("name", ["chains", "siblings"])

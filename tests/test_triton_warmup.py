@@ -219,7 +219,10 @@ def test_budgets_of_all_sizes_compile_nothing_more(met, untouched_memory):
         rows, slots = a_slice(g, (batch * nodes,), torch.int32), a_slice(g, (batch,), torch.int64)
         rows, slots = rows if pick(g, 0, 1) else None, slots if pick(g, 0, 1) else None
         scores = a_slice(g, (batch, nodes), torch.float32)
-        selected = budget.select(tree, scores, draft_rows=rows, slots=slots, backend="triton")
+        weights = a_slice(g, (batch,), torch.float32) if pick(g, 0, 1) else None
+        selected = budget.select(
+            tree, scores, draft_rows=rows, slots=slots, weights=weights, backend="triton"
+        )
         path, count = a_slice(g, (batch, 3), torch.int32), a_slice(g, (batch,), torch.int32)
         tokens = a_slice(g, (batch, 3), torch.int64)
         budget.update_(selected, sdk.Verified(tokens, count, count, path, None, count), backend="triton")

@@ -109,7 +109,7 @@ def budgets() -> Iterator[Callable[[], object]]:
             torch.arange(batch * nodes).int(),
             torch.arange(batch),
         )
-        for options in ({}, {"draft_rows": rows, "slots": slots}):
+        for options in ({}, {"draft_rows": rows, "slots": slots, "weights": scores[:, 0].contiguous()}):
             yield lambda b=budget, t=tree, s=scores, o=options: b.select(t, s, **o, backend="triton")
         count = torch.zeros(batch, dtype=torch.int32)
         verified = sdk.Verified(torch.zeros(batch, 2), count, count, torch.zeros(batch, 2).int(), None, count)

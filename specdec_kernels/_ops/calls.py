@@ -224,6 +224,7 @@ class SelectNodesCall(NamedTuple):
     scores: Tensor
     draft_rows: Tensor | None
     slots: Tensor | None
+    weights: Tensor | None
     costs: Tensor
     credit: Tensor
     idle_steps: Tensor

@@ -421,6 +421,7 @@ def select_nodes(
     scores: int,
     draft_rows: int,
     request_slots: int,
+    weights: int,
     out_tokens: int,
     out_parents: int,
     out_cu_nodes: int,

@@ -24,6 +24,7 @@ def select_nodes(call: SelectNodesCall) -> None:
         scores=call.scores.data_ptr(),
         draft_rows=address(call.draft_rows),
         request_slots=address(call.slots),
+        weights=address(call.weights),
         out_tokens=call.out_tokens.data_ptr(),
         out_parents=call.out_parents.data_ptr(),
         out_cu_nodes=call.out_cu_nodes.data_ptr(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from .._checks import (
     check_dtype,
     check_int,
     check_ints,
+    check_number,
     check_tensor,
     check_type,
     device_named,
@@ -149,6 +151,27 @@ class BatchBudget:
         for sums, fresh in zip((self.promised, self.kept), self._fresh, strict=True):
             sums.copy_(torch.where(named, fresh, sums))
 
+    def worth_drafting(self, requests: int, drafting: float) -> bool:
+        """Whether to call a drafter before a step of these requests, which `Budget.worth_drafting` says by
+        the present costs and credit. Waits for the device.
+
+        Raises:
+            ValueError: requests outside [1, max_rows], a negative time.
+            TypeError: no numbers.
+        """
+        call = "BatchBudget.worth_drafting"
+        requests = check_int(call, "requests", requests, 1, self.max_rows)
+        drafting = check_number(call, "drafting", drafting, 0)
+        sizes = [*{1, requests, min(requests + 1, self.max_rows)}]
+        times = self.costs[torch.tensor(sizes, device=self.costs.device)].tolist()
+        now = replace(
+            self._budget,
+            costs=dict(zip(sizes, times, strict=True)),
+            credit=float(self.credit),
+            idle_steps=int(self.idle_steps),
+        )
+        return requests < self.max_rows and now.worth_drafting(requests, drafting)
+
     def select(
         self,
         tree: DraftTree,
@@ -156,6 +179,7 @@ class BatchBudget:
         *,
         draft_rows: Tensor | None = None,
         slots: Tensor | None = None,
+        weights: Tensor | None = None,
         backend: str = "auto",
     ) -> SelectedNodes:
         """Keep the nodes that are expected to bring the most tokens per time over the whole batch.
@@ -178,6 +202,10 @@ class BatchBudget:
             draft_rows: [R] int32, as for `verify`; default: the draft row of a node is its own row.
             slots: [B] int64, the slot of each request; those out of range count as new requests. Default:
                 request b has slot b.
+            weights: [B] float32, what a drafted token of each request is worth, where a token of plain
+                decoding is worth 1; known before nodes were drawn. Where all requests are awaited, the
+                slowest one's are worth most. 0 or NaN: the request gets no drafted nodes. Default: 1. The
+                credit does not depend on weights.
             backend: "auto", "reference", "cpu" or "triton".
 
         Returns:
@@ -207,6 +235,8 @@ class BatchBudget:
             check_tensor(call, "scores", scores, "[R] or [B, N]", (total,), (torch.float32,), device)
         if draft_rows is not None:
             check_tensor(call, "draft_rows", draft_rows, "[R]", (total,), (torch.int32,), device)
+        if weights is not None:
+            check_tensor(call, "weights", weights, "[B]", (batch,), (torch.float32,), device)
         self._check(call, slots, batch)
         kept = min(self.max_rows, total)
         rows, parents = (torch.empty(kept, dtype=torch.int32, device=device) for _ in range(2))
@@ -223,6 +253,7 @@ class BatchBudget:
             scores=scores.flatten().contiguous(),
             draft_rows=None if draft_rows is None else draft_rows.contiguous(),
             slots=None if slots is None else slots.contiguous(),
+            weights=None if weights is None else weights.contiguous(),
             costs=self.costs,
             credit=self.credit,
             idle_steps=self.idle_steps,

@@ -18,6 +18,7 @@ BUCKETS = 8
 DRAWS = BUCKETS
 BOUNDS = tuple(odds / (1.0 + odds) for odds in (2.0 ** (kind - 3.5) for kind in range(BUCKETS - 1)))
 MOST_STEPS = 2**31 - 2
+MOST_WEIGHT = 1e30
 
 
 class Draft(NamedTuple):
@@ -57,12 +58,13 @@ def draft(tokens: list[int], parents: list[int], proposals: list[int], scores: l
     return Draft(parents, promises, drawn, drawn & chosen)
 
 
-def nodes_of(request: int, draft: Draft, shares: list[float]) -> list[Node]:
+def nodes_of(request: int, draft: Draft, shares: list[float], weight: float) -> list[Node]:
     """The nodes of a request that may be kept.
 
     The value of a chosen node is its chance, of which every promise was corrected. A drawn node and its
     siblings have to be kept or not by what was known before the draw: their value is their parent's chance,
-    corrected by the share of draws that were accepted. No value is larger than the parent's.
+    corrected by the share of draws that were accepted. No value is larger than the parent's. All are worth
+    the weight of the request.
     """
     chances, values, found = [1.0], [1.0], []
     first: dict[int, int] = {}
@@ -77,8 +79,8 @@ def nodes_of(request: int, draft: Draft, shares: list[float]) -> list[Node]:
         if parent in draft.drawn:
             value, place = chances[parent] * min(shares[DRAWS], 1.0), first.setdefault(parent, node)
         values.append(min(value, values[parent]))
-        if values[node] > 0.0:
-            found.append(Node(-values[node], request, place, node, parent in draft.mixed))
+        if weight * values[node] > 0.0:
+            found.append(Node(-weight * values[node], request, place, node, parent in draft.mixed))
     return found
 
 
@@ -128,7 +130,7 @@ def select_nodes(call: SelectNodesCall) -> None:
         tree = [part[span].tolist() for part in (call.tokens, call.parents, call.proposals, call.scores)]
         if tree[3] and tree[3][0] > -math.inf:
             drafts[b] = draft(*tree)
-            found += nodes_of(b, drafts[b], _shares(call, b))
+            found += nodes_of(b, drafts[b], _shares(call, b), _weight(call, b))
     plain, choose = len(drafts), stopping if any(each.drawn for each in drafts.values()) else best
     found.sort()
     trial = int(call.idle_steps) >= call.patience
@@ -145,6 +147,12 @@ def _shares(call: SelectNodesCall, request: int) -> list[float]:
         return [1.0] * (BUCKETS + 1)
     shares: list[float] = ((call.kept[slot] + call.prior) / (call.promised[slot] + call.prior)).tolist()
     return shares
+
+
+def _weight(call: SelectNodesCall, request: int) -> float:
+    """What a drafted token of a request is worth."""
+    weight = 1.0 if call.weights is None else float(call.weights[request])
+    return min(weight, MOST_WEIGHT) if weight > 0.0 else 0.0  # 0 for NaN, too
 
 
 def _keep(call: SelectNodesCall, kept: dict[int, set[int]]) -> None:

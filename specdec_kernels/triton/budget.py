@@ -31,10 +31,11 @@ _BUCKETS = tl.constexpr(8)
 _DRAWS = tl.constexpr(8)
 _MOST_STEPS = tl.constexpr(2**31 - 2)
 _NONE = tl.constexpr(2**31 - 1)
+_MOST_WEIGHT = tl.constexpr(1e30)
 
 
 @cache
-def _values_kernel(device: Any, slots: bool, nodes: int) -> Launch:
+def _values_kernel(device: Any, slots: bool, weights: bool, nodes: int) -> Launch:
     return _kernel(_budget_values_kernel, device, nodes, budget_warps(nodes))
 
 
@@ -71,10 +72,10 @@ def select_nodes(call: SelectNodesCall) -> None:
     drawn = torch.empty(max(batch, 1), dtype=torch.int32, device=device)
     scratch = torch.empty((2, lanes), dtype=torch.float64, device=device)
     if batch:
-        _values_kernel(form, call.slots is not None, nodes)(
+        _values_kernel(form, call.slots is not None, call.weights is not None, nodes)(
             (batch, 1, 1),
             call.tokens, call.parents, call.cu_nodes, call.proposals, call.scores, call.slots,
-            call.promised, call.kept, keys, drawn, scratch,
+            call.weights, call.promised, call.kept, keys, drawn, scratch,
             total, call.promised.shape[0], lanes, call.prior,
         )  # fmt: skip
     _select_kernel(form, call.draft_rows is not None, nodes, lanes)(
@@ -168,6 +169,12 @@ def _share(promised_ptr, kept_ptr, slot, slots, kind, prior):
     return (kept + prior) / (promised + prior)
 
 
+@triton.jit
+def _weight(given):
+    """What a drafted token of a request is worth."""
+    return tl.where(given > 0, tl.minimum(given, _MOST_WEIGHT), 0.0).to(tl.float64)  # 0 for NaN, too
+
+
 @triton.jit(do_not_specialize=["total", "slots", "lanes", "prior"])
 def _budget_values_kernel(
     tokens_ptr,  # [R]
@@ -176,6 +183,7 @@ def _budget_values_kernel(
     proposals_ptr,  # [R]
     scores_ptr,  # [R]
     slots_ptr,  # [B] or None
+    weights_ptr,  # [B] or None
     promised_ptr,  # [slots, 9]
     kept_ptr,  # [slots, 9]
     keys_ptr,  # [B * NODES]
@@ -225,6 +233,8 @@ def _budget_values_kernel(
         reached = reached | now
         changed = tl.max(now.to(tl.int32))
 
+    if weights_ptr is not None:
+        value *= _weight(tl.load(weights_ptr + b))
     found = there & (value > 0)
     place = tl.where(drawn, eldest, node)
     tl.debug_barrier()
