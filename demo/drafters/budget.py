@@ -7,8 +7,10 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import torch
 
 import specdec_kernels as sdk
 
@@ -22,6 +24,8 @@ ADVANCE = 64  # tokens at most whose share a text may lose from the start
 DOUBT = 0.1  # about the cost of a step without drafts, from which on one is made
 RECENT = 9  # times of drafting that are remembered
 HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
+SLOTS = 64  # requests at once from whose drafts is learned
+MOST_ROWS = 512  # of a step, where nothing else is said
 Drafter = Callable[[Sequence[Sequence[int]]], Sequence[Tree]]  # from texts to a tree for each
 
 
@@ -32,40 +36,59 @@ class SharedBudget:
     is read off its request's text in the next step.
     """
 
-    def __init__(self, drafter: Drafter, step_costs: Mapping[int, float]):
+    def __init__(self, drafter: Drafter, step_costs: Mapping[int, float], max_rows: int = MOST_ROWS):
         self.drafter = drafter
-        self.budget = sdk.Budget(step_costs, credit=0.0, allowance=SHARE / 2)
-        self.calibrations: dict[Request, sdk.Calibration] = {}
+        start = sdk.Budget(step_costs, credit=0.0, allowance=SHARE / 2)
+        self.budget = sdk.BatchBudget(start, SLOTS, max_rows, device="cpu")
+        self.slots: dict[Request, int] = {}
         self.pace: dict[Request, float] = {}  # tokens per step
         self.drafted: list[tuple[Request, int, Tree]] = []  # with what each had written then
-        self.extra = 0.0  # what the last step cost beside its rows
+        self.selected: sdk.SelectedNodes | None = None
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         self._learn()
-        self._welcome([request for request in requests if request not in self.calibrations], len(requests))
-        fresh = sdk.Calibration()
-        self.calibrations = {request: self.calibrations.get(request, fresh) for request in requests}
-        self.pace = {request: self.pace.get(request, 1.0) for request in requests}
-        trees = self._trees(requests)
+        self._welcome(requests)
+        drafts = self._drafts(requests)
+        sizes = [0, *(len(tree.tokens) for tree in drafts)]
+        tree = sdk.DraftTree.from_parents(
+            torch.tensor([token for tree in drafts for token in tree.tokens]),
+            torch.tensor([parent for tree in drafts for parent in tree.parents], dtype=torch.int32),
+            ends := torch.tensor(sizes).cumsum(0).int(),
+            proposals=sdk.Proposal.POINT,
+            max_nodes=max(sizes),
+            check=False,
+        )
+        self.selected = self.budget.select(
+            tree,
+            torch.tensor([chance for tree in drafts for chance in tree.chances]).log(),
+            slots=torch.tensor([self.slots[request] for request in requests]),
+            weights=torch.tensor(self._worth(requests)),
+        )
+        rows, kept = self.selected.rows.tolist(), self.selected.tree.cu_nodes.tolist()
+        trees = [
+            draft.keep([row - first for row in rows[start:end]])
+            for draft, first, (start, end) in zip(drafts, ends.tolist(), pairwise(kept), strict=False)
+        ]
         self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
         return trees
 
-    def _welcome(self, requests: Sequence[Request], batch: int) -> None:
-        """Each text brings half of what it may lose. The rest is earned by writing it."""
-        tokens = sum(min(request.max_new_tokens / 2, ADVANCE) for request in requests)
-        credit = SHARE * tokens * float(self.budget.cost(batch)) / batch
-        self.budget = replace(self.budget, credit=self.budget.credit + credit)
+    def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
+        return self.drafter([request.context for request in requests])
 
-    def _trees(self, requests: Sequence[Request]) -> list[Tree]:
-        trees = self.drafter([request.context for request in requests])
-        chances = [
-            [
-                1.0,
-                *(worth * chance for chance in self.calibrations[r].believe(tree.chances, tree.parents)[1:]),
-            ]
-            for r, tree, worth in zip(requests, trees, self._worth(requests), strict=True)
-        ]
-        return [tree.keep(nodes) for tree, nodes in zip(trees, self.budget.choose(chances), strict=True)]
+    def _welcome(self, requests: Sequence[Request]) -> None:
+        """Give each new request a slot, and the budget the credit that its text brings: half of what the text
+        may lose. The rest is earned by writing."""
+        fresh = [request for request in requests if request not in self.slots]
+        self.slots = {request: self.slots[request] for request in requests if request in self.slots}
+        self.pace = {request: self.pace.get(request, 1.0) for request in requests}
+        if not fresh:
+            return
+        free = sorted(set(range(SLOTS)) - set(self.slots.values()))
+        free += [SLOTS] * len(fresh)  # outside the slots: nothing is learned
+        self.slots |= dict(zip(fresh, free, strict=False))
+        self.budget.reset_(torch.tensor([self.slots[request] for request in fresh]))
+        tokens = sum(min(request.max_new_tokens / 2, ADVANCE) for request in fresh)
+        self.budget.credit += SHARE * tokens * self.budget.costs[len(requests)] / len(requests)
 
     def _worth(self, requests: Sequence[Request]) -> list[float]:
         """What a token of each request is worth. Where others wait, a request that is done sooner makes place
@@ -76,16 +99,19 @@ class SharedBudget:
         return [(steps / max(left)) ** HASTE for steps in left]
 
     def _learn(self) -> None:
+        if self.selected is None:
+            return
+        paths, counts = [], []
         for request, before, tree in self.drafted:
             written = request.tokens[before:]
             self.pace[request] = 0.9 * self.pace[request] + 0.1 * len(written)
-            path = tree.path(written)
-            self.calibrations[request] = self.calibrations[request].after(tree.chances, tree.parents, path)
-        self.budget = self.budget.after(
-            sum(len(tree.tokens) for _, _, tree in self.drafted),
-            [len(request.tokens) - before for request, before, _ in self.drafted],
-            self.extra,
-        )
+            paths.append(tree.path(written))
+            counts.append(len(written))
+        width = max(map(len, paths))
+        path = torch.tensor([[*each, *[-1] * (width - len(each))] for each in paths], dtype=torch.int32)
+        tokens = torch.tensor(counts, dtype=torch.int32)
+        status = torch.zeros_like(tokens)
+        self.budget.update_(self.selected, sdk.Verified(path.long(), tokens, tokens - 1, path, None, status))
 
 
 class LearnedBudget(SharedBudget):
@@ -95,16 +121,21 @@ class LearnedBudget(SharedBudget):
     def __init__(
         self, drafter: Drafter, curve: sdk.CostCurve, clock: Callable[[], float] = time.perf_counter
     ):
-        super().__init__(drafter, curve.costs())
+        super().__init__(drafter, curve.costs(), curve.max_rows)
         self.curve = curve
         self.clock = clock
         self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of drafting
         self.seconds = 0.0  # their median
+        self.rests = False
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         start = self.clock()
         trees = super().__call__(requests)
-        self.extra = min(self.clock() - start, self.seconds) / self.curve.seconds(1)
+        spent = self.clock() - start
+        if not self.rests:
+            self.recent.append(spent)
+            self.seconds = statistics.median_low(self.recent)
+        self.budget.credit -= min(spent, self.seconds) / self.curve.seconds(1)
         return trees
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -113,28 +144,17 @@ class LearnedBudget(SharedBudget):
         end all drafts of a text."""
         self.curve.observe(min(rows, self.curve.max_rows), seconds)
 
-    def _trees(self, requests: Sequence[Request]) -> list[Tree]:
-        if self._rests(len(requests)):
-            return [_root(request) for request in requests]
-        start = self.clock()
-        self.budget = replace(self.budget, costs=self.curve.costs())  # takes as long as drafting
-        trees = super()._trees(requests)
-        self.recent.append(self.clock() - start)
-        self.seconds = statistics.median_low(self.recent)
-        return trees
-
-    def _rests(self, batch: int) -> bool:
-        """Whether to draft nothing: if it is not worth its time, or if steps with drafts have gone on for so
+    def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
+        """Roots alone where drafting is not worth its time, or where steps with drafts have gone on for so
         long that nobody knows any more what one without them costs."""
-        rows = min(sum(len(tree.tokens) for _, _, tree in self.drafted), self.curve.max_rows)
+        self.curve.write_(self.budget.costs)
+        batch, rows = len(requests), sum(len(tree.tokens) for _, _, tree in self.drafted)
         doubtful = rows > len(self.drafted) and self.curve.error(rows, min(batch, rows)) > DOUBT
-        return doubtful or not self.budget.worth_drafting(batch, self.seconds / self.curve.seconds(1))
-
-
-def _root(request: Request) -> Tree:
-    return Tree(request.context[-1:], [-1], [1.0])
+        time = self.seconds / self.curve.seconds(1)
+        self.rests = doubtful or not self.budget.worth_drafting(batch, time)
+        return no_drafts(requests) if self.rests else super()._drafts(requests)
 
 
 def no_drafts(requests: Sequence[Request]) -> list[Tree]:
     """Roots alone: plain decoding."""
-    return [_root(request) for request in requests]
+    return [Tree(request.context[-1:], [-1], [1.0]) for request in requests]
