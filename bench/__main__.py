@@ -2,9 +2,9 @@
 """`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables.
 
 `python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver,
-`python -m bench suffix` the time of `SuffixIndex`, `python -m bench siblings` how many tokens of trees are
-accepted, by how siblings are drawn, and `python -m bench acceptance` by rule and shape; `python -m bench
-pictures` draws docs/pictures from results/."""
+`python -m bench suffix` the time of `SuffixIndex`, `python -m bench budget` that of a step of `BatchBudget`,
+`python -m bench siblings` how many tokens of trees are accepted, by how siblings are drawn, and `python -m
+bench acceptance` by rule and shape; `python -m bench pictures` draws docs/pictures from results/."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument(
         "suite",
         nargs="?",
-        choices=(*NAMES, "host", "suffix", "siblings", "acceptance", "pictures", "all"),
+        choices=(*NAMES, "host", "suffix", "budget", "siblings", "acceptance", "pictures", "all"),
         help=f"default: {', '.join(DEFAULT)}",
     )
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, nothing compiled")
@@ -51,6 +51,10 @@ def main() -> int:
         from . import suffix
 
         return suffix.main(args.quick)
+    if args.suite == "budget":
+        from . import budget
+
+        return budget.main(args.quick)
     if args.suite == "siblings":
         from . import siblings
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sample, sample_children, ngram_draft and ngram_tree beside the oracle."""
+"""sample, sample_children, ngram_draft, ngram_tree and BatchBudget beside the oracle."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def run(gate: Gate) -> None:
     backend, why = oracle.backend()
     gate.record.note(f"Compared with {backend}: {why}.")
     dtypes = (torch.float32,) if gate.dry else (torch.float32, torch.bfloat16, torch.float16)
-    groups = [*product(("sample", "children"), dtypes), ("ngrams", None)]
+    groups = [*product(("sample", "children"), dtypes), ("ngrams", None), ("budget", None)]
     gate.each(check, groups)
 
 
 def check(gate: Gate, group: tuple[str, torch.dtype | None]) -> None:
-    {"sample": sample, "children": children, "ngrams": ngrams}[group[0]](gate, group[1])
+    {"sample": sample, "children": children, "ngrams": ngrams, "budget": budget}[group[0]](gate, group[1])
 
 
 def _keys(batch: int, seed: int) -> dict[str, torch.Tensor]:
@@ -96,3 +96,39 @@ def ngrams(gate: Gate, _: None) -> None:
             ours, theirs = _both(gate, name, texts, lengths, count, **options)
             equal = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             gate.record.check(f"{name}, {count}, {options}, texts of {width}", equal)
+
+
+def budget(gate: Gate, _: None) -> None:
+    """Some steps of trees, some nodes of which were drawn, with weights or without."""
+    costs = {1: 1.0, 8: 1.4, 64: 3.0}
+    for batch, nodes in ((2, 8),) if gate.dry else ((2, 8), (8, 32), (32, 32)):
+        g = torch.Generator().manual_seed(nodes)
+        ours = sdk.BatchBudget(sdk.Budget(costs, patience=2), batch, 64, device=gate.device.kind)
+        theirs = sdk.BatchBudget(sdk.Budget(costs, patience=2), batch, 64, device="cpu")
+        for step in range(2 if gate.dry else 20):
+            parents = torch.rand(batch, nodes, generator=g).mul(torch.arange(nodes)).int()
+            parents[:, 0] = -1
+            kinds = torch.randint(2 if step % 2 else 1, (batch, nodes), generator=g)
+            tree = sdk.DraftTree.from_parents(
+                torch.arange(batch * nodes).view(batch, nodes), parents, proposals=kinds
+            )
+            scores = torch.rand(batch, nodes, generator=g).log()
+            scores[:, 0] = 0.0
+            for node in range(1, nodes):
+                scores[:, node] += scores.gather(1, parents[:, node : node + 1].long())[:, 0]
+            weights = torch.rand(batch, generator=g) if step % 3 else None
+            path = torch.tensor([[0, 1]] * batch).int()
+            count = torch.full((batch,), 2).int()
+            verified = sdk.Verified(path.long(), count, count - 1, path, None, count)
+            found = []
+            for each, put, backend in (
+                (ours, gate.device.put, "triton"),
+                (theirs, lambda x: x, oracle.backend()[0]),
+            ):
+                selected = each.select(put(tree), put(scores), weights=put(weights), backend=backend)
+                each.update_(selected, put(verified), backend=backend)
+                found.append([selected.rows.cpu(), each.credit.cpu(), each.promised.cpu(), each.kept.cpu()])
+            equal = torch.equal(found[0][0], found[1][0])
+            error = max(difference(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+            where = f"BatchBudget, B = {batch}, {nodes} nodes, step {step}"
+            gate.record.check(where, equal and error <= 1e-6, f"rows equal: {equal}, sums off by {error:.1e}")

@@ -61,7 +61,12 @@ PARTS = (
     Part("agree-verify", "agree_verify", "verify equals the oracle", 210),
     Part("agree-attention", "agree_attention", "tree_attention is within its budget of float64", 60),
     Part("agree-caches", "agree_caches", "Commits and states", 60),
-    Part("agree-drafting", "agree_drafting", "sample, sample_children and n-grams equal the oracle", 60),
+    Part(
+        "agree-drafting",
+        "agree_drafting",
+        "sample, sample_children, n-grams and budgets equal the oracle",
+        60,
+    ),
     Part("sanitizer", "sanitizer", "compute-sanitizer finds nothing", 120),
     Part("graphs", "graphs", "Captured in a graph and replayed; two streams", 60),
     Part("repeat", "repeat", "The same bits under load", 60),
