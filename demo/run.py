@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ from .files import Refused
 from .fit import LENGTHS, ROUNDS, Schedule, answer_length
 from .llama import Llama, Shape
 from .report import tables
-from .report.answers import ACCEPTED, Answer, lines
+from .report.answers import ACCEPTED, Answer, lines, texts
 from .report.figures import Results, label, write_json
 from .smollm import SmolLM, load
 from .timing import PAGE_SIZE, ROWS, race, step_costs
@@ -71,7 +72,7 @@ def run(
             "temperature 0.7, other drafters and rules, transformers' own loop, and a batch of all prompts."
         )
     if json is not None:
-        write_json(demo.results, json, demo.lm.tokenizer, demo.costs, demo.facts)
+        write_json(demo.results, json, partial(texts, demo.lm.tokenizer), demo.costs, demo.facts)
     if demo.differing:
         found = ", ".join(demo.differing)
         console.print(f"The text is not that of plain decoding: {found}", style="bold red")
@@ -114,7 +115,9 @@ class Demo:
                     f"of {shape.max_positions} that the model can hold"
                 )
         self.model = Llama(shape, lm.model.state_dict())
-        self.curve = step_costs(self.model, repeats=5 if full else 2)
+        # One text has no more rows than a tree; the first text is not to wait for the others.
+        self.sizes = ROWS if full else [rows for rows in ROWS if rows <= MAX_NODES]
+        self.curve = step_costs(self.model, 5 if full else 2, self.sizes)
         self.costs = self.curve.costs()  # before they change with the machine's load
         if max_new_tokens is None:
             answers = len(prompts) * (1 + len(self.drafters))
@@ -137,7 +140,7 @@ class Demo:
 
     def introduce(self) -> None:
         cost = sdk.Budget(self.curve.costs()).cost
-        costs = ", ".join(f"{rows}: {cost(rows):.2f}" for rows in ROWS[1:])
+        costs = ", ".join(f"{rows}: {cost(rows):.2f}" for rows in self.sizes[1:])
         lookup = "n-grams of the text so far, and of a table of the model's other answers"
         drafted = f"Drafts come from {lookup}."
         last = [f"Greedy, {self.max_new_tokens} tokens an answer, what fits into three minutes here."]
@@ -234,10 +237,10 @@ class Demo:
             race(self.model, self.lm.eos_id, ways(self.table, self.curve), requests, len(self.prompts))
             for _ in range(rounds)
         ]
-        texts = [self.results.text(*key) for key in keys]
+        alone = [self.results.text(*key) for key in keys]
         same = [
             all(run.texts[place] == text for runs in self.results.together for run in runs.values())
-            for place, text in enumerate(texts)
+            for place, text in enumerate(alone)
         ]
         self.console.print(tables.texts_together(self.results, keys, same))
         self.console.print()

@@ -67,10 +67,10 @@ def rates(requests: Iterable[Sequence[Race]], ways: Iterable[str] | None = None)
 
 
 @torch.inference_mode()
-def step_costs(model: Llama, repeats: int = 5) -> sdk.CostCurve:
+def step_costs(model: Llama, repeats: int = 5, sizes: Sequence[int] = ROWS) -> sdk.CostCurve:
     """The cost of a step by the number of rows it feeds to the model, from a few steps of every size."""
     prefix = 256
-    pages = pages_for(prefix + max(ROWS), PAGE_SIZE)
+    pages = pages_for(prefix + max(sizes), PAGE_SIZE)
     cache = PagedCache(model.shape, pages, PAGE_SIZE)
     table = torch.arange(pages, dtype=torch.int32).unsqueeze(0)
     prefix_lens = torch.tensor([prefix], dtype=torch.int32)
@@ -84,12 +84,12 @@ def step_costs(model: Llama, repeats: int = 5) -> sdk.CostCurve:
         sdk.verify(logits, tree, sampling=sdk.SamplingParams(temperature=0.0))
         return time.perf_counter() - start
 
-    for rows in ROWS:
+    for rows in sizes:
         seconds(rows)
     curve = sdk.CostCurve({1: 1.0, MOST_ROWS: 1.0 + MOST_ROWS / 16}, MOST_ROWS)
     # Each size is measured between steps over one row, so that passing load hits both.
     for _ in range(repeats):
-        for rows in ROWS[1:]:
+        for rows in sizes[1:]:
             curve.observe(1, seconds(1))
             curve.observe(rows, seconds(rows))
     return curve

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from tiny_llama import EOS, MODEL
-from tokenizers import Tokenizer, decoders, models
 
 import specdec_kernels as sdk
 from demo.__main__ import main
@@ -118,11 +117,8 @@ def test_a_table_of_ngrams():
     assert 0.5 < share < 1.0  # all but the last token of each text
 
 
-def letters() -> Tokenizer:
-    vocab = {f"<{token}>": token for token in range(MODEL.embedding.shape[0])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
+def letters(steps: list[list[int]]) -> list[list[str]]:
+    return [[f"<{token}>" for token in step] for step in steps]
 
 
 def test_rates_are_of_the_median_rounds():
@@ -176,7 +172,7 @@ def test_json(folder):
     for races in results.single.values():
         for way, run in races[0].items():
             run.seconds = 2.0 if way == PLAIN else 0.5
-    write_json(results, folder / "out.json", letters(), COSTS, {"threads": 2})
+    write_json(results, folder / "out.json", letters, COSTS, {"threads": 2})
     figures = json.loads((folder / "out.json").read_text())
     assert figures["threads"] == 2 and figures["costs"] == {"1": 1.0, "20": 2.0}
     assert list(figures["single"]) == ["first", "second"]
@@ -191,14 +187,33 @@ def test_json(folder):
     assert figures["single"]["first"] == {PLAIN: written / 4} | {way: written for way in DRAFTERS}
     run = results.single["first", 0.0][0][DRAFTERS[-1]]
     tokens = [[token for progress in step for token in progress.tokens] for step in run.steps]
-    assert figures["steps"]["first"] == [[f"<{token}>" for token in step] for step in tokens]
+    assert figures["steps"]["first"] == letters(tokens)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_picture_says_what_it_shows(folder, full):
+    chart = pytest.importorskip("demo.report.chart")
+    raced = race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)
+    for way, run in raced.items():
+        run.seconds = run.written / (30.0 if way == PLAIN else 45.0)
+    facts = {"model": "a model", "processor": "a processor", "tokens": 5}
+    with chart.matplotlib.rc_context({"svg.fonttype": "none"}):
+        chart.draw(Results({("first", 0.0): [raced]}), folder / "x.svg", facts, full)
+    drawn = (folder / "x.svg").read_text(encoding="utf-8")
+    words = ["a model, on a processor; at most 5 tokens", "forward pass of the model", "first"]
+    words += (
+        ["Mean speed-up"]
+        if full
+        else ["30.0 plain", "45.0 drafted, 1.50x", f"{len(raced[DRAFTERS[-1]].steps)} steps"]
+    )
+    assert all(word in drawn for word in words)
 
 
 def test_json_that_cannot_be_written_in_the_end(folder):
     raced = race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)
     results = Results({("first", 0.0): [raced]}, [raced])
     with pytest.raises(Refused, match="cannot be written"):
-        write_json(results, folder / "none" / "x.json", letters(), COSTS, {})
+        write_json(results, folder / "none" / "x.json", letters, COSTS, {})
 
 
 def test_a_replay_takes_the_steps_of_a_race():

@@ -40,3 +40,9 @@ class Answer:
                     self.console.print(Text(piece, style), end="", soft_wrap=True)
             if not progress.request.pages:  # it has left
                 self.console.print()
+
+
+def texts(tokenizer: Tokenizer, steps: list[list[int]]) -> list[list[str]]:
+    """The text of every token of an answer, by steps."""
+    decoder = DecodeStream(skip_special_tokens=True)
+    return [[decoder.step(tokenizer, token) or "" for token in step] for step in steps]

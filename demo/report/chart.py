@@ -17,8 +17,10 @@ from .figures import Results, label
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  once the canvas is chosen
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 LAST = DRAFTERS[-1]
+HATCHES = ("", "//", "..", "xx")
 CAPTION = (
     "{model}, on {processor}; at most {tokens} tokens an answer. Plain decoding writes one token in a step,\n"
     "which is one forward pass of the model. A step with a draft reads all drafted tokens in one pass,\n"
@@ -110,7 +112,8 @@ def _grouped(panel: Axes, groups: dict[str, dict[str, float]]) -> None:
     width = 0.8 / len(groups)
     for place, (heading, values) in enumerate(groups.items()):
         offsets = [index + (place - (len(groups) - 1) / 2) * width for index in range(len(names))]
-        panel.bar(offsets, [values.get(name, 0.0) for name in names], width, label=heading)
+        heights = [values.get(name, 0.0) for name in names]
+        panel.bar(offsets, heights, width, label=heading, hatch=HATCHES[place % 4], edgecolor="0.2")
     panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
     panel.legend()
 
@@ -149,8 +152,10 @@ def _by_depth(panel: Axes, results: Results) -> None:
             tested = [sum(counts) for counts in zip(*(one.tested for one in stats), strict=True)]
             accepted = [sum(counts) for counts in zip(*(one.accepted for one in stats), strict=True)]
             shares = [a / t for a, t in zip(accepted, tested, strict=True) if t]
-            panel.plot(range(1, len(shares) + 1), shares, marker="o", label=f"{way}, {label(temperature)}")
+            marker = "o" if way == LAST else "s"
+            panel.plot(range(1, len(shares) + 1), shares, marker=marker, label=f"{way}, {label(temperature)}")
     panel.set_ylim(0, 1.02)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("depth")
     panel.legend(loc="lower right")
     panel.set_title("Accepted where a draft of that depth was tested")

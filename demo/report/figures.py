@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from ..files import cannot_write
 from ..timing import Race, Run, rates
 from ..ways import DRAFTERS, PLAIN
+
+Texts = Callable[[list[list[int]]], list[list[str]]]  # of the tokens of each step
 
 
 @dataclass
@@ -53,7 +52,7 @@ def label(temperature: float) -> str:
 def write_json(
     results: Results,
     path: Path,
-    tokenizer: Tokenizer,
+    texts: Texts,
     costs: Mapping[int, float],
     facts: Mapping[str, object],
 ) -> None:
@@ -76,7 +75,7 @@ def write_json(
         },
         "costs": costs,
         "steps": {
-            name: _pieces(races[0][DRAFTERS[-1]], tokenizer)
+            name: texts(_steps(races[0][DRAFTERS[-1]]))
             for name, races in results.at(results.temperatures[0]).items()
         },
     }
@@ -86,10 +85,5 @@ def write_json(
         raise cannot_write(path, error) from None
 
 
-def _pieces(run: Run, tokenizer: Tokenizer) -> list[list[str]]:
-    """The text of every token, by steps."""
-    decoder = DecodeStream(skip_special_tokens=True)
-    return [
-        [decoder.step(tokenizer, token) or "" for progress in step for token in progress.tokens]
-        for step in run.steps
-    ]
+def _steps(run: Run) -> list[list[int]]:
+    return [[token for progress in step for token in progress.tokens] for step in run.steps]
