@@ -119,39 +119,37 @@ def expect(row, max, slope, mass, cuts, params):
         expected = params.top_k / step
         root = tl.sqrt(expected)
         half: tl.constexpr = _DEVIATIONS / 2
-        fewest = tl.maximum(likely, _LOWEST)
-        k_low = _place_of(x, ones, number, _square(half + tl.sqrt(expected + 2 * half * half)), fewest)
-        if root > half + 1:
-            k_high = _place_of(x, ones, number, _square(root - half), _NONE)
+        k_low = tl.maximum(likely, _LOWEST)
+        for end in range(0, tl.where(root > half + 1, 2, 1)):  # a loop, as `find` takes long to compile
+            needed = tl.where(end == 0, half + tl.sqrt(expected + 2 * half * half), root - half)
+            found, _, enough = find(x, ones, number, needed * needed)
+            k_low = tl.where(enough & (end == 0), found, k_low)
+            k_high = tl.where(enough & (end == 1), found, k_high)
         most, _ = _kept(x, weights, k_low, weight_of(k_low, max, slope), step, mass)
         _, least = _kept(
             x, weights, tl.minimum(k_high, max), weight_of(tl.minimum(k_high, max), max, slope), step, mass
         )
     if cuts.summing:
         whole = tl.sum(weights)
-        # The dropped mass decides, since its weights are the small ones.
-        least_dropped = tl.maximum(mass - params.top_p * most, 0.0) / step
-        most_dropped = tl.maximum(mass - params.top_p * least, 0.0) / step
-        at = _place_of(x, weights, scale, whole - least_dropped, _LOWEST)
-        least_dropped -= _error(least_dropped, weight_of(at, max, slope))
-        p_low = _place_of(x, weights, scale, whole - tl.maximum(least_dropped, 0.0), _LOWEST)
-        if least_dropped <= 0:
-            p_low = tl.full([], _LOWEST, tl.float32)
-        at = _place_of(x, weights, scale, whole - most_dropped, _LOWEST)
-        most_dropped += _error(most_dropped, weight_of(at, max, slope))
-        if most_dropped < whole:
-            p_high = _place_of(x, weights, scale, whole - most_dropped, _NONE)
+        dropped = tl.full([], 0.0, tl.float32)
+        p_low = tl.full([], _LOWEST, tl.float32)
+        for turn in range(0, 4):  # the lower end, then the upper one; each roughly, then with its error
+            upper, again = turn >= 2, (turn & 1) > 0
+            # The dropped mass decides, since its weights are the small ones.
+            rough = tl.maximum(mass - params.top_p * tl.where(upper, least, most), 0.0) / step
+            dropped = tl.where(again, dropped, rough)
+            found, _, enough = find(x, weights, scale, whole - tl.maximum(dropped, 0.0))
+            found = tl.where(enough, found, _LOWEST)
+            p_low = tl.where(again & (not upper) & (dropped > 0), found, p_low)
+            p_high = tl.where(again & upper & enough & (dropped < whole), found, p_high)
+            error = _error(dropped, weight_of(found, max, slope))
+            dropped += tl.where(upper, error, -error)
     if cuts.counting:  # of what top-k keeps, top-p drops the lightest
         p_low = tl.maximum(p_low, k_low)
     one = tl.full([], 1, tl.int32)
     return Bracket(
         one, cuts.counting.to(tl.int32), cuts.summing.to(tl.int32), cuts.likely, k_low, k_high, p_low, p_high
     )
-
-
-@triton.jit
-def _square(x):
-    return x * x
 
 
 @triton.jit
@@ -166,13 +164,6 @@ def _kept(x, weights, value, weight, step, mass):
     dropped = tl.sum(tl.where(x < value, weights, 0.0))
     error = _error(dropped, weight)
     return mass - step * tl.maximum(dropped - error, 0.0), tl.maximum(mass - step * (dropped + error), 0.0)
-
-
-@triton.jit
-def _place_of(x, amounts, scale, needed, other):
-    """The largest score with the amount `needed` at or above it, else `other`."""
-    found, _, enough = find(x, amounts, scale, needed)
-    return tl.where(enough, found, other)
 
 
 @triton.jit
