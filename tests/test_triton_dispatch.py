@@ -64,6 +64,27 @@ def test_forms_that_a_key_confuses_are_noticed():
         scaled(fixed, stride=2)
 
 
+@triton.jit
+def _double_or_copy_kernel(x_ptr, out_ptr):
+    x = tl.full([], 1.0, tl.float32)
+    if dispatch.given(x_ptr):
+        x = 2 * tl.load(x_ptr)
+    tl.store(out_ptr, x)
+
+
+def test_one_kernel_serves_calls_with_a_tensor_and_without():
+    device = dispatch.device_of(torch.empty(1))
+    launch = Launch(_double_or_copy_kernel, device, {}, optional=dict(x_ptr=torch.float32), num_warps=1)
+    before, found = set(Launch.met), []
+    for x in (None, torch.tensor([3.0]), None):
+        launch((1, 1, 1), x, out := torch.zeros(1))
+        found.append(out.item())
+    assert found == [1.0, 6.0, 1.0]
+    assert set(Launch.met) - before == {id(launch._compiled)}
+    with pytest.raises(AssertionError, match="_double_or_copy_kernel: of one form"):
+        launch((1, 1, 1), torch.ones(1, dtype=torch.float64), torch.zeros(1))
+
+
 def test_products_and_sums_are_fused_whatever_tritons_default_is():
     launch = launch_of()
     scaled(launch)

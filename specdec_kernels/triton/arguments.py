@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
-from .dispatch import INTERPRETED, dtype_of, multiples_of_16
+from .dispatch import INTERPRETED, dtype_of, given, multiples_of_16
 from .launch import registers
 from .logarithm import LN2
 from .row import number_of
@@ -32,7 +32,7 @@ class Target(NamedTuple):
     row_stride: tl.tensor
     bitmask: tl.tensor  # [R, ceil(V / 32)] or None
     bitmask_stride: tl.tensor
-    rows: tl.tensor  # [R] row of each node, < 0 = none; or None: those of the same number
+    rows: tl.tensor  # [R] row of each node, < 0 = none; optional: else those of the same number
     edits: tl.tensor  # [R, edits_stride] edited scores, see edited.py; or None: there are none
     edits_stride: tl.tensor  # or None
 
@@ -45,12 +45,25 @@ class Draft(NamedTuple):
     group: tl.tensor
     group_stride: tl.tensor
     row_stride: tl.tensor
-    rows: tl.tensor  # [R] row of each node or None
+    rows: tl.tensor  # [R] row of each node, optional
     chain: tl.tensor  # K > 0: [B, K, Vd], node i of request b has row b K + i
     ids: tl.tensor  # [Vd] token of each column or None
     columns: tl.tensor  # [V] column of each token or None
     probs: tl.tensor  # 1 where the rows are probabilities, or None
 
+
+# Tensors of these names that a call may leave out, and that kernels are not compiled for.
+OPTIONAL = dict(
+    rows=torch.int32,
+    logprobs=torch.float32,
+    logprobs_ptr=torch.float32,
+    stop_tokens=torch.int64,
+    new_tokens_left=torch.int32,
+    context_left=torch.int32,
+    finished=torch.uint8,
+    finish=torch.int32,
+    status_ptr=torch.int32,
+)
 
 NO_DRAFT = Draft(None, 0, 1, 0, 0, None, 0, None, None, None)
 
@@ -127,8 +140,8 @@ def rows_form(target: Target) -> RowsForm:
 
 
 def draft_form(draft: Draft) -> tuple[Any, ...]:
-    """Dtypes, or None, of a draft's tensors, and whether it has probabilities."""
-    dtypes = dtype_of(draft.data), dtype_of(draft.rows), dtype_of(draft.ids), dtype_of(draft.columns)
+    """Dtypes, or None, of a draft's rows and of their vocabulary, and whether it has probabilities."""
+    dtypes = dtype_of(draft.data), dtype_of(draft.ids), dtype_of(draft.columns)
     return *dtypes, draft.probs
 
 
@@ -245,18 +258,15 @@ def target_row(target, row):
     """The row of the target's logits of the node with that row, int64; < 0 = none."""
     found = row
     if target.rows is not None:
-        found = tl.load(target.rows + row).to(tl.int64)
+        if given(target.rows):
+            found = tl.load(target.rows + row).to(tl.int64)
     return found
 
 
 @triton.jit
 def target_data(target, row):
     """-> the first entry of the row of the node with that row (int64), which has one if it is read."""
-    if target.rows is not None:
-        found = tl.maximum(target_row(target, row), 0)
-    else:
-        found = row
-    return row_data(target, found)
+    return row_data(target, tl.maximum(target_row(target, row), 0))
 
 
 @triton.jit
@@ -280,12 +290,11 @@ def edits_of(target, row):
 @triton.jit
 def drawn_from(draft, count, request, row, node):
     """The row of the draft's logits that the children of a node were drawn from, int64; -1 = none."""
-    if draft.rows is not None:
-        found = tl.load(draft.rows + row).to(tl.int64)
-    elif draft.chain > 0:
+    found = row
+    if draft.chain > 0:
         found = tl.where(node < draft.chain, request.to(tl.int64) * draft.chain + node, -1)
-    else:
-        found = row
+    if given(draft.rows):
+        found = tl.load(draft.rows + row).to(tl.int64)
     return tl.where((found >= 0) & (found < count), found, -1)
 
 

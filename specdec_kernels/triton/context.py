@@ -8,8 +8,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import Draft, Scratch, Target, target_row
+from .arguments import Draft, Scratch, Target
 from .chances import load_chance, load_coin
+from .dispatch import given
 from .tree import Tree, family_of, key_of, node_of, parent_of, proposal_of, token_of
 from .wanted import DRAFT, TARGET
 
@@ -45,7 +46,7 @@ class Child(NamedTuple):
     q: tl.tensor  # float64, the same of the draft, where it was drawn from that
     coin: tl.tensor  # float64
     following: tl.tensor  # int64, key of its next child; -1 = none
-    proposals: tl.tensor  # int32, of all its children: a set
+    proposals: tl.tensor  # int32, of all its children: a set; -1 without a row of the target
 
 
 @triton.jit
@@ -62,9 +63,9 @@ def look_up(ctx, node, after):
         q = load_chance(ctx.scratch, row, DRAFT)
     coin = load_coin(ctx.scratch, row)
     following, proposals = family_of(ctx.tree, node, after)
-    if ctx.target.rows is not None:  # without its row no child is tested
-        there = target_row(ctx.target, row) >= 0
-        following, proposals = tl.where(there, following, -1), tl.where(there, proposals, 0)
+    if given(ctx.target.rows):
+        if tl.load(ctx.target.rows + row) < 0:  # no child is tested
+            following, proposals = following * 0 - 1, proposals * 0 - 1
     return Child(
         key, node, parent_of(word), token_of(word), proposal_of(word), p, q, coin, following, proposals
     )

@@ -21,6 +21,8 @@ Rules of a kernel that is launched so:
   the first launch. Else it must fit into 32 bits.
 - `aligned` names the arguments and fields (tensors and scalars) that are multiples of 16 in this form: bytes
   of an address, elements of a stride. All others may have any value.
+- A tensor that is None is compiled for as such, unless `optional` names it: then one kernel serves calls with
+  it and without, and asks `given`.
 
 `Launch.checked = True` compares every launch with the first one of its form, and is for tests: a key that is
 not complete would launch a kernel on arguments that it was not compiled for.
@@ -29,11 +31,14 @@ not complete would launch a kernel on arguments that it was not compiled for.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -76,6 +81,12 @@ def dtype_of(tensor: Tensor | None) -> torch.dtype | None:
     return None if tensor is None else tensor.dtype
 
 
+@triton.jit
+def given(tensor):
+    """Whether a call has an optional tensor."""
+    return tensor.to(tl.int64) != 0
+
+
 @dataclass(frozen=True)
 class _Pointer:
     """What a compiler asks of a tensor."""
@@ -96,6 +107,7 @@ class Launch:
         constants: the kernel's constexprs by name.
         aligned: names of arguments and of fields that are multiples of 16.
         fixed: names of scalars that the key contains; the compiler is shown what they are.
+        optional: dtypes of tensors that calls may leave out, by the names of arguments and of fields.
         options: of the compiler: `num_warps`, `num_stages`, `maxnreg`.
     """
 
@@ -111,11 +123,12 @@ class Launch:
         *,
         aligned: Collection[str] = (),
         fixed: Collection[str] = (),
+        optional: Mapping[str, torch.dtype] = MappingProxyType({}),
         enable_fp_fusion: bool = True,  # said in every launch: from Triton 3.10 on it is off by default
         **options: int,
     ) -> None:
         self._kernel, self._device, self._constants = kernel, device, constants
-        self._aligned, self._fixed = aligned, fixed
+        self._aligned, self._fixed, self._optional = aligned, fixed, optional
         self._options = dict(options, enable_fp_fusion=enable_fp_fusion)
         self._compiled: Any = None
         self._run: Any = None  # the launcher of the compiled kernel, once that is loaded
@@ -150,7 +163,7 @@ class Launch:
                     "as specdec_kernels.warmup does, got its first launch during a capture"
                 )
             self._names = names[: len(arguments)]
-            self._first = _described(self._names, arguments, self._fixed)
+            self._first = self._described(arguments)
             self._values = tuple(self._constants[name] for name in names[len(arguments) :])
             self._current, self._stream = driver.active.get_current_device, driver.active.get_current_stream
             given = [self._standing_for(*pair) for pair in zip(self._names, arguments, strict=True)]
@@ -175,6 +188,8 @@ class Launch:
             fields = getattr(value, "_fields", (name,) * len(value))
             parts = [self._standing_for(*pair) for pair in zip(fields, value, strict=True)]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if value is None and name in self._optional:
+            return _Pointer(self._optional[name], 1)
         if isinstance(value, Tensor):
             return _Pointer(value.dtype, 16 if name in self._aligned else 1)
         if type(value) is int and name not in self._fixed:
@@ -182,13 +197,27 @@ class Launch:
         return value
 
     def _check(self, arguments: tuple[Any, ...]) -> None:
-        name, described = self._kernel.__name__, _described(self._names, arguments, self._fixed)
+        name, described = self._kernel.__name__, self._described(arguments)
         if described != self._first:
             raise AssertionError(f"{name}: of one form {self._first} and {described}")
         for argument, value in _leaves(self._names, arguments):
             number = value.data_ptr() if isinstance(value, Tensor) else value
             if argument in self._aligned and number and number % 16:
                 raise AssertionError(f"{name}: {argument} must be a multiple of 16 here, got {number}")
+
+    def _described(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """What a compiled kernel depends on in its arguments, but for what `aligned` says."""
+        described: list[Any] = []
+        for name, value in _leaves(self._names, arguments):
+            if value is None and name in self._optional:
+                described.append(self._optional[name])
+            elif isinstance(value, Tensor):
+                described.append(value.dtype)
+            elif type(value) is int:
+                described.append(value if name in self._fixed else "wide" if _is_wide(name, value) else "int")
+            else:
+                described.append(None if value is None else type(value))
+        return described
 
 
 def _is_wide(name: str, value: int) -> bool:
@@ -201,19 +230,6 @@ def _leaves(names: Sequence[str], values: tuple[Any, ...]) -> Iterator[tuple[str
             yield from _leaves(getattr(value, "_fields", (name,) * len(value)), value)
         else:
             yield name, value
-
-
-def _described(names: Sequence[str], arguments: tuple[Any, ...], fixed: Collection[str]) -> list[Any]:
-    """What a compiled kernel depends on in its arguments, but for what `aligned` says."""
-    described: list[Any] = []
-    for name, value in _leaves(names, arguments):
-        if isinstance(value, Tensor):
-            described.append(value.dtype)
-        elif type(value) is int:
-            described.append(value if name in fixed else "wide" if _is_wide(name, value) else "int")
-        else:
-            described.append(None if value is None else type(value))
-    return described
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .arguments import bitmask_of, edits_of, params_of, target_data
+from .dispatch import given
 from .ends import finish_request
 from .law import EMPTY, NAN, Law, load_law, store_logprob
 from .measure import RESULT, Split, load_splits, measure_and_race, store_split
@@ -44,19 +45,26 @@ class Draw(NamedTuple):
     q: Law
     node: tl.tensor  # int32, index in its request
     depth: tl.tensor  # int32
-    status: tl.tensor  # int32, so far
     drawn_from: tl.tensor  # int64, row of the draft's logits, -1 = no q
     tracked: tl.tensor  # int32, > 0: the node's tracked tokens are left out; their winners follow below
     ratio: tl.tensor  # float32
     rest_top: tl.tensor  # float32
-    score: tl.tensor  # float32
+
+
+class Known(NamedTuple):
+    """What only the last program needs of it."""
+
+    status: tl.tensor  # int32, so far
+    score: tl.tensor  # float32, of the winner of the tracked tokens' residual
     token: tl.tensor  # int32
-    p_score: tl.tensor  # float32
+    p_score: tl.tensor  # float32, of that of p
     p_token: tl.tensor  # int32
 
 
-# Float64 words: kind and arrivals share the first, then come p, q and the other fields.
-DRAW = whole_sectors(1 + 2 * len(Law._fields) + len(Draw._fields[2:]))
+# Float64 words: kind and arrivals share the first, then come p, q, the other fields, and what is known.
+_FIELDS = tl.constexpr(1 + 2 * len(Law._fields))
+_KNOWN = tl.constexpr(_FIELDS.value + len(Draw._fields[2:]))
+DRAW = whole_sectors(_KNOWN.value + len(Known._fields))
 _DRAW = tl.constexpr(DRAW)
 
 
@@ -97,18 +105,19 @@ def arrives_last(words):
 
 
 @triton.jit
-def save_draw(words, kind, draw):
+def save_draw(words, kind, draw, known):
     open_draw(words)
     save_kind(words, kind)
     save(words + 1, draw.p)
     save(words + 1 + len(draw.p), draw.q)
-    save(words + 1 + len(draw.p) + len(draw.q), draw[2:])
+    save(words + _FIELDS, draw[2:])
+    save(words + _KNOWN, known)
 
 
 @triton.jit
 def leave_draw(ctx, node, state, depth, loaded, status):
     """Leaves where and from what the next token is to be drawn."""
-    pair = pair_of(node, state)
+    pair = pair_of(ctx, node, state)
     tracked = tl.full([], 0, tl.int32)
     score = tl.full([], 0.0, tl.float32)
     p_score = score
@@ -120,11 +129,10 @@ def leave_draw(ctx, node, state, depth, loaded, status):
         tracked = node.tracked
         if tracked > 0:
             score, token, p_score, p_token = tracked_race(ctx, node, state, tl.load(ctx.position) + depth)
-    draw = Draw(
-        node.p, node.q, node.index, depth, status, node.drawn_from, tracked, ratio, node.rest_top,
-        score, token, p_score, p_token,
-    )  # fmt: skip
-    save_draw(draw_words(ctx.scratch, ctx.request), tl.where(loaded, FROM_RESIDUAL, UNMEASURED), draw)
+    draw = Draw(node.p, node.q, node.index, depth, node.drawn_from, tracked, ratio, node.rest_top)
+    known = Known(status, score, token, p_score, p_token)
+    kind = tl.where(loaded, FROM_RESIDUAL, UNMEASURED)
+    save_draw(draw_words(ctx.scratch, ctx.request), kind, draw, known)
 
 
 @triton.jit
@@ -133,8 +141,13 @@ def _load_draw(words, CUTS: tl.constexpr):
     q = _load_law(words + 1 + len(p), CUTS)
     number, score = tl.full([], 0, tl.int32), tl.full([], 0.0, tl.float32)
     row = tl.full([], 0, tl.int64)
-    like = (number, number, number, row, number, score, score, score, number, score, number)
-    return Draw(p, q, *load(words + 1 + len(p) + len(q), like))
+    return Draw(p, q, *load(words + _FIELDS, (number, number, row, number, score, score)))
+
+
+@triton.jit
+def _load_known(words):
+    number, score = tl.full([], 0, tl.int32), tl.full([], 0.0, tl.float32)
+    return Known(*load(words + _KNOWN, (number, score, number, score, number)))
 
 
 @triton.jit
@@ -161,7 +174,7 @@ def verify_draw_kernel(
     batch,
     scratch,
     out_tokens_ptr,  # [B, width]
-    out_logprobs_ptr,  # [B, width] or None
+    logprobs_ptr,  # [B, width], optional
     out_status_ptr,  # [B]
     ends,
     rows,
@@ -205,10 +218,10 @@ def verify_draw_kernel(
         store_split(winners, split, result)
         if arrives_last(words):
             results = load_splits(winners, tl.num_programs(1), SPLITS)
-            token, p, status = _merge(target, kind, draw, row, slope, results, SPLIT)
-            emit(target, row, p, token, out_tokens_ptr, out_logprobs_ptr, request * width + draw.depth)
+            token, p, status = _merge(target, kind, draw, _load_known(words), row, slope, results, SPLIT)
+            emit(target, row, p, token, out_tokens_ptr, logprobs_ptr, request * width + draw.depth)
             tl.store(out_status_ptr + request, status)
-            if ends.finish is not None:
+            if given(ends.finish):
                 finish_request(ends, request, draw.depth + 1, token, False)
             if KEEP:
                 if kind == UNMEASURED:
@@ -217,18 +230,18 @@ def verify_draw_kernel(
 
 
 @triton.jit
-def _merge(target, kind, draw, row, slope, results, TILE: tl.constexpr):
+def _merge(target, kind, draw, known, row, slope, results, TILE: tl.constexpr):
     """The next token, its law and the status, from the results of all splits."""
     p = draw.p
-    status = draw.status
+    status = known.status
     top = tl.max(results.max)
     scale = tl.exp2(exponent_of(results.max, top, slope))
     scores = results.score * scale
     score, token = merge_races(tl.where(results.flags == _OF_P, 0.0, scores), results.token)
-    score, token = _better(draw.score, draw.token, score, token)
+    score, token = _better(known.score, known.token, score, token)
     if score == 0:
         score, token = merge_races(scores, results.token)
-        score, token = _better(draw.p_score, draw.p_token, score, token)
+        score, token = _better(known.p_score, known.p_token, score, token)
     if kind == UNMEASURED:
         status |= tl.max(results.flags) * NAN
         point = p.point
@@ -257,7 +270,7 @@ def _race_residual(target, draft, draw, row, tracking, seed, position, begin, en
     token = tl.full([], NO_TOKEN, tl.int32)
     flags = tl.full([], 0, tl.int32)
     again = tl.full([], 1, tl.int32)
-    pair = Pair(draw.p, draw.q, row, draw.drawn_from, draw.rest_top, draw.ratio)
+    pair = Pair(draw.p, draw.q, row, target_data(target, row), draw.drawn_from, draw.rest_top, draw.ratio)
     while again > 0:
         tracked = tl.where(draw.tracked > 0, begin.to(tl.int64) - 1, NO_TRACKED)
         for start in range(begin, end, TILE):

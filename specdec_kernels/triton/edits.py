@@ -17,15 +17,25 @@ import triton.language as tl
 from torch import Tensor
 
 from .._ops.calls import EditLogitsCall, EditTensors
-from .arguments import RowsForm, Target, compiler_options, edits_of, rows_form, target_data, target_of
+from .arguments import (
+    OPTIONAL,
+    RowsForm,
+    Target,
+    compiler_options,
+    edits_of,
+    rows_form,
+    target_data,
+    target_of,
+    target_row,
+)
 from .counts import find_tokens
-from .dispatch import Launch, current, device_of
+from .dispatch import Launch, current, device_of, given
 from .edited import FORCED, edited_words, ones, place_in, places_of, word_of
 from .ends import NO_ENDS
 from .launch import EDIT_ENTRIES, EDIT_SPLIT
 from .law import OVERFLOW
 from .row import number_of
-from .wanted import Batch, Place, depth_of, has_row, place_of, row_numbers
+from .wanted import Batch, Place, depth_of, place_of, row_numbers, trees_of
 
 _TILE = tl.constexpr(256)  # tokens written together
 _ROUNDS = tl.constexpr(5)  # of parts of 128: more than any number of entries has
@@ -114,13 +124,14 @@ def _places(edits: Edits, depth: int) -> int:
 
 
 @cache
-def _kernel(device: Any, rows: RowsForm, given: tuple[bool, ...], numbered: bool, apply: bool) -> Launch:
-    """given: which tensors, whether there is a tree and whether a status is written."""
+def _kernel(device: Any, rows: RowsForm, tensors: tuple[bool, ...], trees: bool, apply: bool) -> Launch:
+    """tensors: which of them there are."""
     constants = dict(APPLY=apply, SPLIT=EDIT_SPLIT, ENTRIES=EDIT_ENTRIES)
     with current(device):
         options = compiler_options(1)
+    options |= dict(num_warps=1)
     # A product and a difference are rounded one after the other, as elsewhere.
-    return Launch(_edit_rows_kernel, device, constants, enable_fp_fusion=False, num_warps=1, **options)
+    return Launch(_edit_rows_kernel, device, constants, optional=OPTIONAL, enable_fp_fusion=False, **options)
 
 
 def edited_target(
@@ -140,10 +151,11 @@ def edited_target(
     scores = torch.empty(rows, words, dtype=torch.int64, device=logits.device)
     target = target._replace(edits=scores, edits_stride=words)
     if rows > 0:
-        given = *(part is not None for part in edits[:15]), batch.tokens is not None, status is not None
-        kernel = _kernel(device_of(logits), rows_form(target), given, target.rows is not None, apply)
+        plain, trees = target._replace(bitmask=None, bitmask_stride=0), batch.tokens is not None
+        tensors = tuple(part is not None for part in edits[:15])
+        kernel = _kernel(device_of(logits), rows_form(plain), tensors, trees, apply)
         grid = (rows, triton.cdiv(vocab, EDIT_SPLIT), 1)
-        kernel(grid, target, batch, edits, status, rows, requests, depth)
+        kernel(grid, plain, trees_of(batch), edits, status, rows, requests, depth)
     return target
 
 
@@ -154,7 +166,7 @@ def edit_logits(call: EditLogitsCall) -> None:
     if call.tokens is not None:
         assert call.cu_nodes is not None
         rows, requests = call.tokens.shape[0], call.cu_nodes.shape[0] - 1
-        batch = Batch(call.tokens, call.parents, None, None, None, call.cu_nodes, None, None, None)
+        batch = NO_TREE._replace(tokens=call.tokens, parents=call.parents, cu_nodes=call.cu_nodes)
         if call.target_rows is not None:
             numbers = row_numbers(batch, call.target_rows, False, NO_ENDS, call.logits)
     target = target_of(call.logits, None, numbers)
@@ -167,7 +179,7 @@ def _edit_rows_kernel(
     target,
     batch,  # without tokens row b belongs to request b, and has no path
     edits,
-    status_ptr,  # [B] or None
+    status_ptr,  # [B], optional
     rows,
     requests,
     deepest,  # nodes below are never reached
@@ -189,10 +201,9 @@ def _edit_rows_kernel(
     if batch.tokens is not None:
         depth = depth_of(batch, place)
     site = _site_of(edits, place, depth)
-    if status_ptr is not None:
-        if (split == 0) & (place.node == 0):
-            tl.store(status_ptr + place.request, tl.where(site.penalized, 0, OVERFLOW))
-    if has_row(target, place, row) & (depth <= deepest):
+    writes = given(status_ptr) & (split == 0) & (place.node == 0)
+    tl.store(status_ptr + place.request, tl.where(site.penalized, 0, OVERFLOW), mask=writes)
+    if (place.node >= 0) & (target_row(target, row) >= 0) & (depth <= deepest):
         forced = zero - 1
         if edits.forced_tokens is not None:
             forced = _forced_token(edits, site, target.vocab)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .arguments import target_row
+from .dispatch import given
 from .draw import leave_draw
 from .law import store_logprob
 from .settle import likeliest_law, load_settled
@@ -17,8 +18,8 @@ from .wanted import ENDED, TARGET
 @triton.jit
 def _has_row(ctx, node):
     there = tl.full([], True, tl.int1)
-    if ctx.target.rows is not None:
-        there = target_row(ctx.target, ctx.first + node) >= 0
+    if given(ctx.target.rows):
+        there = tl.load(ctx.target.rows + ctx.first + node) >= 0
     return there
 
 
@@ -28,11 +29,9 @@ def _bonus_after(ctx, node):
     after one without a row at which the chain ends; never where the request ends."""
     token = tl.full([], -1, tl.int64)
     if ctx.bonus is not None:
-        ends = node + 1 == ctx.tree.count
-        if ctx.target.rows is not None:
-            after = tl.load(ctx.tree.nodes + node + 1, mask=node + 1 < ctx.tree.count, other=-1)
-            row = target_row(ctx.target, ctx.first + node)
-            ends = (ends | ((row < 0) & (after < 0))) & (row != ENDED)
+        after = tl.load(ctx.tree.nodes + node + 1, mask=node + 1 < ctx.tree.count, other=-1)
+        row = target_row(ctx.target, ctx.first + node)
+        ends = ((node + 1 == ctx.tree.count) | ((row < 0) & (after < 0))) & (row != ENDED)
         token = tl.load(ctx.bonus).to(tl.int64)
         token = tl.where(ends & (token >= 0) & (token < ctx.target.vocab), token, -1)
     return token
@@ -41,10 +40,7 @@ def _bonus_after(ctx, node):
 @triton.jit
 def can_keep(ctx, node):
     """Whether the token after a node can be told."""
-    known = tl.full([], True, tl.int1)
-    if ctx.target.rows is not None:
-        known = _has_row(ctx, node) | (_bonus_after(ctx, node) >= 0)
-    return known
+    return _has_row(ctx, node) | (_bonus_after(ctx, node) >= 0)
 
 
 @triton.jit
@@ -57,17 +53,23 @@ def draws_at(ctx, node):
 
 
 @triton.jit
+def draws_after(ctx, here):
+    """The same of a node that was looked up."""
+    drawn = here.proposals >= 0
+    if ctx.bonus is not None:
+        drawn = drawn & (_bonus_after(ctx, here.node) < 0)
+    return drawn
+
+
+@triton.jit
 def end_walk(ctx, out, node, state, depth, loaded, status, RULE: tl.constexpr):
     """Ends a walk that accepted a node, whose token is written. Returns the depth of the last node that is
     kept."""
-    if (ctx.target.rows is None) and (ctx.bonus is None):
+    if draws_at(ctx, node.index):
         leave_draw(ctx, node, state, depth, loaded, status)
     else:
-        if draws_at(ctx, node.index):
-            leave_draw(ctx, node, state, depth, loaded, status)
-        else:
-            depth = end_without_draw(ctx, out, node.index, depth, RULE)
-            tl.store(out.status, status)
+        depth = end_without_draw(ctx, out, node.index, depth, RULE)
+        tl.store(out.status, status)
     return depth
 
 
@@ -78,7 +80,7 @@ def end_without_draw(ctx, out, node, depth, RULE: tl.constexpr):
     bonus = _bonus_after(ctx, node)
     if bonus >= 0:
         tl.store(out.tokens + depth, bonus)
-        if out.logprobs is not None:
+        if given(out.logprobs):
             if _has_row(ctx, node):
                 law, _ = law_drawn_from(ctx, node, RULE)
                 store_logprob(out.logprobs, depth, ctx.target, ctx.first + node, law, bonus)

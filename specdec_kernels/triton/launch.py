@@ -126,8 +126,11 @@ class VerifyLaunch:
     draw: Splits
 
 
-def verify_launch(vocab_size: int, longest: int, rule: str, edited: bool = False) -> VerifyLaunch:
+def verify_launch(
+    vocab_size: int, longest: int, rule: str, edited: bool = False, mapped: bool = False
+) -> VerifyLaunch:
     """The configuration for target rows of `vocab_size` tokens; no row of the draft has more than `longest`.
+    mapped: rows have a bitmask, and the draft a vocabulary of its own.
 
     | number | reason |
     |---|---|
@@ -139,6 +142,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str, edited: bool = False
     | 2 warps | `lenient`, which compares tokens of siblings in pairs: 16 a thread leave no spills |
     | draws of 512, 1 warp | two steps, one after the other; 251 programs for 128256 tokens |
     | 8 warps, walk_tile 1024, with edits | half the scores a lane, as words of edits take registers too |
+    | walk_tile 1024, if mapped | on sm_120 the walk of `traversal` would spill |
     """
     collect_warps = 8 if edited else 4
     split, warps = (RACED_SPLIT, 1) if rule == "match" else (8192, collect_warps)
@@ -148,7 +152,7 @@ def verify_launch(vocab_size: int, longest: int, rule: str, edited: bool = False
         rows=RowPasses(splits, _lanes(splits), _collected(longest, collect_warps)),
         sums=_splits(longest, 8192, warps=4),
         sum_tile=2048,
-        walk_tile=2048 if sequential and not edited else 1024,
+        walk_tile=2048 if sequential and not (edited or mapped) else 1024,
         walk_warps=8 if sequential else 2 if rule == "lenient" else 1,
         draw=_splits(vocab_size, 512, warps=1),
     )

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from ..verification import Status
 from .arguments import bitmask_of, draft_logits, edits_of, row_data, target_data
+from .dispatch import given
 from .edited import edited
 from .logarithm import LN2, LOG2E
 from .record import load
@@ -71,8 +72,9 @@ def log_probability(law, x, token):
 def store_logprob(logprobs_ptr, place, target, row, law, token):
     """Writes the log-probability of a token (int64), where it is asked for."""
     if logprobs_ptr is not None:
-        x = target_scores(target, row, token, token >= 0)
-        tl.store(logprobs_ptr + place, log_probability(law, x, token))
+        if given(logprobs_ptr):
+            x = target_scores(target, row, token, token >= 0)
+            tl.store(logprobs_ptr + place, log_probability(law, x, token))
 
 
 @triton.jit

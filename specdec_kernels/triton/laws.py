@@ -7,7 +7,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_params_of, drawn_from, edits_of, params_of, row_data, target_data
+from .arguments import (
+    bitmask_of,
+    draft_params_of,
+    drawn_from,
+    edits_of,
+    params_of,
+    row_data,
+    target_data,
+    target_row,
+)
 from .chances import save_coin, save_draft_chances, save_target_chances
 from .law import Law, logprobs_law
 from .measure import split_results
@@ -21,7 +30,6 @@ from .wanted import (
     TARGET,
     bar_params,
     children_of,
-    has_row,
     place_of,
     wanted_draft_row,
     wants_target,
@@ -59,14 +67,15 @@ def verify_settle_kernel(
     if place.node >= 0:
         params = params_of(sampling, place.request)
         if (side == TARGET) | (RULE == "relaxed"):
+            number = target_row(target, row)
             if side == TARGET:
                 lay_out_node(scratch, batch, place)
                 if RULE != "match":
                     save_coin(scratch, batch, place, row)
                     if SUMS:
-                        if has_row(target, place, row):
+                        if number >= 0:
                             ask(scratch, row, _asked_sum(batch, place, RULE, ALL))
-            if wants_target(target, batch, place, row, params, RULE):
+            if wants_target(batch, place, number, params, target.vocab, RULE):
                 if RULE == "relaxed":
                     if side != TARGET:
                         params = bar_params(params, bar)
@@ -76,7 +85,7 @@ def verify_settle_kernel(
                     row,
                     TARGET,
                     Row(
-                        target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)
+                        row_data(target, number), target.vocab, bitmask_of(target, row), edits_of(target, row)
                     ),
                     results,
                     params,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, draft_params_of, edits_of, has_cuts, params_of, row_data, target_data
+from .arguments import bitmask_of, draft_params_of, edits_of, has_cuts, params_of, row_data, target_row
 from .cuts import Listed, largest
 from .race import race
 from .random import NEXT, race_words
@@ -234,7 +234,8 @@ def verify_measure_kernel(
             clear_ranks(scratch, batch, row)
         if (split * SPLIT < target.vocab) & (place.node >= 0):
             params = params_of(sampling, place.request)
-            if wants_target(target, batch, place, row, params, RULE):
+            number = target_row(target, row)
+            if wants_target(batch, place, number, params, target.vocab, RULE):
                 position = tl.load(batch.positions + place.request)
                 lists = has_cuts(params, target.vocab)
                 if RULE == "match":
@@ -247,7 +248,7 @@ def verify_measure_kernel(
                     TARGET,
                     split,
                     Row(
-                        target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)
+                        row_data(target, number), target.vocab, bitmask_of(target, row), edits_of(target, row)
                     ),
                     params.temperature,
                     not lists,

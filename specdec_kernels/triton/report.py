@@ -20,6 +20,7 @@ import triton.language as tl
 
 from .._ops.calls import SampleCall, VerifyCall
 from .arguments import (
+    OPTIONAL,
     RowsForm,
     Sampling,
     SamplingForm,
@@ -34,7 +35,7 @@ from .arguments import (
     target_data,
     target_row,
 )
-from .dispatch import Launch, current, device_of, dtype_of
+from .dispatch import Launch, current, device_of
 from .edited import edited
 from .launch import Splits, report_splits
 from .law import OVERFLOW, Law, log_probability
@@ -102,11 +103,11 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels(
-    device: Any, target: tuple[RowsForm, int, Any], sampling: SamplingForm, kind: int | None, top: int,
+    device: Any, target: tuple[RowsForm, int], sampling: SamplingForm, kind: int | None, top: int,
     unscaled: bool, given: tuple[Any, ...],
 ) -> _Kernels:  # fmt: skip
-    """Of rows of so many tokens, by number or not. given: dtypes of tokens, and what may be left out."""
-    rows, vocab, _ = target
+    """Of rows of so many tokens. given: dtypes of tokens, and what may be left out."""
+    rows, vocab = target
     splits = report_splits(vocab)
     shared = dict(TOP=top, UNSCALED=unscaled, SPLIT=splits.length, SPLITS=splits.padded)
     reporting = dict(KIND=kind, LEAST=1 << (top - 1).bit_length() if top else 1, **shared)
@@ -114,7 +115,9 @@ def _kernels(
     def launch(kernel: Any, constants: dict[str, Any]) -> Launch:
         with current(device):
             options = compiler_options(splits.warps)
-        return Launch(kernel, device, constants, aligned=rows.names, num_warps=splits.warps, **options)
+        options |= dict(num_warps=splits.warps)
+        optional = dict(rows=OPTIONAL["rows"])
+        return Launch(kernel, device, constants, aligned=rows.names, optional=optional, **options)
 
     return _Kernels(launch(report_kernel, reporting), launch(ids_kernel, shared), splits)
 
@@ -139,7 +142,7 @@ def report(
     place = Place(*trees, call.out_tokens, chosen, width, count)
     given = call.out_tokens.dtype, trees[0] is None, chosen is None, tuple(o is None for o in out)
     kernels = _kernels(
-        device_of(target.data), (rows_form(target), target.vocab, dtype_of(target.rows)),
+        device_of(target.data), (rows_form(target), target.vocab),
         sampling_form(sampling), kind, top, unscaled, given,
     )  # fmt: skip
     splits, rows = kernels.splits, 0 if trees[0] is None else call.tokens.shape[0]
@@ -170,9 +173,8 @@ def _position_row(target, place, rows):
         first = tl.minimum(tl.maximum(tl.load(place.cu_nodes + b), 0), rows)
         row = (first + tl.maximum(node, 0)).to(tl.int64)
         there = (i < tl.load(place.num_tokens + b)) & (node >= 0)
-        if target.rows is not None:
-            if there:
-                there = target_row(target, row) >= 0
+        if there:
+            there = target_row(target, row) >= 0
     return b, row, there
 
 

@@ -39,7 +39,8 @@ class Pair(NamedTuple):
 
     p: tl.tensor  # Law
     q: tl.tensor  # Law
-    row: tl.tensor  # int64, of the target
+    row: tl.tensor  # int64, of the node
+    data: tl.tensor  # -> the first entry of its row of the target
     drawn_from: tl.tensor  # int64, row of the draft's logits; -1 = no q
     rest_top: tl.tensor  # float32, the score whose weight in q is 1
     ratio: tl.tensor  # float32
@@ -75,22 +76,21 @@ def normalised(state, mass):
 
 
 @triton.jit
-def pair_of(node, state):
+def pair_of(ctx, node, state):
     ratio = tl.full([], 0.0, tl.float32)
     if state.b > 0:
         scale = node.rest_scale
         if scale < 0:
             scale = 1.0 / node.q.mass
         ratio = tl.minimum(state.b * scale * node.p.mass / state.a, _LARGEST_RATIO).to(tl.float32)
-    return Pair(node.p, node.q, node.row, node.drawn_from, node.rest_top, ratio)
+    data = target_data(ctx.target, node.row)
+    return Pair(node.p, node.q, node.row, data, node.drawn_from, node.rest_top, ratio)
 
 
 @triton.jit
 def residual_weights(target, draft, pair, token):
     """[p - ratio q]+ of a tile of tokens, and p itself. Both rows are under way before either is used."""
-    scores = Row(
-        target_data(target, pair.row), target.vocab, bitmask_of(target, pair.row), edits_of(target, pair.row)
-    )
+    scores = Row(pair.data, target.vocab, bitmask_of(target, pair.row), edits_of(target, pair.row))
     if draft.data is None:
         x = read_row(scores, token)
         left = weights(pair.p.top, pair.p, tl.maximum(x, float("-inf")), token)
@@ -111,7 +111,7 @@ def residual_weights(target, draft, pair, token):
 def span_mass(ctx, node, state, begin, end, TILE: tl.constexpr):
     """The sum of [a p - b q]+ over tokens [begin, end) that are not tracked, in units of p's weights."""
     acc = tl.zeros([TILE], tl.float32)
-    pair = pair_of(node, state)
+    pair = pair_of(ctx, node, state)
     tracking = Tracking(ctx.tree, node.index, node.drawn_from, None, ctx.target.vocab)
     tracked = tl.where(node.tracked > 0, tl.full([], -1, tl.int64) + begin, NO_TRACKED)
     for start in range(begin, end, TILE):

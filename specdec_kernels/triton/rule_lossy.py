@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, look_up
+from .dispatch import given
 from .end import draws_at, end_walk, law_drawn_from
 from .law import exp2_wide, store_logprob, target_scores
 from .logarithm import LN2
@@ -112,7 +113,7 @@ def lossy(
         place = best_depth - 1 - up
         tl.store(out.tokens + place, here.token)
         tl.store(out.path + place + 1, index)
-        if out.logprobs is not None:
+        if given(out.logprobs):
             law, _ = law_drawn_from(ctx, here.parent, RULE)
             store_logprob(out.logprobs, place, ctx.target, ctx.first + here.parent, law, here.token)
         index = here.parent

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arguments import bitmask_of, edits_of, has_cuts, params_of, target_data
+from .arguments import bitmask_of, edits_of, has_cuts, params_of, row_data, target_row
 from .end import draws_at, end_without_draw
 from .law import store_logprob
 from .measure import Split, load_splits, results_of, store_split
@@ -16,7 +16,7 @@ from .random import NEXT
 from .row import Row
 from .settle import arrives_last_at, law_of, load_settled, save_token
 from .tree import child_holding
-from .wanted import TARGET, depth_of, has_row, place_of
+from .wanted import TARGET, depth_of, place_of
 
 
 @triton.jit(do_not_specialize=["rows", "requests"])
@@ -35,12 +35,13 @@ def verify_race_kernel(
     others."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = place_of(batch, tl.program_id(0), rows, requests)
-    if has_row(target, place, row):
+    number = target_row(target, row)
+    if (place.node >= 0) & (number >= 0):
         law = law_of(scratch, row, TARGET)
         if has_cuts(params_of(sampling, place.request), target.vocab) & (law.point < 0):
             begin = split * SPLIT
             score, token = race_law(
-                Row(target_data(target, row), target.vocab, bitmask_of(target, row), edits_of(target, row)),
+                Row(row_data(target, number), target.vocab, bitmask_of(target, row), edits_of(target, row)),
                 begin,
                 tl.minimum(begin + SPLIT, target.vocab),
                 law,
@@ -79,8 +80,7 @@ def match(ctx, out):
         if child >= 0:
             depth += 1
             tl.store(out.path + depth, child)
-    if (ctx.target.rows is not None) or (ctx.bonus is not None):
-        if child >= 0:
-            depth = end_without_draw(ctx, out, child, depth, "match")
+    if child >= 0:
+        depth = end_without_draw(ctx, out, child, depth, "match")
     tl.store(out.status, status)
     return depth

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, root_of
-from .end import draws_at, end_walk
+from .end import draws_after, end_walk
 from .law import store_logprob
 from .node import acceptance, load_laws, load_node, test_child
 from .rejection import reject
@@ -31,7 +31,7 @@ def token(
         key = first_child(ctx, here, depth)
         laws = load_laws(ctx, here.node, LOGPROBS)
         child = child_with(ctx, key)
-        loaded = ((key >= 0) | ctx.has_cuts) & draws_at(ctx, here.node)
+        loaded = ((key >= 0) | ctx.has_cuts) & draws_after(ctx, here)
         node, found = load_node(ctx, here, laws, loaded, LOGPROBS, SUMS, TILE)
         status |= found
         walking = tl.full([], 0, tl.int32)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from .context import child_with, first_child, look_up, root_of
-from .end import draws_at, end_walk
+from .dispatch import given
+from .end import draws_after, end_walk
 from .law import store_logprob
 from .node import acceptance, load_laws, load_node, test_child
 from .record import load, save, whole_sectors
@@ -71,7 +72,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
         # not needed.
         failed = (rejected > 0) & (following < 0) & (depth > 0) & (here.coin >= w)
         loaded = ((here.proposals > 0) & (depth + 1 < ctx.width)) | ctx.has_cuts
-        loaded = loaded & draws_at(ctx, here.node)
+        loaded = loaded & draws_after(ctx, here)
         node, found = load_node(ctx, here, laws, loaded & (not failed), LOGPROBS, SUMS, TILE)
         status |= found
         if (rejected > 0) & (not failed):
@@ -125,7 +126,7 @@ def traversal(ctx, out, LOGPROBS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.con
 @triton.jit
 def store_path_logprobs(ctx, out, here, depth):
     """Of the tokens on the way to a node."""
-    if out.logprobs is not None:
+    if given(out.logprobs):
         for up in range(0, depth):
             law = law_of(ctx.scratch, ctx.first + here.parent, TARGET)
             store_logprob(out.logprobs, depth - 1 - up, ctx.target, ctx.first + here.parent, law, here.token)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._ops.calls import SampleCall
 from .arguments import (
+    OPTIONAL,
     RowsForm,
     Sampling,
     SamplingForm,
@@ -66,9 +67,9 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels(
-    device: Any, vocab: int, rows: RowsForm, sampling: SamplingForm, cuts: bool, race: bool, written: tuple
+    device: Any, vocab: int, rows: RowsForm, sampling: SamplingForm, cuts: bool, race: bool, written: Any
 ) -> _Kernels:
-    """Of rows of `vocab` tokens. written: of tokens and log-probabilities, the dtypes or None."""
+    """Of rows of `vocab` tokens. written: the dtype of tokens, or None."""
     passes = row_passes(vocab)
     splits, collect, aligned = passes.splits, passes.collect, rows.names
     sizes = dict(SPLIT=splits.length, SPLITS=splits.padded)
@@ -78,7 +79,9 @@ def _kernels(
     def launch(kernel: Any, constants: dict[str, Any], warps: int) -> Launch:
         with current(device):
             options = compiler_options(warps)
-        return Launch(kernel, device, constants, aligned=aligned, num_warps=warps, **options)
+        return Launch(
+            kernel, device, constants, aligned=aligned, optional=OPTIONAL, num_warps=warps, **options
+        )
 
     raced = dict(TILE=splits.race_tile)
     measuring = dict(**settling, **raced, WHOLE=vocab % splits.length == 0)
@@ -124,10 +127,8 @@ def settle_rows(
     """Measures and settles rows: two launches, four with cuts, which leave their laws in the scratch. Tokens
     that are certain are written, and with `race`, for laws without cuts, the others as well."""
     (batch, vocab), cuts = target.data.shape, may_cut(sampling)
-    written = dtype_of(tokens), dtype_of(logprobs)
-    kernels = _kernels(
-        device_of(target.data), vocab, rows_form(target), sampling_form(sampling), cuts, race, written
-    )
+    form = rows_form(target), sampling_form(sampling), cuts, race, dtype_of(tokens)
+    kernels = _kernels(device_of(target.data), vocab, *form)
     passes = kernels.passes
     results = batch * passes.splits.padded * RESULT
     parts = settling_of(batch, passes, cuts)
@@ -183,7 +184,7 @@ def _sample_settle_kernel(
     sampling,
     scratch,
     tokens_ptr,  # [B] or None
-    logprobs_ptr,  # [B] or None
+    logprobs_ptr,  # [B], optional
     RACE: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -252,7 +253,7 @@ def _sample_draw_kernel(
     seeds_ptr,  # [B]
     positions_ptr,  # [B]
     tokens_ptr,  # [B]
-    logprobs_ptr,  # [B] or None
+    logprobs_ptr,  # [B], optional
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     TILE: tl.constexpr,

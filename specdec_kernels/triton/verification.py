@@ -29,6 +29,7 @@ from .._ops.calls import VerifyCall
 from ..rules import READS_DRAFT
 from .arguments import (
     NO_DRAFT,
+    OPTIONAL,
     Draft,
     RowsForm,
     SamplingForm,
@@ -49,7 +50,7 @@ from .chances import CHANCES
 from .dispatch import Launch, current, device_of, dtype_of
 from .draw import DRAW, verify_draw_kernel
 from .edits import edited_target, edits_from
-from .ends import NO_ENDS, EndsForm, ends_form, ends_of
+from .ends import NO_ENDS, ends_of
 from .launch import VerifyLaunch, verify_launch
 from .laws import verify_collect_kernel, verify_select_kernel, verify_settle_kernel
 from .measure import RESULT, verify_measure_kernel
@@ -71,7 +72,7 @@ class _Form(NamedTuple):
     rates: tuple[float, ...]  # of `Synthetic`; () where they are a tensor
     target: RowsForm
     vocab: int
-    draft: tuple[Any, ...]  # its rows, their indices, the ids and columns of its tokens, and what they are
+    draft: tuple[Any, ...]  # its rows, the ids and columns of its tokens, and what they are
     draft_vocab: int
     draft_aligned: bool
     draft_is_law: bool
@@ -80,10 +81,9 @@ class _Form(NamedTuple):
     cuts: bool
     draft_cuts: bool
     links: bool
-    rows: tuple[torch.dtype | None, ...]  # numbers of rows, bonus tokens and the tokens that are written
-    others: tuple[bool, ...]  # outputs and rates that may be left out: whether they are there
-    traced: bool
-    ends: EndsForm
+    tokens: tuple[torch.dtype | None, ...]  # dtypes of bonus tokens and of those that are written
+    rated: bool  # with rates of `Synthetic` in a tensor
+    traced: tuple[bool, bool]  # thresholds and masses, for tests
     reported: bool  # more of emitted tokens than their log-probabilities under the processed law
 
     @property
@@ -126,7 +126,8 @@ class _Kernels(NamedTuple):
 @cache
 def _kernels(form: _Form) -> _Kernels:
     longest = max(form.vocab, form.draft_vocab)
-    launch = verify_launch(form.vocab, longest, form.rule, form.target.edited)
+    mapped = form.target.masked and form.draft[1] is not None
+    launch = verify_launch(form.vocab, longest, form.rule, form.target.edited, mapped)
     rows, collect, sums, draw = launch.rows.splits, launch.rows.collect, launch.sums, launch.draw
     aligned = form.target._replace(aligned=form.target.aligned and form.draft_aligned).names
     lanes = launch.rows.lanes if form.settling else 0
@@ -134,10 +135,10 @@ def _kernels(form: _Form) -> _Kernels:
     splits = dict(SPLIT=rows.length, SPLITS=rows.padded)
     whole = form.vocab % rows.length == 0 and form.draft_vocab % rows.length == 0
     measuring = dict(**rule, LANES=lanes, **splits, RACE_TILE=rows.race_tile, WHOLE=whole)
-    settling = dict(**rule, **logprobs, SUMS=form.summing, ALL=form.traced, LANES=lanes, **splits)
+    settling = dict(**rule, **logprobs, SUMS=form.summing, ALL=form.traced[1], LANES=lanes, **splits)
     collecting = dict(**rule, SPLIT=collect.length, SPLITS=collect.padded)
     racing = dict(SPLIT=draw.length, SPLITS=draw.padded, TILE=draw.race_tile)
-    weighing = dict(**logprobs, ALL=form.traced, TILE=launch.sum_tile)
+    weighing = dict(**logprobs, ALL=form.traced[1], TILE=launch.sum_tile)
     summing = dict(**rule, **logprobs, SPLIT=sums.length, SPLITS=sums.padded, TILE=launch.sum_tile)
     summed = (sums.length, sums.padded) if form.summing else None
     walking = dict(**rule, RATES=form.rates, **logprobs, SUMS=summed, TILE=launch.walk_tile)
@@ -145,7 +146,9 @@ def _kernels(form: _Form) -> _Kernels:
     def kernel(function: Any, constants: dict[str, Any], warps: int) -> Launch:
         with current(form.device):
             options = compiler_options(warps)
-        return Launch(function, form.device, constants, aligned=aligned, num_warps=warps, **options)
+        return Launch(
+            function, form.device, constants, aligned=aligned, optional=OPTIONAL, num_warps=warps, **options
+        )
 
     settle_warps = launch.rows.settle_warps if form.settling else 1
     return _Kernels(
@@ -244,11 +247,8 @@ def verify(
         draft_form(draft), draft.size, draft_aligned(draft), given,
         drawn_form, drafted_form,
         cuts, measured and draft_cuts, call.first_child is not None,
-        (dtype_of(numbers), dtype_of(call.bonus_tokens), call.out_tokens.dtype),
-        (logprobs is not None, trace_thresholds is not None, call.rule_rates is not None),
-        trace_masses is not None,
-        ends_form(ends),
-        reported,
+        (dtype_of(call.bonus_tokens), call.out_tokens.dtype), call.rule_rates is not None,
+        (trace_thresholds is not None, trace_masses is not None), reported,
     )  # fmt: skip
     kernels = _kernels(form)
     launch = kernels.launch
@@ -265,7 +265,8 @@ def verify(
             kernels.race((rows, launch.draw.count, 1), target, drawn_by, batch, scratch, rows, requests)
         if form.summing:
             if rule == "traversal":
-                kernels.weigh((requests, 1, 1), target, draft, drawn_by, batch, scratch, rows, count, width)
+                plain = target._replace(bitmask=None, bitmask_stride=0, edits=None, edits_stride=None)
+                kernels.weigh((requests, 1, 1), plain, draft, drawn_by, batch, scratch, rows, count, width)
             kernels.sum(
                 (rows, launch.sums.count, 1),
                 target, draft, drawn_by, batch, scratch, rows, requests, count, width,

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .arguments import has_cuts, params_of
 from .context import Context
+from .dispatch import given
 from .draw import SETTLED, draw_words, load_kind, save_kind
 from .end import can_keep, draws_at
 from .ends import finish_request
@@ -32,7 +33,7 @@ class Out(NamedTuple):
     num_tokens: tl.tensor  # [B]
     num_accepted: tl.tensor  # [B]
     path: tl.tensor  # [B, width]
-    logprobs: tl.tensor  # [B, width] or None
+    logprobs: tl.tensor  # [B, width], optional
     status: tl.tensor  # [B]
     thresholds: tl.tensor  # [R] or None: what the coins of tested nodes were compared with
     masses: tl.tensor  # [R] or None: of the residual that a rejection left
@@ -71,15 +72,14 @@ def verify_walk_kernel(
     )  # fmt: skip
     out = Out(
         out.tokens + b * width, out.num_tokens + b, out.num_accepted + b, out.path + b * width,
-        _part(out.logprobs, b * width), out.status + b, _part(out.thresholds, ctx.first),
-        _part(out.masses, ctx.first),
+        tl.where(given(out.logprobs), out.logprobs + b * width, out.logprobs), out.status + b,
+        _part(out.thresholds, ctx.first), _part(out.masses, ctx.first),
     )  # fmt: skip
     save_kind(draw_words(scratch, b), SETTLED)  # unless the walk says otherwise
     depth = tl.full([], -1, tl.int32)
     walks = ctx.tree.count > 0
-    if ctx.target.rows is not None:
-        if walks:
-            walks = can_keep(ctx, tl.full([], 0, tl.int32))
+    if walks:
+        walks = can_keep(ctx, tl.full([], 0, tl.int32))
     if walks:
         if RULE == "match":
             depth = match(ctx, out)
@@ -99,7 +99,7 @@ def verify_walk_kernel(
     tl.store(out.num_accepted, tl.maximum(depth, 0))
     if depth < 0:
         tl.store(out.status, 0)
-    if ends.finish is not None:
+    if given(ends.finish):
         _finish(ctx, ends, out, depth)
     _write_beyond(out, depth, width)
 
@@ -150,5 +150,5 @@ def _write_beyond(out, depth, width):
         beyond = (place > depth) & (place < width)
         tl.store(out.tokens + place, tl.full([NODES], -1, tl.int64), mask=beyond)
         tl.store(out.path + place, tl.full([NODES], -1, tl.int32), mask=beyond)
-        if out.logprobs is not None:
+        if given(out.logprobs):
             tl.store(out.logprobs + place, tl.full([NODES], float("nan"), tl.float32), mask=beyond)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Params, drawn_from, has_cuts, params_of, target_row
-from .dispatch import Launch, device_of, dtype_of
-from .ends import Ends, EndsForm, ends_at, ends_form
+from .arguments import OPTIONAL, Params, drawn_from, has_cuts, params_of
+from .dispatch import Launch, device_of, given
+from .ends import Ends, ends_at
 from .tree import NODES, POINT, WITHOUT_REPLACEMENT
 
 TARGET = tl.constexpr(0)
@@ -57,8 +57,7 @@ def place_of(batch, row, rows, requests):
     for start in range(0, requests, _REQUESTS):
         request = start + tl.arange(0, _REQUESTS)
         inside = request < requests
-        begin = tl.load(batch.cu_nodes + request, mask=inside, other=0)
-        begin = tl.minimum(tl.maximum(begin, 0), rows)
+        begin = tl.maximum(tl.load(batch.cu_nodes + request, mask=inside, other=0), 0)
         end = tl.minimum(tl.load(batch.cu_nodes + request + 1, mask=inside, other=0), rows)
         length = tl.where((begin <= row) & (row < end), end - begin, _MANY)
         shortest = tl.min(length)
@@ -98,72 +97,61 @@ def depth_of(batch, place):
     return depth
 
 
+def trees_of(batch: Batch) -> Batch:
+    """What the launches before the first one need of a batch: nodes, and who their parents are."""
+    return Batch(batch.tokens, batch.parents, None, None, None, batch.cu_nodes, None, None, None)
+
+
 @cache
-def _rows_kernel(
-    device: Any, links: bool, sown: bool, given: bool, bonus: torch.dtype | None, ends: EndsForm, early: bool
-) -> Launch:
-    return Launch(verify_rows_kernel, device, dict(EARLY=early), num_warps=1)
+def _rows_kernel(device: Any) -> Launch:
+    optional = OPTIONAL | dict(given_ptr=torch.int32)
+    return Launch(verify_rows_kernel, device, {}, optional=optional, num_warps=1)
 
 
-def row_numbers(batch: Batch, given: Tensor | None, early: bool, ends: Ends, logits: Tensor) -> Tensor:
+def row_numbers(batch: Batch, numbers: Tensor | None, early: bool, ends: Ends, logits: Tensor) -> Tensor:
     """[R] int32: the row of every node, < 0 = none. early: last nodes have none."""
     rows, requests = batch.tokens.shape[0], batch.cu_nodes.shape[0] - 1
     found = torch.empty(rows, dtype=torch.int32, device=logits.device)
     if rows > 0:
-        links, sown = batch.first_child is not None, batch.seeds is not None
-        form = links, sown, given is not None, dtype_of(batch.bonus), ends_form(ends), early
-        kernel = _rows_kernel(device_of(logits), *form)
-        kernel((rows, 1, 1), batch, given, ends, found, rows, requests, logits.shape[:-1].numel())
+        kernel, count = _rows_kernel(device_of(logits)), logits.shape[:-1].numel()
+        kernel((rows, 1, 1), trees_of(batch), numbers, ends, found, rows, requests, count, int(early))
     return found
 
 
-@triton.jit(do_not_specialize=["rows", "requests", "count"])
+@triton.jit(do_not_specialize=["rows", "requests", "count", "early"])
 def verify_rows_kernel(
     batch,
-    given_ptr,  # [R] or None
+    given_ptr,  # [R], optional
     ends,
     out_ptr,  # [R]
     rows,
     requests,
     count,  # rows of the target
-    EARLY: tl.constexpr,  # last nodes have none
+    early,  # 1 = last nodes have none
 ):
     """A launch before all others, where rows are numbered, last nodes have none, or requests end: the row of
-    every node. Node row r has the given row, or r less, with EARLY, the number of its request."""
+    every node. Node row r has the given row, or r less, if they are `early`, the number of its request."""
     row = tl.program_id(0)
-    if given_ptr is not None:
-        found = tl.load(given_ptr + row)
-    elif EARLY:
-        place = place_of(batch, row, rows, requests)
-        found = tl.where(place.node + 1 < place.count, row - place.request, NO_ROW)
-    else:
-        found = row
+    place = place_of(batch, row, rows, requests)
+    found = row - tl.where(early > 0, place.request, 0)
+    found = tl.where((early > 0) & (place.node + 1 >= place.count), NO_ROW, found)
+    found = tl.load(given_ptr + row, mask=given(given_ptr), other=found)
     found = tl.where((found >= 0) & (found < count), found, NO_ROW)
-    if ends.finish is not None:
-        place = place_of(batch, row, rows, requests)
-        if place.node >= 0:
-            if ends_at(ends, batch, place):
-                found = tl.full([], ENDED, tl.int32)
+    if given(ends.finish) & (place.node >= 0):
+        if ends_at(ends, batch, place):
+            found = tl.full([], ENDED, tl.int32)
     tl.store(out_ptr + row, found)
 
 
 @triton.jit
-def has_row(target, place, row):
-    """Whether a row belongs to a node that the target has a row of."""
-    found = place.node >= 0
-    if target.rows is not None:
-        found = found & (target_row(target, row) >= 0)
-    return found
-
-
-@triton.jit
-def wants_target(target, batch, place, row, params, RULE: tl.constexpr):
-    """A row without children is only drawn from, unless its law has cuts: its law is found in the same
-    pass. Where a bonus token is given it may be asked for the log-probability of that."""
-    wanted = has_row(target, place, row)
+def wants_target(batch, place, number, params, vocab, RULE: tl.constexpr):
+    """Whether the row of that number, of a node, is read (< 0 = it has none). Without children it is only
+    drawn from, unless its law has cuts: its law is found in the same pass. Where a bonus token is given it
+    may be asked for the log-probability of that."""
+    wanted = number >= 0
     if wanted:
         if (RULE != "match") and (batch.bonus is None):
-            if (params.temperature > 0) & (not has_cuts(params, target.vocab)):
+            if (params.temperature > 0) & (not has_cuts(params, vocab)):
                 count, _, _ = children_of(batch, place)
                 wanted = count > 0
     return wanted
