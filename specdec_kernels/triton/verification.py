@@ -265,7 +265,9 @@ def verify(
             kernels.race((rows, launch.draw.count, 1), target, drawn_by, batch, scratch, rows, requests)
         if form.summing:
             if rule == "traversal":
-                plain = target._replace(bitmask=None, bitmask_stride=0, edits=None, edits_stride=None)
+                plain = target
+                if form.target.masked or form.target.edited:
+                    plain = target._replace(bitmask=None, bitmask_stride=0, edits=None, edits_stride=None)
                 kernels.weigh((requests, 1, 1), plain, draft, drawn_by, batch, scratch, rows, count, width)
             kernels.sum(
                 (rows, launch.sums.count, 1),
