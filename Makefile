@@ -22,9 +22,10 @@ test: $(VENV)/package $(VENV)/triton-oldest
 test-wide: $(VENV)/package
 	$(BIN)/python -m pytest $(TWO) -m wide $(ARGS)
 
-# The referee: 1,000 verdicts of right verifiers, and each known mistake with 100 seeds. Its result stands in docs/referee.md.
+# The referee: 1,000 verdicts of right verifiers, and each known mistake with 100 seeds (ARGS: --runs, --seeds). Its result
+# stands in docs/referee.md.
 test-referee: $(VENV)/package
-	PYTHONPATH=$(CURDIR):tests OMP_NUM_THREADS=1 $(BIN)/python tests/referee_runs.py
+	PYTHONPATH=$(CURDIR):tests OMP_NUM_THREADS=1 $(BIN)/python tests/referee_runs.py $(ARGS)
 
 # Verifiers of other packages before the referee, beside the packages in .venv. The result stands in docs/referee.md.
 OTHERS := $(VENV)-referee

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -16,8 +17,6 @@ from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, ours, token_by_token
 from transformers.generation.utils import _speculative_sampling
 
 from specdec_kernels.testing import check_lossless
-
-RUNS, SEEDS = 1000, 100
 
 
 def states(options: dict, seeds: range) -> list[str]:
@@ -45,6 +44,10 @@ def highest_rate(count: int, runs: int) -> float:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1000, help="of right verifiers, all together")
+    parser.add_argument("--seeds", type=int, default=100, help="of each mistake")
+    given = parser.parse_args()
     right = {
         f"{rule}, {'chosen' if chosen else 'drawn'} drafts": dict(
             verifier=partial(ours, rule=rule), trees=True, chosen=chosen
@@ -64,11 +67,11 @@ def main() -> int:
     wrong |= {
         f"loop: {trap}": dict(loop=partial(referee_loops.loop, trap=trap)) for trap in referee_loops.TRAPS
     }
-    runs = -(-RUNS // len(right))
+    runs = -(-given.runs // len(right))
     asked = [(name, "LOSSLESS", runs, options) for name, options in right.items()]
     others = dict(verifier=of_transformers, batched=False, draws=2000)
     asked += [(f"transformers {transformers.__version__}, `_speculative_sampling`", "LOSSLESS", 5, others)]
-    asked += [(name, "BIASED", SEEDS, options) for name, options in wrong.items()]
+    asked += [(name, "BIASED", given.seeds, options) for name, options in wrong.items()]
     failed, false, rights = False, 0, 0
     with ProcessPoolExecutor() as pool:
         waiting = [(*row[:3], pool.submit(states, row[3], range(row[2]))) for row in asked]
