@@ -41,7 +41,7 @@ class Verdict:
     draws: int
     """Requests of each case."""
     level: float
-    """How often a right verifier is called biased, at most."""
+    """How often a right verifier is called biased, about."""
     example: str = ""
     """Of a bias: a program that shows it, with the `verifier` or the `loop` defined above it."""
 
@@ -51,7 +51,7 @@ class Verdict:
             f"{self.state}: {self.reason}.",
             f"{self.enumeration}.",
             f"{drawn} comparisons of {self.draws} requests each, {self.accepted:.2f} drafts accepted on "
-            f"average; a right verifier is called biased in at most {self.level:g} of all runs.",
+            f"average; a right verifier is called biased in about {self.level:g} of all runs.",
         ]
         if self.example:
             lines += ["This program shows it:", "", self.example]
@@ -100,7 +100,7 @@ def check_lossless(
         draws: requests of each case. With fewer than 1000 no verdict is LOSSLESS.
         seed: of drafts and of `case.generator`. With one seed the verdict is deterministic, if the verifier
             draws from `case.generator` alone.
-        level: how often a right verifier may be called biased, in all comparisons together.
+        level: about how often a right verifier is called biased, in all comparisons together.
 
     Returns:
         `Verdict`. BIASED: at least one law is not the target's. INCONCLUSIVE: no law differs, but there was
