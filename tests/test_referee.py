@@ -20,7 +20,7 @@ from plain_verifier import CHAIN_TRAPS, TREE_TRAPS, block, ours, token_by_token
 from specdec_kernels.testing import NotLossless, assert_lossless, cases, check_lossless, example, referee
 from specdec_kernels.testing.cases import TREE, Problem, exact_problems, problems
 from specdec_kernels.testing.exact import NotFollowed, Numbers, enumerated
-from specdec_kernels.testing.statistics import chi_square_tail, compare, noncentral_tail
+from specdec_kernels.testing.statistics import Finding, chi_square_tail, compare, noncentral_tail
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="cases are on the CPU")
 DRAWS = 4000
@@ -84,6 +84,27 @@ def two_of_its_own(case):
     first = torch.multinomial(laws[0].expand(len(case.tokens), -1), 1, generator=case.generator)
     second = torch.multinomial(laws[first[:, 0]], 1, generator=case.generator)
     return torch.cat([first, second], 1).tolist()
+
+
+def found(p_value, freedom=3, exact=False, length=1):
+    return Finding("a case", length, p_value, 0.1, 0.2, (1,), 0.3, 0.2, 1000, freedom, exact)
+
+
+def test_a_bias_has_to_be_seen_twice():
+    small, large = found(1e-9), found(0.5)
+    findings = [large, small]
+    assert referee._seen_twice(findings, 1e-6, lambda finding: found(1e-4)) is small
+    assert referee._seen_twice(findings, 1e-6, lambda finding: found(0.01)) is None
+    assert [finding.p_value for finding in findings] == [0.5, 0.01]
+    assert referee._seen_twice([small], 0.1, lambda finding: found(0.05)) is small  # a high level
+    for certain in (found(0.0, freedom=0), found(0.0, freedom=0, exact=True)):  # seen, or enumerated
+        assert referee._seen_twice([large, certain], 1e-6, None) is certain
+
+
+def test_chance_that_looks_like_a_bias_is_none():
+    """Pairs of this run have p = 2.9e-6, where the limit is 3.1e-6."""
+    verifier = partial(ours, rule="token")
+    assert check_lossless(verifier, trees=True, chosen=True, seed=93).state == "LOSSLESS"
 
 
 def test_what_saw_no_draft_is_inconclusive():
