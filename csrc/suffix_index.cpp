@@ -225,36 +225,42 @@ void Corpus::build(const T* tokens) {
 
 class SuffixIndex::Search {
  public:
-  Search(const SuffixIndex& index, const SuffixDraft& args, int64_t b) : index_(index), args_(args), b_(b) {}
+  Search(const SuffixIndex& index, const SuffixDraft& args, int64_t b) : index_(index), args_(args), b_(b) {
+    for (int64_t n = 0; n < args.trust_count; ++n) {
+      const double trust = std::min(args.trust[n], kMostTrust);
+      odds_.push_back(trust / (1 - trust));
+    }
+    kept_.reserve(args.max_nodes);
+  }
 
   void run(const Text& text) {
-    Node root{-1, -1, 0, 1.0, {}};
+    Node root{-1, -1, 0, 1.0, 0, 0};
     if (text.size > 0) {
       end_ = text.last * TextBlocks::kBlock + index_.blocks_.block(text.last).used - 1;
       root.token = index_.blocks_.token(end_);
       for (Position p = end_; p != kNowhere && length_ < kMaxMatch; p = index_.blocks_.before(p))
         suffix_[length_++] = index_.blocks_.token(p);
       search(text);
-      root.cursors = std::move(found_);
+      root.end = cursors_.size();
     }
-    grow(std::move(root));
+    grow(root);
     write();
   }
 
  private:
   // A place whose next token continues what the text ends with; n tokens are the same up to it.
   struct Cursor {
-    const Corpus* corpus;  // or null: in a text that grows
-    Position place;
-    int64_t n;
-    Position start;  // where it was found
+    const Corpus* corpus = nullptr;  // null: in a text that grows
+    Position place = kNowhere;
+    int64_t n = 0;
+    Position start = kNowhere;  // where it was found
   };
   struct Node {
     int64_t token;
     int32_t parent;  // among the kept
     int64_t depth;
     double chance;
-    std::vector<Cursor> cursors;
+    size_t begin, end;  // of its cursors
   };
 
   int64_t token(const Cursor& c) const {
@@ -274,7 +280,7 @@ class SuffixIndex::Search {
   void search(const Text& text) {
     for (int key = kKeys - 1; key >= 0; --key) {
       if (length_ < kKeyLengths[key]) continue;
-      if (static_cast<int64_t>(found_.size()) >= kEnough || kKeyLengths[key] < args_.min_match) break;
+      if (static_cast<int64_t>(cursors_.size()) >= kEnough || kKeyLengths[key] < args_.min_match) break;
       uint64_t sum = 0;
       sum_at(index_.blocks_, end_, kKeyLengths[key], sum);
       for (const std::string& name : text.reads) {
@@ -304,22 +310,19 @@ class SuffixIndex::Search {
       if (c.place == kNowhere) break;
     }
     if (c.n < kKeyLengths[key] || (key + 1 < kKeys && c.n >= kKeyLengths[key + 1])) return;
-    found_.push_back({corpus, place, c.n, place});
+    cursors_.push_back({corpus, place, c.n, place});
   }
 
   // Odds of several matches add up: with one, a node has the chance `trust`.
-  double odds(int64_t n) const {
-    const double trust = std::min(args_.trust[std::min(n, args_.trust_count) - 1], kMostTrust);
-    return trust / (1 - trust);
-  }
+  double odds(int64_t n) const { return odds_[std::min(n, args_.trust_count) - 1]; }
 
   // The likeliest nodes, a node's parent before it.
-  void grow(Node root) {
+  void grow(const Node& root) {
     const auto worse = [&](size_t i, size_t j) {
       return open_[i].chance != open_[j].chance ? open_[i].chance < open_[j].chance : i > j;
     };
     std::priority_queue<size_t, std::vector<size_t>, decltype(worse)> queue(worse);
-    open_.push_back(std::move(root));
+    open_.push_back(root);
     queue.push(0);
     while (!queue.empty() && static_cast<int64_t>(kept_.size()) < args_.max_nodes) {
       const size_t best = queue.top();
@@ -328,29 +331,45 @@ class SuffixIndex::Search {
       kept_.push_back({open_[best].token, open_[best].parent, open_[best].chance});
       if (open_[best].depth >= args_.max_depth) continue;
       const size_t first = open_.size();
-      const std::vector<Cursor> cursors = std::move(open_[best].cursors);
-      const int64_t depth = open_[best].depth + 1;
-      double total = 0;
-      for (Cursor c : cursors) {
-        const double weight = odds(c.n);
-        c.place = after(c);
-        if (c.place == kNowhere) continue;
-        const int64_t next = token(c);
-        if (next < 0) continue;
-        size_t child = first;
-        while (child < open_.size() && open_[child].token != next) ++child;
-        if (child == open_.size()) open_.push_back({next, parent, depth, 0, {}});
-        ++c.n;
-        open_[child].chance += weight;
-        open_[child].cursors.push_back(c);
-        total += weight;
-      }
+      double total = extend(best, parent);
       total += static_cast<double>(open_.size() - first);  // the more ways to go on, the likelier a new one
       for (size_t child = first; child < open_.size(); ++child) {
         open_[child].chance *= kept_[parent].chance / total;
         queue.push(child);
       }
     }
+  }
+
+  // Opens the children of a node. Their cursors are its own, moved on by a token and sorted by child.
+  double extend(size_t node, int32_t parent) {
+    const Node from = open_[node];
+    const size_t first = open_.size();
+    double total = 0;
+    moved_.clear();
+    for (size_t i = from.begin; i < from.end; ++i) {
+      Cursor c = cursors_[i];
+      const double weight = odds(c.n);
+      c.place = after(c);
+      if (c.place == kNowhere) continue;
+      const int64_t next = token(c);
+      if (next < 0) continue;
+      size_t child = first;
+      while (child < open_.size() && open_[child].token != next) ++child;
+      if (child == open_.size()) open_.push_back({next, parent, from.depth + 1, 0, 0, 0});
+      ++c.n;
+      open_[child].chance += weight;
+      ++open_[child].end;
+      moved_.emplace_back(child, c);
+      total += weight;
+    }
+    size_t at = cursors_.size();
+    for (size_t child = first; child < open_.size(); ++child) {
+      open_[child].begin = at;
+      at += std::exchange(open_[child].end, at);
+    }
+    cursors_.resize(at);
+    for (const auto& [child, c] : moved_) cursors_[open_[child].end++] = c;
+    return total;
   }
 
   void write() const {
@@ -376,8 +395,10 @@ class SuffixIndex::Search {
   const SuffixDraft& args_;
   int64_t b_;
   Position end_ = kNowhere;
-  int64_t suffix_[kMaxMatch], length_ = 0;  // the last tokens, the last one first
-  std::vector<Cursor> found_;
+  int64_t suffix_[kMaxMatch], length_ = 0;        // the last tokens, the last one first
+  std::vector<double> odds_;                      // by tokens of a match
+  std::vector<Cursor> cursors_;                   // of all nodes
+  std::vector<std::pair<size_t, Cursor>> moved_;  // of the node that is extended, with the child of each
   std::vector<Node> open_;
   std::vector<Kept> kept_;
 };

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -231,17 +232,17 @@ class SuffixIndex:
         max_nodes, max_depth, trust = check_tree(operation, max_nodes, max_depth, trust)
         candidates = check_int(operation, "candidates", candidates, 1)
         min_match = check_int(operation, "min_match", min_match, 2)
-        ids = _integers(operation, "requests", requests)
-        batch = ids.shape[0]
+        ids, batch, holder = _numbers(operation, "requests", requests)
         rows = batch * max_nodes
         tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
         parents = torch.empty(rows, dtype=torch.int32, device="cpu")
         scores = torch.empty((batch, max_nodes), dtype=torch.float32, device="cpu")
         _call(
-            operation, self._native.draft, torch.get_num_threads(), ids.data_ptr(), batch,
+            operation, self._native.draft, torch.get_num_threads(), ids, batch,
             max_nodes, max_depth, candidates, min_match, trust,
             tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(), request="requests",
         )  # fmt: skip
+        del holder
         return as_tree(tokens, parents, scores, max_depth)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -400,6 +401,15 @@ def _integers(operation: str, argument: str, values: Any) -> Tensor:
         check_values(operation, argument, values)
         return values.to("cpu", torch.int64).contiguous()
     return torch.tensor(check_ints(operation, argument, values), dtype=torch.int64, device="cpu")
+
+
+def _numbers(operation: str, argument: str, values: Any) -> tuple[int, int, object]:
+    """The address of int64 on the host, how many they are, and what holds them: a list's need no tensor."""
+    if isinstance(values, Tensor):
+        held = _integers(operation, argument, values)
+        return held.data_ptr(), held.shape[0], held
+    numbers = array("q", check_ints(operation, argument, values, -(2**63)))
+    return *numbers.buffer_info(), numbers
 
 
 def _names(operation: str, argument: str, names: Any) -> list[str]:
