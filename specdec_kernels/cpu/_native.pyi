@@ -421,7 +421,6 @@ def select_nodes(
     scores: int,
     draft_rows: int,
     request_slots: int,
-    weights: int,
     out_tokens: int,
     out_parents: int,
     out_cu_nodes: int,
@@ -429,6 +428,7 @@ def select_nodes(
     out_scores: int,
     out_rows: int,
     out_draft_rows: int,
+    weights: int,
 ) -> None: ...
 def update_budget(
     threads: int,
