@@ -59,20 +59,25 @@ void pack_columns_as(const RowList& in, int64_t count, float* out) {
     }
 }
 
+// A row to float32, `panel` floats for every kPanel elements; zeros up to `width`, and for a null row.
+template <DType T>
+inline void pack_row(const void* row, int64_t size, int64_t width, int64_t panel, float* out) {
+  const int64_t whole = row ? size / kPanel * kPanel : 0;
+  for (int64_t i = 0; i < whole; i += kPanel, out += panel)
+    for (int64_t e = 0; e < kPanel; e += kLanes) store(out + e, load_as<T>(row, i + e));
+  for (int64_t i = whole; i < width; i += kPanel, out += panel)
+    for (int64_t e = 0; e < kPanel; e += kLanes) store(out + e, load_within<T>(row, i + e, size));
+}
+
 template <DType T>
 void pack_rows_as(const RowList& in, int64_t count, int64_t stride, float* out) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t i = 0; i < stride; i += kLanes)
-      store(out + r * stride + i, load_within<T>(in.rows[r], i, in.size));
+  for (int64_t r = 0; r < count; ++r) pack_row<T>(in.rows[r], in.size, stride, kPanel, out + r * stride);
 }
 
 template <DType T>
 void pack_panels_as(const RowList& in, int64_t count, float* out) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t i = 0; i < padded(in.size, kPanel); i += kLanes) {
-      float* at = out + (i / kPanel * kTile + r) * kPanel + i % kPanel;
-      store(at, load_within<T>(in.rows[r], i, in.size));
-    }
+  const int64_t width = padded(in.size, kPanel);
+  for (int64_t r = 0; r < count; ++r) pack_row<T>(in.rows[r], in.size, width, kPanelStride, out + r * kPanel);
 }
 
 // --- Packed rows -------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ void attend_packed_as(const Tile& tile, const Scoring& scoring, const float* que
   }
   for (int64_t e = 0; e < value_size; e += kRegisterBlock<W>) {
     prefetch_lines(prefetch, share);
-    sum_block<W>(scratch, tile.value_panels + e / kPanel * (kTile * kPanel) + e % kPanel, keys.count, alpha,
+    sum_block<W>(scratch, tile.value_panels + e / kPanel * kPanelStride + e % kPanel, keys.count, alpha,
                  state.out + e * W * kLanes);
   }
 }

@@ -12,9 +12,12 @@
 
 namespace specdec {
 
-inline constexpr int kTile = 64;           // keys seen at a time
-inline constexpr int kParts = 16;          // partial sums of a tile's weights
-inline constexpr int kPanel = 16;          // elements of a value row that lie together
+inline constexpr int kTile = 64;   // keys seen at a time
+inline constexpr int kParts = 16;  // partial sums of a tile's weights
+inline constexpr int kPanel = 16;  // elements of a value row that lie together
+// Floats from panel to panel: a line more than a tile, or lines of all panels would compete for one set of
+// the first-level cache.
+inline constexpr int kPanelStride = kTile * kPanel + kPanel;
 inline constexpr int kInPlaceRows = 8;     // rows of the kernels that read the cache in place
 inline constexpr int kMaxHeads = 16;       // of a tile read slot by slot
 inline constexpr int kMaxBlock = 64;       // packed rows that a kernel takes at a time, on the widest target
@@ -45,7 +48,8 @@ struct Keys {
   const float* first = nullptr;
 };
 
-// A tile converted to float32: keys [padded count][key_stride], values [panel][kTile][kPanel].
+// A tile converted to float32: keys [padded count][key_stride], values [panel][kTile][kPanel], a
+// panel every kPanelStride floats.
 struct Tile {
   Keys keys;
   const float* key_rows = nullptr;

@@ -46,7 +46,7 @@ Memory::Memory(const Plan& plan)
       {&Scratch::node_query, kInPlaceRows * key_pad_},
       {&Scratch::node_state, state_size(kInPlaceRows)},
       {&Scratch::key_rows, packed * kTile * key_pad_},
-      {&Scratch::value_panels, packed * kTile * value_pad_},
+      {&Scratch::value_panels, packed * value_pad_ / kPanel * kPanelStride},
       {&Scratch::scores, packed * kTile * kernels.block},
   };
   int64_t all = kLineFloats;
