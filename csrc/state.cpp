@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "state.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -15,14 +16,22 @@ char* at(void* data, int64_t bytes) { return static_cast<char*>(data) + bytes; }
 const char* at(const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; }
 
 // Runs body(layer, slot, request, kept) for every layer and request that keeps nodes and has a slot there.
+// Requests that by mistake share a slot take it one after the other, on one thread.
 template <class Args, class Layer, class Body>
 void for_each_state(const Args& args, const Layer* layers, int64_t count, int threads, Body&& body) {
   const int64_t requests = args.paths->requests;
+  std::vector<int64_t> next(requests, requests);  // request with the same slot
+  std::vector<bool> first(requests, true);
+  for (int64_t b = 0; b < requests; ++b) {
+    next[b] = std::find(args.slots + b + 1, args.slots + requests, args.slots[b]) - args.slots;
+    if (next[b] < requests) first[next[b]] = false;
+  }
   Team team(threads);
   team.items(count * requests, 1, [&](Worker& worker, int64_t item) {
-    const int64_t layer = item / requests, b = item % requests;
-    const int64_t kept = kept_of(*args.paths, b), slot = args.slots[b];
-    if (kept > 0 && slot >= 0 && slot < layers[layer].slots) body(worker, layer, slot, b, kept);
+    const int64_t layer = item / requests, slot = args.slots[item % requests];
+    if (slot < 0 || slot >= layers[layer].slots || !first[item % requests]) return;
+    for (int64_t b = item % requests; b < requests; b = next[b])
+      if (const int64_t kept = kept_of(*args.paths, b); kept > 0) body(worker, layer, slot, b, kept);
   });
 }
 

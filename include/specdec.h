@@ -549,7 +549,8 @@ SPECDEC_API specdec_result specdec_commit_kv(const specdec_commit_args* args, in
 
 // ---- States of recurrent layers ----
 // A request's state, in the slot that `slots` says, becomes the one after its kept path. A slot outside a
-// layer's range = none. The structs of layers lie in arrays, with their size beside the array.
+// layer's range = none. Requests that share a slot take it one after the other. The structs of layers lie in
+// arrays, with their size beside the array.
 
 // [slots, ...]; strides in bytes.
 typedef struct specdec_states {

@@ -48,7 +48,9 @@ def commit_state(
     Args:
         verified: what `verify` returned, or its path, [B, max_depth + 1] int32.
         tree: the drafted tree.
-        slots: [B] int32 or int64, the slot of each request's states; out of range (-1) = no slot.
+        slots: [B] int32 or int64, the slot of each request's states; out of range (-1) = no slot. If two
+            requests share one, the reference and the CPU take them one after the other; on a GPU what the
+            slot then holds is not specified.
         states: for each layer a tensor [slots, ...] of any dtype; the bytes of a slot must be contiguous.
         snapshots: for each layer the state after each node, [R, ...], of the dtype of its states.
         backend: "auto", "reference", "cpu" or "triton".

@@ -228,6 +228,28 @@ def check_windows(backend, seed):
         assert torch.equal(which, wanted)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif("cpu" not in QUICK, reason="needs the native core")
+def test_requests_that_share_a_slot_follow_each_other(two_threads):
+    requests, channels = 16, 4000
+    tree = sdk.DraftTree.chain(torch.zeros(requests, 1, dtype=torch.int64))
+    verified = sdk.verify(torch.zeros(2 * requests, 4), tree, sampling=sdk.SamplingParams(temperature=0.0))
+    inputs, slots = [torch.randn(2 * requests, channels)], torch.zeros(requests, dtype=torch.int64)
+    expected, windows = [torch.zeros(1, channels, 4)], [torch.zeros(1, channels, 4)]
+    sdk.replay_conv(verified, tree, slots, windows=expected, inputs=inputs, backend="reference")
+    for _ in range(60):
+        sdk.replay_conv(verified, tree, slots, windows=windows, inputs=inputs, backend="cpu")
+        assert torch.equal(windows[0], expected[0])
+        windows[0].zero_()
+
+
 def test_snapshots_and_replay_agree():
     """The state after each node as a snapshot, or its inputs: the same state is committed."""
     g = torch.Generator().manual_seed(8)
