@@ -13,9 +13,10 @@ from ._checks import bad_value
 
 def check_last_stride(operation: str, argument: str, tensor: Tensor, symbol: str = "V") -> None:
     """Raise `ValueError` unless rows are contiguous in memory and not empty; `symbol` names their size."""
-    if tensor.shape[-1] < 1:
+    size = tensor.shape[-1]
+    if size < 1:
         bad_value(operation, argument, f"must have {symbol} >= 1", list(tensor.shape))
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if size > 1 and tensor.stride()[-1] != 1:
         bad_value(operation, argument, "must have last stride 1", f"strides {list(tensor.stride())}")
 
 

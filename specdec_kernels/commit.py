@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import _debug, _ops
 from ._cache_table import SLOT_DIM, cache_table, row_dims
@@ -26,6 +25,7 @@ from ._checks import (
     check_type,
     name_of,
 )
+from ._kept import traced
 from ._memory import check_distinct, check_no_overlap, check_row
 from ._ops import backends
 from ._ops.calls import CommitKVCall
@@ -200,9 +200,9 @@ def commit_kv(
 def _table_suffices(device: torch.device, backend: str) -> bool:
     """Whether the backend needs only the plan's table. A tracer needs the caches, because they are written,
     and may pass copies of them."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if traced():
         return False
-    name = backends.choose("commit_kv", device.type)[0] if backend == "auto" else backend
+    name = backends.choose("commit_kv", device.type) if backend == "auto" else backend
     return name in ("cpu", "triton")
 
 

@@ -288,14 +288,15 @@ def empty_outputs(
     ends: bool = False,
 ) -> Verified:
     """Outputs that `verify` can fill, with tokens of a dtype."""
+    num_tokens = torch.empty(batch, dtype=torch.int32, device=device)
     return Verified(
         tokens=torch.empty((batch, width), dtype=tokens, device=device),
-        num_tokens=torch.empty(batch, dtype=torch.int32, device=device),
-        num_accepted=torch.empty(batch, dtype=torch.int32, device=device),
+        num_tokens=num_tokens,
+        num_accepted=torch.empty_like(num_tokens),
         path=torch.empty((batch, width), dtype=torch.int32, device=device),
         logprobs=torch.empty((batch, width), dtype=torch.float32, device=device) if logprobs else None,
-        status=torch.empty(batch, dtype=torch.int32, device=device),
-        finish=torch.empty(batch, dtype=torch.int32, device=device) if ends else None,
+        status=torch.empty_like(num_tokens),
+        finish=torch.empty_like(num_tokens) if ends else None,
     )
 
 

@@ -67,12 +67,8 @@ def _indexed_by_integers(function: torch._ops.OpOverload, args: tuple) -> bool:
 @contextlib.contextmanager
 def no_synchronisation() -> Iterator[None]:
     """Inside, operations run as they do eagerly, and `Synchronises` is raised where the host would wait."""
-    eager = {"is_in_torch_dispatch_mode": lambda: False}
-    with contextlib.ExitStack() as stack:
-        for module in ("_ops.operators", "_ops.backends", "commit", "_kept"):
-            stack.enter_context(mock.patch.multiple(f"specdec_kernels.{module}", **eager))
-        stack.enter_context(_Functions())
-        stack.enter_context(_Operators())
+    eager = mock.patch("specdec_kernels._kept.is_in_torch_dispatch_mode", lambda: False)
+    with eager, _Functions(), _Operators():
         yield
 
 

@@ -11,13 +11,14 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .._checks import BackendUnavailable
+from .._kept import traced
 from .calls import OPERATORS
 
 NAMES = ("auto", "reference", "cpu", "triton")
 OPERATIONS = tuple(OPERATORS)
+_KERNELS = {"cpu": "native kernels", "triton": "Triton kernels"}
 _PLAIN = frozenset((Tensor, type(None)))
 
 
@@ -29,10 +30,11 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
     Raises:
         BackendUnavailable: the named backend cannot serve the call.
     """
-    name, _ = choose(operation, device_type, dtypes) if backend == "auto" else (backend, "")
+    name = choose(operation, device_type, dtypes) if backend == "auto" else backend
     if name == "reference":
         return importlib.import_module("specdec_kernels.reference")
-    module, reason = _module(name)[0], _why_not(name, operation, device_type, dtypes)
+    module = _module(name)[0]
+    reason = None if backend == "auto" else _why_not(name, operation, device_type, dtypes)
     if module is None or reason:
         raise BackendUnavailable(f"{operation}: backend {name!r} cannot serve this call: {reason}")
     return module
@@ -40,9 +42,9 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
 
 def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None:
     """The Triton backend if it serves this operation for `backend`, outside any tracer; otherwise None."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if traced():
         return None
-    name = choose(operation, device_type)[0] if backend == "auto" else backend
+    name = choose(operation, device_type) if backend == "auto" else backend
     return _triton()[0] if name == "triton" else None
 
 
@@ -50,27 +52,24 @@ def filler(operation: str, backend: str, *given: Tensor | None) -> ModuleType | 
     """The native or the Triton backend, if it verifies trees of these tensors and has the operation, which
     fills arrays in one call: `enter_chains`, `enter_links`, `enter_path` or `begin_dynamic_trees`. None where
     operators of torch have to: inside of tracers, of other devices, of subclasses."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if traced():
         return None
     if not _PLAIN.issuperset(map(type, given)):
         return None
     device_type = next(tensor for tensor in given if tensor is not None).device.type
-    name = choose("verify", device_type)[0] if backend == "auto" else backend
+    name = choose("verify", device_type) if backend == "auto" else backend
     if name == "reference" or (name == backend and _why_not(name, operation, device_type, ())):
         return None
     module = _module(name)[0]
     return module if hasattr(module, operation) else None
 
 
-def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> tuple[str, str]:
-    """The backend that `"auto"` takes, and the reason."""
-    reasons = []
-    for name, kernels in (("cpu", "native kernels"), ("triton", "Triton kernels")):
-        reason = _why_not(name, operation, device_type, dtypes)
-        if reason is None:
-            return name, f"{kernels} for {device_type} tensors"
-        reasons.append(f"backend {name!r} cannot: {reason}")
-    return "reference", "; ".join(reasons)
+def choose(operation: str, device_type: str, dtypes: Sequence[torch.dtype] = ()) -> str:
+    """The backend that `"auto"` takes."""
+    for name in _KERNELS:
+        if _why_not(name, operation, device_type, dtypes) is None:
+            return name
+    return "reference"
 
 
 def _why_not(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.dtype]) -> str | None:
@@ -116,6 +115,15 @@ def _triton() -> tuple[ModuleType | None, str]:
     return importlib.import_module("specdec_kernels.triton"), ""
 
 
+def _reason(operation: str, device_type: str) -> str:
+    """The backend that `"auto"` takes, and why."""
+    name = choose(operation, device_type)
+    if name != "reference":
+        return f"{name}: {_KERNELS[name]} for {device_type} tensors"
+    reasons = {other: _why_not(other, operation, device_type, ()) for other in _KERNELS}
+    return "reference: " + "; ".join(f"backend {other!r} cannot: {why}" for other, why in reasons.items())
+
+
 def explain() -> str:
     """Which backend `"auto"` takes for every kind of device and operation, and why; as text to print.
 
@@ -128,10 +136,10 @@ def explain() -> str:
         module, reason = _module(name)
         lines.append(f"{name}: {module.describe() if module else f'missing: {reason}'}")
     for device in ("cpu", "cuda", "other devices"):
-        chosen = {operation: choose(operation, device) for operation in OPERATIONS}
-        for name, why in dict.fromkeys(chosen.values()):
-            served = [operation for operation in OPERATIONS if chosen[operation] == (name, why)]
+        chosen = {operation: _reason(operation, device) for operation in OPERATIONS}
+        for why in dict.fromkeys(chosen.values()):
+            served = [operation for operation in OPERATIONS if chosen[operation] == why]
             which = "every operation" if len(served) == len(OPERATIONS) else ", ".join(served)
-            lines.append(f"{which} on {device}: {name}: {why}")
+            lines.append(f"{which} on {device}: {why}")
     lines.append("float64 rows: reference on every device: the other backends serve 32 and 16 bit rows")
     return "\n".join(lines)

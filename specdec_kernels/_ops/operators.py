@@ -14,9 +14,9 @@ from typing import Any, ForwardRef
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .._checks import check_name
+from .._kept import traced
 from . import backends, calls
 
 _KINDS = {
@@ -85,13 +85,13 @@ def _register(operation: str) -> Callable[[Any, str], None]:
                 given += value if type(value) is list else (value,)
         return given
 
-    def serve(call: Any, backend: str) -> None:
-        given = rows(call)
+    def serve(call: Any, given: list[Tensor], backend: str) -> None:
         module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
         getattr(module, operation)(call)
 
     def implementation(backend: str, *arguments: Any) -> None:
-        serve(record(*arguments), backend)
+        call = record(*arguments)
+        serve(call, rows(call), backend)
 
     def fake(backend: str, *arguments: Any) -> None:
         return None
@@ -103,11 +103,11 @@ def _register(operation: str) -> Callable[[Any, str], None]:
 
     def run(call: Any, backend: str) -> None:
         check_name(operation, "backend", backend, backends.NAMES)
-        traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-        if not traced and _is_plain(call, lists) and not rows(call)[0].is_meta:
-            serve(call, backend)
-        else:
-            operator(backend, *call)
+        if not traced() and _is_plain(call, lists):
+            given = rows(call)
+            if not given[0].is_meta:
+                return serve(call, given, backend)
+        operator(backend, *call)
 
     return run
 

@@ -29,15 +29,21 @@ def address(tensor: Tensor | None) -> int:
 
 def rows_of(logits: Tensor) -> _native.Rows:
     """Rows of [R, V] or of [G, N, V]."""
-    *groups, rows, size = logits.shape
-    *group_stride, row_stride, _ = logits.stride()
+    if len(logits.shape) == 2:
+        groups, group, group_stride = 1, 0, 0
+        rows, size = logits.shape
+        row_stride = logits.stride()[0]
+    else:
+        groups, rows, size = logits.shape
+        group_stride, row_stride, _ = logits.stride()
+        group = rows
     return _native.Rows(
         data=logits.data_ptr(),
         dtype=DTYPES[logits.dtype],
-        count=groups[0] * rows if groups else rows,
+        count=groups * rows,
         size=size,
-        group=rows if groups else 0,
-        group_stride=group_stride[0] if groups else 0,
+        group=group,
+        group_stride=group_stride,
         row_stride=row_stride,
     )
 

@@ -18,9 +18,11 @@ def tree_attention(call: TreeAttentionCall) -> None:
     if call.value_cache is not None:
         value = _cache(call.value_cache, call.heads_first, call.value_scale, call.value_scales)
         new_value = call.new_value
-    page_size, heads = call.key_cache.shape[1:3]
+    nodes, query_heads, head = call.query.shape
+    pages, page_size, heads, _ = call.key_cache.shape
     if call.heads_first:
         page_size, heads = heads, page_size
+    requests, table_width = call.block_table.shape
     _native.tree_attention(
         torch.get_num_threads(),
         query=_rows(call.query),
@@ -28,17 +30,17 @@ def tree_attention(call: TreeAttentionCall) -> None:
         new_value=None if new_value is None else _rows(new_value),
         key=key,
         value=value,
-        nodes=call.query.shape[0],
-        query_heads=call.query.shape[1],
+        nodes=nodes,
+        query_heads=query_heads,
         heads=heads,
-        head=call.query.shape[2],
+        head=head,
         value_size=call.value_dim,
         parents=call.parents.data_ptr(),
         cu_nodes=call.cu_nodes.data_ptr(),
-        requests=call.cu_nodes.shape[0] - 1,
+        requests=requests,
         block_table=call.block_table.data_ptr(),
-        table_width=call.block_table.shape[1],
-        pages=call.key_cache.shape[0],
+        table_width=table_width,
+        pages=pages,
         page_size=page_size,
         prefix_lens=call.prefix_lens.data_ptr(),
         max_prefix=call.max_prefix_len,
@@ -53,22 +55,25 @@ def tree_attention(call: TreeAttentionCall) -> None:
 
 
 def _rows(rows: Tensor) -> _native.HeadRows:
+    row_stride, head_stride, _ = rows.stride()
     return _native.HeadRows(
         data=rows.data_ptr(),
         dtype=DTYPES[rows.dtype],
-        row_stride=rows.stride(0),
-        head_stride=rows.stride(1),
+        row_stride=row_stride,
+        head_stride=head_stride,
     )
 
 
 def _cache(cache: Tensor, heads_first: bool, scale: float, scales: Tensor | None) -> _native.HeadCache:
-    slots, heads = (2, 1) if heads_first else (1, 2)
+    page_stride, slot_stride, head_stride, _ = cache.stride()
+    if heads_first:
+        slot_stride, head_stride = head_stride, slot_stride
     return _native.HeadCache(
         data=cache.data_ptr(),
         dtype=DTYPES[cache.dtype],
-        page_stride=cache.stride(0),
-        slot_stride=cache.stride(slots),
-        head_stride=cache.stride(heads),
+        page_stride=page_stride,
+        slot_stride=slot_stride,
+        head_stride=head_stride,
         scales=address(scales),
         scale=scale,
     )
