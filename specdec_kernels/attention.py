@@ -210,7 +210,7 @@ def tree_attention(
     check_dtype(OPERATION, "query", query, FLOATS)
     rows, batch, device = tree.tokens.shape[0], tree.batch_size, query.device
     check_dim(OPERATION, "query", query, 3, "[R, Hq, D]")
-    query_heads, head_dim = query.shape[1:]
+    _, query_heads, head_dim = query.shape
     check_shape(OPERATION, "query", query, "[R, Hq, D]", (rows, query_heads, head_dim))
     check_last_stride(OPERATION, "query", query, "D")
     check_device(OPERATION, "tree", tree.tokens, device)
@@ -278,16 +278,17 @@ def _check_caches(
     query: Tensor, key_cache: Tensor, value_cache: Tensor | None, value_dim: int | None, layout: str
 ) -> tuple[int, int, int]:
     """Check the caches. Returns their number of heads, the page size, and the elements of a value."""
-    query_heads, head_dim = query.shape[1:]
+    _, query_heads, head_dim = query.shape
     symbols = "[pages, page_size, Hkv, D]" if layout == "NHD" else "[pages, Hkv, page_size, D]"
     check_dtype(OPERATION, "key_cache", key_cache, CACHES)
     check_device(OPERATION, "key_cache", key_cache, query.device)
-    if key_cache.dim() != 4 or key_cache.shape[-1] != head_dim:
-        bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head_dim}", list(key_cache.shape))
+    shape = key_cache.shape
+    if len(shape) != 4 or shape[3] != head_dim:
+        bad_value(OPERATION, "key_cache", f"must have shape {symbols}, D = {head_dim}", list(shape))
     check_last_stride(OPERATION, "key_cache", key_cache, "D")
-    page_size, kv_heads = (
-        key_cache.shape[1:3] if layout == "NHD" else (key_cache.shape[2], key_cache.shape[1])
-    )
+    pages, page_size, kv_heads, _ = shape
+    if layout == "HND":
+        page_size, kv_heads = kv_heads, page_size
     if page_size < 1:
         bad_value(OPERATION, "key_cache", "must have page_size >= 1", list(key_cache.shape))
     if kv_heads < 1 or query_heads % kv_heads:
@@ -301,10 +302,9 @@ def _check_caches(
         return kv_heads, page_size, value_dim
     if value_dim is not None:
         bad_value(OPERATION, "value_dim", "must be None where value_cache is given", value_dim)
-    check_dtype(OPERATION, "value_cache", value_cache, (key_cache.dtype,))
-    check_device(OPERATION, "value_cache", value_cache, query.device)
-    value_size = value_cache.shape[-1] if value_cache.dim() == 4 else 0
-    check_shape(OPERATION, "value_cache", value_cache, symbols, (*key_cache.shape[:-1], value_size))
+    value_size = value_cache.shape[-1] if isinstance(value_cache, Tensor) and value_cache.dim() == 4 else 0
+    wanted = (pages, shape[1], shape[2], value_size)
+    check_tensor(OPERATION, "value_cache", value_cache, symbols, wanted, (key_cache.dtype,), query.device)
     check_last_stride(OPERATION, "value_cache", value_cache, "D")
     return kv_heads, page_size, value_size
 
@@ -360,9 +360,12 @@ def _scale(
 
 
 def _output(out: Tensor | None, query: Tensor, value_size: int) -> Tensor:
-    shape = (*query.shape[:2], value_size)
+    rows, heads, head_dim = query.shape
+    if out is None and value_size == head_dim:  # the fastest
+        return torch.empty_like(query, memory_format=torch.contiguous_format)
+    shape = (rows, heads, value_size)
     if out is None:
-        return torch.empty(shape, dtype=query.dtype, device=query.device)
+        return query.new_empty(shape)
     check_tensor(OPERATION, "out", out, "[R, Hq, Dv]", shape, (query.dtype,), query.device)
     check_contiguous(OPERATION, "out", out)
     return out
