@@ -22,6 +22,7 @@ from .._checks import (
     check_type,
     what,
 )
+from .._kept import kept
 from .._memory import check_last_stride
 from .._ops.backends import NAMES
 from .._ops.calls import SampleChildrenCall
@@ -130,22 +131,10 @@ def sample_children(
     seeds, positions = noise_keys("sample_children", seeds, positions, rows, device, symbols="[N]")
     if _debug.enabled():
         _debug.check_logits("sample_children", "logits", logits)
-    tokens = torch.empty((rows, k), dtype=torch.int64, device=device)
-    scores = torch.empty((rows, k), dtype=torch.float32, device=device)
-    call = SampleChildrenCall(
-        logits=logits,
-        method=method,
-        sampling=numbers,
-        sampling_rows=tensors,
-        seeds=seeds,
-        positions=positions,
-        nodes=torch.zeros_like(parents) if coupled else parents,
-        purpose=int(Purpose.NEXT if coupled else Purpose.DRAFT),
-        out_tokens=tokens,
-        out_scores=scores,
-    )
-    _ops.sample_children(call, backend)
-    return Children(tokens, _proposals(method, k, coupled, device), scores)
+    nodes = _same_nodes(rows, 0, device) if coupled else parents
+    purpose = Purpose.NEXT if coupled else Purpose.DRAFT
+    tokens, scores = _drawn(logits, k, method, numbers, tensors, seeds, positions, nodes, purpose, backend)
+    return Children(tokens, _proposals(method, k, coupled, device).clone(), scores)
 
 
 def draft_token(
@@ -208,7 +197,7 @@ def draft_token(
     node = check_int("draft_token", "node", node, 0)
     check_name("draft_token", "backend", backend, NAMES)
     batch, device = logits.shape[0], logits.device
-    unpack("draft_token", "sampling", sampling, batch, device)
+    numbers, tensors = unpack("draft_token", "sampling", sampling, batch, device)
     if draft_vocab is not None:
         check_type("draft_token", "draft_vocab", draft_vocab, DraftVocab, "a DraftVocab")
         check_device("draft_token", "draft_vocab", draft_vocab.ids, device)
@@ -217,15 +206,9 @@ def draft_token(
     seeds, positions = noise_keys("draft_token", seeds, positions, batch, device)
     if _debug.enabled():
         _debug.check_logits("draft_token", "logits", logits)
-    tokens, _, _ = sample_children(
-        logits,
-        1,
-        method="independent",
-        sampling=sampling,
-        seeds=seeds,
-        positions=positions,
-        nodes=torch.full((batch,), node, dtype=torch.int64, device=device),
-        backend=backend,
+    nodes = _same_nodes(batch, node, device)
+    tokens, _ = _drawn(
+        logits, 1, "independent", numbers, tensors, seeds, positions, nodes, Purpose.DRAFT, backend
     )
     tokens = tokens.squeeze(1)
     if draft_vocab is not None:
@@ -233,15 +216,53 @@ def draft_token(
     return tokens, Proposal.INDEPENDENT
 
 
+def _drawn(
+    logits: Tensor,
+    k: int,
+    method: str,
+    sampling: list[float],
+    sampling_rows: list[Tensor | None],
+    seeds: Tensor,
+    positions: Tensor,
+    nodes: Tensor,
+    purpose: Purpose,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Tokens and scores [N, k]."""
+    shape = logits.shape[0], k
+    tokens = torch.empty(shape, dtype=torch.int64, device=logits.device)
+    scores = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    call = SampleChildrenCall(
+        logits=logits,
+        method=method,
+        sampling=sampling,
+        sampling_rows=sampling_rows,
+        seeds=seeds,
+        positions=positions,
+        nodes=nodes,
+        purpose=purpose.value,
+        out_tokens=tokens,
+        out_scores=scores,
+    )
+    _ops.sample_children(call, backend)
+    return tokens, scores
+
+
+@kept
+def _same_nodes(rows: int, node: int, device: torch.device) -> Tensor:
+    return torch.full((rows,), node, dtype=torch.int64, device=device)
+
+
 def _parents(nodes: Tensor | None, rows: int, device: torch.device) -> Tensor:
     if nodes is None:
-        return torch.zeros(rows, dtype=torch.int64, device=device)
+        return _same_nodes(rows, 0, device)
     check_dtype("sample_children", "nodes", nodes, (torch.int64, torch.int32))
     check_device("sample_children", "nodes", nodes, device)
     check_shape("sample_children", "nodes", nodes, "[N]", (rows,))
     return nodes.long().contiguous()
 
 
+@kept
 def _proposals(method: str, k: int, coupled: bool, device: torch.device) -> Tensor:
     """[k] uint8, made where it is needed: nothing is copied from the host."""
     sampled = Proposal.INDEPENDENT if method == "independent" else Proposal.WITHOUT_REPLACEMENT
