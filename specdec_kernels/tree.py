@@ -133,9 +133,14 @@ class DraftTree:
                 check_tensor("DraftTree", f"links[{i}]", link, "[R]", rows, (torch.int32,), device)
 
     @classmethod
-    def _made(cls, *values: Any) -> DraftTree:
+    def _made(cls, *values: Any, chain: bool = False) -> DraftTree:
         """A tree of tensors that a constructor made, which it need not check again; links may be left out."""
-        return cls(*values) if traced() else _unchecked(*values, *[None] * (7 - len(values)))
+        if traced():
+            return cls(*values)
+        tree = _unchecked(*values, *[None] * (7 - len(values)))
+        if chain:
+            tree._cache["_is_chain"] = tree._cache["_made_as_chain"] = True
+        return tree
 
     @classmethod
     def chain(
@@ -188,10 +193,10 @@ class DraftTree:
         call = "DraftTree.chain"
         check_dtype(call, "tokens", tokens, INTEGERS)
         checks.check_flag(call, check)
-        for argument, given in (("lengths", lengths), ("cu_nodes", cu_nodes)):
-            if cu_drafts is not None and given is not None:
-                bad_value(call, argument, "must be None with cu_drafts", what(given))
         if cu_drafts is not None:
+            for argument, given in (("lengths", lengths), ("cu_nodes", cu_nodes)):
+                if given is not None:
+                    bad_value(call, argument, "must be None with cu_drafts", what(given))
             check_dim(call, "tokens", tokens, 1, "[S] with cu_drafts")
             checks.check_cu_drafts(call, cu_drafts, tokens, check)
             tokens, parents, cu_nodes = arrays.chains(tokens, cu_drafts)
@@ -204,25 +209,23 @@ class DraftTree:
             parents = (topology.owners(cu_nodes, tokens.numel())[1] - 1).int()
         else:
             check_dim(call, "tokens", tokens, 2, "[B, K], [R] with cu_nodes, or [S] with cu_drafts")
-            tokens = checks.as_integers(call, "tokens", tokens, torch.int64)
             batch, depth = tokens.shape
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
-            rows = torch.cat((checks.chain_roots(batch, tokens.device), tokens), 1).view(-1)
             kind = checks.check_kind(call, "proposal", proposal)
-            parents, cu_nodes, kinds = checks.chain_rows(batch, depth, kind, tokens.device)
+            arrays_of_chains = checks.chain_rows(tokens, kind)
             bounds = (
                 checks.bound(call, "max_nodes", max_nodes, depth + 1),
                 checks.bound(call, "max_depth", max_depth, depth),
             )
-            return cls._made(rows, parents, cu_nodes, kinds, *bounds)._as_chain()
+            return cls._made(*arrays_of_chains, *bounds, chain=True)
         if max_nodes is None and max_depth is not None and not checks.reads_values(check, tokens):
             max_nodes = check_int(call, "max_depth", max_depth, 0) + 1
         nodes = checks.largest(call, cu_nodes, max_nodes, check)
         deepest = checks.largest(call, cu_nodes, None, check) - 1 if checks.reads_values(check, tokens) else 0
         depth = checks.depth_bound(call, max_depth, nodes, deepest)
         kinds = checks.as_kind(call, "proposal", proposal, tokens)
-        return cls._made(tokens, parents, cu_nodes, kinds, nodes, depth)._as_chain()
+        return cls._made(tokens, parents, cu_nodes, kinds, nodes, depth, chain=True)
 
     @classmethod
     def from_parents(
@@ -569,11 +572,6 @@ class DraftTree:
         """[R, ceil(max_nodes / 64)] int64: in row i, bit j of word j // 64 is set if node j is i or an
         ancestor of i."""
         return topology.ancestor_bits(self._up, self._owners[1], self.max_depth, self.max_nodes)
-
-    def _as_chain(self) -> DraftTree:
-        if not traced():
-            self._cache["_is_chain"] = self._cache["_made_as_chain"] = True
-        return self
 
     @property
     def _made_as_chain(self) -> bool:

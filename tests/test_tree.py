@@ -16,6 +16,8 @@ from trees import DERIVED, assert_same, batches, random_parents, tokens_for
 from specdec_kernels import DraftTree, Proposal, _kept
 from specdec_kernels import _tree_checks as checks
 
+CPU = torch.device("cpu")
+
 
 def naive(parents):
     """Depths, first children, next siblings and ancestor sets of one tree."""
@@ -55,13 +57,13 @@ def test_what_a_capture_makes_is_not_kept(monkeypatch):
     """It is there only after a replay. What was kept is never given up: a graph may read it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    made = checks.chain_roots(97, torch.device("cpu"))
-    assert checks.chain_roots(97, torch.device("cpu")) is not made
+    made = checks.chain_parts(97, 1, 0, CPU)
+    assert checks.chain_parts(97, 1, 0, CPU) is not made
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    made = checks.chain_roots(97, torch.device("cpu"))
+    made = checks.chain_parts(97, 1, 0, CPU)
     monkeypatch.setattr(_kept, "MOST_KEPT", 1)
-    assert checks.chain_roots(98, torch.device("cpu")) is not checks.chain_roots(98, torch.device("cpu"))
-    assert checks.chain_roots(97, torch.device("cpu")) is made
+    assert checks.chain_parts(98, 1, 0, CPU) is not checks.chain_parts(98, 1, 0, CPU)
+    assert checks.chain_parts(97, 1, 0, CPU) is made
 
 
 @given(batches())
@@ -124,6 +126,15 @@ def test_flat_batches_of_any_sizes(sizes, data):
     assert tree.next_sibling[:owned].tolist() == [d for e in expected for d in e[2]]
     assert sets_of(tree.ancestor_bits[:owned]) == [d for e in expected for d in e[3]]
     assert (tree.batch_size, tree.max_nodes) == (len(sizes), max(sizes))
+
+
+def test_one_launch_copies_what_chains_share():
+    """As on a GPU; what is kept stays as it is when a copy is written to."""
+    for _ in range(2):
+        copies = checks.copied_at_once(3, 2, 1, CPU)
+        for copy, part in zip(copies, checks.chain_parts(3, 2, 1, CPU)[1:], strict=True):
+            assert copy.dtype == part.dtype and copy.tolist() == part.tolist()
+            copy.fill_(7)
 
 
 def test_chain_of_a_matrix():

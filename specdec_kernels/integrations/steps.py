@@ -110,5 +110,5 @@ def _chains(drafts: int, batch: int, max_depth: int, kind: int, device: torch.de
     parents = torch.full_like(tokens, -1, dtype=torch.int32)
     kinds = torch.full_like(tokens, kind, dtype=torch.uint8)
     offsets = torch.zeros(batch + 1, dtype=torch.int32, device=device)
-    tree = DraftTree._made(tokens, parents, offsets, kinds, max_depth + 1, max_depth)._as_chain()
+    tree = DraftTree._made(tokens, parents, offsets, kinds, max_depth + 1, max_depth, chain=True)
     return changed(tree, _refreshed=True)
