@@ -337,12 +337,18 @@ class Walk {
   Output& out_;
 };
 
+// Rows that are read for certain: the other rules visit a request's nodes one after another.
+int64_t rows_read(const VerifyArgs& args) {
+  return args.rule == SPECDEC_TRAVERSAL ? args.nodes : args.requests;
+}
+
 }  // namespace
 
 void verify(const VerifyArgs& args, int threads) {
   const int64_t rows = args.nodes;
   Report report(args.requests, args.width, args.out_logprobs, args.logprobs, args.masks);
-  Team team(threads_for(rows * args.target->size, threads));
+  threads = threads_for(rows_read(args) * args.target->size, threads);
+  Team team(threads);
   team.items(args.requests, grain_of(args.target->size), [&](Worker& worker, int64_t b) {
     const int64_t begin = first_row_of(args.cu_nodes, b, rows);
     const int64_t end = first_row_of(args.cu_nodes, b + 1, rows);
@@ -352,7 +358,7 @@ void verify(const VerifyArgs& args, int threads) {
     if (!request.can_keep(0)) return output.close_empty(true);
     Walk(args, request, output).run();
   });
-  report.list_ids(threads_for(rows * args.target->size, threads), args.out_status);
+  report.list_ids(threads, args.out_status);
 }
 
 void sample(const specdec_sample_args& args, int threads) {

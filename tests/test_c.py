@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import specdec_kernels as sdk
+from specdec_kernels.cpu._native import Rule
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,22 @@ def test_exceptions_on_threads_reach_the_caller(openmp, tmp_path):
     if openmp:
         environment["LD_PRELOAD"] = "libgomp.so.1"
     subprocess.run([tmp_path / "team", "400"], env=environment, check=True, timeout=60)
+
+
+def test_a_second_thread_is_woken_only_where_it_pays(tmp_path):
+    """By the tokens that are read for certain: of one row under `token`, of all under `traversal`."""
+    program = compiled(tmp_path / "threads", ROOT / "tests" / "c_threads.c", "-std=c11")
+    rules = Rule.__members__
+    for rule, nodes, vocab, threads in (
+        ("token", 6, 32000, 1),
+        ("match", 64, 128256, 1),
+        ("traversal", 6, 32000, 1),
+        ("traversal", 8, 32000, 2),
+        ("token", 2, 256000, 2),
+    ):
+        call = [program, str(int(rules[rule])), str(nodes), str(vocab)]
+        run = subprocess.run(call, capture_output=True, text=True, check=True)
+        assert (rule, nodes, vocab, int(run.stdout)) == (rule, nodes, vocab, threads)
 
 
 def test_hostile_calls(tmp_path):
