@@ -9,16 +9,14 @@ from typing import Any
 import torch
 
 from . import report, roofs
-from .suite import Case, Contender, Rounds, Suite, available
+from .suite import Case, Contender, Suite, available
 from .timing import interleave
-
-ROOF_ROUNDS = Rounds(5, 8.0)
 
 
 def run(suite: Suite, cases: Sequence[Case], threads: Sequence[int], quick: bool = False) -> dict[str, Any]:
     """The header and an entry for each case, printed as they come."""
     results = report.header(suite, threads, quick)
-    results["roofs"] = {str(n): roofs.measure(n, ROOF_ROUNDS) for n in threads}
+    results["roofs"] = {str(n): roofs.measure(n, quick) for n in threads}
     print(report.describe(suite, results), flush=True)
     for case in cases:
         results["cases"].append(measure(suite, case, threads, quick))

@@ -116,6 +116,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(timing, "_busy_seconds", lambda: 0.0)
     monkeypatch.setattr(roofs, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(roofs, "SQUARE", 16)
+    monkeypatch.setattr(roofs, "QUICK_SQUARE", 8)
 
 
 @pytest.fixture
@@ -193,11 +194,15 @@ def test_roofs_are_rates_and_stand_in_the_header(results, monkeypatch):
     assert set(results["roofs"]) == {"1"} and min(results["roofs"]["1"].values()) > 0
     seconds = {"read": 0.5, "float32": 0.25, "bfloat16": 0.125}
     timings = timing.Timings(seconds, {}, 1, 0, "quiet")
-    monkeypatch.setattr(roofs, "interleave", lambda runs, sets, rounds: timings)
+    taken = []
+    monkeypatch.setattr(roofs, "interleave", lambda runs, sets, rounds: taken.append(rounds) or timings)
     monkeypatch.setattr(roofs, "READ_BYTES", 4 * 10**9)
     monkeypatch.setattr(torch, "ones", lambda n: torch.empty(0))
-    rates = roofs.measure(1, Rounds(1))
+    rates = roofs.measure(1)
     assert rates == {"read": 8.0, "float32": 2 * 16**3 / 0.25e9, "bfloat16": 2 * 16**3 / 0.125e9}
+    quick = roofs.measure(1, quick=True)
+    assert quick == {"read": 8.0, "float32": 2 * 8**3 / 0.25e9, "bfloat16": 2 * 8**3 / 0.125e9}
+    assert taken[1].count * taken[1].seconds < taken[0].count
     results["roofs"] = {"1": {"read": 8.0, "float32": 90.4, "bfloat16": 41.0}}
     said = "1 thread: reads 8.0 GB/s, float32 products 90 GFLOP/s, bfloat16 products 41 GFLOP/s."
     assert said in report.describe(SUITE, results)
