@@ -2,6 +2,7 @@
 """`python -m bench`: checks and measures the cases of one suite or of several; prints and writes tables.
 
 `python -m bench host` prints the host time of calls of the Triton backend, over a stub of the driver,
+`python -m bench small` the CPU time of small calls of the native backend,
 `python -m bench suffix` the time of `SuffixIndex`, `python -m bench budget` that of a step of `BatchBudget`,
 `python -m bench siblings` how many tokens of trees are accepted, by how siblings are drawn, and `python -m
 bench acceptance` by rule and shape; `python -m bench pictures` draws docs/pictures from results/."""
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument(
         "suite",
         nargs="?",
-        choices=(*NAMES, "host", "suffix", "budget", "siblings", "acceptance", "pictures", "all"),
+        choices=(*NAMES, "host", "small", "suffix", "budget", "siblings", "acceptance", "pictures", "all"),
         help=f"default: {', '.join(DEFAULT)}",
     )
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds, nothing compiled")
@@ -47,6 +48,10 @@ def main() -> int:
         from . import host
 
         return host.main(args.cases, args.quick)
+    if args.suite == "small":
+        from . import small
+
+        return small.main(args.quick)
     if args.suite == "suffix":
         from . import suffix
 
