@@ -27,13 +27,11 @@ class Use(NamedTuple):
 
 
 def loop_texts(loop: Callable[..., Any], problem: Problem, draws: int, seed: int, batched: bool) -> Tensor:
-    """Numbers of the texts that a loop writes."""
+    """[draws, length] the texts that a loop writes."""
     random, size = torch.Generator().manual_seed(seed), draws if batched else 1
     assert problem.draft is not None
     models = _model(problem.target), _model(problem.draft)
-    texts = [_write(loop, problem, models, size, random) for _ in range(draws // size)]
-    places = len(problem.target) ** torch.arange(problem.length - 1, -1, -1)
-    return torch.cat(texts) @ places
+    return torch.cat([_write(loop, problem, models, size, random) for _ in range(draws // size)])
 
 
 def loop_use(loop: Callable[..., Any], problem: Problem, seed: int) -> Use:

@@ -145,21 +145,22 @@ def check_lossless(
     uses: list[Use] = []
     found = problems(*kinds)
 
-    def texts_of(place: int, requests: int, others: int = 0) -> Tensor:
-        problem, number = found[place], seed * len(found) + place
+    def emitted_of(problem: Problem, requests: int, number: int) -> Tensor:
         if loop is not None:
-            if not others:
-                uses.append(loop_use(loop, problem, number))
-            return loop_texts(loop, problem, requests, number + others, batched)
+            return loop_texts(loop, problem, requests, number, batched)
         assert verifier is not None
-        case = problem.draw(requests, number + others)
-        emitted = _emitted(verifier, problem, case, batched)
-        if not others:
-            uses.append(_use(problem, case, emitted))
-        return problem.complete(emitted, number + others)
+        return _emitted(verifier, problem, problem.draw(requests, number), batched)
+
+    def use_of(problem: Problem, emitted: Tensor, number: int) -> Use:
+        if loop is not None:
+            return loop_use(loop, problem, number)
+        return _use(problem, problem.draw(len(emitted), number).tokens, emitted)
 
     for place, problem in enumerate(found):
-        findings += _findings(problem, texts_of(place, draws))
+        number = seed * len(found) + place
+        emitted = emitted_of(problem, draws, number)
+        uses.append(use_of(problem, emitted, number))
+        findings += _findings(problem, emitted, number)
     enumeration = "No case was enumerated: it is a loop"
     if verifier is not None:
         exact = exact_problems(*kinds, batched)
@@ -169,7 +170,8 @@ def check_lossless(
 
     def again(finding: Finding) -> Finding:
         place = next(place for place, problem in enumerate(found) if problem.name == finding.what)
-        repeated = _findings(found[place], texts_of(place, 2 * draws, OTHER_DRAWS))
+        problem, number = found[place], seed * len(found) + place + OTHER_DRAWS
+        repeated = _findings(problem, emitted_of(problem, 2 * draws, number), number)
         return next(other for other in repeated if other.length == finding.length)
 
     shown = _seen_twice(findings, limit, again)
@@ -239,17 +241,17 @@ def _rows(returned: Any, requests: int) -> list[Sequence[int]]:
     return list(returned)
 
 
-def _findings(problem: Problem, texts: Tensor) -> Iterator[Finding]:
+def _findings(problem: Problem, emitted: Tensor, number: int) -> Iterator[Finding]:
     """First tokens, pairs and whole texts."""
-    vocab, law = len(problem.target), problem.law
+    vocab, law, texts = len(problem.target), problem.law, problem.complete(emitted, number)
     counts = torch.bincount(texts, minlength=len(law))
     for length in sorted({1, 2, problem.length}):
         shape = (vocab**length, -1)
         yield compare(problem.name, vocab, counts.view(shape).sum(1), law.view(shape).sum(1))
 
 
-def _use(problem: Problem, case: Case, emitted: Tensor) -> Use:
-    accepted, others = problem.accepted(case.tokens, emitted), (emitted >= 0).sum(1) - 1
+def _use(problem: Problem, drafts: Tensor, emitted: Tensor) -> Use:
+    accepted, others = problem.accepted(drafts, emitted), (emitted >= 0).sum(1) - 1
     return Use(float(accepted.double().mean()), ignored=bool((others > accepted).any()))
 
 
