@@ -37,7 +37,7 @@ def check_flag(operation: str, check: bool | None) -> None:
 
 def reads_values(check: bool | None, tensor: Tensor) -> bool:
     """Whether values are read; by default only if that needs no synchronisation."""
-    return (tensor.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
+    return (tensor.is_cpu and not torch.compiler.is_compiling()) if check is None else check
 
 
 def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,7 +58,7 @@ def chain_rows(tokens: Tensor, kind: int) -> list[Tensor]:
     roots, parents, offsets, kinds = chain_parts(batch, depth, kind, device)
     drafted = tokens if tokens.dtype == torch.int64 else tokens.long()
     rows = torch.cat((roots, drafted), 1).view(-1)
-    if device.type == "cpu" or traced():
+    if tokens.is_cpu or traced():
         return [rows, parents.clone(), offsets.clone(), kinds.clone()]
     return [rows, *copied_at_once(batch, depth, kind, device)]
 

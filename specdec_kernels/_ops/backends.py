@@ -40,6 +40,17 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
     return module
 
 
+def serving(backend: str, operation: str, rows: Sequence[Tensor]) -> ModuleType:
+    """The module that serves `operation` for these rows, as `load` finds it. Rows on a CPU go a shorter way: to
+    ask for the name of a device takes as long there as to find the module."""
+    if rows[0].is_cpu and backend in ("auto", "cpu"):
+        module = _native()[0]
+        narrow = torch.float64 not in [row.dtype for row in rows]
+        if module is not None and narrow and hasattr(module, operation):
+            return module
+    return load(backend, operation, rows[0].device.type, [row.dtype for row in rows])
+
+
 def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None:
     """The Triton backend if it serves this operation for `backend`, outside any tracer; otherwise None."""
     if traced():

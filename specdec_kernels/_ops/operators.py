@@ -86,8 +86,7 @@ def _register(operation: str) -> Callable[[Any, str], None]:
         return given
 
     def serve(call: Any, given: list[Tensor], backend: str) -> None:
-        module = backends.load(backend, operation, given[0].device.type, [row.dtype for row in given])
-        getattr(module, operation)(call)
+        getattr(backends.serving(backend, operation, given), operation)(call)
 
     def implementation(backend: str, *arguments: Any) -> None:
         call = record(*arguments)
@@ -132,4 +131,4 @@ replay_mamba2 = _register("replay_mamba2")
 def commit_kv_by_table(call: calls.CommitKVCall, backend: str) -> None:
     """`commit_kv` of a backend that needs only the table, outside any tracer and without the dispatcher: to
     pass 64 caches through the dispatcher takes as long as to move a small batch."""
-    backends.load(backend, "commit_kv", call.path.device.type, ()).commit_kv(call)
+    backends.serving(backend, "commit_kv", (call.path,)).commit_kv(call)
