@@ -442,6 +442,21 @@ def test_float64_rows_are_for_the_reference():
             sdk.verify(**arguments(draft_logits=torch.zeros(R, V, dtype=torch.float64), backend="cpu"))
 
 
+@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("operation", ["verify", "no_such_operation"])
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.bfloat16, torch.float64)])
+def test_the_short_way_to_a_backend_leads_where_the_long_one_does(backend, operation, dtypes):
+    def found(find):
+        try:
+            return find()
+        except sdk.BackendUnavailable as error:
+            return str(error)
+
+    rows = [torch.zeros(1, dtype=dtype) for dtype in dtypes]
+    short = found(lambda: backends.serving(backend, operation, rows))
+    assert short == found(lambda: backends.load(backend, operation, "cpu", dtypes))
+
+
 def test_explain_names_every_device_and_operation():
     text = sdk.explain()
     for word in ("native extension", "triton", "every operation on cpu", "on cuda", "reference"):

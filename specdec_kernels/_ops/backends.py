@@ -41,8 +41,8 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
 
 
 def serving(backend: str, operation: str, rows: Sequence[Tensor]) -> ModuleType:
-    """The module that serves `operation` for these rows, as `load` finds it. Rows on a CPU go a shorter way: to
-    ask for the name of a device takes as long there as to find the module."""
+    """The module that serves `operation` for these rows, as `load` finds it. Rows on a CPU go a shorter way:
+    from cold caches the name of a device takes as long to get as the module."""
     if rows[0].is_cpu and backend in ("auto", "cpu"):
         module = _native()[0]
         narrow = torch.float64 not in [row.dtype for row in rows]
