@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from . import _topology as topology
+from ._kept import kept, traced
 from ._ops import backends
+from ._tree_checks import uniform_offsets
 
 Links = tuple[Tensor, Tensor]
 
@@ -26,6 +28,50 @@ def chains(drafts: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cu_nodes = torch.empty(batch + 1, dtype=torch.int32, device=device)
     filler.enter_chains(drafts, cu_drafts, tokens, parents, cu_nodes)
     return tokens, parents, cu_nodes
+
+
+def uniform_chains(drafts: Tensor, kind: int) -> list[Tensor]:
+    """Tokens [R] int64 with roots of -1, parents [R], offsets [B + 1] and proposals [R] of chains of drafted
+    tokens [B, K]."""
+    (batch, depth), device = drafts.shape, drafts.device
+    roots, sums, parents, offsets, kinds = chain_parts(batch, depth, kind, device)
+    native = backends.filler("enter_chains", "auto", drafts) if drafts.is_cpu else None
+    if native is not None:
+        tokens = torch.empty(batch * (depth + 1), dtype=torch.int64, device=device)
+        parents, offsets = torch.empty_like(parents), torch.empty_like(offsets)
+        native.enter_chains(drafts, sums, tokens, parents, offsets)
+        return [tokens, parents, offsets, kinds.clone()]
+    tokens = torch.cat((roots, drafts.long()), 1).view(-1)
+    if drafts.is_cpu or traced():
+        return [tokens, parents.clone(), offsets.clone(), kinds.clone()]
+    return [tokens, *copied_at_once(batch, depth, kind, device)]
+
+
+@kept
+def chain_parts(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Tokens of roots [B, 1], inclusive sums of the numbers of drafted tokens [B], parents, offsets and
+    proposals."""
+    return (
+        torch.full((batch, 1), -1, dtype=torch.int64, device=device),
+        torch.arange(1, batch + 1, device=device) * depth,
+        torch.arange(-1, depth, dtype=torch.int32, device=device).repeat(batch),
+        uniform_offsets(batch, depth + 1, device),
+        torch.full((batch * (depth + 1),), kind, dtype=torch.uint8, device=device),
+    )
+
+
+def copied_at_once(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
+    """Copies of parents, offsets and proposals by one launch."""
+    parts = chain_parts(batch, depth, kind, device)[2:]
+    sizes = [part.nbytes for part in parts]
+    copies = _chain_bytes(batch, depth, kind, device).clone().split_with_sizes(sizes)
+    return [copy.view(part.dtype) for copy, part in zip(copies, parts, strict=True)]
+
+
+@kept
+def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
+    parts = chain_parts(batch, depth, kind, device)[2:]
+    return torch.cat([part.view(torch.uint8) for part in parts])
 
 
 def linked(next_token: Tensor, next_sibling: Tensor) -> tuple[Tensor, Links]:

@@ -23,7 +23,7 @@ from ._checks import (
     check_list,
     check_tensor,
 )
-from ._kept import kept, traced
+from ._kept import kept
 
 MOST_KIND = 2  # the largest value of `Proposal`
 KINDS = "must be values of Proposal, 0, 1 or 2"
@@ -49,44 +49,6 @@ def as_integers(operation: str, argument: str, value: Tensor, dtype: torch.dtype
 def uniform_offsets(batch: int, nodes: int, device: torch.device) -> Tensor:
     """Row offsets [B + 1] of requests of equal size."""
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * nodes
-
-
-def chain_rows(tokens: Tensor, kind: int) -> list[Tensor]:
-    """Tokens [R] int64 with roots of -1, parents [R], offsets [B + 1] and proposals [R] of chains of drafted
-    tokens [B, K]."""
-    (batch, depth), device = tokens.shape, tokens.device
-    roots, parents, offsets, kinds = chain_parts(batch, depth, kind, device)
-    drafted = tokens if tokens.dtype == torch.int64 else tokens.long()
-    rows = torch.cat((roots, drafted), 1).view(-1)
-    if tokens.is_cpu or traced():
-        return [rows, parents.clone(), offsets.clone(), kinds.clone()]
-    return [rows, *copied_at_once(batch, depth, kind, device)]
-
-
-def copied_at_once(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
-    """Copies of parents, offsets and proposals by one launch; on the CPU three copies take less time."""
-    parts = chain_parts(batch, depth, kind, device)[1:]
-    copies = (
-        _chain_bytes(batch, depth, kind, device).clone().split_with_sizes([part.nbytes for part in parts])
-    )
-    return [copy.view(part.dtype) for copy, part in zip(copies, parts, strict=True)]
-
-
-@kept
-def chain_parts(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Tokens of roots [B, 1], parents, offsets and proposals."""
-    return (
-        torch.full((batch, 1), -1, dtype=torch.int64, device=device),
-        torch.arange(-1, depth, dtype=torch.int32, device=device).repeat(batch),
-        uniform_offsets(batch, depth + 1, device),
-        torch.full((batch * (depth + 1),), kind, dtype=torch.uint8, device=device),
-    )
-
-
-@kept
-def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
-    _, *parts = chain_parts(batch, depth, kind, device)
-    return torch.cat([part.view(torch.uint8) for part in parts])
 
 
 def as_offsets(operation: str, cu_nodes: Tensor, tokens: Tensor, check: bool | None) -> Tensor:

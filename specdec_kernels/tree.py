@@ -213,12 +213,12 @@ class DraftTree:
             if lengths is not None:
                 tokens = checks.mask_beyond(call, tokens, lengths, check)
             kind = checks.check_kind(call, "proposal", proposal)
-            arrays_of_chains = checks.chain_rows(tokens, kind)
+            made = arrays.uniform_chains(tokens, kind)
             bounds = (
                 checks.bound(call, "max_nodes", max_nodes, depth + 1),
                 checks.bound(call, "max_depth", max_depth, depth),
             )
-            return cls._made(*arrays_of_chains, *bounds, chain=True)
+            return cls._made(*made, *bounds, chain=True)
         if max_nodes is None and max_depth is not None and not checks.reads_values(check, tokens):
             max_nodes = check_int(call, "max_depth", max_depth, 0) + 1
         nodes = checks.largest(call, cu_nodes, max_nodes, check)

@@ -14,7 +14,7 @@ from synchronisation import Synchronises, no_synchronisation
 from trees import DERIVED, assert_same, batches, random_parents, tokens_for
 
 from specdec_kernels import DraftTree, Proposal, _kept
-from specdec_kernels import _tree_checks as checks
+from specdec_kernels import _tree_arrays as arrays
 
 CPU = torch.device("cpu")
 
@@ -57,13 +57,13 @@ def test_what_a_capture_makes_is_not_kept(monkeypatch):
     """It is there only after a replay. What was kept is never given up: a graph may read it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    made = checks.chain_parts(97, 1, 0, CPU)
-    assert checks.chain_parts(97, 1, 0, CPU) is not made
+    made = arrays.chain_parts(97, 1, 0, CPU)
+    assert arrays.chain_parts(97, 1, 0, CPU) is not made
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    made = checks.chain_parts(97, 1, 0, CPU)
+    made = arrays.chain_parts(97, 1, 0, CPU)
     monkeypatch.setattr(_kept, "MOST_KEPT", 1)
-    assert checks.chain_parts(98, 1, 0, CPU) is not checks.chain_parts(98, 1, 0, CPU)
-    assert checks.chain_parts(97, 1, 0, CPU) is made
+    assert arrays.chain_parts(98, 1, 0, CPU) is not arrays.chain_parts(98, 1, 0, CPU)
+    assert arrays.chain_parts(97, 1, 0, CPU) is made
 
 
 @given(batches())
@@ -131,10 +131,21 @@ def test_flat_batches_of_any_sizes(sizes, data):
 def test_one_launch_copies_what_chains_share():
     """As on a GPU; what is kept stays as it is when a copy is written to."""
     for _ in range(2):
-        copies = checks.copied_at_once(3, 2, 1, CPU)
-        for copy, part in zip(copies, checks.chain_parts(3, 2, 1, CPU)[1:], strict=True):
+        copies = arrays.copied_at_once(3, 2, 1, CPU)
+        for copy, part in zip(copies, arrays.chain_parts(3, 2, 1, CPU)[2:], strict=True):
             assert copy.dtype == part.dtype and copy.tolist() == part.tolist()
             copy.fill_(7)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1), (3, 0), (0, 2)])
+def test_chains_of_one_length_are_the_same_without_the_native_core(shape, dtype, monkeypatch):
+    drafts = torch.arange(24).view(4, 6)[: shape[0], : 2 * shape[1] : 2].to(dtype)
+    made = arrays.uniform_chains(drafts, 2)
+    monkeypatch.setattr(arrays.backends, "filler", lambda *_: None)
+    for one, other in zip(made, arrays.uniform_chains(drafts, 2), strict=True):
+        assert one.dtype == other.dtype and one.tolist() == other.tolist()
+    assert made[0].view(shape[0], shape[1] + 1)[:, 1:].tolist() == drafts.tolist()
 
 
 def test_chain_of_a_matrix():

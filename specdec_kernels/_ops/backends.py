@@ -41,14 +41,20 @@ def load(backend: str, operation: str, device_type: str, dtypes: Sequence[torch.
 
 
 def serving(backend: str, operation: str, rows: Sequence[Tensor]) -> ModuleType:
-    """The module that serves `operation` for these rows, as `load` finds it. Rows on a CPU go a shorter way:
-    from cold caches the name of a device takes as long to get as the module."""
-    if rows[0].is_cpu and backend in ("auto", "cpu"):
-        module = _native()[0]
-        narrow = torch.float64 not in [row.dtype for row in rows]
-        if module is not None and narrow and hasattr(module, operation):
-            return module
+    """The module that serves `operation` for these rows, as `load` finds it."""
+    native = _on_cpu(backend, operation, rows[0])
+    if native is not None and torch.float64 not in [row.dtype for row in rows]:
+        return native
     return load(backend, operation, rows[0].device.type, [row.dtype for row in rows])
+
+
+def _on_cpu(backend: str, operation: str, tensor: Tensor) -> ModuleType | None:
+    """The native backend, if it may serve a tensor on the CPU. From cold caches the name of a device takes as
+    long to get as the rest of a search."""
+    if not tensor.is_cpu or backend not in ("auto", "cpu"):
+        return None
+    module = _native()[0]
+    return module if hasattr(module, operation) else None
 
 
 def kernels(operation: str, backend: str, device_type: str) -> ModuleType | None:
@@ -67,7 +73,11 @@ def filler(operation: str, backend: str, *given: Tensor | None) -> ModuleType | 
         return None
     if not _PLAIN.issuperset(map(type, given)):
         return None
-    device_type = next(tensor for tensor in given if tensor is not None).device.type
+    tensor = next(tensor for tensor in given if tensor is not None)
+    native = _on_cpu(backend, operation, tensor)
+    if native is not None:
+        return native
+    device_type = tensor.device.type
     name = choose("verify", device_type) if backend == "auto" else backend
     if name == "reference" or (name == backend and _why_not(name, operation, device_type, ())):
         return None

@@ -13,13 +13,14 @@ from .arguments import address
 def enter_chains(
     drafts: Tensor, cu_drafts: Tensor, out_tokens: Tensor, out_parents: Tensor, out_cu_nodes: Tensor
 ) -> None:
-    """Drafted tokens [S] and sums of their numbers [B], into tokens and parents [S + B], offsets [B + 1]."""
+    """Drafted tokens [S] or [B, K] and sums of their numbers [B], into tokens and parents [S + B], offsets
+    [B + 1]."""
     drafts, sums = _integers(drafts), _integers(cu_drafts)
     _native.enter_chains(
         1,
         drafts=drafts.data_ptr(),
         drafts_are_int32=drafts.dtype == torch.int32,
-        draft_count=drafts.shape[0],
+        draft_count=drafts.numel(),
         cu_drafts=sums.data_ptr(),
         cu_drafts_are_int32=sums.dtype == torch.int32,
         requests=sums.shape[0],
