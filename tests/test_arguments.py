@@ -417,9 +417,6 @@ CASES = [
     Case("Budget", sdk.Budget, lambda: dict(
         costs={1: 1.0, 4: 2.0}, credit=1.0, allowance=0.5, max_credit=4.0, idle_steps=2, patience=9
     )),
-    Case("Budget.for_texts", sdk.Budget.for_texts, lambda: dict(
-        costs={1: 1.0, 4: 2.0}, tokens=[9, 8], share=0.05, patience=9
-    )),
     Case("Budget.worth_drafting", BUDGET.worth_drafting, lambda: dict(requests=2, drafting=0.5)),
     Case("Budget.cost", BUDGET.cost, lambda: dict(rows=[1.0, 4.0])),
     Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
@@ -431,6 +428,14 @@ CASES = [
     Case("CostCurve.write_", CURVE.write_, lambda: dict(out=torch.zeros(9, dtype=torch.float64))),
     Case("CostCurve.seconds", CURVE.seconds, lambda: dict(rows=4)),
     Case("CostCurve.error", CURVE.error, lambda: dict(rows=4, others=2)),
+    Case("CostCurve.doubts", CURVE.doubts, lambda: dict(rows=4, others=2, tokens=1.5)),
+    Case("TextCredit", sdk.TextCredit, lambda: dict(share=0.05, awaited=True)),
+    Case("TextCredit.join", sdk.TextCredit().join, lambda: dict(
+        costs=[0.0, 1.0, 2.0], tokens=[9, 8], requests=2
+    )),
+    Case("TextCredit.after", sdk.TextCredit().after, lambda: dict(
+        costs=[0.0, 1.0, 2.0], tokens={"a": 2, "b": 1}
+    )),
     Case("StepTimer", sdk.StepTimer, lambda: dict(curve=CURVE, device="cpu", clock=time.perf_counter)),
     Case("StepTimer.step", sdk.StepTimer(CURVE).step, lambda: dict(rows=4)),
     Case("BatchBudget", sdk.BatchBudget, lambda: dict(
@@ -510,11 +515,14 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
     "Budget.cost": dict(rows="empty, item zero, longer, number"),
     "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
-    "Budget.for_texts": dict(tokens="empty, item zero, longer", share="zero"),
     "Budget.worth_drafting": dict(drafting="zero"),
     "BatchBudget.worth_drafting": dict(drafting="zero"),
     "CachePlan": dict(caches="item dtype, item size 0, item size 2, item size 3"),
+    "CostCurve.doubts": dict(tokens="zero"),
     "CostCurve.write_": dict(out="device"),
+    "TextCredit": dict(share="zero"),
+    "TextCredit.after": dict(costs="item zero, longer", tokens="empty, item zero"),
+    "TextCredit.join": dict(costs="item zero, longer", tokens="empty, item zero, longer"),
     "Calibration": dict(promised="item zero", kept="item zero"),
     "Calibration.after": dict(
         chances="item zero", parents="item negative", path="empty, item negative, item zero, longer"

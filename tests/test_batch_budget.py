@@ -14,6 +14,8 @@ import pytest
 import torch
 from each import BACKENDS, QUICK
 from exact import Case, outcomes
+from synchronisation import MADE_BY_HOST, READ_BY_HOST
+from torch.overrides import TorchFunctionMode
 
 import specdec_kernels as sdk
 from specdec_kernels.reference import budget as reference
@@ -111,6 +113,21 @@ def test_it_equals_the_budget_on_the_host(curve, backend):
             assert device.kept[slot, :-1].tolist() == pytest.approx(calibration.kept, abs=1e-12)
     assert drafted > 5
     assert device.promised[[1, 3]].sum() == 0 and device.promised[:, -1].sum() == 0
+
+
+def test_worth_drafting_reads_the_device_once():
+    class Reads(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            reads.append(function) if getattr(function, "__name__", "") in READ_BY_HOST else None
+            copies.append(function) if function in MADE_BY_HOST else None
+            return function(*args, **(kwargs or {}))
+
+    reads, copies = [], []
+    device = sdk.BatchBudget(sdk.Budget({1: 1.0, 2: 1.1, 4: 1.2}), slots=2, max_rows=4)
+    with Reads():
+        assert device.worth_drafting(2, 0.03) and not device.worth_drafting(1, 1.0)
+    assert len(reads) == 2 and not copies
+    assert not device.worth_drafting(4, 0.0)  # there is no row left
 
 
 @pytest.mark.parametrize("backend", QUICK)

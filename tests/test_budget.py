@@ -79,65 +79,6 @@ def test_whatever_the_text_does_the_loss_is_bounded(curve, seed, claimed):
         assert total_time <= 1.02 * total_tokens + 1.0 + 1e-9
 
 
-LENGTHS = (16, 40, 96, 512)
-ADVERSARIES = {  # whether the draft of the token at a place is right
-    "never": lambda place, drafted: False,
-    "for a while": lambda place, drafted: place < 20,
-    "by turns": lambda place, drafted: place // 10 % 2 == 0,
-    "only while little is drafted": lambda place, drafted: drafted < 3,
-    "only while much is drafted": lambda place, drafted: drafted >= 4,
-}
-
-
-def whole_text(budget, curve, accepts, length, drafting):
-    """Time of a text whose drafter takes `drafting` for each call, where it is worth that."""
-    calibration, (chances, parents) = sdk.Calibration(), chain(0.8)
-    time, written = 0.0, 0
-    while written < length:
-        rows, spent = 1, 0.0
-        if budget.worth_drafting(1, drafting):
-            spent = drafting
-            affordable = replace(budget, credit=budget.credit - drafting)
-            rows = len(affordable.choose([calibration.believe(chances, parents)])[0])
-        accepted = next((d for d in range(rows - 1) if not accepts(written + d, rows - 1)), rows - 1)
-        tokens = min(1 + accepted, length - written)
-        calibration = calibration.after(chances[:rows], parents[:rows], range(min(tokens, rows)))
-        budget = budget.after(rows, [tokens], spent)
-        time, written = time + float(budget.cost(rows)) + spent, written + tokens
-    return time
-
-
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("drafting", [0.0, 0.02, 0.3])
-def test_no_text_takes_three_percent_longer(curve, drafting):
-    for length, accepts in itertools.product(LENGTHS, ADVERSARIES.values()):
-        budget = sdk.Budget.for_texts(CURVES[curve], [length])
-        assert whole_text(budget, curve, accepts, length, drafting) <= 1.03 * length + 1e-9
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_mutant_whose_credit_is_not_bounded_breaks_the_promise(length):
-    unbounded = replace(sdk.Budget.for_texts(CURVES["cpu"], [length]), credit=1e9, max_credit=1e9)
-    assert whole_text(unbounded, "cpu", ADVERSARIES["never"], length, 0.02) > 1.03 * length
-
-
-@pytest.mark.parametrize("length", [64, 96, 256])
-def test_two_wrong_drafts_do_not_end_all_drafts_of_a_text(length, monkeypatch):
-    def accepts(place, drafted):
-        return place >= 2
-
-    assert (
-        whole_text(sdk.Budget.for_texts(CURVES["cpu"], [length]), "cpu", accepts, length, 0.02)
-        < 0.65 * length
-    )
-    # A mutant that drafts as soon as the credit covers the call alone, which leaves none for a row.
-    monkeypatch.setattr(
-        sdk.Budget, "worth_drafting", lambda self, requests, drafting: drafting <= self.credit
-    )
-    starving = sdk.Budget(CURVES["cpu"], credit=0.4, allowance=0.01)
-    assert whole_text(starving, "cpu", accepts, length, 0.02) > length
-
-
 def test_a_drafter_that_finds_nothing_is_called_seldom():
     budget, calls = sdk.Budget(CURVES["cpu"]), 0
     for _ in range(100):

@@ -189,3 +189,37 @@ def test_a_failed_step_is_not_learned():
     with pytest.raises(RuntimeError), sdk.StepTimer(curve).step(rows=4):
         raise RuntimeError
     assert curve.costs() == before
+
+
+def ratio_after_pauses():
+    curve = sdk.CostCurve({1: 1.0, 2: 1.1}, max_rows=4)
+    for step in range(60):
+        rows = 1 + step % 2
+        pause = 3.0 if step in (30, 37, 44) else 0.0  # in steps of either size
+        curve.observe(rows, 0.9 + 0.1 * rows + pause)
+    return curve.costs()[2]
+
+
+def test_pauses_do_not_change_the_curve(monkeypatch):
+    assert ratio_after_pauses() == pytest.approx(1.1, rel=0.01)
+    monkeypatch.setattr(sdk.CostCurve, "_pauses", lambda self, rows, strange: False)
+    assert ratio_after_pauses() != pytest.approx(1.1, rel=0.03)
+
+
+def test_a_step_that_stays_long_is_believed():
+    curve = sdk.CostCurve({1: 1.0, 2: 1.1}, max_rows=4)
+    for seconds in [1.0] * 20 + [4.0] * 3:  # the machine slows down
+        curve.observe(1, seconds)
+    assert curve.seconds(1) > 3.0
+
+
+def test_doubts_fall_with_what_drafts_gain():
+    curve = sdk.CostCurve({1: 1.0, 2: 1.1}, max_rows=4)
+    for _ in range(20):
+        curve.observe(1, 1.0)
+        curve.observe(2, 1.1)
+    assert curve.doubts(2, 1, tokens=1.0) and curve.doubts(2, 1, tokens=1.12)
+    assert not curve.doubts(2, 1, tokens=1.3)
+    for _ in range(2000):
+        curve.observe(2, 1.1)  # nobody knows any more what one row costs
+    assert curve.doubts(2, 1, tokens=2.0)

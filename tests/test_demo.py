@@ -7,6 +7,7 @@ import json
 import math
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -254,43 +255,69 @@ class Machine:
                 for context in contexts]  # fmt: skip
 
 
-def speed_up(length: int, accepts, seed: int, batch: int = 1) -> float:
-    """Over plain decoding, of a text whose draft of the token at a place is right or not."""
+def speed_up(lengths: list[int], accepts, seed: int, most: int = 1) -> float:
+    """Over plain decoding, of texts whose drafts of the token at a place are right or not, and which may be
+    `most` times as long."""
     machine = Machine(seed)
     cost = sdk.Budget(machine.costs).cost
     curve = sdk.CostCurve(machine.costs, 512)
     for rows in (1, 32, 1, 16, 1, 8):  # measured before the texts begin
         curve.observe(rows, float(cost(rows)))
     drafting = LearnedBudget(machine.draft, curve, machine.clock)
-    requests = [Request([1], length) for _ in range(batch)]
-    while running := [request for request in requests if len(request.tokens) < length]:
+    requests = [Request([1], most * length) for length in lengths]
+    ends = dict(zip(requests, lengths, strict=True))
+    right = dict(zip(requests, accepts, strict=True))
+    while running := [request for request in requests if len(request.tokens) < ends[request]]:
         trees = drafting(running)
         rows = sum(len(tree.tokens) for tree in trees)
         for request, tree in zip(running, trees, strict=True):
             place, hits = len(request.tokens), 0
-            while hits < len(tree.tokens) - 1 and accepts(place + hits):
+            while hits < len(tree.tokens) - 1 and right[request](place + hits):
                 hits += 1
-            request.tokens += ([0] * hits + [1])[: length - place]
+            request.tokens += ([0] * hits + [1])[: ends[request] - place]
         drafting.observe(rows, machine.spend(float(cost(rows))))
-    plain = float(cost(batch)) * length
+    plain = sum(float(cost(sum(length > place for length in lengths))) for place in range(max(lengths)))
     return plain / (machine.now - machine.lost)
 
 
-def median_speed_up(length: int, accepts) -> float:
-    return sorted(speed_up(length, accepts, seed) for seed in range(3))[1]
+def never(place: int) -> bool:
+    return False
 
 
-@pytest.mark.parametrize("length", [16, 40, 96, 256])
-def test_no_text_of_the_demo_takes_three_percent_longer(length, monkeypatch):
-    """Whatever the drafts are worth, by a clock that stutters."""
-    for accepts in (lambda place: False, lambda place: place < 10, lambda place: place // 10 % 2 == 0):
-        assert median_speed_up(length, accepts) >= 0.97
+def median_speed_up(lengths: list[int], accepts, most: int = 1) -> float:
+    return sorted(speed_up(lengths, accepts, seed, most) for seed in range(3))[1]
+
+
+@pytest.mark.parametrize("length, most", [(16, 1), (16, 4), (40, 4), (96, 1)])
+def test_no_text_of_the_demo_takes_three_percent_longer(length, most, monkeypatch):
+    """Whatever the drafts are worth, by a clock that stutters, and also where the text ends early."""
+    for accepts in (never, lambda place: place < 10, lambda place: place // 10 % 2 == 0):
+        assert median_speed_up([length], [accepts], most) >= 0.97
     monkeypatch.setattr(drafters_budget, "SHARE", 1e9)  # a mutant whose credit is not bounded
-    assert median_speed_up(length, lambda place: False) < 0.97
+    assert median_speed_up([length], [never], most) < 0.97
+
+
+UNEVEN = {
+    "one good, another useless": ([64] * 2, [lambda place: True, never]),
+    "one good, the others useless": ([64] * 8, [lambda place: True, *[never] * 7]),
+    "from useless to good": ([64] * 8, [lambda place, k=k: place * 7 % 8 < k for k in range(8)]),
+    "short and good, long and useless": ([16, 16, 64], [lambda place: True, lambda place: True, never]),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_no_uneven_batch_takes_three_percent_longer(name):
+    lengths, accepts = UNEVEN[name]
+    assert min(median_speed_up(lengths, accepts, most) for most in (1, 4)) >= 0.97
+
+
+def test_mutant_that_counts_all_tokens_alike_loses_on_an_uneven_batch(monkeypatch):
+    monkeypatch.setattr(sdk, "TextCredit", partial(sdk.TextCredit, awaited=False))
+    assert min(median_speed_up(*batch, most=4) for batch in UNEVEN.values()) < 0.97
 
 
 def test_two_wrong_drafts_do_not_end_all_drafts_of_a_text():
-    assert median_speed_up(96, lambda place: place >= 2) > 1.5
+    assert median_speed_up([96], [lambda place: place >= 2]) > 3.0
 
 
 @pytest.mark.parametrize("name", ["agent", "chat"])

@@ -2,8 +2,10 @@
 """What drafters return: every form, cut to what is of use, pruned without a change of the law, and cheap."""
 
 import importlib
+import math
 import random
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -460,7 +462,8 @@ def test_a_slow_first_step_spoils_nothing():
 
 def test_mutant_without_a_budget_loses(monkeypatch):
     monkeypatch.setattr(Drafting, "_pruned", lambda self, nodes: nodes)
-    monkeypatch.setattr(sdk.Budget, "after", lambda self, *step: self)
+    endless = dict(credit=math.inf, max_credit=math.inf)
+    monkeypatch.setattr(sdk.Budget, "after", lambda self, *step: replace(self, **endless))
     assert simulate("cpu", 0.0, 100) > 1.5
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..engine import Request
 
 SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of measuring
-ADVANCE = 64  # tokens at most whose share a text may lose from the start
-DOUBT = 0.1  # about the cost of a step without drafts, from which on one is made
 RECENT = 9  # times of drafting that are remembered
 HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
 SLOTS = 64  # requests at once from whose drafts is learned
@@ -38,8 +36,9 @@ class SharedBudget:
 
     def __init__(self, drafter: Drafter, step_costs: Mapping[int, float], max_rows: int = MOST_ROWS):
         self.drafter = drafter
-        start = sdk.Budget(step_costs, credit=0.0, allowance=SHARE / 2)
+        start = sdk.Budget(step_costs, credit=0.0, allowance=0.0)
         self.budget = sdk.BatchBudget(start, SLOTS, max_rows, device="cpu")
+        self.text_credit = sdk.TextCredit(SHARE)
         self.slots: dict[Request, int] = {}
         self.pace: dict[Request, float] = {}  # tokens per step
         self.drafted: list[tuple[Request, int, Tree]] = []  # with what each had written then
@@ -76,8 +75,7 @@ class SharedBudget:
         return self.drafter([request.context for request in requests])
 
     def _welcome(self, requests: Sequence[Request]) -> None:
-        """Give each new request a slot, and the budget the credit that its text brings: half of what the text
-        may lose. The rest is earned by writing."""
+        """Give each new request a slot, and the budget the credit that its text brings."""
         fresh = [request for request in requests if request not in self.slots]
         self.slots = {request: self.slots[request] for request in requests if request in self.slots}
         self.pace = {request: self.pace.get(request, 1.0) for request in requests}
@@ -87,8 +85,12 @@ class SharedBudget:
         free += [SLOTS] * len(fresh)  # outside the slots: nothing is learned
         self.slots |= dict(zip(fresh, free, strict=False))
         self.budget.reset_(torch.tensor([self.slots[request] for request in fresh]))
-        tokens = sum(min(request.max_new_tokens / 2, ADVANCE) for request in fresh)
-        self.budget.credit += SHARE * tokens * self.budget.costs[len(requests)] / len(requests)
+        tokens = [request.max_new_tokens for request in fresh]
+        self.budget.credit += self.text_credit.join(self._costs(len(requests)), tokens, len(requests))
+
+    def _costs(self, rows: int) -> list[float]:
+        """Times of steps over up to so many rows."""
+        return self.budget.costs[: rows + 1].tolist()
 
     def _worth(self, requests: Sequence[Request]) -> list[float]:
         """What a token of each request is worth. Where others wait, a request that is done sooner makes place
@@ -111,6 +113,8 @@ class SharedBudget:
         path = torch.tensor([[*each, *[-1] * (width - len(each))] for each in paths], dtype=torch.int32)
         tokens = torch.tensor(counts, dtype=torch.int32)
         status = torch.zeros_like(tokens)
+        brought = {request: count for (request, _, _), count in zip(self.drafted, counts, strict=True)}
+        self.budget.credit += self.text_credit.after(self._costs(len(counts)), brought)
         self.budget.update_(self.selected, sdk.Verified(path.long(), tokens, tokens - 1, path, None, status))
 
 
@@ -145,14 +149,19 @@ class LearnedBudget(SharedBudget):
         self.curve.observe(min(rows, self.curve.max_rows), seconds)
 
     def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
-        """Roots alone where drafting is not worth its time, or where steps with drafts have gone on for so
-        long that nobody knows any more what one without them costs."""
+        """Roots alone where drafting is not worth its time, or where nobody knows whether steps with drafts
+        are faster than one without them."""
         self.curve.write_(self.budget.costs)
         batch, rows = len(requests), sum(len(tree.tokens) for _, _, tree in self.drafted)
-        doubtful = rows > len(self.drafted) and self.curve.error(rows, min(batch, rows)) > DOUBT
+        doubtful = rows > len(self.drafted) and self.curve.doubts(rows, min(batch, rows), self._tokens())
         time = self.seconds / self.curve.seconds(1)
         self.rests = doubtful or not self.budget.worth_drafting(batch, time)
         return no_drafts(requests) if self.rests else super()._drafts(requests)
+
+    def _tokens(self) -> float:
+        """Of a request in a step, of late or in the last one."""
+        written = [len(request.tokens) - before for request, before, _ in self.drafted]
+        return max(statistics.fmean(self.pace.values()), statistics.fmean(written))
 
 
 def no_drafts(requests: Sequence[Request]) -> list[Tree]:

@@ -9,6 +9,7 @@ from .costs import CostCurve, StepTimer
 from .grow import Frontier, GrownTree, grow_tree
 from .ngram import NgramTree, ngram_draft, ngram_tree
 from .suffix import SuffixDrafter, SuffixIndex
+from .text_credit import TextCredit
 
 __all__ = [
     "AcceptanceStats",
@@ -24,6 +25,7 @@ __all__ = [
     "SelectedNodes",
     "SuffixDrafter",
     "SuffixIndex",
+    "TextCredit",
     "draft_token",
     "grow_tree",
     "ngram_draft",

@@ -153,7 +153,7 @@ class BatchBudget:
 
     def worth_drafting(self, requests: int, drafting: float) -> bool:
         """Whether to call a drafter before a step of these requests, which `Budget.worth_drafting` says by
-        the present costs and credit. Waits for the device.
+        the present costs and credit. Waits for the device, once.
 
         Raises:
             ValueError: requests outside [1, max_rows], a negative time.
@@ -162,15 +162,13 @@ class BatchBudget:
         call = "BatchBudget.worth_drafting"
         requests = check_int(call, "requests", requests, 1, self.max_rows)
         drafting = check_number(call, "drafting", drafting, 0)
-        sizes = [*{1, requests, min(requests + 1, self.max_rows)}]
-        times = self.costs[torch.tensor(sizes, device=self.costs.device)].tolist()
-        now = replace(
-            self._budget,
-            costs=dict(zip(sizes, times, strict=True)),
-            credit=float(self.credit),
-            idle_steps=int(self.idle_steps),
-        )
-        return requests < self.max_rows and now.worth_drafting(requests, drafting)
+        if requests == self.max_rows:
+            return False
+        near = self.costs[requests : requests + 2]
+        *times, credit, idle = torch.cat([self.costs[1:2], near, self.credit, self.idle_steps]).tolist()
+        costs = dict(zip((1, requests, requests + 1), times, strict=True))
+        now = replace(self._budget, costs=costs, credit=credit, idle_steps=int(idle))
+        return now.worth_drafting(requests, drafting)
 
     def select(
         self,

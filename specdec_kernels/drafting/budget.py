@@ -26,7 +26,6 @@ from .._checks import (
 )
 
 BUCKETS = 8  # promises are sorted into buckets, one for each power of two of the odds
-ADVANCE = 64  # tokens of a text at most whose share of the time may be lost from the start
 USELESS = 4  # steps in a row without a drafted node, after which a drafter is called seldom
 CALLS = 0.01  # share of plain decoding's time that these calls take at most
 
@@ -112,8 +111,8 @@ class Budget:
     plain decoding, and by the time that accepted drafts save. A choice never costs more than the credit. So
     by the cost curve a run never takes longer than `1 + allowance` times plain decoding plus the initial
     credit, however bad the drafts are. With useless drafts only a few trials are made: when calibrations
-    have forgotten old failures, or after `patience` steps without a draft. Where the lengths of texts are
-    known, `Budget.for_texts` gives all that they may lose from the start.
+    have forgotten old failures, or after `patience` steps without a draft. `TextCredit` bounds what short
+    texts and uneven batches lose.
 
     Args:
         costs: time of a step, by the number of rows of the target; at least for 1 row; any unit.
@@ -154,42 +153,6 @@ class Budget:
         check_number("Budget", "allowance", self.allowance, 0)
         check_int("Budget", "idle_steps", self.idle_steps, 0)
         check_int("Budget", "patience", self.patience, 1)
-
-    @classmethod
-    def for_texts(
-        cls, costs: Mapping[int, float], tokens: Sequence[int], share: float = 0.03, patience: int = 50
-    ) -> Budget:
-        """A budget of texts that are decoded together: what drafts may lose in all is `share` of the time
-        that plain decoding takes.
-
-        The share of half of a text, of 64 tokens at most, is credit from the start. The rest is earned by
-        writing, so that no text is without drafts to its end because its first ones failed. A text that ends
-        early, after n tokens, may lose the share of n + 64.
-
-        Args:
-            costs, patience: as of `Budget`.
-            tokens: for each text its largest number of tokens.
-            share: of plain decoding's time.
-
-        Raises:
-            ValueError: numbers out of range, no time of 1 row.
-            TypeError: no numbers.
-
-        Example:
-            >>> budget = Budget.for_texts({1: 1.0, 4: 1.2}, tokens=[100])
-            >>> budget.credit, budget.allowance
-            (1.5, 0.015)
-        """
-        check_costs("Budget.for_texts", costs)
-        check_int("Budget.for_texts", "patience", patience, 1)
-        tokens = check_ints("Budget.for_texts", "tokens", tokens, 0)
-        share = check_number("Budget.for_texts", "share", share, 0)
-        budget = cls(costs, patience=patience)
-        requests, advanced = max(len(tokens), 1), sum(min(each / 2, ADVANCE) for each in tokens)
-        plain = float(budget.cost(requests))
-        credit = share * plain * advanced / requests
-        allowance = share * (1.0 - advanced / max(sum(tokens), 1))
-        return replace(budget, credit=credit, allowance=allowance, max_credit=max(4.0 * plain, credit))
 
     def cost(self, rows: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """Times of steps with the given numbers of rows.

@@ -28,9 +28,12 @@ from .budget import Budget, check_costs
 
 KNOTS = 2  # of the curve, in each doubling of the rows
 SURPRISE = math.log(3.0)  # the largest step from what was expected that one measurement can prove
+STRANGE = 3.0  # standard deviations beyond which a step may have been interrupted
+LAST = -1
 NOISE = 0.05  # of a measurement, relative: one standard deviation, as all below
 SPEED = 0.05  # what the machine's speed changes from step to step
 SHAPE = 0.005  # what the ratio of two costs changes from step to step, from one knot to the next
+DOUBTFUL = 0.15  # the error of a ratio, above which it is measured again
 DOUBT = 0.15  # how wrong the given costs may be, from one knot to the next
 
 
@@ -43,6 +46,8 @@ class CostCurve:
     forgotten as the curve may have changed since. A size that was never seen moves with its neighbours.
     Beyond twice the most rows that were seen, the curve is at least as steep as if rows had nothing in
     common, whatever is known beforehand: so the first steps draft little, and no trial is too large.
+    A step that took much longer than expected is left out, since it may have been interrupted, unless the one
+    before it or the last one of its size did so, too.
 
     Args:
         costs: what is known beforehand: times of steps by their numbers of rows, at least of 1 row, in any
@@ -75,6 +80,7 @@ class CostCurve:
         self._knots: np.ndarray = 2.0 ** (np.arange(knots) / KNOTS)
         steps = np.diff(np.log(Budget(costs).cost(self._knots)))
         self._seen = 0
+        self._strange: set[int] = set()  # sizes whose last step was strangely long; LAST: the last step was
         self._state: np.ndarray = np.array([0.0, *steps])  # the speed; what each knot adds to the one before
         self._covariance: np.ndarray = np.diag([1e6, *[DOUBT**2] * (knots - 1)])
         self._change: np.ndarray = np.diag([SPEED**2, *[SHAPE**2] * (knots - 1)])
@@ -102,9 +108,20 @@ class CostCurve:
         surprise = math.log(seconds) - float(self._state[0]) - expected
         if variance < 1.0:  # the speed is known
             surprise = min(max(surprise, -SURPRISE), SURPRISE)
-        self._state += shared * (surprise / variance)
-        self._covariance -= np.outer(shared, shared / variance)
+        if not self._pauses(rows, surprise > STRANGE * math.sqrt(variance)):
+            self._state += shared * (surprise / variance)
+            self._covariance -= np.outer(shared, shared / variance)
         return math.exp(expected) * max(math.expm1(surprise), 0.0)
+
+    def _pauses(self, rows: int, strange: bool) -> bool:
+        """Whether a step was strangely long and neither the last one nor the last one of its size was: such a
+        step tells of a pause, and not of speed or curve."""
+        size = round(KNOTS * math.log2(rows))
+        again = self._strange & {size, LAST}
+        self._strange -= {size, LAST}
+        if strange:
+            self._strange |= {size, LAST}
+        return strange and not again
 
     def costs(self) -> dict[int, float]:
         """Costs for `Budget`, by rows, ascending: that of one row is 1, and more rows never cost less."""
@@ -140,8 +157,7 @@ class CostCurve:
 
     def error(self, rows: int, others: int) -> float:
         """How uncertain the ratio of the costs of two sizes is: one standard deviation of its logarithm. It
-        grows with the steps since both were seen. Where speculation goes on for long and the error against a
-        step without drafts exceeds 0.1, make one such step.
+        grows with the steps since both were seen. `doubts` says when to look again.
 
         Raises:
             ValueError: rows outside [1, max_rows].
@@ -151,6 +167,31 @@ class CostCurve:
         others = check_int("CostCurve.error", "others", others, 1, self.max_rows)
         difference = self._parts(rows) - self._parts(others)
         return math.sqrt(max(float(difference @ self._covariance @ difference), 0.0))
+
+    def doubts(self, rows: int, others: int, tokens: float) -> bool:
+        """Whether it is unknown if steps over `rows` rows pay, which bring `tokens` tokens where a step over
+        `others` rows brings one: what they gain by these costs is less than the error of the ratio of the
+        costs, or that error exceeds 0.15. Then make a step over `others` rows, which tells their ratio.
+
+        Raises:
+            ValueError: rows outside [1, max_rows], a negative number of tokens.
+            TypeError: no number.
+
+        Example:
+            >>> curve = CostCurve({1: 1.0, 2: 1.1}, max_rows=2)
+            >>> for _ in range(50):
+            ...     excess = curve.observe(1, 0.010) + curve.observe(2, 0.011)
+            >>> curve.doubts(2, 1, tokens=1.05), curve.doubts(2, 1, tokens=1.5)
+            (True, False)
+        """
+        call = "CostCurve.doubts"
+        rows, others = (
+            check_int(call, name, value, 1, self.max_rows)
+            for name, value in (("rows", rows), ("others", others))
+        )
+        more, less = self._costs([rows, others])
+        gain = check_number(call, "tokens", tokens, 0) * less / more
+        return self.error(rows, others) > min(math.log(max(gain, 1.0)), DOUBTFUL)
 
     def _costs(self, sizes: Sequence[int]) -> np.ndarray:
         least = np.where(self._knots[1:] > 2 * self._seen, math.log(2.0) / KNOTS, 0.0)

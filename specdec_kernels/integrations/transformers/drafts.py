@@ -22,6 +22,7 @@ from ..._checks import FLOATS, INTEGERS, bad_type, bad_value, check_dtype, name_
 from ...drafting.budget import Budget, Calibration
 from ...drafting.costs import CostCurve
 from ...drafting.grow import GrownTree
+from ...drafting.text_credit import TextCredit
 from ...tree import DraftTree, Proposal
 
 PROMISE = 0.7  # chance of a draft, its parent accepted, that its drafter says nothing about
@@ -29,7 +30,6 @@ PER_ROW = 0.05  # of a plain step, where nothing was measured: what as many rows
 MOST_PER_ROW = 0.5  # the same of a prompt, at most
 MOST_ROWS = 1024  # whose cost is told apart
 SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of measuring
-DOUBT = 0.15  # about the cost of a step without drafts, from which on one is made
 MOMENT = 1e-9  # seconds: the shortest time that is measured
 WINDOW = 5  # times of drafting that are remembered
 
@@ -165,6 +165,9 @@ class Drafting:
     def reset(self, batch_size: int, **given: Any) -> None:
         """Before the first step of a batch. `given`: sampling, seeds and rule, for a drafter that asks."""
         self._calibrations = [(Calibration(), Calibration()) for _ in range(batch_size)]
+        self._requests = list(range(batch_size))
+        self._pace = self._brought = 1.0  # tokens of a request in a step: of late, and in the last one
+        self.credit = TextCredit(0.0 if self.curve is None else SHARE, awaited=False)
         self.nodes: list[Nodes] = []
         if self.curve is not None:
             if not self._steps:
@@ -221,6 +224,10 @@ class Drafting:
             extra = (min(drafting, 1.0) if self._calls == 1 else drafting) + (excess if rows > batch else 0.0)
         if self.budget is None:
             return
+        self._brought = sum(tokens) / batch
+        self._pace = 0.9 * self._pace + 0.1 * self._brought
+        times = self.budget.cost(range(batch + 1)).tolist()
+        extra -= self.credit.after(times, dict(zip(self._requests, tokens, strict=True)))
         self.budget = self.budget.after(rows, list(tokens), extra)
         for place, (nodes, accepted) in enumerate(zip(self.nodes, path, strict=True)):
             single, levels = self._calibrations[place]
@@ -233,6 +240,7 @@ class Drafting:
     def keep(self, places: Sequence[int]) -> None:
         """The requests at these places stay, in this order."""
         self._calibrations = [self._calibrations[place] for place in places]
+        self._requests = [self._requests[place] for place in places]
         self._roots = None
         if hasattr(self.drafter, "keep"):
             self.drafter.keep(list(places))
@@ -267,10 +275,13 @@ class Drafting:
                 return [0] * batch  # the first steps are plain, to know what these cost
             costs = self.curve.costs()
             if self.budget is None:
-                self.budget = Budget.for_texts(costs, [limit + 1 for limit in limits], SHARE)
+                self.budget = Budget(costs, credit=0.0, allowance=0.0)
+                times = self.budget.cost(range(batch + 1)).tolist()
+                credit = self.credit.join(times, [limit + 1 for limit in limits], batch)
+                self.budget = replace(self.budget, credit=credit, max_credit=4.0 * times[batch])
             self.budget = replace(self.budget, costs=costs)
             rows = min(sum(len(nodes.tokens) for nodes in self.nodes), MOST_ROWS)
-            if rows > batch and self.curve.error(rows, batch) > DOUBT:
+            if rows > batch and self.curve.doubts(rows, batch, max(self._pace, self._brought)):
                 return [0] * batch
         budget = self.budget
         if budget is None:

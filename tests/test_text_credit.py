@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What texts may lose, by simulation: wherever they end, and however uneven a batch is."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import specdec_kernels as sdk
+from specdec_kernels.drafting import text_credit
+
+CURVES = {
+    "cpu": {1: 1.0, 2: 1.09, 3: 1.17, 4: 1.65, 8: 2.17, 16: 2.21, 32: 2.89, 64: 4.41},
+    "flat": {1: 1.0, 16: 1.02, 64: 1.1},
+    "steep": {1: 1.0, 8: 6.0},
+}
+ENDS = ((16, 16), (16, 64), (40, 40), (40, 160), (96, 384), (512, 512))  # of a text, and its largest length
+ADVERSARIES = {  # whether the draft of the token at a place is right
+    "never": lambda place, drafted: False,
+    "for a while": lambda place, drafted: place < 20,
+    "by turns": lambda place, drafted: place // 10 % 2 == 0,
+    "only while little is drafted": lambda place, drafted: drafted < 3,
+    "only while much is drafted": lambda place, drafted: drafted >= 4,
+}
+
+
+def whole_text(curve, accepts, length, most, drafting, share=0.03):
+    """Time of a text whose drafter takes `drafting` for each call, where it is worth that."""
+    calibration = sdk.Calibration()
+    chances, parents = [0.8**d for d in range(16)], list(range(-1, 15))
+    credit, budget = sdk.TextCredit(share), sdk.Budget(CURVES[curve], credit=0.0, allowance=0.0)
+    budget = replace(budget, credit=credit.join([0.0, 1.0], [most], 1))
+    time, written = 0.0, 0
+    while written < length:
+        rows, spent = 1, 0.0
+        if budget.worth_drafting(1, drafting):
+            spent = drafting
+            affordable = replace(budget, credit=budget.credit - drafting)
+            rows = len(affordable.choose([calibration.believe(chances, parents)])[0])
+        accepted = next((d for d in range(rows - 1) if not accepts(written + d, rows - 1)), rows - 1)
+        tokens = min(1 + accepted, length - written)
+        calibration = calibration.after(chances[:rows], parents[:rows], range(min(tokens, rows)))
+        budget = budget.after(rows, [tokens], spent - credit.after([0.0, 1.0], {0: tokens}))
+        time, written = time + float(budget.cost(rows)) + spent, written + tokens
+    return time
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("drafting", [0.0, 0.02, 0.3])
+def test_no_text_takes_three_percent_longer(curve, drafting):
+    """Also those that end at a quarter of their largest length."""
+    for (length, most), accepts in itertools.product(ENDS, ADVERSARIES.values()):
+        assert whole_text(curve, accepts, length, most, drafting) <= 1.03 * length + 1e-9
+
+
+def test_mutant_that_trusts_the_largest_length_breaks_the_promise(monkeypatch):
+    monkeypatch.setattr(text_credit, "SURE", 64)
+    assert whole_text("cpu", ADVERSARIES["never"], 16, 64, 0.02) > 1.03 * 16
+
+
+@pytest.mark.parametrize("length, most", [(64, 0.5), (96, 0.4), (256, 0.25)])
+def test_two_wrong_drafts_do_not_end_all_drafts_of_a_text(length, most, monkeypatch):
+    def time(share):
+        return whole_text("cpu", lambda place, drafted: place >= 2, length, 4 * length, 0.02, share)
+
+    assert time(0.03) < most * length and time(0.01) < 0.8 * length
+    # A mutant that drafts as soon as the credit covers the call alone, which leaves none for a row.
+    monkeypatch.setattr(
+        sdk.Budget, "worth_drafting", lambda self, requests, drafting: drafting <= self.credit
+    )
+    assert time(0.01) > length
+
+
+def plain_time(costs, lengths):
+    return sum(costs[sum(length > place for length in lengths)] for place in range(max(lengths)))
+
+
+def counted(credit, costs, lengths, choices):
+    """What all steps count of a batch whose texts get ahead at random, with `share` 0: the worth of its
+    tokens."""
+    left, worth = dict(enumerate(lengths)), 0.0
+    while left:
+        tokens = {key: min(choices.choice([1, 1, 1, 2, 9]), some) for key, some in left.items()}
+        worth += credit.after(costs, tokens) + costs[len(left)] * sum(tokens.values()) / len(left)
+        left = {key: some - tokens[key] for key, some in left.items() if some > tokens[key]}
+    return worth
+
+
+lengths_of_a_batch = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+steps_of_costs = st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6)
+
+
+@given(lengths=lengths_of_a_batch, steps=steps_of_costs, seed=st.integers(0, 1000))
+def test_tokens_never_count_more_than_plain_decoding_takes(lengths, steps, seed):
+    """Where others end, and at any costs that grow with the rows."""
+    costs = [0.0, *itertools.accumulate(steps, initial=1.0)]
+    worth = counted(sdk.TextCredit(0.0), costs, lengths, random.Random(seed))
+    assert worth <= plain_time(costs, lengths) + 1e-9
+
+
+def test_mutant_that_counts_all_tokens_alike():
+    costs, lengths = [0.0, 1.0, 1.1, 1.2, 1.3], [30, 30, 30, 4]
+    mutant = sdk.TextCredit(0.0, awaited=False)
+    over = [counted(mutant, costs, lengths, random.Random(seed)) for seed in range(20)]
+    assert max(over) > plain_time(costs, lengths)
+
+
+def test_a_batch_in_step_counts_every_step():
+    costs, credit = [0.0, 1.0, 1.1, 1.5], sdk.TextCredit(0.0)
+    assert credit.after(costs, dict(a=4, b=4, c=4)) == pytest.approx(0.0)
+    for tokens in (dict(a=1, b=3, c=2), dict(a=2, b=1, c=1), dict(a=1, b=0, c=1)):
+        credit.after(costs, tokens)
+    worth = credit.after(costs, dict(a=9, b=9, c=9)) + 13.5  # all are as far again, 13 tokens on
+    assert credit._leads == dict(a=0, b=0, c=0) and worth == pytest.approx(13.5)
+
+
+def test_who_takes_a_place_takes_over_its_lead():
+    costs, credit = [0.0, 1.0, 1.1], sdk.TextCredit(0.0)
+    credit.after(costs, dict(a=5, b=1))
+    credit.after(costs, dict(c=1, b=1))  # c began 4 steps earlier than in plain decoding
+    assert credit._leads == dict(c=4, b=0)
+
+
+def test_what_was_advanced_is_earned_once():
+    credit, costs = sdk.TextCredit(0.03), [0.0, 1.0]
+    total = credit.join(costs, [1000], 1)
+    for tokens in range(1, 100):
+        total += credit.after(costs, {0: 1})
+        assert total == pytest.approx(0.03 * max(tokens, 8 + tokens / 2 if tokens < 16 else tokens))
+
+
+def test_it_refuses():
+    for call, message in (
+        (lambda: sdk.TextCredit(-0.1), "TextCredit: share must be finite and >= 0, got -0.1"),
+        (
+            lambda: sdk.TextCredit().after([0.0], {"a": 1}),
+            "TextCredit.after: costs must have the times of up to 1 rows, got 1 entries",
+        ),
+        (
+            lambda: sdk.TextCredit().join([0.0, 1.0], [5], 2),
+            "TextCredit.join: costs must have the times of up to 2 rows, got 2 entries",
+        ),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert message in str(error.value)
