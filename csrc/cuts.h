@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "mass.h"
+#include "nucleus.h"
 
 namespace specdec {
 
@@ -16,6 +16,10 @@ struct Sampling {
 
   bool greedy() const { return !(temperature > 0); }
   bool cuts(int64_t vocab) const { return (top_k >= 1 && top_k < vocab) || top_p < 1 || min_p > 0; }
+  // Whether top-p cuts the whole law, and nothing else comes before it.
+  bool top_p_first(int64_t vocab) const {
+    return top_p < 1 && !(top_k >= 1 && top_k < vocab) && (min_p_last || !(min_p > 0));
+  }
 };
 
 // That of request b; null = nothing is cut.
@@ -47,9 +51,10 @@ bool top_scores(Worker& worker, const Reader& reader, int64_t k, float slope, To
 // The smallest of the k largest scores; where fewer than k reach `cut`, no larger than the smallest of those.
 float kth_largest(Worker& worker, const Reader& reader, int64_t k, float cut);
 
-// Sets weight.cut by passes over the row, and returns the mass at or above it. `whole` is the mass without
-// cuts.
-double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, double whole, Weight& weight);
+// Sets weight.cut by passes over the row, and returns the mass at or above it. `weighed`: the row without
+// cuts; only where top-p comes first, else null.
+double cut_row(Worker& worker, const Reader& reader, const Sampling& sampling, const Weighed* weighed,
+               Weight& weight);
 
 // The same where the top_k largest scores are at hand: nothing is read again.
 double cut_scores(const std::vector<float>& scores, const Sampling& sampling, Weight& weight);

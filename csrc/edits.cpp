@@ -51,6 +51,8 @@ RequestEdits::RequestEdits(const specdec_edits& given, int64_t b, int64_t vocab)
   presence_ = penalty_of(given.presences, given.presence, b, 0, kAny);
   if (given.count_tokens) find_slot();
   list_fixed();
+  lowers_ = repetition_ >= 1 && frequency_ >= 0 && presence_ >= 0 &&
+            std::all_of(fixed_.begin(), fixed_.end(), [](const TokenEdit& edit) { return edit.bias <= 0; });
 }
 
 // Finds the counts of the slot. Its tokens ascend; if they do not, some may be missed, and none is read

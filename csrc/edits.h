@@ -39,7 +39,7 @@ class RequestEdits {
 
   const specdec_edits& given_;
   int64_t b_, vocab_, slot_;
-  bool penalized_ = false, overflowed_ = false;
+  bool penalized_ = false, overflowed_ = false, lowers_;
   float repetition_, frequency_, presence_;
   // Of the slot: tokens, how often they stand in prompt and output, and the first of every chunk.
   const int32_t *tokens_ = nullptr, *prompt_ = nullptr, *output_ = nullptr;
@@ -56,6 +56,8 @@ class RowEdits {
   RowEdits(std::shared_ptr<const RequestEdits> request, const std::vector<int64_t>& path);
 
   int64_t forced() const { return forced_; }  // the row is a point mass at this token; -1 = it is not
+
+  bool lowers() const { return request_.lowers_; }  // no score is raised
 
   // Whether scores of tokens [begin, begin + n) change: a chunk or its beginning, here and in the next two.
   bool touches(int64_t begin, int64_t n) const;

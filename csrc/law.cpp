@@ -47,16 +47,20 @@ int64_t lowest_at(Worker& worker, const Reader& reader, float value) {
 }
 
 float max_of(Worker& worker, Reader& reader, bool& has_nan) {
-  struct Part {
+  struct alignas(64) Part {
     float max = -kInf;
     bool has_nan = false;
   };
-  std::vector<Part> parts(blocks_of(reader.row.vocab));
+  std::vector<Part> parts(worker.slots());
   std::vector<float> maxima(chunks_of(reader.row.vocab));
-  for_chunks(worker, reader, [&](const float* x, int64_t n, int64_t begin, int64_t block, int) {
-    const float max = maxima[begin / kChunk] = kernels().max(x, n, &parts[block].has_nan);
-    parts[block].max = std::max(parts[block].max, max);
-  });
+  const auto below = [&](const float* x, int64_t n, int64_t begin, int64_t, int slot) {
+    maxima[begin / kChunk] = kernels().max(x, padded(n), &parts[slot].has_nan);
+    return maxima[begin / kChunk] < parts[slot].max;
+  };
+  for_chunks_unless(worker, reader, below,
+                    [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
+                      if (!below(x, n, begin, block, slot)) parts[slot].max = maxima[begin / kChunk];
+                    });
   reader.maxima = std::move(maxima);
   float max = -kInf;
   for (const Part& part : parts) {
@@ -103,7 +107,9 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
   if (settle_forced(law)) return law;
   const float slope = sampling.greedy() ? 0 : slope_of(sampling.temperature);
   const bool few = sampling.top_k >= 1 && sampling.top_k <= kMostCandidates && sampling.top_k < row.vocab;
+  const bool top_p_first = sampling.top_p_first(row.vocab);
   TopScores top;
+  Weighed weighed;
   Mass mass;
   bool listed = false;
   if (sampling.greedy()) {
@@ -116,7 +122,10 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
     if (!top.scores.empty()) mass.max = top.scores[0];
     law.reader.maxima = std::move(top.maxima);
   } else {
-    mass = mass_of(worker, law.reader, slope, -kInf, &top.maxima);
+    if (top_p_first)
+      mass = (weighed = weigh_nucleus(worker, law.reader, slope, -kInf, sampling.top_p, &top.maxima)).whole;
+    else
+      mass = mass_of(worker, law.reader, slope, -kInf, &top.maxima);
     law.reader.maxima = std::move(top.maxima);
   }
   if (mass.has_nan) law.status |= kNaN;
@@ -126,7 +135,8 @@ Law law_of(Worker& worker, const Row& row, const Sampling& sampling) {
   if (listed)
     law.log2_mass = std::log2(cut_scores(top.scores, sampling, law.weight));
   else if (sampling.cuts(row.vocab))
-    law.log2_mass = std::log2(cut_row(worker, law.reader, sampling, mass.sum, law.weight));
+    law.log2_mass =
+        std::log2(cut_row(worker, law.reader, sampling, top_p_first ? &weighed : nullptr, law.weight));
   else
     law.log2_mass = std::log2(mass.sum);
   return law;

@@ -36,10 +36,13 @@ double sum_of(Worker& worker, const Reader& reader, const Weight& weight) {
   return std::accumulate(parts.begin(), parts.end(), 0.0);
 }
 
-void add_chunk(Mass& mass, const float* x, int64_t n, float max, float slope, float cut) {
-  if (max == -kInf || max < cut || mass.max == kInf) return;
+Mass add_chunk(Mass& mass, const float* x, int64_t n, float max, float slope, float cut) {
+  if (max == -kInf || max < cut || mass.max == kInf) return {};
   raise(mass, max, slope);
-  if (max < kInf) mass.sum += kernels().sum(x, n, Weight{mass.max, slope, cut});
+  Mass added{mass.max, 0};
+  if (max < kInf) added.sum = kernels().sum(x, n, Weight{mass.max, slope, cut});
+  mass.sum += added.sum;
+  return added;
 }
 
 Mass mass_of(Worker& worker, const Reader& reader, float slope, float cut, std::vector<float>* maxima) {
@@ -57,6 +60,16 @@ Mass merged(const std::vector<Mass>& parts, double slope) {
   Mass mass;
   for (const Mass& part : parts) merge(mass, part, slope);
   return mass;
+}
+
+std::vector<float> weights_of(const std::vector<float>& scores, const Weight& weight) {
+  std::vector<float> weights(padded(scores.size()), -kInf);
+  size_t count = 0;
+  for (; count < scores.size() && scores[count] >= weight.cut; ++count)
+    weights[count] = (scores[count] - weight.max) * weight.slope;
+  kernels().exp2(weights.data(), weights.data(), static_cast<int64_t>(weights.size()));
+  weights.resize(count);
+  return weights;
 }
 
 }  // namespace specdec

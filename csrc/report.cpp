@@ -74,18 +74,20 @@ class Report::Ranking {
   // Chunks without a score at or above it need not be read.
   float bar() const { return std::min(counted_, listed_); }
 
-  void read(const float* x, int64_t n, int64_t begin, int slot) {
+  // `x`: as Reader::flag takes it.
+  void read(const Reader& reader, const float* x, bool given, int64_t n, int64_t begin, int slot) {
     Part& part = parts_[slot];
     const float max = maxima_[begin / kChunk];
     uint32_t bits[kWords];
-    if (max > counted_ || !possible_) part.above += kernels().flag(x, n, counted_, !possible_, bits);
+    if (max > counted_ || !possible_)
+      part.above += reader.flag(x, given, begin, n, counted_, !possible_, bits);
     const float bar = std::max(listed_, part.likeliest.bar());
     if (max < bar) return;
-    kernels().flag(x, n, bar, true, bits);
-    for (int64_t word = 0; word < n / 32; ++word)
+    reader.flag(x, given, begin, n, bar, true, bits);
+    for (int64_t word = 0; word < padded(n) / 32; ++word)
       for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
-        const int64_t i = word * 32 + __builtin_ctz(rest);
-        part.likeliest.offer(x[i], begin + i);
+        const int64_t token = begin + word * 32 + __builtin_ctz(rest);
+        part.likeliest.offer(reader.score(token), token);
       }
   }
 
@@ -117,12 +119,12 @@ class Report::Left {
 
   float bar() const { return least_; }
 
-  void read(const float* x, int64_t n, int64_t begin, int64_t block) {
+  // `x`: as Reader::flag takes it.
+  void read(const float* x, bool given, int64_t n, int64_t begin, int64_t block) {
     if (reader_.maxima[begin / kChunk] < least_) return;
     uint32_t bits[kWords];
-    counts_[block] += kernels().flag(x, n, least_, true, bits);
-    const int64_t words = (reader_.row.vocab + 31) / 32 - begin / 32;
-    if (out_) std::copy_n(bits, std::min(n / 32, words), out_ + begin / 32);
+    counts_[block] += reader_.flag(x, given, begin, n, least_, true, bits);
+    if (out_) std::copy_n(bits, (n + 31) / 32, out_ + begin / 32);
   }
 
   int64_t count() const { return std::accumulate(counts_.begin(), counts_.end(), int64_t{0}); }
@@ -189,9 +191,13 @@ void Report::emit(Worker& worker, int64_t b, int64_t i, int64_t token, const Law
 void Report::read(Worker& worker, const Law& law, Ranking* ranking, Left* left) {
   const float bar = std::min(ranking ? ranking->bar() : kInf, left ? left->bar() : kInf);
   if (!ranking && !left) return;
-  for_chunks(worker, law.reader, bar, [&](const float* x, int64_t n, int64_t begin, int64_t block, int slot) {
-    if (ranking) ranking->read(x, n, begin, slot);
-    if (left) left->read(x, n, begin, block);
+  const Reader& reader = law.reader;
+  const bool given = reader.lowers() && !(left && law.weight.cut == -kInf);
+  for_unread_chunks(worker, reader, bar, [&](int64_t begin, int64_t n, int64_t block, int slot) {
+    alignas(64) float buffer[kChunk];
+    const float* x = given ? reader.read_given(begin, n, buffer) : reader.read(begin, n, buffer);
+    if (ranking) ranking->read(reader, x, given, n, begin, slot);
+    if (left) left->read(x, given, n, begin, block);
   });
 }
 

@@ -17,11 +17,20 @@ static float element(const Row& row, int64_t i) {
 }
 
 const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
+  const bool edited = row.edits && row.edits->touches(begin, n);
+  return read_with(edited ? row.edits.get() : nullptr, row.bitmask, begin, n, buffer);
+}
+
+const float* Reader::read_given(int64_t begin, int64_t n, float* buffer) const {
+  return read_with(nullptr, nullptr, begin, n, buffer);
+}
+
+const float* Reader::read_with(const RowEdits* edits, const uint32_t* bitmask, int64_t begin, int64_t n,
+                               float* buffer) const {
   const int64_t* last = excluded.tokens + excluded.count;
   const int64_t* skip = std::lower_bound(excluded.tokens, last, begin);
   const bool skips = skip != last && *skip < begin + n;
-  const bool edits = row.edits && row.edits->touches(begin, n);
-  const bool plain = row.columns == nullptr && begin + n <= row.size && !row.bitmask && !edits;
+  const bool plain = row.columns == nullptr && begin + n <= row.size && !bitmask && !edits;
   if (plain && row.dtype == SPECDEC_FLOAT32 && !only_infinite && !skips && n % kGroup == 0)
     return static_cast<const float*>(row.data) + begin;
 
@@ -34,7 +43,7 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
     }
   } else if (row.dtype == SPECDEC_FLOAT32) {
     const float* scores = static_cast<const float*>(row.data) + begin;
-    if (row.bitmask && !edits && stored % 32 == 0)
+    if (bitmask && !edits && stored % 32 == 0)
       unmasked = scores;  // copied where they are masked
     else
       std::memcpy(buffer, scores, stored * sizeof(float));
@@ -44,13 +53,37 @@ const float* Reader::read(int64_t begin, int64_t n, float* buffer) const {
                                                                                        stored);
   }
   std::fill(buffer + stored, buffer + padded(n), -kInf);
-  if (edits) row.edits->apply(buffer, begin, stored);
-  if (row.bitmask)
-    kernels().mask(unmasked, buffer, stored, row.bitmask + begin / 32);  // NaN is still reported
+  if (edits) edits->apply(buffer, begin, stored);
+  if (bitmask) kernels().mask(unmasked, buffer, stored, bitmask + begin / 32);  // NaN is still reported
   if (only_infinite)
     for (int64_t i = 0; i < stored; ++i) buffer[i] = buffer[i] == kInf ? 0.0f : -kInf;
   for (; skip != last && *skip < begin + n; ++skip) buffer[*skip - begin] = -kInf;
   return buffer;
+}
+
+bool Reader::lowers() const {
+  if (only_infinite || excluded.count > 0) return false;
+  return row.edits ? row.edits->lowers() : row.bitmask != nullptr;
+}
+
+int64_t Reader::flag(const float* x, bool given, int64_t begin, int64_t n, float bar, bool ties,
+                     uint32_t* bits) const {
+  int64_t count = kernels().flag(x, padded(n), bar, ties, bits);
+  if (count == 0 || !given) return count;
+  const auto drop = [&](int64_t word, uint32_t dropped) {
+    count -= __builtin_popcount(bits[word] & dropped);
+    bits[word] &= ~dropped;
+  };
+  if (row.bitmask)
+    for (int64_t i = 0; i < n; i += 32) drop(i / 32, ~row.bitmask[(begin + i) / 32]);
+  if (row.edits)
+    row.edits->for_tokens(begin, n, [&](int64_t token) {
+      const int64_t i = token - begin;
+      if (!(bits[i / 32] >> (i % 32) & 1)) return;
+      const float edited = score(token);
+      if (!(ties ? edited >= bar : edited > bar)) drop(i / 32, 1u << (i % 32));
+    });
+  return count;
 }
 
 float Reader::score(int64_t token) const {

@@ -27,8 +27,22 @@ struct Reader {
   // points into the row itself where that is possible, else to `buffer` of kChunk floats.
   const float* read(int64_t begin, int64_t n, float* buffer) const;
 
+  // Whether edits or a bitmask change scores, and raise none. No score is then above the one that was given.
+  bool lowers() const;
+  // The same scores as they were given.
+  const float* read_given(int64_t begin, int64_t n, float* buffer) const;
+  // Sets the bits of the tokens whose scores are > bar, or with `ties` >= bar, which is finite, in padded(n)
+  // / 32 words, and returns how many. `x`: their scores, or `given` ones where lowers() is true: faster for
+  // few bits.
+  int64_t flag(const float* x, bool given, int64_t begin, int64_t n, float bar, bool ties,
+               uint32_t* bits) const;
+
   // The score of one token; -inf where it has none or is masked.
   float score(int64_t token) const;
+
+ private:
+  const float* read_with(const RowEdits* edits, const uint32_t* bitmask, int64_t begin, int64_t n,
+                         float* buffer) const;
 };
 
 // Whether a bitmask, where there is one, lets a token pass.

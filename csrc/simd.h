@@ -192,6 +192,21 @@ inline void join(const U w[4], U out[2]) {
   out[0] = _mm256_unpacklo_epi64(a, b);
   out[1] = _mm256_unpackhi_epi64(a, b);
 }
+// For every set of lanes their numbers, a byte each, before those of the others.
+struct LanesFirst {
+  uint64_t of[256];
+  constexpr LanesFirst() : of() {
+    for (unsigned lanes = 0; lanes < 256; ++lanes)
+      for (uint64_t lane = 8, at = 8 * __builtin_popcount(lanes); lane-- > 0;)
+        if (lanes >> lane & 1) of[lanes] |= lane << (at -= 8);
+  }
+};
+inline constexpr LanesFirst kLanesFirst;
+inline int64_t append(float* out, F x, unsigned lanes) {  // writes a whole vector
+  const __m128i order = _mm_cvtsi64_si128(static_cast<int64_t>(kLanesFirst.of[lanes]));
+  _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(order)));
+  return __builtin_popcount(lanes);
+}
 inline F from_bfloat16(const uint16_t* x) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
@@ -390,6 +405,9 @@ inline F sums(const F x[kLanes]) {
     for (int j = 0; j < half; ++j) t[j] = add(t[j], t[j + half]);
   return t[0];
 }
+#endif
+
+#if !defined(SPECDEC_AVX512) && !defined(SPECDEC_AVX2)
 inline int64_t append(float* out, F x, unsigned lanes) {
   float values[kLanes];
   store(values, x);
