@@ -79,10 +79,12 @@ def _small(case: Workload) -> Inputs:
 
 
 @cache
-def _stops(case: Workload, rule: str, draft: str) -> list[list[Stops]]:
+def _stops(case: Workload, rule: str, draft: str, masked: bool) -> list[list[Stops]]:
     inputs = _small(case)
     edits = bool(case.distinct)
     scores = (inputs.scores(i, torch.float64) for i in range(inputs.sets if edits else 1))
+    if masked:
+        scores = (each.masked_fill(~inputs.allowed, -torch.inf) for each in scores)
     p = [law(each, inputs.case, torch.float64).numpy() for each in scores]
     if draft == "draft":
         q = law(inputs.draft, inputs.case, torch.float64).numpy()
@@ -109,7 +111,7 @@ def _failure(peer: Verifier, case: Workload) -> str | None:
         depths[node] = depths[parent] + 1
     run = peer.prepare(_small(case))
     taken = expected = variance = 0.0
-    for i, requests in enumerate(_stops(case, peer.rule, peer.draft)):
+    for i, requests in enumerate(_stops(case, peer.rule, peer.draft, peer.masked)):
         last, following = (x.tolist() for x in peer.read(run(i)))
         for b, stops in enumerate(requests):
             if not 0 <= following[b] < VOCAB or stops.laws[last[b]][following[b]] <= 0:

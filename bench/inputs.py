@@ -10,6 +10,7 @@ from torch import Tensor
 BASE_STD = 2.5
 BISECTIONS = 12
 SETS = 64
+ALLOWED = 0.75  # share of the tokens that the bitmask of `Inputs.allowed` lets pass
 PENALTIES = dict(repetition_penalty=1.1, frequency_penalty=0.05, presence_penalty=0.1)
 
 
@@ -32,7 +33,7 @@ class Workload:
     @property
     def name(self) -> str:
         shape = f"tree{len(self.parents)}" if self.branching else f"chain{self.depth}"
-        cuts = f"-k{self.top_k}-p{self.top_p:g}" if self.filtered else ""
+        cuts = f"-k{self.top_k}" * (self.top_k > 0) + f"-p{self.top_p:g}" * self.filtered
         edits = f"-edits{self.distinct}" if self.distinct else ""
         return f"{shape}-b{self.batch}-v{self.vocab}{cuts}{edits}-a{self.acceptance:g}-{self.dtype}"
 
@@ -79,6 +80,14 @@ class Inputs:
         """[B, V], of the text."""
         zeros = torch.zeros(self.case.batch, self.case.vocab)
         return zeros.scatter_add_(1, self.text, torch.ones(self.text.shape))
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """[B, N, V] bool: some tokens at random, and what is drafted, as drafters follow a grammar."""
+        allowed = torch.rand(self.target.shape, generator=torch.Generator().manual_seed(3)) < ALLOWED
+        for node, parent in enumerate(self.case.parents[1:], 1):
+            allowed[:, parent].scatter_(1, self.tokens[:, :, node].T, True)
+        return allowed
 
     def scores(self, i: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """[B, N, V]: the target's logits, with penalties by dense counts of each node's own text."""

@@ -7,6 +7,7 @@ normalised, as probabilities or as their logarithms.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Verifier(Contender):
     read: Callable[[Any], tuple[Tensor, Tensor]] = lambda result: result
     rule: str = "token"
     draft: str = "probs"  # field of `Inputs` that holds the draft's law as this one gets it
+    masked: bool = False  # whether tokens have to be in `Inputs.allowed`
 
 
 def inverse_cdf(weights: Tensor) -> Tensor:
@@ -50,18 +52,17 @@ def plain(inputs: Inputs) -> Run:
 
 
 def _plain(inputs: Inputs, scores: Callable[[Tensor], Tensor]) -> Run:
+    return lambda i: _plain_step(inputs, i, torch.softmax(scores(inputs.scores(i)), -1))
+
+
+def _plain_step(inputs: Inputs, i: int, p: Tensor) -> tuple[Tensor, Tensor]:
     request, depth = torch.arange(inputs.case.batch), inputs.case.depth
-
-    def run(i: int) -> tuple[Tensor, Tensor]:
-        token = inputs.tokens[i, :, 1:, None]
-        p, q = torch.softmax(scores(inputs.scores(i)), -1), inputs.probs.float()
-        p_token, q_token = p[:, :depth].gather(2, token)[..., 0], q.gather(2, token)[..., 0]
-        n = accepted(torch.rand_like(q_token), q_token, p_token)
-        q_stop = q[request, n.clamp(max=depth - 1)] * (n < depth)[:, None]
-        rest = residual(p[request, n], q_stop)
-        return n, torch.multinomial(rest, 1)[:, 0]
-
-    return run
+    token, q = inputs.tokens[i, :, 1:, None], inputs.probs.float()
+    p_token, q_token = p[:, :depth].gather(2, token)[..., 0], q.gather(2, token)[..., 0]
+    n = accepted(torch.rand_like(q_token), q_token, p_token)
+    q_stop = q[request, n.clamp(max=depth - 1)] * (n < depth)[:, None]
+    rest = residual(p[request, n], q_stop)
+    return n, torch.multinomial(rest, 1)[:, 0]
 
 
 def _lean_step(target: Tensor, probs: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -170,17 +171,38 @@ def flashspec(inputs: Inputs) -> Run:
 
 def sort_filter(inputs: Inputs) -> Run:
     """One full sort of every target row serves top-k and top-p; then the plain rule."""
-    top_k, top_p, temperature = inputs.case.top_k, inputs.case.top_p, inputs.case.temperature
+    return _plain(inputs, partial(_filtered, inputs))
 
-    def scores(logits: Tensor) -> Tensor:
-        ranked, order = (logits / temperature).sort(-1)
-        ranked.masked_fill_(ranked < ranked[..., -top_k, None], -torch.inf)
-        outside = ranked.softmax(-1).cumsum_(-1) <= 1 - top_p
-        outside[..., -1] = False
-        ranked.masked_fill_(outside, -torch.inf)
-        return torch.empty_like(ranked).scatter_(-1, order, ranked)
 
-    return _plain(inputs, scores)
+def _filtered(inputs: Inputs, logits: Tensor) -> Tensor:
+    ranked, order = (logits / inputs.case.temperature).sort(-1)
+    if inputs.case.top_k:
+        ranked.masked_fill_(ranked < ranked[..., -inputs.case.top_k, None], -torch.inf)
+    outside = ranked.softmax(-1).cumsum_(-1) <= 1 - inputs.case.top_p
+    outside[..., -1] = False
+    ranked.masked_fill_(outside, -torch.inf)
+    return torch.empty_like(ranked).scatter_(-1, order, ranked)
+
+
+def everything(inputs: Inputs) -> Run:
+    """Dense penalties, the mask, cuts by a sort; then the plain rule, and of the rows of emitted tokens the
+    log-probabilities of the top 5, the rank of the token and what the cuts left."""
+    place, forbidden = torch.arange(inputs.case.depth + 1), ~inputs.allowed
+
+    def run(i: int) -> tuple[Tensor, Tensor]:
+        scores = inputs.scores(i).masked_fill_(forbidden, -torch.inf)
+        scores = _filtered(inputs, scores) if inputs.case.filtered else scores / inputs.case.temperature
+        logprobs = torch.log_softmax(scores, -1)
+        n, following = _plain_step(inputs, i, logprobs.exp())
+        emitted = torch.cat([inputs.tokens[i, :, 1:], following[:, None]], 1)
+        emitted.scatter_(1, n[:, None], following[:, None])
+        rows, tokens = logprobs[place <= n[:, None]], emitted[place <= n[:, None]]
+        rows.topk(5)
+        (rows > rows.gather(1, tokens[:, None])).sum(-1)
+        (rows > -torch.inf).sum(-1)
+        return n, following
+
+    return run
 
 
 def topk_filter(inputs: Inputs) -> Run:
@@ -219,4 +241,7 @@ FILTERED_CHAIN = (Verifier("torch sort filter", sort_filter), Verifier("torch to
 
 def edited(filtered: bool) -> tuple[Verifier, ...]:
     """Penalties by dense counts of every node's text, then as without them."""
-    return (Verifier("torch dense penalties", sort_filter if filtered else plain),)
+    return (
+        Verifier("torch dense penalties", sort_filter if filtered else plain),
+        Verifier("torch everything", everything, masked=True),
+    )

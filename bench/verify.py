@@ -37,6 +37,14 @@ def build_tree(inputs: Inputs, i: int) -> sdk.DraftTree:
     )
 
 
+def packed(allowed: Tensor) -> Tensor:
+    """[R, V] bool -> [R, ceil(V / 32)] int32."""
+    bits = torch.nn.functional.pad(allowed, (0, -allowed.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    words = sum(bits[..., i].int() << i for i in range(32))
+    assert isinstance(words, Tensor)
+    return words
+
+
 def verifier(
     inputs: Inputs,
     rule: str | sdk.Rule,
@@ -45,10 +53,11 @@ def verifier(
     backend: str = "cpu",
     edits: bool = True,
     everything: bool = False,
+    mass: bool = True,
 ) -> Run:
     """`draft` names the field of `inputs` to pass; `new_tree` builds the tree within every call;
-    `everything` asks for the top 5 of every emitted token and for masks, and brings a bitmask and limits that
-    change no token. Without `edits` a case's penalties are left out."""
+    `everything` asks for the top 5 of every emitted token and for masks, with their `mass`, and brings a
+    bitmask and limits that change no token. Without `edits` a case's penalties are left out."""
     case = inputs.case
     nodes = len(case.parents)
     options = dict(
@@ -64,7 +73,7 @@ def verifier(
     if everything:
         most = torch.full((case.batch,), torch.iinfo(torch.int32).max, dtype=torch.int32)
         options |= dict(
-            token_bitmask=torch.full((case.batch * nodes, -(-case.vocab // 32)), -1, dtype=torch.int32),
+            token_bitmask=packed(inputs.allowed.flatten(0, 1)),
             ends=sdk.Ends(
                 stop_tokens=torch.full((case.batch, 2), case.vocab),  # emitted by none
                 new_tokens_left=most,
@@ -72,7 +81,7 @@ def verifier(
                 finished=torch.zeros(case.batch, dtype=torch.bool),
             ),
             return_logprobs=sdk.Logprobs(top=5),
-            return_masks=sdk.Masks(),
+            return_masks=sdk.Masks(mass=mass),
         )
     target, rows = inputs.target.flatten(0, 1), getattr(inputs, draft)
     if case.branching:
@@ -95,7 +104,14 @@ def read(verified: sdk.Verified) -> tuple[Tensor, Tensor]:
 
 
 SUBJECTS = tuple(
-    Verifier(name, partial(verifier, rule=rule, draft=draft, **options), read=read, rule=rule, draft=draft)
+    Verifier(
+        name,
+        partial(verifier, rule=rule, draft=draft, **options),
+        read=read,
+        rule=rule,
+        draft=draft,
+        masked="everything" in options,
+    )
     for name, rule, draft, options in (
         ("token", "token", "logprobs", {}),
         ("traversal", "traversal", "logprobs", {}),
@@ -129,10 +145,16 @@ def log_sum_exps(inputs: Inputs, tensors: tuple[str, ...]) -> Run:
     return lambda _: [floor()(rows, inputs.case.temperature) for rows in logits]
 
 
-# What the edits of a case cost: the same call without them.
-BARE = tuple(
-    Contender(f"{rule} without edits", partial(verifier, rule=rule, draft="logprobs", edits=False))
-    for rule in ("token", "traversal")
+# What the edits of a case cost: the same call without them. What the mass of masks costs: everything else.
+BARE = (
+    *(
+        Contender(f"{rule} without edits", partial(verifier, rule=rule, draft="logprobs", edits=False))
+        for rule in ("token", "traversal")
+    ),
+    Contender(
+        "token + everything but mass",
+        partial(verifier, rule="token", draft="logprobs", everything=True, mass=False),
+    ),
 )
 FLOORS = (
     Contender("floor target", partial(log_sum_exps, tensors=("target",))),
@@ -179,6 +201,7 @@ class VerifyCase(Workload, Case):
             return (
                 *(Goal(rule, 1.2, f"{rule} without edits", ceiling=True) for rule in ("token", "traversal")),
                 Goal("token + everything", 1.35, "token without edits", ceiling=True),
+                Goal("token + everything", 30, "torch everything"),
             )
         if self.branching:
             return tuple(Goal(rule, 10, f"torch {rule}") for rule in ("token", "traversal"))
@@ -215,6 +238,7 @@ CASES = tuple(
         VerifyCase(batch=1, vocab=32000, dtype=dtype),
         VerifyCase(top_k=50, top_p=0.9, dtype=dtype),
         VerifyCase(distinct=4000, dtype=dtype),
+        VerifyCase(top_p=0.9, distinct=4000, dtype=dtype),
         VerifyCase(top_k=50, top_p=0.9, distinct=4000, dtype=dtype),
         VerifyCase(batch=1, branching=BRANCHING, dtype=dtype),
     )

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 #include "select.h"
 
@@ -67,16 +68,12 @@ bool top_scores(Worker& worker, const Reader& reader, int64_t k, float slope, To
     float& max = out.maxima[begin / kChunk];
     max = kernels().max(x, padded(n), &pile.has_nan);
     if (max < pile.bar) return true;
-    uint32_t bits[kChunk / 32];
-    if (reader.flag(x, true, begin, n, pile.bar, true, bits) > kFew) return false;
     pile.scores.resize(most + kChunk);
-    max = pile.bar;  // where no score reaches it
-    for (int64_t word = 0; word < padded(n) / 32; ++word)
-      for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
-        const float score = reader.score(begin + word * 32 + __builtin_ctz(rest));
-        max = std::max(max, score);
-        pile.scores[pile.count++] = score;
-      }
+    float* first = pile.scores.data() + pile.count;
+    const int64_t taken = reader.take(x, begin, n, pile.bar, kFew, first);
+    if (taken < 0) return false;
+    max = std::accumulate(first, first + taken, pile.bar, [](float a, float b) { return std::max(a, b); });
+    pile.count += taken;
     shorten(pile);
     return true;
   };

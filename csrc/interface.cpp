@@ -171,7 +171,7 @@ void check_masks(const Check& check, const specdec_masks& masks, const specdec_v
     check.array("out_offsets", masks.out_offsets, places + 1);
   }
   check.array("out_counts", masks.out_counts, args.requests, args.width);
-  check.array("out_mass", masks.out_mass, args.requests, args.width);
+  check.optional_array("out_mass", masks.out_mass, args.requests, args.width);
 }
 
 void check_verify(const Check& check, const specdec_verify_args& args) {

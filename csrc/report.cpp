@@ -232,11 +232,11 @@ uint32_t* Report::bits_at(int64_t place, int64_t vocab) const {
 
 void Report::write_mask(int64_t place, const Law& p, const std::optional<Left>& left) {
   if (!kept_.empty()) kept_[place] = {p.reader, p.least(), p.point};
-  masks_->out_mass[place] = 1;
   masks_->out_counts[place] = left ? static_cast<int32_t>(left->count()) : 1;
   if (!left && masks_->out_bits) bits_at(place, p.reader.row.vocab)[p.point >> 5] = 1u << (p.point & 31);
-  if (left && p.weight.cut > -kInf)
-    masks_->out_mass[place] = static_cast<float>(std::min(std::exp2(p.log2_mass) / p.whole, 1.0));
+  if (!masks_->out_mass) return;
+  const bool cut = left && p.weight.cut > -kInf;
+  masks_->out_mass[place] = cut ? static_cast<float>(std::min(std::exp2(p.log2_mass) / p.whole, 1.0)) : 1;
 }
 
 void Report::list_ids(int threads, int32_t* status) const {

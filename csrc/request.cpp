@@ -33,7 +33,7 @@ Request::Request(const VerifyArgs& in, Worker& w, int64_t b, int64_t begin, int6
       draft_sampling(sampling_of(in.draft_sampling, b)),
       bonus_token(bonus_of(in, b)),
       ends(Ends(in, b).of(tree)) {
-  sampling.whole = in.masks != nullptr;
+  sampling.whole = in.masks && in.masks->out_mass;
   if (!in.edits) return;
   edits_ = std::make_shared<const RequestEdits>(*in.edits, b, in.target->size);
   row_edits_.resize(tree.nodes);

@@ -70,20 +70,40 @@ int64_t Reader::flag(const float* x, bool given, int64_t begin, int64_t n, float
                      uint32_t* bits) const {
   int64_t count = kernels().flag(x, padded(n), bar, ties, bits);
   if (count == 0 || !given) return count;
-  const auto drop = [&](int64_t word, uint32_t dropped) {
-    count -= __builtin_popcount(bits[word] & dropped);
-    bits[word] &= ~dropped;
-  };
-  if (row.bitmask)
-    for (int64_t i = 0; i < n; i += 32) drop(i / 32, ~row.bitmask[(begin + i) / 32]);
+  mask_bits(begin, n, bits);
   if (row.edits)
     row.edits->for_tokens(begin, n, [&](int64_t token) {
       const int64_t i = token - begin;
       if (!(bits[i / 32] >> (i % 32) & 1)) return;
       const float edited = score(token);
-      if (!(ties ? edited >= bar : edited > bar)) drop(i / 32, 1u << (i % 32));
+      if (!(ties ? edited >= bar : edited > bar)) bits[i / 32] &= ~(1u << (i % 32));
     });
+  count = 0;
+  for (int64_t word = 0; word < padded(n) / 32; ++word) count += __builtin_popcount(bits[word]);
   return count;
+}
+
+int64_t Reader::take(const float* given, int64_t begin, int64_t n, float bar, int64_t most,
+                     float* out) const {
+  uint32_t bits[kChunk / 32], edited[kChunk / 32] = {};
+  if (kernels().flag(given, padded(n), bar, true, bits) > most) return -1;
+  mask_bits(begin, n, bits);
+  if (row.edits)
+    row.edits->for_tokens(
+        begin, n, [&](int64_t token) { edited[(token - begin) / 32] |= 1u << ((token - begin) % 32); });
+  int64_t count = 0;
+  for (int64_t word = 0; word < padded(n) / 32; ++word)
+    for (uint32_t rest = bits[word]; rest; rest &= rest - 1) {
+      const int64_t i = word * 32 + __builtin_ctz(rest);
+      out[count] = edited[word] & (rest & -rest) ? score(begin + i) : given[i];
+      count += out[count] >= bar;
+    }
+  return count;
+}
+
+void Reader::mask_bits(int64_t begin, int64_t n, uint32_t* bits) const {
+  if (row.bitmask)
+    for (int64_t i = 0; i < n; i += 32) bits[i / 32] &= row.bitmask[(begin + i) / 32];
 }
 
 float Reader::score(int64_t token) const {

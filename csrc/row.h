@@ -37,10 +37,15 @@ struct Reader {
   int64_t flag(const float* x, bool given, int64_t begin, int64_t n, float bar, bool ties,
                uint32_t* bits) const;
 
+  // Where lowers() is true: writes the scores >= bar, which is finite, to `out` and returns how many, or -1
+  // where more than `most` of the given ones are.
+  int64_t take(const float* given, int64_t begin, int64_t n, float bar, int64_t most, float* out) const;
+
   // The score of one token; -inf where it has none or is masked.
   float score(int64_t token) const;
 
  private:
+  void mask_bits(int64_t begin, int64_t n, uint32_t* bits) const;
   const float* read_with(const RowEdits* edits, const uint32_t* bitmask, int64_t begin, int64_t n,
                          float* buffer) const;
 };

@@ -10,6 +10,7 @@ namespace {
 
 // Floats in the order of unsigned integers.
 uint32_t key_of(float x) {
+  x += 0.0f;  // -0 is 0
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);

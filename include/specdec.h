@@ -185,7 +185,7 @@ typedef struct specdec_masks {
   int64_t capacity;      // ids beyond it are left out, and set SPECDEC_STATUS_OVERFLOW
   int64_t* out_offsets;  // [B * width + 1], with out_ids: where the ids of each position begin
   int32_t* out_counts;   // [B, width], right whatever the capacity is
-  float* out_mass;       // [B, width], how much of the law after bitmask and temperature was left
+  float* out_mass;       // [B, width] or null: how much of the law after bitmask and temperature was left
 } specdec_masks;
 
 typedef struct specdec_verify_args {

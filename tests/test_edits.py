@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import RULES, all_equal, both_with_traces, check_in_range, pick, random_case, rule_name
@@ -74,6 +76,48 @@ def test_reports_are_those_of_edited_rows(kind):
         for a, b in zip(native[:9], reference[:9], strict=True):
             if a is not None:
                 torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif("cpu" not in QUICK, reason="needs the native backend")
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        sdk.SamplingParams(0.8, top_k=50, top_p=0.9),
+        sdk.SamplingParams(0.8, top_p=0.9),
+        sdk.SamplingParams(0.0),
+        sdk.SamplingParams(1.0, min_p=0.01),
+        sdk.SamplingParams(1.0, top_k=5000, top_p=0.9),
+        sdk.SamplingParams(1.0),
+    ],
+)
+def test_rows_of_many_chunks_are_as_if_they_were_changed_before(sampling, raises):
+    """To the same bits, with all that is reported: rows where edits and a bitmask change the largest scores.
+    Those that raise no score are not made in chunks that cannot matter."""
+    vocab, g = 20_000, torch.Generator().manual_seed(4)
+    tree = sdk.DraftTree.chain(torch.randint(vocab, (3, 2), generator=g))
+    logits = 3 * torch.randn(9, vocab, generator=g)
+    prompts = logits[::3].topk(20).indices.tolist()  # of the roots; the largest scores are penalised
+    counts = counts_of(prompts, torch.randint(vocab, (3, 3000), generator=g).tolist(), vocab)
+    largest = logits[::3].topk(30).indices[:, 20:]
+    edits = LogitEdits(
+        counts,
+        repetition_penalty=0.8 if raises else 1.2,
+        frequency_penalty=0.3,
+        banned_tokens=largest,
+        bias_tokens=torch.randint(vocab, (3, 9), generator=g),
+        bias_values=torch.full((3, 9), 25.0 if raises else -1.5),
+    )
+    allowed = torch.rand(9, vocab, generator=g) < 0.75
+    bits = (allowed.view(9, -1, 32).long() << torch.arange(32)).sum(-1)
+    keys = dict(seeds=torch.arange(3), positions=torch.arange(3), sampling=sampling, backend="cpu")
+    keys |= dict(return_logprobs=sdk.Logprobs(top=20), return_masks=sdk.Masks(mass=not raises))
+    before = sdk.edit_logits_(logits.clone(), edits, tree).masked_fill(~allowed, -math.inf)
+    eager = sdk.verify(before, tree, **keys)
+    lazy = sdk.verify(
+        logits, tree, edits=edits, token_bitmask=torch.where(bits < 2**31, bits, bits - 2**32).int(), **keys
+    )
+    assert int(lazy.num_tokens.min()) > 0 and all_equal(lazy, eager)
 
 
 @pytest.mark.skipif("cpu" not in QUICK, reason="needs the native backend")

@@ -199,6 +199,62 @@ def test_the_native_backend_reports_what_the_reference_does(rule):
 
 
 @pytest.mark.parametrize("backend", QUICK)
+@pytest.mark.parametrize("form, capacity", [("bits", 0), ("ids", 400)])
+def test_masks_without_their_mass_are_the_same(backend, form, capacity):
+    given = problem(1)
+    whole = sdk.verify(**given, return_masks=sdk.Masks(form, capacity), backend=backend)
+    masks = sdk.verify(**given, return_masks=sdk.Masks(form, capacity, mass=False), backend=backend).masks
+    assert masks.mass is None and all_equal(masks[:4], whole.masks[:4])
+
+
+# Rows of 40,000 scores whose nuclei are found in one pass, or by counting where that fails: where the
+# largest scores come first, and where the nucleus has very many.
+ROWS = {
+    "normal": lambda x: 3 * x,
+    "peaked": lambda x: 8 * x,
+    "flat": lambda x: 0.1 * x,
+    "ascending": lambda x: 3 * x.sort().values,
+    "descending": lambda x: 3 * x.sort(descending=True).values,
+    "one large first": lambda x: (3 * x).index_fill(0, torch.tensor([7]), 14.0),
+    "levels": lambda x: (2 * x).round(),
+    "mostly -inf": lambda x: torch.where(x > 1.5, x, -math.inf),
+}
+
+
+@pytest.mark.skipif("cpu" not in QUICK, reason="needs the native backend")
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_nucleus_is_what_sorting_says(name, top_p):
+    """Its count, its mass, and the probability of the drawn token; bit by bit on any number of threads."""
+    g = torch.Generator().manual_seed(2)
+    rows = torch.stack([ROWS[name](torch.randn(40_000, generator=g)) for _ in range(4)])
+    tree = sdk.DraftTree.chain(torch.empty(4, 0, dtype=torch.int64))
+    call = dict(sampling=sdk.SamplingParams(0.8, top_p=top_p), seeds=torch.arange(4), backend="cpu")
+    call |= dict(positions=torch.arange(4), return_logprobs=True, return_masks=sdk.Masks())
+    found = sdk.verify(rows, tree, **call)
+    value, order = rows.double().sort(descending=True)
+    p = (value / 0.8).softmax(-1)
+    for b in range(4):
+        sums = p[b].cumsum(0)
+        reached = int((sums < top_p).sum())
+        kept = int((value[b] >= value[b, reached]).sum())  # with all ties
+        near = int((value[b] >= value[b, int((sums < top_p - 1e-6).sum())]).sum())
+        far = int((value[b] >= value[b, min(int((sums < top_p + 1e-6).sum()), 39_999)]).sum())
+        count = int(found.masks.counts[b, 0])
+        assert near <= count <= far and far - near <= max(kept // 1000, 1)
+        close(found.masks.mass[b, 0], sums[count - 1])
+        token = int(found.tokens[b, 0])
+        close(found.logprobs[b, 0], p[b][order[b] == token].log()[0] - sums[count - 1].log())
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert all_equal(found, sdk.verify(rows, tree, **call))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", QUICK)
 def test_ties_come_lowest_first_and_share_their_rank(backend):
     row = torch.zeros(1, 3000).index_fill(1, torch.tensor([2900, 17, 1030]), 1.0)
     for kind in KINDS:
@@ -295,6 +351,11 @@ def test_what_out_lacks_or_has_too_much_is_refused():
         ({}, dict(return_masks=None), "out.masks must be None without return_masks, got a value"),
         ({}, dict(return_logprobs=True), "out.top_logprobs must be None without return_logprobs=Logprobs"),
         ({}, dict(return_masks=sdk.Masks()), "out.masks.bits must be a tensor, got NoneType"),
+        (
+            {},
+            dict(return_masks=sdk.Masks("ids", 400, mass=False)),
+            "out.masks.mass must be None with mass=False, got a tensor",
+        ),
     ):
         before = [leaf.clone() for leaf in leaves(out)]
         with pytest.raises((ValueError, TypeError)) as refused:
@@ -322,6 +383,7 @@ def test_what_out_lacks_or_has_too_much_is_refused():
             dict(return_masks=sdk.Masks("bits", 5)),
             "return_masks.capacity must be 0 with form 'bits', got 5",
         ),
+        (dict(return_masks=sdk.Masks(mass=1)), "return_masks.mass must be a bool, got int"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_refused(report, rule):

@@ -28,8 +28,9 @@ Conventions of the fields:
   prompt, otherwise 0; it is empty with `edits`. reference/edits.py says what they mean.
 - `logprobs_kind` is "processed", "raw" or "temperature", of `out_logprobs` and `out_report`. The latter is
   empty, or has top_logprobs [B, W, top], top_tokens, ranks [B, W] and chosen_logprobs [B, W, m]; W = 1
-  of `sample`. `chosen_tokens` is [B, m], or None with m = 0. `out_masks` is empty, or has counts and mass
-  [B, W], then either bits [B, W, ceil(V / 32)], or ids [capacity] and offsets [B * W + 1].
+  of `sample`. `chosen_tokens` is [B, m], or None with m = 0. `out_masks` is empty, or has counts and mass,
+  [B, W] or mass without elements if not asked for, then either bits [B, W, ceil(V / 32)], or ids [capacity]
+  and offsets [B * W + 1].
 - `stop_tokens` is [B, S]; `new_tokens_left`, `context_left` and `finished` (uint8) are [B] and changed in
   place. Requests end only if `out_finish` is given.
 - Caches are paged, [pages, page_size, Hkv, D], or with `heads_first` [pages, Hkv, page_size, D]. Without a

@@ -94,5 +94,5 @@ def masks_of(masks: list[Tensor]) -> _native.Masks:
         capacity=tokens.shape[0] if offsets else 0,
         out_offsets=offsets[0].data_ptr() if offsets else 0,
         out_counts=counts.data_ptr(),
-        out_mass=mass.data_ptr(),
+        out_mass=mass.data_ptr() if mass.numel() else 0,
     )

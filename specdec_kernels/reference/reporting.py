@@ -67,7 +67,9 @@ class Report:
             whole, _ = target_exponents(scores.row, params, scores.allowed)
             kept = z > -math.inf
             counts, mass = self._masks[:2]
-            counts[place], mass[place] = int(kept.sum()), float(normalised(whole)[kept].sum())
+            counts[place] = int(kept.sum())
+            if mass.numel() > 0:
+                mass[place] = float(normalised(whole)[kept].sum())
             self._kept[place] = kept.nonzero().squeeze(1)
 
     def _likeliest(self, place: tuple[int, int], logprob: Tensor, score: Tensor, token: int) -> None:

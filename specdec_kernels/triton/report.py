@@ -138,7 +138,10 @@ def report(
         own = None if kind == 0 else call.out_logprobs
         outputs = [own, *reported[:2], reported[2], reported[3]] if top else [own, None, None, *reported[2:]]
         outputs[4] = outputs[4] if chosen is not None else None
-    out = ReportOut(*outputs, *(masks[:2] or (None, None)), masks[2] if len(masks) == 3 else None)
+    counts, mass = masks[:2] or (None, None)
+    if mass is not None and mass.numel() == 0:  # it is computed all the same, and dropped
+        mass = torch.empty(positions, dtype=torch.float32, device=mass.device)
+    out = ReportOut(*outputs, counts, mass, masks[2] if len(masks) == 3 else None)
     place = Place(*trees, call.out_tokens, chosen, width, count)
     given = call.out_tokens.dtype, trees[0] is None, chosen is None, tuple(o is None for o in out)
     kernels = _kernels(
