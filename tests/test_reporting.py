@@ -245,11 +245,15 @@ def test_a_nucleus_is_what_sorting_says(name, top_p):
         close(found.masks.mass[b, 0], sums[count - 1])
         token = int(found.tokens[b, 0])
         close(found.logprobs[b, 0], p[b][order[b] == token].log()[0] - sums[count - 1].log())
+    tree = sdk.DraftTree.chain(torch.empty(1, 0, dtype=torch.int64))
     threads = torch.get_num_threads()
     try:
-        for number in (1, 2, 3):
+        for number in (1, 2, 3):  # of one row at a time, so that they share it
             torch.set_num_threads(number)
-            assert all_equal(found, sdk.verify(rows, tree, **call))
+            for b in range(4):
+                one = {key: value[b : b + 1] for key, value in call.items() if key in ("seeds", "positions")}
+                alone = sdk.verify(rows[b : b + 1], tree, **call | one)
+                assert all_equal([leaf[b : b + 1] for leaf in leaves(found)], alone)
     finally:
         torch.set_num_threads(threads)
 
