@@ -55,7 +55,7 @@ struct Kernels {
                      float ratio);
   double (*residual_race)(const float* x, const float* y, int64_t n, const Weight& p, const Weight& q,
                           float ratio, const Stream& stream, int64_t first, Leader& leader);
-  // Writes the scores >= bar, and NaNs, to out and returns how many.
+  // Writes the scores >= bar, and NaNs, to out, which may be x, and returns how many.
   int64_t (*keep)(const float* x, int64_t n, float bar, float* out);
   // Sets bit i where x[i] > bar, or with `ties` where x[i] >= bar, of n / 32 words, and returns how many.
   int64_t (*flag)(const float* x, int64_t n, float bar, bool ties, uint32_t* bits);
