@@ -385,6 +385,7 @@ template <unsigned (*passes)(F, F)>
 int64_t flag_where(const float* x, int64_t n, F bar, uint32_t* bits) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i += 32) {
+    for (int j = 0; j < 32; j += 16) __builtin_prefetch(x + kChunk + i + j);
     uint32_t word = 0;
     for (int j = 0; j < 32; j += kLanes) word |= passes(load(x + i + j), bar) << j;
     count += __builtin_popcount(word);
