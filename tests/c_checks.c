@@ -153,6 +153,8 @@ static void check_reports(Case* c) {
   c->sampling.temperature = 1;
   REQUIRE(specdec_verify(&c->args, 1) == SPECDEC_OK);
   REQUIRE(c->status == SPECDEC_STATUS_OVERFLOW && ids[0] == 0 && offsets[1] == counts[0]);
+  ids[0] = -1, left.out_mass = NULL;  // which is not asked for
+  REQUIRE(specdec_verify(&c->args, 1) == SPECDEC_OK && ids[0] == 0 && mass[0] == 1);
   set_up(c);
 }
 

@@ -78,7 +78,7 @@ def test_what_does_not_fit_leaves_other_requests_alone():
     whole = sdk.verify(**given, **asked("raw", 5, "ids"), rule="match", backend="reference").masks
     width = whole.counts.shape[1]
     for capacity in (int(whole.offsets[width]) + 1, int(whole.offsets[2 * width]), 1):
-        report = asked("raw", 5, "ids") | dict(return_masks=sdk.Masks("ids", capacity))
+        report = asked("raw", 5, "ids") | dict(return_masks=sdk.Masks("ids", capacity, mass=capacity > 1))
         tight = check(given, report, "match", capacity)
         overflown = (whole.offsets[width::width] > capacity).tolist()
         assert ((tight.status & sdk.Status.OVERFLOW) != 0).tolist() == overflown
