@@ -225,7 +225,7 @@ ROWS = {
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
 @pytest.mark.parametrize("name", ROWS)
 def test_a_nucleus_is_what_sorting_says(name, top_p):
-    """Its count, its mass, and the probability of the drawn token; bit by bit on any number of threads."""
+    """Its count, its mass, and the probability of the drawn token."""
     g = torch.Generator().manual_seed(2)
     rows = torch.stack([ROWS[name](torch.randn(40_000, generator=g)) for _ in range(4)])
     tree = sdk.DraftTree.chain(torch.empty(4, 0, dtype=torch.int64))
@@ -245,17 +245,24 @@ def test_a_nucleus_is_what_sorting_says(name, top_p):
         close(found.masks.mass[b, 0], sums[count - 1])
         token = int(found.tokens[b, 0])
         close(found.logprobs[b, 0], p[b][order[b] == token].log()[0] - sums[count - 1].log())
+
+
+@pytest.mark.skipif("cpu" not in QUICK, reason="needs the native backend")
+@pytest.mark.parametrize("name", ROWS)
+def test_a_nucleus_does_not_depend_on_threads(name):
+    """Bit by bit: several threads share a row, and each keeps what may be in the nucleus."""
+    row = ROWS[name](torch.randn(400_000, generator=torch.Generator().manual_seed(3)))[None]
     tree = sdk.DraftTree.chain(torch.empty(1, 0, dtype=torch.int64))
-    threads = torch.get_num_threads()
+    call = dict(sampling=sdk.SamplingParams(0.8, top_p=0.9), seeds=torch.tensor([1]), backend="cpu")
+    call |= dict(positions=torch.tensor([1]), return_logprobs=True, return_masks=sdk.Masks())
+    threads, found = torch.get_num_threads(), []
     try:
-        for number in (1, 2, 3):  # of one row at a time, so that they share it
+        for number in (1, 2, 3, 3):
             torch.set_num_threads(number)
-            for b in range(4):
-                one = {key: value[b : b + 1] for key, value in call.items() if key in ("seeds", "positions")}
-                alone = sdk.verify(rows[b : b + 1], tree, **call | one)
-                assert all_equal([leaf[b : b + 1] for leaf in leaves(found)], alone)
+            found.append(sdk.verify(row, tree, **call))
     finally:
         torch.set_num_threads(threads)
+    assert all(all_equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize("backend", QUICK)
