@@ -70,6 +70,28 @@ def verify(seed, rule, cuts=(), ends=False):
     return lambda: sdk.verify(target, tree, draft, sampling=law, rule=rule, **given, backend="triton")
 
 
+def every_option(seed):
+    """Of serving: edits, a bitmask, ends, reports; then what was emitted is counted."""
+    g, tree, _, _ = problem(seed)
+    target, left = torch.randn(15, 300, generator=g), torch.randint(1, 4, (3,), generator=g).int()
+    counts = sdk.TokenCounts(3, 32, 300, recent=1)
+    counts.set_prompt_([0, 1, 2], torch.randint(300, (3, 9), generator=g))
+    ids = torch.randint(300, (3, 2), generator=g)
+    given = dict(
+        edits=sdk.LogitEdits(
+            counts, 1.2, 0.1, bias_tokens=ids, bias_values=ids / 300, bad_words=ids[:, None]
+        ),
+        token_bitmask=torch.randint(-(2**31), 2**31, (15, 10), generator=g).int(),
+        ends=sdk.Ends(ids, left, left + 1, torch.arange(3) == seed),
+        return_logprobs=sdk.Logprobs(top=5, chosen=ids),
+        return_masks=sdk.Masks("ids", 99, mass=False),
+        seeds=torch.randint(99, (3,), generator=g),
+        positions=torch.randint(99, (3,), generator=g),
+        sampling=sdk.SamplingParams(torch.rand(3, generator=g), top_p=0.9),
+    )
+    return lambda: counts.update_(sdk.verify(target, tree, **given, backend="triton"), backend="triton")
+
+
 def tree_attention(seed, deterministic):
     g, tree, _, _ = problem(seed)
     query, cache = torch.randn(15, 4, 16, generator=g), torch.randn(12, 4, 2, 16, generator=g)
@@ -102,6 +124,7 @@ CALLS = {
     "verify, match with cuts": lambda seed: verify(seed, "match", (20, 0.9, 0.01)),
     "verify, traversal": lambda seed: verify(seed, "traversal"),
     "verify, token with ends": lambda seed: verify(seed, "token", ends=True),
+    "verify with every option of serving": every_option,
     "verify, typical": lambda seed: verify(seed, sdk.Typical()),
     "tree_attention": lambda seed: tree_attention(seed, False),
     "tree_attention, deterministic": lambda seed: tree_attention(seed, True),

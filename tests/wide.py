@@ -105,7 +105,9 @@ WIDE: dict[str, dict[str, tuple[str, ...]]] = {  # by file and function: what pa
             "sample with cuts",
             "replay_gated",
             "ngram_draft",
+            "every option",
         ),
+        "test_launches_do_not_depend_on_data": ("every option",),
     },
     "test_triton_attention.py": {
         "test_keys_and_values_are_copied_while_others_are_multiplied": ("128", "16 rows"),
