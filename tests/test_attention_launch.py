@@ -137,13 +137,14 @@ def test_every_split_has_room_for_its_result():
             )
 
 
-def test_a_warp_merges_up_to_64_numbers_a_thread():
+def test_a_program_merges_up_to_64_numbers_a_thread():
     for rows in (1, 64):
-        for splits in (1, 2, 5, 16, 200):
+        for splits in (1, 2, 5, 16, 17, 200):
             at_once, heads, columns = launch.merge_blocks(shape(rows=rows), splits)
-            assert at_once * heads * columns == 32 * (32 if splits == 1 else 64)
-            assert at_once == min(16, 1 << (splits - 1).bit_length())
-    assert launch.merge_blocks(shape(**LATENT), 200) == (16, 1, 128)
+            threads = 32 * max(at_once // 16, 1)
+            assert at_once * heads * columns == threads * (32 if splits == 1 else 64)
+            assert at_once == (64 if splits > 16 else 1 << (splits - 1).bit_length())
+    assert launch.merge_blocks(shape(**LATENT), 200) == (64, 1, 128)
 
 
 def test_registers_are_allowed_where_elements_are_widened():

@@ -221,10 +221,14 @@ def test_facts_of_launches():
     assert first.requested == 2 * 1024 * 4  # by two programs, three loads and a store
 
 
-def test_work_divided_among_other_programs_stays_the_same_work():
-    divided = calls._divided(FACTS, 250)
-    assert divided.pipes == FACTS.pipes and divided.new == FACTS.new
-    assert divided.chain == (6000.0, 10000.0)
+def test_a_request_of_a_large_batch_is_counted_as_that_batch_splits_it():
+    """8 heads of the cache and 256 positions: in 32 programs alone, in 8 among 64 requests. Each of the 8 is
+    longer, but not 4 times: a program finds its request and loads its queries once."""
+    counted = calls.AttentionCall("", 1, 256, cache_heads=8).count([90], [1, 64])[90]
+    ((alone, _),), ((among, _),) = counted[1], counted[64]
+    assert (alone.programs, among.programs) == (32, 64 * 8)
+    assert alone.longest[0] < among.longest[0] < 3 * alone.longest[0]
+    assert among.new == 64 * alone.new and among.written < 64 * alone.written
 
 
 def test_published_times():

@@ -6,14 +6,15 @@ What is counted is small. Other batches are taken to be as much of everything: p
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 
-import ptx_emulator
 import specdec_kernels as sdk
+from specdec_kernels.triton import attention, attention_launch
 
 from .. import inputs
 from ..paging import CACHE_HEADS, HEAD, HEADS, PAGE, random_parents, same_trees
@@ -89,10 +90,10 @@ class VerifyCall:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """A call of `tree_attention` by requests that share one cache, which is counted as if each had its own.
+    """A call of `tree_attention` by requests of one length, each with a cache of its own.
 
-    One request is counted. For more of them the launch says how many programs it has: each is taken to be as
-    much longer as there are fewer of them for each request.
+    One request is counted, with its prefix split as a launch for the whole batch splits it. A batch is as
+    much of everything as it has requests.
     """
 
     name: str
@@ -100,33 +101,36 @@ class AttentionCall:
     prefix: int
     cache_heads: int = CACHE_HEADS
 
-    def call(self, batch: int) -> Callable[[], object]:
-        g = torch.Generator().manual_seed(0)
-        tree = same_trees(random_parents(g, self.nodes), batch)
+    def call(self) -> object:
+        tree = same_trees(random_parents(torch.Generator().manual_seed(0), self.nodes), 1)
         width = -(-(self.prefix + self.nodes) // PAGE)
-        pools = [torch.empty(width, PAGE, self.cache_heads, HEAD, dtype=torch.bfloat16).fill_(0.5)] * 2
-        query = torch.zeros(batch * self.nodes, HEADS, HEAD, dtype=torch.bfloat16)
-        table, prefixes = torch.arange(width).expand(batch, -1).int(), torch.full((batch,), self.prefix).int()
-        return lambda: sdk.tree_attention(
-            query,
-            pools[0],
-            pools[1].clone(),
-            tree,
-            table,
-            prefixes,
-            max_prefix_len=self.prefix,
-            backend="triton",
+        pools = [torch.full((width, PAGE, self.cache_heads, HEAD), 0.5, dtype=torch.bfloat16) for _ in "kv"]
+        query = torch.zeros(self.nodes, HEADS, HEAD, dtype=torch.bfloat16)
+        table, prefixes = torch.arange(width)[None].int(), torch.tensor([self.prefix], dtype=torch.int32)
+        return sdk.tree_attention(
+            query, *pools, tree, table, prefixes, max_prefix_len=self.prefix, backend="triton"
         )
 
     def count(self, archs: Sequence[int], batches: Sequence[int]) -> Counted:
-        one = facts.of_call(self.call(1), archs)
         counted: Counted = {arch: {} for arch in archs}
         for batch in batches:
-            launched = programs_of(self.call(batch))
+            with _split_for(batch):
+                one = facts.of_call(self.call, archs)
             for arch in archs:
-                known = {launch.name: launch for launch in _scaled(one[arch], batch)}
-                counted[arch][batch] = [[_divided(known[name], programs) for name, programs in launched]]
+                counted[arch][batch] = [_scaled(one[arch], batch)]
         return counted
+
+
+@contextmanager
+def _split_for(batch: int) -> Iterator[None]:
+    """One request is split as if it came with so many like it."""
+
+    def launch(target: object, problem: attention_launch.Problem) -> attention_launch.AttentionLaunch:
+        of_batch = replace(problem, rows=batch * problem.rows, requests=batch * problem.requests)
+        return attention_launch.attention_launch(target, of_batch)
+
+    with mock.patch.object(attention, "attention_launch", launch):
+        yield
 
 
 @dataclass(frozen=True)
@@ -144,26 +148,8 @@ class CommitCall:
         }
 
 
-def programs_of(call: Callable[[], object]) -> list[tuple[str, int]]:
-    """Name and programs of each launch of a call, which is not run."""
-    with ptx_emulator.active(80, reach="live", compile_only=True), ptx_emulator.count() as launches:
-        call()
-    return [(launch.name, math.prod(launch.grid)) for launch in launches]
-
-
 def _scaled(launches: Sequence[Facts], share: float) -> list[Facts]:
     return [launch.times(share) for launch in launches]
-
-
-def _divided(launch: Facts, programs: int) -> Facts:
-    """The same work by another number of programs."""
-    length = launch.programs / programs
-    return replace(
-        launch,
-        programs=programs,
-        chain=tuple(length * cycles for cycles in launch.chain),
-        longest=tuple(length * cycles for cycles in launch.longest),
-    )
 
 
 Call = VerifyCall | AttentionCall | CommitCall

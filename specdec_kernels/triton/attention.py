@@ -94,7 +94,7 @@ def _kernels(key: _Key) -> _Kernels:
         return _Kernels(splits, finish, block, form.VALUE)
     block_splits, block_heads, columns = merge_blocks(launch, key.at_once)
     blocks = dict(BLOCK_HEADS=block_heads, BLOCK_SPLITS=block_splits, BLOCK_COLUMNS=columns)
-    merging = dict(aligned=aligned, num_warps=1, num_stages=1)
+    merging = dict(aligned=aligned, num_warps=max(block_splits // 16, 1), num_stages=1)
     finish = Launch(_attention_merge_kernel, device, dict(FORM=form, **blocks), **merging)
     return _Kernels(splits, finish, block_heads, columns)
 

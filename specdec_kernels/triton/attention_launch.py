@@ -149,9 +149,10 @@ def most_splits(positions: int, splits: int, least: int) -> int:
 
 
 def merge_blocks(launch: AttentionLaunch, splits: int) -> tuple[int, int, int]:
-    """Splits and heads whose results a warp reads at once, and columns of them: up to 64 numbers a thread."""
-    at_once = min(next_power_of_2(splits), 16)
-    return at_once, min(16 // at_once, 8), min(launch.block_value, 128)
+    """Splits and heads whose results a program reads at once, and columns of them: up to 64 numbers a thread.
+    A program has a warp for 16 splits, and where there are more, four warps for 64."""
+    at_once = min(next_power_of_2(splits), 16) if splits <= 16 else 64
+    return at_once, min(max(16 // at_once, 1), 8), min(launch.block_value, 128)
 
 
 def path_blocks(target: GPUTarget, launch: AttentionLaunch) -> tuple[int, int]:
