@@ -206,7 +206,7 @@ def _attention(
 ) -> None:  # fmt: skip
     page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
     cache = torch.zeros(1, *page, head_dim).to(cache_dtype or dtype)
-    for longest in (64 << step for step in range(7)):  # as many splits as are merged in ways of their own
+    for longest in (64 << step for step in range(8)):  # as many splits as are merged in ways of their own
         tree_attention(
             torch.zeros(nodes, query_heads, head_dim, dtype=dtype),
             cache,

@@ -191,14 +191,19 @@ def verify() -> Iterator[Callable[[], object]]:
 
 
 def tree_attention() -> Iterator[Callable[[], object]]:
-    """Tiles of few and of many rows, the latter also with every option, and what is deterministic."""
-    table, prefixes = _pages()
+    """Tiles of few and of many rows, the latter also with every option, and what is deterministic; and a long
+    prefix, whose splits are merged by more warps."""
+    short, prefixes = _pages()
+    long = short.repeat(1, 64)
     elements = [(head, torch.bfloat16, torch.bfloat16) for head in (64, 80, 128, 256, 576)]
     elements += [(head, torch.float32, torch.float32) for head in (128, 576)]
     elements += [(head, torch.bfloat16, torch.float8_e4m3fn) for head in (128, 256, 576)]
     elements += [(head, torch.bfloat16, torch.int8) for head in (96, 576)]
-    forms = ((8, False, False), (32, False, False), (32, True, False), (8, True, True))
-    for (head, dtype, cached), (heads, every, deterministic) in product(elements, forms):
+    forms = (
+        (8, False, False, short), (32, False, False, short), (32, True, False, short), (8, True, True, short),
+        (8, False, False, long),
+    )  # fmt: skip
+    for (head, dtype, cached), (heads, every, deterministic, table) in product(elements, forms):
         query, latent = torch.zeros(ROWS, heads, head, dtype=dtype), head == 576
         key = torch.zeros(int(table.max()) + 1, PAGE, 1 if latent else 2, head).to(cached)
         options = dict(deterministic=deterministic, max_prefix_len=4096, backend="triton")
