@@ -429,7 +429,7 @@ CASES = [
     Case("CostCurve.seconds", CURVE.seconds, lambda: dict(rows=4)),
     Case("CostCurve.error", CURVE.error, lambda: dict(rows=4, others=2)),
     Case("CostCurve.doubts", CURVE.doubts, lambda: dict(rows=4, others=2, tokens=1.5)),
-    Case("TextCredit", sdk.TextCredit, lambda: dict(share=0.05, awaited=True)),
+    Case("TextCredit", sdk.TextCredit, lambda: dict(share=0.05, least_tokens=16, awaited=True)),
     Case("TextCredit.join", sdk.TextCredit().join, lambda: dict(
         costs=[0.0, 1.0, 2.0], tokens=[9, 8], requests=2
     )),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..engine import Request
 
 SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of measuring
+TRIAL = 0.5  # share of the credit that a step may lose
+MOST_CREDIT = 8.0  # steps over one row
 RECENT = 9  # times of drafting that are remembered
 HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
 SLOTS = 64  # requests at once from whose drafts is learned
@@ -36,7 +38,7 @@ class SharedBudget:
 
     def __init__(self, drafter: Drafter, step_costs: Mapping[int, float], max_rows: int = MOST_ROWS):
         self.drafter = drafter
-        start = sdk.Budget(step_costs, credit=0.0, allowance=0.0)
+        start = sdk.Budget(step_costs, credit=0.0, allowance=0.0, max_credit=MOST_CREDIT)
         self.budget = sdk.BatchBudget(start, SLOTS, max_rows, device="cpu")
         self.text_credit = sdk.TextCredit(SHARE)
         self.slots: dict[Request, int] = {}
@@ -48,6 +50,13 @@ class SharedBudget:
         self._learn()
         self._welcome(requests)
         drafts = self._drafts(requests)
+        trees = self._select(requests, drafts) if any(len(tree.tokens) > 1 for tree in drafts) else [*drafts]
+        self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
+        return trees
+
+    def _select(self, requests: Sequence[Request], drafts: Sequence[Tree]) -> list[Tree]:
+        """The nodes that are worth their places. What a step may lose is half of the credit, so that there
+        are several trials."""
         sizes = [0, *(len(tree.tokens) for tree in drafts)]
         tree = sdk.DraftTree.from_parents(
             torch.tensor([token for tree in drafts for token in tree.tokens]),
@@ -57,19 +66,19 @@ class SharedBudget:
             max_nodes=max(sizes),
             check=False,
         )
+        self.budget.credit *= TRIAL
         self.selected = self.budget.select(
             tree,
             torch.tensor([chance for tree in drafts for chance in tree.chances]).log(),
             slots=torch.tensor([self.slots[request] for request in requests]),
             weights=torch.tensor(self._worth(requests)),
         )
+        self.budget.credit /= TRIAL
         rows, kept = self.selected.rows.tolist(), self.selected.tree.cu_nodes.tolist()
-        trees = [
+        return [
             draft.keep([row - first for row in rows[start:end]])
             for draft, first, (start, end) in zip(drafts, ends.tolist(), pairwise(kept), strict=False)
         ]
-        self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
-        return trees
 
     def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
         return self.drafter([request.context for request in requests])
@@ -101,7 +110,7 @@ class SharedBudget:
         return [(steps / max(left)) ** HASTE for steps in left]
 
     def _learn(self) -> None:
-        if self.selected is None:
+        if not self.drafted:
             return
         paths, counts = [], []
         for request, before, tree in self.drafted:
@@ -109,13 +118,17 @@ class SharedBudget:
             self.pace[request] = 0.9 * self.pace[request] + 0.1 * len(written)
             paths.append(tree.path(written))
             counts.append(len(written))
+        brought = {request: count for (request, _, _), count in zip(self.drafted, counts, strict=True)}
+        self.budget.credit += self.text_credit.after(self._costs(len(counts)), brought)
+        if self.selected is None:  # a plain step
+            self.budget.idle_steps += 1
+            return
         width = max(map(len, paths))
         path = torch.tensor([[*each, *[-1] * (width - len(each))] for each in paths], dtype=torch.int32)
         tokens = torch.tensor(counts, dtype=torch.int32)
         status = torch.zeros_like(tokens)
-        brought = {request: count for (request, _, _), count in zip(self.drafted, counts, strict=True)}
-        self.budget.credit += self.text_credit.after(self._costs(len(counts)), brought)
         self.budget.update_(self.selected, sdk.Verified(path.long(), tokens, tokens - 1, path, None, status))
+        self.selected = None
 
 
 class LearnedBudget(SharedBudget):
@@ -130,7 +143,9 @@ class LearnedBudget(SharedBudget):
         self.clock = clock
         self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of drafting
         self.seconds = 0.0  # their median
+        self.step = self.curve.seconds(1)
         self.rests = False
+        self.batch, self.least = 0, 0.0  # requests of the last step, and the credit that drafting needs
 
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         start = self.clock()
@@ -139,7 +154,7 @@ class LearnedBudget(SharedBudget):
         if not self.rests:
             self.recent.append(spent)
             self.seconds = statistics.median_low(self.recent)
-        self.budget.credit -= min(spent, self.seconds) / self.curve.seconds(1)
+        self.budget.credit -= min(spent, self.seconds) / self.step
         return trees
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -150,11 +165,16 @@ class LearnedBudget(SharedBudget):
 
     def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
         """Roots alone where drafting is not worth its time, or where nobody knows whether steps with drafts
-        are faster than one without them."""
-        self.curve.write_(self.budget.costs)
+        are faster than one without them. Without credit nothing else is asked, since that takes time, too."""
         batch, rows = len(requests), sum(len(tree.tokens) for _, _, tree in self.drafted)
+        if self.rests and batch == self.batch and float(self.budget.credit) < self.least:
+            return no_drafts(requests)
+        self.curve.write_(self.budget.costs)
+        self.batch, self.step = batch, self.curve.seconds(1)
         doubtful = rows > len(self.drafted) and self.curve.doubts(rows, min(batch, rows), self._tokens())
-        time = self.seconds / self.curve.seconds(1)
+        time = self.seconds / self.step
+        plain, more = self.budget.costs[batch : batch + 2].tolist()
+        self.least = time + more - plain
         self.rests = doubtful or not self.budget.worth_drafting(batch, time)
         return no_drafts(requests) if self.rests else super()._drafts(requests)
 
