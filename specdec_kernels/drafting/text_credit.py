@@ -120,7 +120,8 @@ class TextCredit:
         """The time of plain decoding that these tokens stand for, where the batch is awaited."""
         gone = sorted([*self._gone, *(lead for key, lead in self._leads.items() if key not in tokens)])
         fresh = [key for key in tokens if key not in self._leads]
-        taken, gone = dict(zip(fresh, gone, strict=False)), gone[len(fresh) :]
+        taken: dict[Any, int] = dict(zip(fresh, gone, strict=False))
+        gone = gone[len(fresh) :]
         before: list[int] = [self._leads.get(key, taken.get(key, 0)) for key in tokens]
         after = [lead + count for lead, count in zip(before, tokens.values(), strict=True)]
         least = min(after)
