@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -129,8 +130,7 @@ class TextCredit:
         self._gone = [lead - least for lead in gone if lead > least]
         rows = np.array([0.0, *times[1:]])
         saved = [float(min(rows[k:] - rows[: len(rows) - k])) for k in range(1, len(rows))]
-        known = [min(pair) for pair in zip(saved, self._saved, strict=False)]
-        self._saved = known + max(saved[len(known) :], self._saved[len(known) :], key=len)
+        self._saved = [min(pair) for pair in zip_longest(saved, self._saved, fillvalue=math.inf)]
         return _of_places(after + gone, self._saved) - _of_places(before + gone, self._saved)
 
 
