@@ -419,7 +419,7 @@ CASES = [
     )),
     Case("Budget.worth_drafting", BUDGET.worth_drafting, lambda: dict(requests=2, drafting=0.5)),
     Case("Budget.cost", BUDGET.cost, lambda: dict(rows=[1.0, 4.0])),
-    Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES])),
+    Case("Budget.choose", BUDGET.choose, lambda: dict(chances=[CHANCES, CHANCES], weights=[0.5, 1.0])),
     Case("Budget.depth", BUDGET.depth, lambda: dict(chances=CHANCES, draft_cost=0.5, width=2)),
     Case("Budget.after", BUDGET.after, lambda: dict(rows=4, tokens=[2, 1], drafting=0.5)),
     Case("CostCurve", sdk.CostCurve, lambda: dict(costs={1: 1.0, 4: 2.0}, max_rows=8)),
@@ -436,6 +436,7 @@ CASES = [
     Case("TextCredit.after", sdk.TextCredit().after, lambda: dict(
         costs=[0.0, 1.0, 2.0], tokens={"a": 2, "b": 1}
     )),
+    Case("TextCredit.weights", sdk.TextCredit().weights, lambda: dict(tokens_left={"a": 2, "b": 1})),
     Case("StepTimer", sdk.StepTimer, lambda: dict(curve=CURVE, device="cpu", clock=time.perf_counter)),
     Case("StepTimer.step", sdk.StepTimer(CURVE).step, lambda: dict(rows=4)),
     Case("BatchBudget", sdk.BatchBudget, lambda: dict(
@@ -512,7 +513,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
         credit="infinite, negative, zero", allowance="zero", max_credit="infinite, zero", idle_steps="zero"
     ),
     "Budget.after": dict(rows="zero", tokens="empty, item zero, longer", drafting="negative, zero"),
-    "Budget.choose": dict(chances="empty, item empty, item item zero, item longer, longer"),
+    "Budget.choose": dict(chances="item empty, item item zero, item longer", weights="item zero"),
     "Budget.cost": dict(rows="empty, item zero, longer, number"),
     "Budget.depth": dict(chances="empty, item zero, longer", draft_cost="zero"),
     "Budget.worth_drafting": dict(drafting="zero"),
@@ -522,6 +523,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "CostCurve.write_": dict(out="device"),
     "TextCredit": dict(share="zero"),
     "TextCredit.after": dict(costs="item zero, longer", tokens="empty, item zero"),
+    "TextCredit.weights": dict(tokens_left="empty, item zero, key"),
     "TextCredit.join": dict(costs="item zero, longer", tokens="empty, item zero, longer"),
     "Calibration": dict(promised="item zero", kept="item zero"),
     "Calibration.after": dict(

@@ -86,9 +86,12 @@ def test_it_equals_the_budget_on_the_host(curve, backend):
     for step in range(100):
         trees = [random_tree(choices, choices.randrange(1, 12)) for _ in range(count)]
         tree, scores = batch(*trees)
-        selected = device.select(tree, scores, slots=slots, backend=backend)
+        weights = [choices.choice([0.0, 0.3, 1.0, 2.0]) for _ in trees] if step % 3 == 0 else None
+        weighed = None if weights is None else torch.tensor(weights)
+        selected = device.select(tree, scores, slots=slots, weights=weighed, backend=backend)
         expected = budget.choose(
-            [calibration.believe(*drawn) for calibration, drawn in zip(calibrations, trees, strict=True)]
+            [calibration.believe(*drawn) for calibration, drawn in zip(calibrations, trees, strict=True)],
+            weights,
         )
         starts = tree.cu_nodes.tolist()
         kept = [

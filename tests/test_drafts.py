@@ -2,6 +2,7 @@
 """What drafters return: every form, cut to what is of use, pruned without a change of the law, and cheap."""
 
 import importlib
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -364,6 +365,8 @@ def simulate(
     tokens,
     *,
     batch=1,
+    most=1,
+    fixed=None,
     laws=False,
     told=False,
     call=0.0,
@@ -371,50 +374,60 @@ def simulate(
     first=1.0,
     noise=0.0,
     prompt=0,
+    seed=0,
 ):
-    """Time by plain decoding's, of texts that go on with each draft with probability `rate`.
+    """Time by plain decoding's, of a batch that is done when its slowest text is.
 
-    A call of the drafter takes `call` and `level` for each of its levels; the very first step takes `first`
-    times as long, and each is longer by up to `noise`.
+    Each text has `tokens` tokens, of at most `most` times as many, and goes on with each draft with
+    probability `rate`; both may be lists, by text. A call of the drafter takes `call` and `level` for each of
+    its levels, in steps of the batch; the very first step takes `first` times as long, and each is longer by
+    up to `noise`. With `fixed` so many nodes are drafted in every step, without a budget.
     """
-    cost, clock, choices = sdk.Budget(CURVES[curve]).cost, Clock(), random.Random(0)
-    plain = float(cost(batch))
+    lengths = tokens if isinstance(tokens, list) else [tokens] * batch
+    rates = rate if isinstance(rate, list) else [rate] * batch
+    cost, clock, choices = sdk.Budget(CURVES[curve]).cost, Clock(), random.Random(seed)
+    begin = float(cost(len(lengths)))
 
-    def draft(text, lengths, depth=LENGTH):
-        clock.now += (call + level * depth) * plain
-        chains = torch.ones(batch, depth, dtype=torch.int64)
-        return (chains, torch.zeros(batch, depth, 4)) if laws else chains
+    def draft(text, places, depth=LENGTH if fixed is None else fixed):
+        clock.now += (call + level * depth) * begin if depth else 0.0
+        chains = torch.ones(len(places), depth, dtype=torch.int64)
+        return (chains, torch.zeros(*chains.shape, 4)) if laws else chains
 
-    def draft_as_told(text, lengths, max_draft):
-        return draft(text, lengths, min(LENGTH, max(max_draft)))
+    def draft_as_told(text, places, max_draft):
+        return draft(text, places, min(LENGTH if fixed is None else fixed, max(max_draft)))
 
-    drafting = Drafting(draft_as_told if told else draft, vocab_size=V, clock=clock)
-    drafting.reset(batch)
+    budget = True if fixed is None else None
+    drafting = Drafting(draft_as_told if told else draft, vocab_size=V, budget=budget, clock=clock)
+    drafting.reset(len(lengths))
     if prompt:
-        drafting.read(prompt * batch, float(cost(prompt * batch)))
-    text, lengths, written, steps = torch.ones(batch, 4).long(), torch.full((batch,), 4), 0, 0
-    while written < tokens * batch:
-        tree = drafting.draft(text, lengths, [tokens - 1] * batch).tree
-        time = float(cost(tree.tokens.numel())) * (first if not steps else 1.0)
+        drafting.read(prompt * len(lengths), float(cost(prompt * len(lengths))))
+    running, written, steps = list(range(len(lengths))), [0] * len(lengths), 0
+    while running:
+        limits = [most * lengths[b] - written[b] - 1 for b in running]
+        text, places = torch.ones(len(running), 4).long(), torch.full((len(running),), 4)
+        tree = drafting.draft(text, places, limits).tree
+        time = float(cost(tree.tokens.numel())) * (1.0 if steps else first)
         clock.now += time * (1.0 + noise * choices.random())
-        sizes = tree.cu_nodes.diff().tolist()
-        path = [[0] for _ in sizes]
-        for each, size in zip(path, sizes, strict=True):
-            while len(each) < size and choices.random() < rate:
-                each.append(len(each))
+        path = []
+        for b, size in zip(running, tree.cu_nodes.diff().tolist(), strict=True):
+            hits = 0
+            while hits < min(size, lengths[b] - written[b]) - 1 and choices.random() < rates[b]:
+                hits += 1
+            path.append(list(range(hits + 1)))
+            written[b] += hits + 1
         drafting.after(path, [len(each) for each in path])
-        written, steps = written + sum(map(len, path)), steps + 1
-    return clock.now / (plain * (1.0 + noise / 2)) / (written / batch)
+        steps += 1
+        stay = [place for place, b in enumerate(running) if written[b] < lengths[b]]
+        running = [running[place] for place in stay]
+        if running:
+            drafting.keep(stay)
+    plain = sum(float(cost(sum(length > place for length in lengths))) for place in range(max(lengths)))
+    return clock.now / (plain * (1.0 + noise / 2))
 
 
-def best_fixed(curve, rate, *, batch=1, call=0.0, level=0.0, **_):
+def best_fixed(curve, rate, tokens, **options):
     """The same of the best depth, where it is known before."""
-    cost = sdk.Budget(CURVES[curve]).cost
-    return min(
-        (float(cost(batch * (1 + n)) / cost(batch)) + (call + level * n if n else 0.0))
-        / sum(rate**d for d in range(n + 1))
-        for n in range(LENGTH + 1)
-    )
+    return min(simulate(curve, rate, tokens, fixed=n, **options) for n in range(LENGTH + 1))
 
 
 DRAFTERS = {
@@ -443,7 +456,7 @@ def test_a_prompt_tells_what_many_rows_cost(curve):
     for tokens in (100, 250):
         assert simulate(curve, 0.0, tokens, prompt=160) <= 1.03
     if curve != "steep":
-        assert simulate(curve, 0.9, 64, prompt=160) <= 1.25 * best_fixed(curve, 0.9)
+        assert simulate(curve, 0.9, 64, prompt=160) <= 1.25 * best_fixed(curve, 0.9, 64)
 
 
 @pytest.mark.parametrize("curve", ["cpu", "flat"])
@@ -451,17 +464,44 @@ def test_a_prompt_tells_what_many_rows_cost(curve):
 def test_good_drafts_are_used(name, curve):
     options = DRAFTERS[name]
     for rate in (0.6, 0.9):
-        assert simulate(curve, rate, 300, **options) <= 1.12 * best_fixed(curve, rate, **options)
+        assert simulate(curve, rate, 300, **options) <= 1.12 * best_fixed(curve, rate, 300, **options)
+
+
+UNEVEN = {
+    "one good, another useless": ([64] * 2, [1.0, 0.0]),
+    "one good, the others useless": ([64] * 8, [1.0] + [0.0] * 7),
+    "from useless to good": ([64] * 8, [k / 8 for k in range(8)]),
+    "short and good, long and useless": ([16, 16, 64], [1.0, 1.0, 0.0]),
+    "long and good, short and useless": ([64, 16, 16], [1.0, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("name", UNEVEN)
+def test_no_uneven_batch_takes_three_percent_longer(name, curve):
+    tokens, rates = UNEVEN[name]
+    for options in (dict(), dict(most=4, call=0.02)):
+        assert sorted(simulate(curve, rates, tokens, seed=seed, **options) for seed in range(3))[1] <= 1.03
+
+
+def test_a_good_text_gains_after_the_others_have_ended():
+    assert simulate("cpu", [1.0, 0.0, 0.0], [64, 16, 16]) < 0.6
+
+
+def test_mutant_that_counts_all_tokens_alike_loses_on_an_uneven_batch(monkeypatch):
+    monkeypatch.setattr(module, "TextCredit", partial(sdk.TextCredit, awaited=False))
+    batches = itertools.product(CURVES, UNEVEN.values())
+    assert max(simulate(curve, rates, tokens, most=4) for curve, (tokens, rates) in batches) > 1.03
 
 
 def test_a_slow_first_step_spoils_nothing():
-    best = best_fixed("flat", 0.9)
+    best = best_fixed("flat", 0.9, 300)
     assert simulate("flat", 0.9, 300, first=20.0) - 20.0 / 300 <= 1.12 * best
     assert simulate("flat", 0.0, 300, first=20.0) <= 1.03 + 19.0 / 300
 
 
 def test_mutant_without_a_budget_loses(monkeypatch):
-    monkeypatch.setattr(Drafting, "_pruned", lambda self, nodes: nodes)
+    monkeypatch.setattr(Drafting, "_pruned", lambda self, nodes, weights: nodes)
     endless = dict(credit=math.inf, max_credit=math.inf)
     monkeypatch.setattr(sdk.Budget, "after", lambda self, *step: replace(self, **endless))
     assert simulate("cpu", 0.0, 100) > 1.5

@@ -23,7 +23,6 @@ SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of 
 TRIAL = 0.5  # share of the credit that a step may lose
 MOST_CREDIT = 8.0  # steps over one row
 RECENT = 9  # times of drafting that are remembered
-HASTE = 4  # how much more a token of the slowest request is worth: the power of the ratio of steps left
 SLOTS = 64  # requests at once from whose drafts is learned
 MOST_ROWS = 512  # of a step, where nothing else is said
 Drafter = Callable[[Sequence[Sequence[int]]], Sequence[Tree]]  # from texts to a tree for each
@@ -42,7 +41,6 @@ class SharedBudget:
         self.budget = sdk.BatchBudget(start, SLOTS, max_rows, device="cpu")
         self.text_credit = sdk.TextCredit(SHARE)
         self.slots: dict[Request, int] = {}
-        self.pace: dict[Request, float] = {}  # tokens per step
         self.drafted: list[tuple[Request, int, Tree]] = []  # with what each had written then
         self.selected: sdk.SelectedNodes | None = None
 
@@ -87,7 +85,6 @@ class SharedBudget:
         """Give each new request a slot, and the budget the credit that its text brings."""
         fresh = [request for request in requests if request not in self.slots]
         self.slots = {request: self.slots[request] for request in requests if request in self.slots}
-        self.pace = {request: self.pace.get(request, 1.0) for request in requests}
         if not fresh:
             return
         free = sorted(set(range(SLOTS)) - set(self.slots.values()))
@@ -106,8 +103,7 @@ class SharedBudget:
         for them. Where nobody waits, all are done when the slowest is, and the others gain nothing."""
         if requests[0].followed:
             return [1.0] * len(requests)
-        left = [(r.max_new_tokens - len(r.tokens)) / self.pace[r] for r in requests]
-        return [(steps / max(left)) ** HASTE for steps in left]
+        return self.text_credit.weights({r: r.max_new_tokens - len(r.tokens) for r in requests})
 
     def _learn(self) -> None:
         if not self.drafted:
@@ -115,7 +111,6 @@ class SharedBudget:
         paths, counts = [], []
         for request, before, tree in self.drafted:
             written = request.tokens[before:]
-            self.pace[request] = 0.9 * self.pace[request] + 0.1 * len(written)
             paths.append(tree.path(written))
             counts.append(len(written))
         brought = {request: count for (request, _, _), count in zip(self.drafted, counts, strict=True)}
@@ -171,17 +166,13 @@ class LearnedBudget(SharedBudget):
             return no_drafts(requests)
         self.curve.write_(self.budget.costs)
         self.batch, self.step = batch, self.curve.seconds(1)
-        doubtful = rows > len(self.drafted) and self.curve.doubts(rows, min(batch, rows), self._tokens())
+        pace = self.text_credit.pace
+        doubtful = rows > len(self.drafted) and self.curve.doubts(rows, min(batch, rows), pace)
         time = self.seconds / self.step
         plain, more = self.budget.costs[batch : batch + 2].tolist()
         self.least = time + more - plain
         self.rests = doubtful or not self.budget.worth_drafting(batch, time)
         return no_drafts(requests) if self.rests else super()._drafts(requests)
-
-    def _tokens(self) -> float:
-        """Of a request in a step, of late or in the last one."""
-        written = [len(request.tokens) - before for request, before, _ in self.drafted]
-        return max(statistics.fmean(self.pace.values()), statistics.fmean(written))
 
 
 def no_drafts(requests: Sequence[Request]) -> list[Tree]:

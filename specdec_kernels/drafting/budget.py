@@ -168,24 +168,41 @@ class Budget:
         cost: np.ndarray = np.interp(rows, sizes, times) + max(slope, 0.0) * np.maximum(rows - sizes[-1], 0.0)
         return cost
 
-    def choose(self, chances: Sequence[Sequence[float]]) -> list[list[int]]:
+    def choose(
+        self, chances: Sequence[Sequence[float]], weights: Sequence[float] | None = None
+    ) -> list[list[int]]:
         """Which nodes of each request's tree to verify, ascending, the root included.
 
         Args:
             chances: for each request the corrected chances of its nodes, parents first, 1 for the root, 0
                 for unused nodes. No node has a larger chance than its parent.
+            weights: for each request what a drafted token is worth, where a token of plain decoding is worth
+                1, see `TextCredit.weights`; default: 1. What a choice may cost does not depend on it.
 
         Every further node adds the same cost to the step, whichever request it belongs to. So the nodes of
-        all requests are taken in the order of their chances.
+        all requests are taken in the order of their chances, times the weights.
 
         Raises:
-            ValueError: negative chances.
+            ValueError: negative chances or weights, weights of another number of requests.
             TypeError: no sequences of numbers.
         """
         chances = [
             check_numbers("Budget.choose", f"chances[{b}]", each)
             for b, each in enumerate(check_list("Budget.choose", "chances", chances, "sequences of numbers"))
         ]
+        if weights is not None:
+            weights = check_numbers("Budget.choose", "weights", weights)
+            if len(weights) != len(chances):
+                bad_value(
+                    "Budget.choose",
+                    "weights",
+                    f"must have as many entries as chances, {len(chances)}",
+                    len(weights),
+                )
+            chances = [
+                [1.0, *(weight * chance for chance in each[1:])]
+                for weight, each in zip(weights, chances, strict=True)
+            ]
         if not chances:
             return []
         nodes = [

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
 
 from .._checks import bad_value, check_bool, check_int, check_ints, check_number, check_numbers, check_type
+
+HASTE = 4  # the power of a request's share of the most steps left
+RECENT = 0.9  # of the pace so far, after a step
 
 
 class TextCredit:
@@ -26,9 +27,13 @@ class TextCredit:
     right where other requests wait for the place of each. Where a batch is awaited, it is too much for
     tokens that some requests have and others lack: plain decoding makes the step for the others anyway, and
     saves only rows. So a step is counted when the slowest request has made it, too. Until then, the tokens of
-    k requests that are ahead count as what k rows fewer save in any case: the smallest of c[m] - c[m - k]
-    for m from k to the most requests that there were, since in plain decoding any of them may still be there.
-    A request that takes the place of one that has left takes over by how much it was ahead.
+    k requests that are ahead count as the k cheapest rows of the steps that plain decoding would still make,
+    which are over those of the batch and those that have left ahead of the slowest one: where the cost of
+    n rows is c[n], the n-th row costs c[n] - c[n - 1]. A request that takes the place of one that has left
+    takes over by how much it was ahead.
+
+    Drafts for requests that end early save no step of an awaited batch. `weights` says what a token of each
+    is worth by the steps that it has left.
 
     Args:
         share: of plain decoding's time.
@@ -53,6 +58,8 @@ class TextCredit:
         -1.6
         >>> round(credit.after(costs, {"a": 1, "b": 5}), 3)  # now 4 steps are
         1.6
+        >>> [round(weight, 2) for weight in credit.weights({"a": 10, "b": 20})]
+        [0.07, 1.0]
     """
 
     def __init__(self, share: float = 0.03, least_tokens: int = 64, awaited: bool = True) -> None:
@@ -61,9 +68,40 @@ class TextCredit:
         check_bool("TextCredit", "awaited", awaited)
         self.awaited = awaited
         self._advanced = 0.0  # what texts got when they joined, and has not been earned yet
-        self._saved: list[float] = []  # at least, by 1, 2, ... rows fewer
+        self._times: list[float] = [0.0]  # of steps over 0, 1, ... rows, the last that were given
+        self._value = 0.0  # what was counted for those that are ahead
         self._leads: dict[Any, int] = {}  # by how many tokens each is ahead of the slowest request
         self._gone: list[int] = []  # the same of those that have left, and whose place nobody took
+        self._pace: dict[Any, float] = {}  # tokens of each request in a step, of late
+        self._last = 1.0  # tokens of a request in the last step
+
+    @property
+    def pace(self) -> float:
+        """Tokens of a request in a step, of late or in the last step, whichever is more; 1 before any."""
+        return max(self._last, sum(self._pace.values()) / max(len(self._pace), 1))
+
+    def weights(self, tokens_left: Mapping[Any, float]) -> list[float]:
+        """What a drafted token of each request is worth, for `Budget.choose` and `BatchBudget.select`.
+
+        Args:
+            tokens_left: for each request how many tokens it may still write.
+
+        Returns:
+            1 for the requests that have the most steps left by their pace, and less for those that will be
+            done sooner: the fourth power of the ratio of steps left. Without `awaited`, 1 for all.
+
+        Raises:
+            ValueError: negative numbers.
+            TypeError: no mapping of requests to numbers.
+        """
+        call = "TextCredit.weights"
+        check_type(call, "tokens_left", tokens_left, Mapping, "a mapping of requests to numbers of tokens")
+        steps = [
+            check_number(call, f"tokens_left[{key!r}]", left, 0) / max(self._pace.get(key, 1.0), 1.0)
+            for key, left in tokens_left.items()
+        ]
+        most = max(steps, default=0.0)
+        return [(each / most) ** HASTE if self.awaited and most else 1.0 for each in steps]
 
     def join(self, costs: Sequence[float], tokens: Sequence[int], requests: int) -> float:
         """What to add to the credit when texts join a batch.
@@ -110,6 +148,10 @@ class TextCredit:
         times = _times(call, costs, len(counts))
         if not counts:
             return 0.0
+        self._last = sum(counts) / len(counts)
+        self._pace = {
+            key: RECENT * self._pace.get(key, 1.0) + (1.0 - RECENT) * count for key, count in tokens.items()
+        }
         counted = float(times[-1]) * sum(counts) / len(counts)
         worth = self._worth(times, tokens) if self.awaited else counted
         earned = self.share * worth
@@ -120,18 +162,24 @@ class TextCredit:
     def _worth(self, times: np.ndarray, tokens: Mapping[Any, int]) -> float:
         """The time of plain decoding that these tokens stand for, where the batch is awaited."""
         gone = sorted([*self._gone, *(lead for key, lead in self._leads.items() if key not in tokens)])
+        gone = [lead for lead in gone if lead > 0]
         fresh = [key for key in tokens if key not in self._leads]
-        taken: dict[Any, int] = dict(zip(fresh, gone, strict=False))
+        leads = self._leads | dict(zip(fresh, gone, strict=False))
         gone = gone[len(fresh) :]
-        before: list[int] = [self._leads.get(key, taken.get(key, 0)) for key in tokens]
-        after = [lead + count for lead, count in zip(before, tokens.values(), strict=True)]
+        after = [leads.get(key, 0) + count for key, count in tokens.items()]
         least = min(after)
+        self._times[: len(times)] = [0.0, *times[1:]]
+        value = self._worth_of([*after, *gone])
         self._leads = {key: lead - least for key, lead in zip(tokens, after, strict=True)}
         self._gone = [lead - least for lead in gone if lead > least]
-        rows = np.array([0.0, *times[1:]])
-        saved = [float(min(rows[k:] - rows[: len(rows) - k])) for k in range(1, len(rows))]
-        self._saved = [min(pair) for pair in zip_longest(saved, self._saved, fillvalue=math.inf)]
-        return _of_places(after + gone, self._saved) - _of_places(before + gone, self._saved)
+        before, self._value = self._value, self._worth_of([*self._leads.values(), *self._gone])
+        return value - before
+
+    def _worth_of(self, leads: Sequence[int]) -> float:
+        """What plain decoding saves at least for requests that are ahead: the longest lead saves the cheapest
+        row of each step, the next one the second cheapest."""
+        rows = sorted(np.diff(self._times[: len(leads) + 1]).tolist())
+        return sum(row * lead for row, lead in zip(rows, sorted(leads, reverse=True), strict=True))
 
 
 def _times(call: str, costs: Sequence[float], requests: int) -> np.ndarray:
@@ -140,10 +188,3 @@ def _times(call: str, costs: Sequence[float], requests: int) -> np.ndarray:
     if len(times) <= requests:
         bad_value(call, "costs", f"must have the times of up to {requests} rows", f"{len(times)} entries")
     return np.array(times[: requests + 1])
-
-
-def _of_places(leads: Sequence[int], saved: Sequence[float]) -> float:
-    """The worth of all places: k requests have filled as many as the k-th longest lead, and each is worth
-    `saved[k - 1]`."""
-    ordered = [*sorted(leads, reverse=True), 0]
-    return sum(value * (lead - less) for value, (lead, less) in zip(saved, pairwise(ordered), strict=False))

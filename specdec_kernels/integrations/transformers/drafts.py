@@ -166,8 +166,7 @@ class Drafting:
         """Before the first step of a batch. `given`: sampling, seeds and rule, for a drafter that asks."""
         self._calibrations = [(Calibration(), Calibration()) for _ in range(batch_size)]
         self._requests = list(range(batch_size))
-        self._pace = self._brought = 1.0  # tokens of a request in a step: of late, and in the last one
-        self.credit = TextCredit(0.0 if self.curve is None else SHARE, awaited=False)
+        self.credit = TextCredit(0.0 if self.curve is None else SHARE)
         self.nodes: list[Nodes] = []
         if self.curve is not None:
             if not self._steps:
@@ -200,7 +199,7 @@ class Drafting:
         called = self.drafter is not None and any(depths)
         if called:
             nodes, laws = self._ask(text, lengths, depths)
-            nodes = self._pruned(nodes)
+            nodes = self._pruned(nodes, self._weights(limits))
         else:
             nodes, laws = [ROOT] * len(limits), None
         self.nodes = nodes
@@ -224,8 +223,6 @@ class Drafting:
             extra = (min(drafting, 1.0) if self._calls == 1 else drafting) + (excess if rows > batch else 0.0)
         if self.budget is None:
             return
-        self._brought = sum(tokens) / batch
-        self._pace = 0.9 * self._pace + 0.1 * self._brought
         times = self.budget.cost(range(batch + 1)).tolist()
         extra -= self.credit.after(times, dict(zip(self._requests, tokens, strict=True)))
         self.budget = self.budget.after(rows, list(tokens), extra)
@@ -281,7 +278,7 @@ class Drafting:
                 self.budget = replace(self.budget, credit=credit, max_credit=4.0 * times[batch])
             self.budget = replace(self.budget, costs=costs)
             rows = min(sum(len(nodes.tokens) for nodes in self.nodes), MOST_ROWS)
-            if rows > batch and self.curve.doubts(rows, batch, max(self._pace, self._brought)):
+            if rows > batch and self.curve.doubts(rows, batch, self.credit.pace):
                 return [0] * batch
         budget = self.budget
         if budget is None:
@@ -295,10 +292,17 @@ class Drafting:
         width = max(self.width, 1)
         most = max((MOST_ROWS // batch - 1) // width, 1)
         depths = []
-        for limit, (_, levels) in zip(limits, self._calibrations, strict=True):
-            believed = levels.believe(*_levels(min(limit, most)))
+        weights = self._weights(limits)
+        for limit, weight, (_, levels) in zip(limits, weights, self._calibrations, strict=True):
+            believed = [weight * chance for chance in levels.believe(*_levels(min(limit, most)))]
             depths.append(scaled.depth(believed[1:], level if self.told else 0.0, width))
         return depths
+
+    def _weights(self, limits: Sequence[int]) -> list[float]:
+        """What a drafted token of each request is worth: the batch is done when its slowest request is."""
+        return self.credit.weights(
+            {request: limit + 1 for request, limit in zip(self._requests, limits, strict=True)}
+        )
 
     def _ask(self, text: Tensor, lengths: Tensor, depths: list[int]) -> tuple[list[Nodes], Tensor | None]:
         told = {"max_draft": list(depths)} if self.told else {}
@@ -323,7 +327,7 @@ class Drafting:
             self.curve = self.curve if laws is None else None
         return nodes, None if laws is None else laws.to(text.device)
 
-    def _pruned(self, nodes: list[Nodes]) -> list[Nodes]:
+    def _pruned(self, nodes: list[Nodes], weights: Sequence[float]) -> list[Nodes]:
         """The drafts without `POINT` nodes that do not pay."""
         drawn = [own.drawn for own in nodes]
         if any(drawn):
@@ -338,9 +342,8 @@ class Drafting:
                 [1.0] if yes else calibration.believe(own.chances, own.parents)
                 for own, yes, (calibration, _) in zip(nodes, drawn, self._calibrations, strict=True)
             ]
-            chosen = replace(self.budget, credit=max(self.budget.credit - self._level(), 0.0)).choose(
-                believed
-            )
+            credit = max(self.budget.credit - self._level(), 0.0)
+            chosen = replace(self.budget, credit=credit).choose(believed, weights)
         return [own if yes else own.keep(some) for own, yes, some in zip(nodes, drawn, chosen, strict=True)]
 
     def _built(self, nodes: list[Nodes], laws: Tensor | None, device: torch.device) -> Drafts:
