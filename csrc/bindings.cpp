@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python's view of the core: the functions of specdec.h.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -419,23 +420,32 @@ void bind_suffix_index(py::module_& m) {
       .def("unload", &I::unload, Free(), py::arg("corpus"))
       .def(
           "draft",
-          [](const I& index, int threads, std::uintptr_t requests, int64_t count, int64_t max_nodes,
-             int64_t max_depth, int64_t candidates, int64_t min_match, const std::vector<double>& trust,
-             std::uintptr_t out_tokens, std::uintptr_t out_parents, std::uintptr_t out_scores) {
+          [](const I& index, int threads, const std::vector<int64_t>& requests, int64_t max_nodes,
+             int64_t max_depth, int64_t candidates, int64_t min_match, const std::vector<double>& trust) {
+            const auto count = static_cast<int64_t>(requests.size());
+            py::array_t<float> scores({count, max_nodes});  // NumPy refuses sizes that are too large
+            py::array_t<int64_t> tokens(scores.size());
+            py::array_t<int32_t> parents(scores.size()), cu_nodes(count + 1);
+            py::array_t<uint8_t> proposals(scores.size());
             const SuffixDraft args{max_nodes,
                                    max_depth,
                                    candidates,
                                    min_match,
                                    trust.data(),
                                    static_cast<int64_t>(trust.size()),
-                                   at<int64_t>(out_tokens),
-                                   at<int32_t>(out_parents),
-                                   at<float>(out_scores)};
-            index.draft(at<int64_t>(requests), count, args, threads);
+                                   tokens.mutable_data(),
+                                   parents.mutable_data(),
+                                   cu_nodes.mutable_data(),
+                                   proposals.mutable_data(),
+                                   scores.mutable_data()};
+            {
+              const py::gil_scoped_release free;
+              index.draft(requests.data(), count, args, threads);
+            }
+            return py::make_tuple(tokens, parents, cu_nodes, proposals, scores);
           },
-          Free(), py::arg("threads"), py::arg("requests"), py::arg("count"), py::arg("max_nodes"),
-          py::arg("max_depth"), py::arg("candidates"), py::arg("min_match"), py::arg("trust"),
-          py::arg("out_tokens"), py::arg("out_parents"), py::arg("out_scores"))
+          py::arg("threads"), py::arg("requests"), py::arg("max_nodes"), py::arg("max_depth"),
+          py::arg("candidates"), py::arg("min_match"), py::arg("trust"))
       .def("size", &I::size, Free())
       .def("contains", &I::contains, Free(), py::arg("request"))
       .def("list",

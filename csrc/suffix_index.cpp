@@ -236,7 +236,8 @@ class SuffixIndex::Search {
   void run(const Text& text) {
     Node root{-1, -1, 0, 1.0, 0, 0};
     if (text.size > 0) {
-      end_ = text.last * TextBlocks::kBlock + index_.blocks_.block(text.last).used - 1;
+      own_ = &index_.blocks_.block(text.last);
+      end_ = text.last * TextBlocks::kBlock + own_->used - 1;
       root.token = index_.blocks_.token(end_);
       for (Position p = end_; p != kNowhere && length_ < kMaxMatch; p = index_.blocks_.before(p))
         suffix_[length_++] = index_.blocks_.token(p);
@@ -248,32 +249,36 @@ class SuffixIndex::Search {
   }
 
  private:
-  // A place whose next token continues what the text ends with; n tokens are the same up to it.
+  // A place whose next token continues what the text ends with.
   struct Cursor {
-    const Corpus* corpus = nullptr;  // null: in a text that grows
-    Position place = kNowhere;
-    int64_t n = 0;
-    Position start = kNowhere;  // where it was found
+    const Corpus* corpus;            // null: in a text that grows
+    const TextBlocks::Block* block;  // of such a text
+    Position place;                  // in the corpus, or in the block
+    Position start;                  // where it was found
+    uint32_t n;                      // tokens that were the same there
   };
   struct Node {
     int64_t token;
     int32_t parent;  // among the kept
     int64_t depth;
     double chance;
-    size_t begin, end;  // of its cursors
+    size_t begin, end;  // of its cursors, whose places those of its children take
   };
 
-  int64_t token(const Cursor& c) const {
-    return c.corpus ? c.corpus->token(c.place) : index_.blocks_.token(c.place);
-  }
-  Position before(const Cursor& c) const {
-    if (!c.corpus) return index_.blocks_.before(c.place);
-    return c.place > 0 ? c.place - 1 : kNowhere;
-  }
-  // At the end of the text itself a continuation goes on with itself: a repetition repeats.
-  Position after(const Cursor& c) const {
-    if (!c.corpus) return index_.blocks_.after(c.place == end_ ? c.start : c.place);
-    return c.place + 1 < c.corpus->size() ? c.place + 1 : kNowhere;
+  // Moves a cursor on. Returns the token there, below 0 if there is none. At the end of the text itself a
+  // continuation goes on with itself: a repetition repeats.
+  int64_t step(Cursor& c) const {
+    if (c.corpus) return ++c.place < c.corpus->size() ? c.corpus->token(c.place) : -1;
+    if (++c.place == c.block->used) {
+      Position next = c.block->after * TextBlocks::kBlock;
+      if (c.block->after == kNowhere) {
+        if (c.block != own_) return -1;
+        next = index_.blocks_.after(c.start);
+      }
+      c.block = &index_.blocks_.block(next / TextBlocks::kBlock);
+      c.place = next % TextBlocks::kBlock;
+    }
+    return c.block->tokens[c.place];
   }
 
   // Longer keys first; shorter ones only while little was found.
@@ -303,18 +308,19 @@ class SuffixIndex::Search {
   // Takes a place if exactly this key finds it: others of its chain only have the same hash, or a longer key
   // has found them.
   void consider(const Corpus* corpus, Position place, int key) {
-    Cursor c{corpus, place, 0, place};
-    while (c.n < length_ && token(c) == suffix_[c.n]) {
-      ++c.n;
-      c.place = before(c);
-      if (c.place == kNowhere) break;
+    int64_t n = 0;
+    for (Position p = place; p != kNowhere && n < length_; ++n) {
+      if ((corpus ? corpus->token(p) : index_.blocks_.token(p)) != suffix_[n]) break;
+      p = !corpus ? index_.blocks_.before(p) : p > 0 ? p - 1 : kNowhere;
     }
-    if (c.n < kKeyLengths[key] || (key + 1 < kKeys && c.n >= kKeyLengths[key + 1])) return;
-    cursors_.push_back({corpus, place, c.n, place});
+    if (n < kKeyLengths[key] || (key + 1 < kKeys && n >= kKeyLengths[key + 1])) return;
+    Cursor found{corpus, nullptr, place, place, static_cast<uint32_t>(n)};
+    if (!corpus) {
+      found.block = &index_.blocks_.block(place / TextBlocks::kBlock);
+      found.place = place % TextBlocks::kBlock;
+    }
+    cursors_.push_back(found);
   }
-
-  // Odds of several matches add up: with one, a node has the chance `trust`.
-  double odds(int64_t n) const { return odds_[std::min(n, args_.trust_count) - 1]; }
 
   // The likeliest nodes, a node's parent before it.
   void grow(const Node& root) {
@@ -323,6 +329,7 @@ class SuffixIndex::Search {
     };
     std::priority_queue<size_t, std::vector<size_t>, decltype(worse)> queue(worse);
     open_.push_back(root);
+    moves_.resize(cursors_.size());
     queue.push(0);
     while (!queue.empty() && static_cast<int64_t>(kept_.size()) < args_.max_nodes) {
       const size_t best = queue.top();
@@ -340,43 +347,57 @@ class SuffixIndex::Search {
     }
   }
 
-  // Opens the children of a node. Their cursors are its own, moved on by a token and sorted by child.
+  // Opens the children of a node. Their cursors are its own, moved on by a token and sorted by child. Odds of
+  // several matches add up: with one, a node has the chance `trust`. Most nodes have one child.
   double extend(size_t node, int32_t parent) {
     const Node from = open_[node];
-    const size_t first = open_.size();
+    const size_t first = open_.size(), known = odds_.size();
+    Cursor *const begin = cursors_.data() + from.begin, *end = begin;
+    Move* move = moves_.data();
+    size_t child = first;
+    int64_t last = -1;  // the token of `child`
     double total = 0;
-    moved_.clear();
-    for (size_t i = from.begin; i < from.end; ++i) {
-      Cursor c = cursors_[i];
-      const double weight = odds(c.n);
-      c.place = after(c);
-      if (c.place == kNowhere) continue;
-      const int64_t next = token(c);
-      if (next < 0) continue;
-      size_t child = first;
-      while (child < open_.size() && open_[child].token != next) ++child;
-      if (child == open_.size()) open_.push_back({next, parent, from.depth + 1, 0, 0, 0});
-      ++c.n;
-      open_[child].chance += weight;
-      ++open_[child].end;
-      moved_.emplace_back(child, c);
-      total += weight;
+    for (Cursor* c = begin; c != cursors_.data() + from.end; ++c) {
+      const int64_t token = step(*c);
+      if (token < 0) continue;
+      if (token != last) {
+        for (child = first; child < open_.size() && open_[child].token != token;) ++child;
+        if (child == open_.size()) open_.push_back({token, parent, from.depth + 1, 0, 0, 0});
+        last = token;
+      }
+      const double odds = odds_[std::min<size_t>(c->n + from.depth, known) - 1];
+      total += odds;
+      *move++ = {child, odds};
+      if (c != end) *end = *c;
+      ++end;
     }
-    size_t at = cursors_.size();
-    for (size_t child = first; child < open_.size(); ++child) {
+    size_t at = from.begin;
+    if (open_.size() == first + 1) {
+      open_[first].chance = total;
+      open_[first].begin = at;
+      open_[first].end = end - cursors_.data();
+      return total;
+    }
+    for (const Move* m = moves_.data(); m != move; ++m) {
+      open_[m->child].chance += m->odds;
+      ++open_[m->child].end;
+    }
+    for (child = first; child < open_.size(); ++child) {
       open_[child].begin = at;
       at += std::exchange(open_[child].end, at);
     }
-    cursors_.resize(at);
-    for (const auto& [child, c] : moved_) cursors_[open_[child].end++] = c;
+    unsorted_.assign(begin, end);
+    for (size_t i = 0; i < unsorted_.size(); ++i) cursors_[open_[moves_[i].child].end++] = unsorted_[i];
     return total;
   }
 
   void write() const {
     const int64_t begin = b_ * args_.max_nodes, count = static_cast<int64_t>(kept_.size());
+    args_.out_cu_nodes[b_ + 1] = static_cast<int32_t>(begin + args_.max_nodes);
     for (int64_t i = 0; i < args_.max_nodes; ++i) {
       args_.out_tokens[begin + i] = i < count ? kept_[i].token : -1;
       args_.out_parents[begin + i] = i < count ? kept_[i].parent : 0;
+      args_.out_proposals[begin + i] = 0;
       args_.out_scores[begin + i] =
           i < count ? static_cast<float>(std::log(kept_[i].chance)) : -std::numeric_limits<float>::infinity();
     }
@@ -385,6 +406,10 @@ class SuffixIndex::Search {
   static constexpr int64_t kEnough = 8;
   static constexpr double kMostTrust = 0.999;
 
+  struct Move {
+    size_t child;
+    double odds;
+  };
   struct Kept {
     int64_t token;
     int32_t parent;
@@ -395,10 +420,12 @@ class SuffixIndex::Search {
   const SuffixDraft& args_;
   int64_t b_;
   Position end_ = kNowhere;
-  int64_t suffix_[kMaxMatch], length_ = 0;        // the last tokens, the last one first
-  std::vector<double> odds_;                      // by tokens of a match
-  std::vector<Cursor> cursors_;                   // of all nodes
-  std::vector<std::pair<size_t, Cursor>> moved_;  // of the node that is extended, with the child of each
+  const TextBlocks::Block* own_ = nullptr;  // the last block of the text itself
+  int64_t suffix_[kMaxMatch], length_ = 0;  // the last tokens, the last one first
+  std::vector<double> odds_;                // by tokens of a match
+  std::vector<Cursor> cursors_;             // of all nodes that are not extended yet
+  std::vector<Move> moves_;                 // of the cursors of the node that is extended
+  std::vector<Cursor> unsorted_;
   std::vector<Node> open_;
   std::vector<Kept> kept_;
 };
@@ -553,6 +580,7 @@ void SuffixIndex::draft(const int64_t* requests, int64_t count, const SuffixDraf
   const auto lock = mutex_.reading();
   std::vector<const Text*> texts;
   for (int64_t b = 0; b < count; ++b) texts.push_back(&known(requests[b]));
+  args.out_cu_nodes[0] = 0;
   Team team(count > 1 ? threads : 1);
   team.items(count, 1, [&](Worker&, int64_t b) { Search(*this, args, b).run(*texts[b]); });
 }

@@ -113,9 +113,11 @@ struct SuffixDraft {
   int64_t max_nodes, max_depth, candidates, min_match;
   const double* trust;  // [trust_count], as of ngram_tree
   int64_t trust_count;
-  int64_t* out_tokens;   // [B, max_nodes], the root first, -1 beyond the end
-  int32_t* out_parents;  // [B, max_nodes]
-  float* out_scores;     // [B, max_nodes], log-probabilities
+  int64_t* out_tokens;     // [B, max_nodes], the root first, -1 beyond the end
+  int32_t* out_parents;    // [B, max_nodes]
+  int32_t* out_cu_nodes;   // [B + 1]
+  uint8_t* out_proposals;  // [B, max_nodes], all 0: Proposal.POINT
+  float* out_scores;       // [B, max_nodes], log-probabilities
 };
 
 // One writer at a time, or any number of readers. A writer waits only for readers that came before it.

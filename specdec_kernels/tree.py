@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -137,7 +137,7 @@ class DraftTree:
         """A tree of tensors that a constructor made, which it need not check again; links may be left out."""
         if traced():
             return cls(*values)
-        tree = _unchecked(*values, *[None] * (7 - len(values)))
+        tree = _unchecked(*values)
         if chain:
             tree._cache["_is_chain"] = tree._cache["_made_as_chain"] = True
         return tree
@@ -618,13 +618,23 @@ def _unflatten(tensors: Iterable[Any], bounds: tuple[int, int]) -> DraftTree:
     return _unchecked(*values)  # the leaves of a pytree may be any objects
 
 
-def _unchecked(*values: Any) -> DraftTree:
+def _unchecked(
+    tokens: Any,
+    parents: Any,
+    cu_nodes: Any,
+    proposals: Any,
+    max_nodes: int,
+    max_depth: int,
+    links: Any = None,
+) -> DraftTree:
     tree = object.__new__(DraftTree)
-    vars(tree).update(zip(_FIELDS, (*values, {}, False), strict=True))
+    vars(tree).update(
+        tokens=tokens, parents=parents, cu_nodes=cu_nodes, proposals=proposals,
+        max_nodes=max_nodes, max_depth=max_depth, links=links, _cache={}, _refreshed=False,
+    )  # fmt: skip
     return tree
 
 
-_FIELDS = tuple(part.name for part in fields(DraftTree))
 pytree.register_pytree_node(
     DraftTree, _flatten, _unflatten, serialized_type_name="specdec_kernels.tree.DraftTree"
 )

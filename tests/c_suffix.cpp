@@ -16,9 +16,10 @@ static void draft_until(const SuffixIndex& index, const std::atomic<bool>& done,
   const double trust[] = {0.2, 0.5, 0.9};
   const int64_t requests[] = {0, 0};
   int64_t tokens[2 * kNodes];
-  int32_t parents[2 * kNodes];
+  int32_t parents[2 * kNodes], cu_nodes[3];
+  uint8_t proposals[2 * kNodes];
   float scores[2 * kNodes];
-  const SuffixDraft args{kNodes, kNodes - 1, 64, 2, trust, 3, tokens, parents, scores};
+  const SuffixDraft args{kNodes, kNodes - 1, 64, 2, trust, 3, tokens, parents, cu_nodes, proposals, scores};
   do {
     index.draft(requests, 2, args, 2);
     for (int64_t i = 0; i < kNodes; ++i) {

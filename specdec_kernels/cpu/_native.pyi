@@ -2,6 +2,9 @@
 """The native core, built from csrc/. Pointers are addresses of memory that outlives the call, 0 = null."""
 
 from enum import IntEnum
+from typing import Any
+
+from numpy.typing import NDArray
 
 class DType(IntEnum):
     float32 = ...
@@ -576,17 +579,13 @@ class SuffixIndex:
     def draft(
         self,
         threads: int,
-        requests: int,
-        count: int,
+        requests: list[int],
         max_nodes: int,
         max_depth: int,
         candidates: int,
         min_match: int,
         trust: list[float],
-        out_tokens: int,
-        out_parents: int,
-        out_scores: int,
-    ) -> None: ...
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...
     def size(self) -> int: ...
     def contains(self, request: int) -> bool: ...
     def list(self) -> list[tuple[int, str, int, bool]]: ...

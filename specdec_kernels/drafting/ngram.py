@@ -171,7 +171,9 @@ def ngram_tree(
         out_scores=scores,
     )
     _ops.ngram_tree(call, backend)
-    return as_tree(drafted.view(-1), parents.view(-1), scores, max_depth)
+    cu_nodes = torch.arange(0, drafted.numel() + 1, max_nodes, dtype=torch.int32, device=device)
+    kinds = torch.zeros(drafted.numel(), dtype=torch.uint8, device=device)  # Proposal.POINT
+    return as_tree(drafted.view(-1), parents.view(-1), cu_nodes, kinds, scores, max_nodes, max_depth)
 
 
 def check_tree(
@@ -188,13 +190,18 @@ def check_tree(
     return max_nodes, max_depth, trust
 
 
-def as_tree(tokens: Tensor, parents: Tensor, scores: Tensor, max_depth: int) -> NgramTree:
-    """From tokens [R], parents [R] and scores [B, max_nodes], which a search has filled."""
-    rows, nodes = tokens.shape[0], scores.shape[1]
-    depth = max(max_depth, min(nodes - 1, 1))  # unused nodes have depth 1
-    cu_nodes = torch.arange(0, rows + 1, nodes, dtype=torch.int32, device=tokens.device)
-    kinds = torch.zeros(rows, dtype=torch.uint8, device=tokens.device)  # Proposal.POINT
-    return NgramTree(DraftTree._made(tokens, parents, cu_nodes, kinds, nodes, depth), scores)
+def as_tree(
+    tokens: Tensor,
+    parents: Tensor,
+    cu_nodes: Tensor,
+    kinds: Tensor,
+    scores: Tensor,
+    max_nodes: int,
+    max_depth: int,
+) -> NgramTree:
+    """Of tensors that a search has filled, as `DraftTree` and `NgramTree` have them."""
+    depth = max(max_depth, min(max_nodes - 1, 1))  # unused nodes have depth 1
+    return NgramTree(DraftTree._made(tokens, parents, cu_nodes, kinds, max_nodes, depth), scores)
 
 
 def _check(

@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import zlib
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -232,18 +231,16 @@ class SuffixIndex:
         max_nodes, max_depth, trust = check_tree(operation, max_nodes, max_depth, trust)
         candidates = check_int(operation, "candidates", candidates, 1)
         min_match = check_int(operation, "min_match", min_match, 2)
-        ids, batch, holder = _numbers(operation, "requests", requests)
-        rows = batch * max_nodes
-        tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
-        parents = torch.empty(rows, dtype=torch.int32, device="cpu")
-        scores = torch.empty((batch, max_nodes), dtype=torch.float32, device="cpu")
-        _call(
-            operation, self._native.draft, torch.get_num_threads(), ids, batch,
-            max_nodes, max_depth, candidates, min_match, trust,
-            tokens.data_ptr(), parents.data_ptr(), scores.data_ptr(), request="requests",
+        if isinstance(requests, Tensor):
+            ids = _integers(operation, "requests", requests).tolist()
+        else:
+            ids = check_ints(operation, "requests", requests, -(2**63))
+        arrays = _call(
+            operation, self._native.draft, torch.get_num_threads(), ids,
+            max_nodes, max_depth, candidates, min_match, trust, request="requests",
         )  # fmt: skip
-        del holder
-        return as_tree(tokens, parents, scores, max_depth)
+        tokens, parents, cu_nodes, kinds, scores = map(torch.from_numpy, arrays)
+        return as_tree(tokens, parents, cu_nodes, kinds, scores, max_nodes, max_depth)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all texts into a file, in NumPy's format .npz with a checksum. Corpora are files of their own
@@ -403,15 +400,6 @@ def _integers(operation: str, argument: str, values: Any) -> Tensor:
     return torch.tensor(check_ints(operation, argument, values), dtype=torch.int64, device="cpu")
 
 
-def _numbers(operation: str, argument: str, values: Any) -> tuple[int, int, object]:
-    """The address of int64 on the host, how many they are, and what holds them: a list's need no tensor."""
-    if isinstance(values, Tensor):
-        held = _integers(operation, argument, values)
-        return held.data_ptr(), held.shape[0], held
-    numbers = array("q", check_ints(operation, argument, values, -(2**63)))
-    return *numbers.buffer_info(), numbers
-
-
 def _names(operation: str, argument: str, names: Any) -> list[str]:
     """Distinct namespaces."""
     if isinstance(names, (str, Tensor)) or not isinstance(names, Iterable):
@@ -427,11 +415,11 @@ def _check_path(operation: str, path: object) -> None:
         bad_type(operation, "path", "must be a path", what(path))
 
 
-def _call(operation: str, function: Any, *arguments: Any, request: str = "request") -> None:
-    """A function of the core, whose errors are told in the name of the operation. `request`: the argument
-    that has the requests."""
+def _call(operation: str, function: Any, *arguments: Any, request: str = "request") -> Any:
+    """What a function of the core returns. Its errors are told in the name of the operation. `request`: the
+    argument that has the requests."""
     try:
-        function(*arguments)
+        return function(*arguments)
     except ValueError as error:
         message = re.sub(r"^request\b", request, str(error))
         raise ValueError(f"{operation}: {message}") from None
