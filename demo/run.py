@@ -29,7 +29,7 @@ from .report.figures import Results, label, write_json
 from .smollm import SmolLM, load
 from .timing import PAGE_SIZE, ROWS, race, step_costs
 from .transformers_loop import Generation, generate
-from .ways import DRAFTERS, MAX_NODES, ways
+from .ways import DRAFTERS, MAX_NODES, PLAIN, RULES, ways
 
 NUM_DRAFT = 10  # of transformers' prompt lookup
 
@@ -122,7 +122,7 @@ class Demo:
         if max_new_tokens is None:
             answers = len(prompts) * (1 + len(self.drafters))
             self.max_new_tokens = answer_length(schedule.left(), self.curve.seconds(1), answers)
-        self.table = Ngrams.load()
+        self.ways = ways(Ngrams.load(), self.curve)
         self.results = Results()
         self.by_transformers: dict[str, Generation] = {}  # with its prompt lookup, greedy
         self.differing: list[str] = []  # whose text is not the one that it has to be
@@ -180,8 +180,8 @@ class Demo:
             elif (name, temperature) == keys[0]:
                 self.console.rule(Text(f"round {number + 1} of at most {rounds}, not shown", "bold"))
             # Where something is left to chance, other rules write other texts of the same law.
-            rules = self.full and temperature > 0
-            compared = ways(self.table, self.curve, self.drafters, rules=rules)
+            rules = RULES if self.full and temperature > 0 else ()
+            compared = {way: self.ways[way] for way in (PLAIN, *self.drafters, *rules)}
             request = self._request(name, temperature)
             found = race(self.model, self.lm.eos_id, compared, [request], 1, shown)
             self.results.single.setdefault((name, temperature), []).append(found)
@@ -233,9 +233,9 @@ class Demo:
         )
         keys = [(name, temperature) for temperature in sorted(set(temperatures)) for name in self.prompts]
         requests = [self._request(*key) for key in keys]
+        compared = {way: self.ways[way] for way in (PLAIN, *self.drafters)}
         self.results.together = [
-            race(self.model, self.lm.eos_id, ways(self.table, self.curve), requests, len(self.prompts))
-            for _ in range(rounds)
+            race(self.model, self.lm.eos_id, compared, requests, len(self.prompts)) for _ in range(rounds)
         ]
         alone = [self.results.text(*key) for key in keys]
         same = [

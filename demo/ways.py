@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import specdec_kernels as sdk
@@ -43,17 +43,16 @@ def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
     return dict(zip(DRAFTERS, found, strict=True))
 
 
-def ways(
-    table: Ngrams, curve: sdk.CostCurve, names: Sequence[str] = DRAFTERS, *, rules: bool = False
-) -> dict[str, Way]:
-    """Plain decoding and drafters, each with as many nodes as are expected to pay; with `rules` also the last
-    drafter under the other rules."""
-    found = {PLAIN: Way(no_drafts)}
-    found |= {name: Way.of(drafter, curve) for name, drafter in drafters(table).items() if name in names}
-    if rules:
-        last = drafters(table)[DRAFTERS[-1]]
-        found |= {rule: Way.of(last, curve, rule) for rule in RULES}
-    return found
+def ways(table: Ngrams, curve: sdk.CostCurve) -> dict[str, Way]:
+    """Plain decoding, and drafters, each with as many nodes as are expected to pay, the last one also under
+    the other rules. They remember from one batch to the next how long drafting takes."""
+    found = drafters(table)
+    last = found[DRAFTERS[-1]]
+    return (
+        {PLAIN: Way(no_drafts)}
+        | {name: Way.of(drafter, curve) for name, drafter in found.items()}
+        | {rule: Way.of(last, curve, rule) for rule in RULES}
+    )
 
 
 def trace_ways(table: Ngrams, costs: Mapping[int, float]) -> dict[str, Way]:

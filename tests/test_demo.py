@@ -25,7 +25,7 @@ from demo.fit import LENGTHS, Schedule, answer_length
 from demo.report.figures import Results, write_json
 from demo.timing import race, rates
 from demo.traces.outcomes import read_trace, replayed
-from demo.ways import DRAFTERS, PLAIN, trace_ways, ways
+from demo.ways import DRAFTERS, PLAIN, RULES, Way, trace_ways, ways
 
 
 @pytest.fixture
@@ -118,13 +118,20 @@ def test_a_table_of_ngrams():
     assert 0.5 < share < 1.0  # all but the last token of each text
 
 
+def compared(*more: str) -> dict[str, Way]:
+    found = ways(distil(TEXTS)[0], CURVE)
+    return {way: found[way] for way in (PLAIN, *DRAFTERS, *more)}
+
+
 def letters(steps: list[list[int]]) -> list[list[str]]:
     return [[f"<{token}>" for token in step] for step in steps]
 
 
 def test_rates_are_of_the_median_rounds():
-    table, _ = distil(TEXTS)
-    rounds = [race(MODEL, EOS, ways(table, CURVE, DRAFTERS[-1:]), [REQUEST], 1) for _ in range(3)]
+    some = {
+        way: found for way, found in ways(distil(TEXTS)[0], CURVE).items() if way in (PLAIN, DRAFTERS[-1])
+    }
+    rounds = [race(MODEL, EOS, some, [REQUEST], 1) for _ in range(3)]
     for seconds, runs in zip((1.0, 50.0, 2.0), rounds, strict=True):
         for run in runs.values():
             run.seconds = seconds
@@ -162,14 +169,13 @@ def test_work_ends_in_time(seconds):
 
 
 def test_json(folder):
-    table, _ = distil(TEXTS)
     results = Results()
     for name, prompt in {"first": [8, 9, 8, 9, 8], "second": [20, 21, 22]}.items():
         for temperature in (0.0, 0.7):
             request = REQUEST | {"prompt": prompt, "temperature": temperature}
-            compared = ways(table, CURVE, rules=temperature > 0)
-            results.single[name, temperature] = [race(MODEL, EOS, compared, [request], 1)]
-    results.together = [race(MODEL, EOS, ways(table, CURVE), [REQUEST, REQUEST], 1)]
+            tried = compared(*(RULES if temperature else ()))
+            results.single[name, temperature] = [race(MODEL, EOS, tried, [request], 1)]
+    results.together = [race(MODEL, EOS, compared(), [REQUEST, REQUEST], 1)]
     for races in results.single.values():
         for way, run in races[0].items():
             run.seconds = 2.0 if way == PLAIN else 0.5
@@ -194,7 +200,7 @@ def test_json(folder):
 @pytest.mark.parametrize("full", [False, True])
 def test_the_picture_says_what_it_shows(folder, full):
     chart = pytest.importorskip("demo.report.chart")
-    raced = race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)
+    raced = race(MODEL, EOS, compared(), [REQUEST], 1)
     for way, run in raced.items():
         run.seconds = run.written / (30.0 if way == PLAIN else 45.0)
     facts = {"model": "a model", "processor": "a processor", "tokens": 5}
@@ -211,7 +217,7 @@ def test_the_picture_says_what_it_shows(folder, full):
 
 
 def test_json_that_cannot_be_written_in_the_end(folder):
-    raced = race(MODEL, EOS, ways(distil(TEXTS)[0], CURVE), [REQUEST], 1)
+    raced = race(MODEL, EOS, compared(), [REQUEST], 1)
     results = Results({("first", 0.0): [raced]}, [raced])
     with pytest.raises(Refused, match="cannot be written"):
         write_json(results, folder / "none" / "x.json", letters, COSTS, {})
@@ -258,12 +264,19 @@ class Machine:
 def speed_up(lengths: list[int], accepts, seed: int, most: int = 1) -> float:
     """Over plain decoding, of texts whose drafts of the token at a place are right or not, and which may be
     `most` times as long."""
-    machine = Machine(seed)
+    return decoded(*drafting_on(Machine(seed)), lengths, accepts, most)
+
+
+def drafting_on(machine: Machine) -> tuple[LearnedBudget, Machine]:
     cost = sdk.Budget(machine.costs).cost
     curve = sdk.CostCurve(machine.costs, 512)
     for rows in (1, 32, 1, 16, 1, 8):  # measured before the texts begin
         curve.observe(rows, float(cost(rows)))
-    drafting = LearnedBudget(machine.draft, curve, machine.clock)
+    return LearnedBudget(machine.draft, curve, machine.clock), machine
+
+
+def decoded(drafting: LearnedBudget, machine: Machine, lengths: list[int], accepts, most: int = 1) -> float:
+    cost, begin = sdk.Budget(machine.costs).cost, machine.now - machine.lost
     requests = [Request([1], most * length) for length in lengths]
     ends = dict(zip(requests, lengths, strict=True))
     right = dict(zip(requests, accepts, strict=True))
@@ -277,7 +290,7 @@ def speed_up(lengths: list[int], accepts, seed: int, most: int = 1) -> float:
             request.tokens += ([0] * hits + [1])[: ends[request] - place]
         drafting.observe(rows, machine.spend(float(cost(rows))))
     plain = sum(float(cost(sum(length > place for length in lengths))) for place in range(max(lengths)))
-    return plain / (machine.now - machine.lost)
+    return plain / (machine.now - machine.lost - begin)
 
 
 def never(place: int) -> bool:
@@ -314,6 +327,17 @@ def test_no_uneven_batch_takes_three_percent_longer(name):
 def test_mutant_that_counts_all_tokens_alike_loses_on_an_uneven_batch(monkeypatch):
     monkeypatch.setattr(sdk, "TextCredit", partial(sdk.TextCredit, awaited=False))
     assert min(median_speed_up(*batch, most=4) for batch in UNEVEN.values()) < 0.97
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slow_first_draft_does_not_end_those_of_later_texts(seed):
+    """And no text lives on the credit of an earlier one."""
+    drafting, machine = drafting_on(Machine(seed))
+    machine.drafting = 0.7  # of a step: more than the credit of a text
+    decoded(drafting, machine, [32], [lambda place: True])
+    machine.drafting = Machine.drafting
+    assert sorted(decoded(drafting, machine, [64], [lambda place: True]) for _ in range(5))[2] > 3.0
+    assert min(decoded(drafting, machine, [64], [never]) for _ in range(3)) >= 0.96
 
 
 def test_two_wrong_drafts_do_not_end_all_drafts_of_a_text():

@@ -23,6 +23,7 @@ SHARE = 0.02  # of plain decoding's time that a text may lose, beside errors of 
 TRIAL = 0.5  # share of the credit that a step may lose
 MOST_CREDIT = 8.0  # steps over one row
 RECENT = 9  # times of drafting that are remembered
+RETRIED = 0.01  # share of the time that drafts may take which did not seem worth it
 SLOTS = 64  # requests at once from whose drafts is learned
 MOST_ROWS = 512  # of a step, where nothing else is said
 Drafter = Callable[[Sequence[Sequence[int]]], Sequence[Tree]]  # from texts to a tree for each
@@ -128,7 +129,7 @@ class SharedBudget:
 
 class LearnedBudget(SharedBudget):
     """The same, where the costs are learned from the steps. Drafting is paid for, too: while it is not worth
-    its own time, it rests."""
+    its own time, it rests. Batches that follow each other share how long drafting takes, and no credit."""
 
     def __init__(
         self, drafter: Drafter, curve: sdk.CostCurve, clock: Callable[[], float] = time.perf_counter
@@ -138,6 +139,7 @@ class LearnedBudget(SharedBudget):
         self.clock = clock
         self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of drafting
         self.seconds = 0.0  # their median
+        self.calls = self.rested = 0  # of the drafter, and steps without one since the last
         self.step = self.curve.seconds(1)
         self.rests = False
         self.batch, self.least = 0, 0.0  # requests of the last step, and the credit that drafting needs
@@ -146,17 +148,36 @@ class LearnedBudget(SharedBudget):
         start = self.clock()
         trees = super().__call__(requests)
         spent = self.clock() - start
-        if not self.rests:
-            self.recent.append(spent)
-            self.seconds = statistics.median_low(self.recent)
+        if self.rests:
+            self._forget()
+        else:
+            self.calls, self.rested = self.calls + 1, 0
+            if self.calls > 1:  # the first one of all is often slow
+                self.recent.append(spent)
+                self.seconds = statistics.median_low(self.recent)
         self.budget.credit -= min(spent, self.seconds) / self.step
         return trees
+
+    def _forget(self) -> None:
+        """Drafting may be faster than it was: try again, when that is `RETRIED` of the time of all steps."""
+        self.rested += 1
+        if self.rested * RETRIED * self.step > self.seconds:
+            self.recent.clear()
+            self.seconds = self.least = 0.0
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from the time of the step over these trees. What it took beyond the expected is not charged,
         nor what drafting took beyond its median: with so small an allowance one hiccup of the machine would
         end all drafts of a text."""
         self.curve.observe(min(rows, self.curve.max_rows), seconds)
+
+    def _welcome(self, requests: Sequence[Request]) -> None:
+        if not any(request in self.slots for request in requests):
+            self.text_credit = sdk.TextCredit(SHARE)
+            self.budget.credit.zero_()
+            self.budget.idle_steps.zero_()
+            self.rests = False
+        super()._welcome(requests)
 
     def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
         """Roots alone where drafting is not worth its time, or where nobody knows whether steps with drafts
