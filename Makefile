@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo docs test test-models test-transformers bench bench-generate bench-traces gpu gpu-report lint format clean
-.PHONY: test-fast test-referee test-referee-others test-wide test-sanitized tools test-arm fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
+.PHONY: test-fast test-referee test-referee-others test-wide test-sanitized tools test-arm test-avx512 fuzz test-pure test-hopper test-rows test-triton test-llama-cpp bench-llama-cpp test-sglang test-vllm
 .PHONY: bench-siblings test-grammar libspecdec sdist wheel wheels test-sdist test-wheel
 
 demo: $(VENV)/demo
@@ -52,11 +52,12 @@ test-pure: $(VENV)/package
 test-sanitized: $(VENV)/package
 	$(BIN)/python -m pytest tests/sanitizers.py $(ARGS)
 
-# What the next two targets need, of Debian or Ubuntu.
+# What the next three targets need, of Debian or Ubuntu.
 tools: SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 tools:
 	$(SUDO) apt-get update --quiet
-	$(SUDO) apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user clang
+	$(SUDO) apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user clang \
+		libsimde-dev
 
 # The C interface on 64-bit Arm, under qemu, beside this machine's. The result stands in docs/c.md.
 test-arm: $(VENV)/package
@@ -64,6 +65,18 @@ test-arm: $(VENV)/package
 		{ echo "make test-arm needs g++-aarch64-linux-gnu and qemu-user: make tools"; exit 1; }
 	$(MAKE) libspecdec BUILD=build/arm CXX=aarch64-linux-gnu-g++
 	$(BIN)/python -m pytest tests/arm.py $(ARGS)
+
+# The native core with its kernels of AVX-512 on a processor with AVX2, by SIMD Everywhere (tests/avx512.cpp), and the tests of
+# kernels, attention and the C interface over it. The result stands in docs/stability.md.
+AVX512 := build/avx512
+test-avx512: $(VENV)/package
+	@test -f /usr/include/simde/x86/avx512.h || { echo "make test-avx512 needs libsimde-dev: make tools"; exit 1; }
+	rm -rf $(AVX512) && mkdir -p $(AVX512)
+	cp -r bench csrc docs examples include ptx_emulator specdec_kernels tests LICENSE README.md pyproject.toml setup.py $(AVX512)
+	cp tests/avx512.cpp $(AVX512)/csrc/kernels_avx512.cpp
+	cd $(AVX512) && $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	cd $(AVX512) && $(abspath $(BIN))/python -m pytest $(TWO) -k "not triton and not wide" tests/avx512.py \
+		tests/test_cpu_kernels.py tests/test_c.py tests/test_attention.py tests/test_invariance.py $(ARGS)
 
 # libFuzzer over the C interface, from the calls in tests/corpus on. The result stands in docs/stability.md.
 CLANG ?= clang
