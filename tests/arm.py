@@ -20,6 +20,7 @@ HERE = Path(specdec_kernels.__path__[0]) / "lib"
 ARM = ROOT / "build" / "arm"
 QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
 CALLS = 4_000
+KINDS, ATTENTION = 13, 6  # of the calls of c_fuzz.c
 NAME = """#include <stdio.h>
 #include "specdec.h"
 int main(void) { return puts(specdec_instruction_set()) < 0; }
@@ -98,15 +99,31 @@ def agree(ours, theirs, exactly):
     )
 
 
+def same_integers(ours, theirs):
+    """Of memory that may hold int32 numbers, which as float32 numbers are too small for `agree`."""
+    if isinstance(ours, tuple) or ours == theirs or len(ours) % 4 or len(ours) != len(theirs):
+        return True
+    a, b = np.frombuffer(ours, "<i4"), np.frombuffer(theirs, "<i4")
+    return not ((a != b) & (a > 0) & (b > 0) & (np.maximum(a, b) < 2**23)).any()
+
+
+def differing(ours, theirs, exactly=False):
+    """The calls after which memory differs by more than a few units in the last place, or in an integer.
+    Attention gives no integers."""
+    call, wrong = None, set()
+    with np.errstate(all="ignore"):
+        for mine, other in zip(pieces(ours), pieces(theirs), strict=True):
+            call = mine[0] if isinstance(mine, tuple) else call
+            integers = call % KINDS == ATTENTION or same_integers(mine, other)
+            if not integers or not agree(mine, other, exactly):
+                wrong.add(call)
+    return wrong
+
+
 @pytest.mark.parametrize("arm_isa, isa", [("baseline", "baseline"), ("neon", "avx2")])
 def test_random_calls_agree(arm_isa, isa, memory_after):
     """The portable kernels to the last bit; NEON with AVX2, since both have a fused multiply-add."""
-    ours, theirs = pieces(memory_after(1, arm_isa, 2)), pieces(memory_after(0, isa, 2))
-    with np.errstate(all="ignore"):
-        wrong = [
-            i for i, pair in enumerate(zip(ours, theirs, strict=True)) if not agree(*pair, isa == "baseline")
-        ]
-    assert wrong == []
+    assert differing(memory_after(1, arm_isa, 2), memory_after(0, isa, 2), isa == "baseline") == set()
 
 
 def test_threads_change_no_bit(memory_after):
