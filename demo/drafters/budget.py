@@ -48,6 +48,7 @@ class SharedBudget:
     def __call__(self, requests: Sequence[Request]) -> list[Tree]:
         self._learn()
         self._welcome(requests)
+        self.text_credit.awaited = not requests[0].followed
         drafts = self._drafts(requests)
         trees = self._select(requests, drafts) if any(len(tree.tokens) > 1 for tree in drafts) else [*drafts]
         self.drafted = [(r, len(r.tokens), tree) for r, tree in zip(requests, trees, strict=True)]
@@ -65,12 +66,13 @@ class SharedBudget:
             max_nodes=max(sizes),
             check=False,
         )
+        left = {request: request.max_new_tokens - len(request.tokens) for request in requests}
         self.budget.credit *= TRIAL
         self.selected = self.budget.select(
             tree,
             torch.tensor([chance for tree in drafts for chance in tree.chances]).log(),
             slots=torch.tensor([self.slots[request] for request in requests]),
-            weights=torch.tensor(self._worth(requests)),
+            weights=torch.tensor(self.text_credit.weights(left)),
         )
         self.budget.credit /= TRIAL
         rows, kept = self.selected.rows.tolist(), self.selected.tree.cu_nodes.tolist()
@@ -98,13 +100,6 @@ class SharedBudget:
     def _costs(self, rows: int) -> list[float]:
         """Times of steps over up to so many rows."""
         return self.budget.costs[: rows + 1].tolist()
-
-    def _worth(self, requests: Sequence[Request]) -> list[float]:
-        """What a token of each request is worth. Where others wait, a request that is done sooner makes place
-        for them. Where nobody waits, all are done when the slowest is, and the others gain nothing."""
-        if requests[0].followed:
-            return [1.0] * len(requests)
-        return self.text_credit.weights({r: r.max_new_tokens - len(r.tokens) for r in requests})
 
     def _learn(self) -> None:
         if not self.drafted:

@@ -22,6 +22,9 @@ class Prompt(NamedTuple):
     follows: int | None  # number of an earlier prompt that it resembles
 
 
+Text = tuple[Sequence[int], Sequence[int]]  # a prompt and its answer
+
+
 class Outcome(NamedTuple):
     tokens: int
     steps: int
@@ -35,19 +38,29 @@ def read_trace(name: str) -> list[Prompt]:
 
 
 def replayed(
-    draft: Draft, prompt: Sequence[int], answer: Sequence[int], costs: Mapping[int, float]
+    draft: Draft, texts: Sequence[Text], costs: Mapping[int, float], at_once: int = 1, oracle: bool = False
 ) -> Outcome:
-    """How an answer that is known comes about with these drafts, where a step over n rows takes `costs` of
-    it."""
-    cost, request = sdk.Budget(costs).cost, Request(prompt, len(answer))
+    """How answers that are known come about with these drafts, `at_once` together and the others as places
+    come free, where a step over n rows takes `costs` of it. An oracle keeps only the nodes that are right."""
+    cost = sdk.Budget(costs).cost
+    answers = {Request(prompt, len(answer)): answer for prompt, answer in texts}
+    waiting, running = list(answers), list[Request]()
     steps, time = 0, 0.0
-    while len(request.tokens) < len(answer):
-        (tree,) = draft([request])
-        left = answer[len(request.tokens) :]
-        request.tokens += left[: len(tree.path(left))]  # as many as accepted nodes, and one more
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(waiting.pop(0))
+        for request in running:
+            request.followed = bool(waiting)
+        left = [answers[request][len(request.tokens) :] for request in running]
+        trees = draft(running)
+        if oracle:
+            trees = [tree.keep(tree.path(text)) for tree, text in zip(trees, left, strict=True)]
+        for request, tree, text in zip(running, trees, left, strict=True):
+            request.tokens += text[: len(tree.path(text))]  # as many as accepted nodes, and one more
+        running = [request for request in running if len(request.tokens) < request.max_new_tokens]
         steps += 1
-        time += float(cost(len(tree.tokens)))
-    return Outcome(len(answer), steps, time)
+        time += float(cost(sum(len(tree.tokens) for tree in trees)))
+    return Outcome(sum(map(len, answers.values())), steps, time)
 
 
 class Outcomes:

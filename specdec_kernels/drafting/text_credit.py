@@ -38,7 +38,8 @@ class TextCredit:
     Args:
         share: of plain decoding's time.
         least_tokens: what a text is taken to write at least, if it may write as much; >= 1.
-        awaited: whether the batch is done when its slowest request is done.
+        awaited: whether the batch is done when its slowest request is done. An attribute, which may change
+            between steps: False while other requests wait for the places.
 
     Raises:
         ValueError: a negative share, no tokens.
