@@ -152,8 +152,8 @@ def dense(problem, dtype=torch.float64, mutant=None):
 
 def excess(problem, got, exact=None, weights=None):
     """The largest error of out and lse in units of its budget: twice that of plain float32 attention, one
-    unit of the output's dtype, and what one unit of the sum of a score's absolute products does. Where a
-    backend rounds weights to a dtype, as tensor cores need them, that costs out up to half a unit of
+    unit of the output's dtype, and what one unit of the largest sum of a score's absolute products does.
+    Where a backend rounds weights to a dtype, as tensor cores need them, that costs out up to half a unit of
     each."""
     exact = exact or dense(problem)
     rounding = [0.0, 0.0]
@@ -161,9 +161,8 @@ def excess(problem, got, exact=None, weights=None):
         absolute = replace(problem, values=[v.abs() for v in problem.values])
         rounding[0] = torch.finfo(weights).eps / 2 * dense(absolute)[0]
     a, worst = problem.arguments, 0.0
-    products = a["query"].double().abs().mean() * max(
-        k.abs().sum(-1).mean() for k in problem.keys if k.numel()
-    )
+    queries = a["query"].double().abs().flatten(0, 1)
+    products = max((queries @ k.abs().flatten(0, 1).T).max() for k in problem.keys if k.numel())
     products *= abs(a["scale"] or 1 / math.sqrt(a["query"].shape[-1]))
     largest = max(v.abs().max() for v in problem.values if v.numel())
     for have, want, plain, size, rounded in zip(

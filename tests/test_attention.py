@@ -12,7 +12,7 @@ import torch
 from attention_cases import CACHES, dense, excess, make
 from device import on_device
 from each import BACKENDS, QUICK
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import opcheck, recorded
 
@@ -57,6 +57,10 @@ def weights_of(backend, problem):
 
 @settings(max_examples=100)
 @given(options=problems())
+@example(options=dict(
+    seed=179, prefixes=[39, 0], nodes=[38, 40], heads=1, group=3, head=256, page_size=64, dtype=F32,
+    cache=torch.float8_e4m3fn, new=True, window=20, latent=136,
+))  # fmt: skip
 def test_against_dense_attention(options):
     problem = make(**options)
     got = problem.run()
