@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -258,6 +259,31 @@ void bind_budget(py::module_& m) {
        field<U, &U::request_slots>("request_slots")});
 }
 
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Chains of drafted tokens [batch, depth]: tokens with roots of -1, parents, offsets and proposals.
+py::tuple uniform_chains(std::uintptr_t drafts, bool are_int32, int64_t batch, int64_t depth, uint8_t kind) {
+  const int64_t nodes = depth + 1;
+  py::array_t<int64_t> tokens(batch * nodes);
+  py::array_t<int32_t> parents(batch * nodes), cu_nodes(batch + 1);
+  py::array_t<uint8_t> proposals(batch * nodes);
+  int64_t* const out = tokens.mutable_data();
+  int32_t* const up = parents.mutable_data();
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t v = 0; v < nodes; ++v) {
+      const int64_t place = b * depth + v - 1;
+      out[b * nodes + v] = v == 0 ? -1 : are_int32 ? at<int32_t>(drafts)[place] : at<int64_t>(drafts)[place];
+      up[b * nodes + v] = static_cast<int32_t>(v - 1);
+    }
+  }
+  for (int64_t b = 0; b <= batch; ++b) cu_nodes.mutable_data()[b] = static_cast<int32_t>(b * nodes);
+  std::fill_n(proposals.mutable_data(), batch * nodes, kind);
+  return py::make_tuple(tokens, parents, cu_nodes, proposals);
+}
+
 void bind_trees(py::module_& m) {
   using C = specdec_enter_chains_args;
   bind_function<specdec_enter_chains, C>(
@@ -267,6 +293,8 @@ void bind_trees(py::module_& m) {
        field<C, &C::cu_drafts_are_int32>("cu_drafts_are_int32"), field<C, &C::requests>("requests"),
        field<C, &C::out_tokens>("out_tokens"), field<C, &C::out_parents>("out_parents"),
        field<C, &C::out_cu_nodes>("out_cu_nodes")});
+  m.def("uniform_chains", &uniform_chains, py::arg("drafts"), py::arg("are_int32"), py::arg("batch"),
+        py::arg("depth"), py::arg("kind"));
   using L = specdec_enter_links_args;
   bind_function<specdec_enter_links, L>(
       m, "enter_links",
@@ -387,11 +415,6 @@ void bind_states(py::module_& m) {
       {field<P, &P::paths>("paths"), field<P, &P::slots>("slots"),
        structs<P, &P::states, &P::state_count, &P::state_struct_size>("states"),
        structs<P, &P::inputs, &P::input_count, &P::input_struct_size>("inputs")});
-}
-
-template <class T>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 // A class of its own: it is a state that lives on, which no function of the C interface has.

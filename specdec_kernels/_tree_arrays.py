@@ -33,14 +33,12 @@ def chains(drafts: Tensor, cu_drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def uniform_chains(drafts: Tensor, kind: int) -> list[Tensor]:
     """Tokens [R] int64 with roots of -1, parents [R], offsets [B + 1] and proposals [R] of chains of drafted
     tokens [B, K]."""
-    (batch, depth), device = drafts.shape, drafts.device
-    roots, sums, parents, offsets, kinds = chain_parts(batch, depth, kind, device)
-    native = backends.filler("enter_chains", "auto", drafts) if drafts.is_cpu else None
+    native = backends.filler("uniform_chains", "auto", drafts) if drafts.is_cpu else None
     if native is not None:
-        tokens = torch.empty(batch * (depth + 1), dtype=torch.int64, device=device)
-        parents, offsets = torch.empty_like(parents), torch.empty_like(offsets)
-        native.enter_chains(drafts, sums, tokens, parents, offsets)
-        return [tokens, parents, offsets, kinds.clone()]
+        made: list[Tensor] = native.uniform_chains(drafts, kind)
+        return made
+    (batch, depth), device = drafts.shape, drafts.device
+    roots, parents, offsets, kinds = chain_parts(batch, depth, kind, device)
     tokens = torch.cat((roots, drafts.long()), 1).view(-1)
     if drafts.is_cpu or traced():
         return [tokens, parents.clone(), offsets.clone(), kinds.clone()]
@@ -49,11 +47,9 @@ def uniform_chains(drafts: Tensor, kind: int) -> list[Tensor]:
 
 @kept
 def chain_parts(batch: int, depth: int, kind: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Tokens of roots [B, 1], inclusive sums of the numbers of drafted tokens [B], parents, offsets and
-    proposals."""
+    """Tokens of roots [B, 1], parents, offsets and proposals."""
     return (
         torch.full((batch, 1), -1, dtype=torch.int64, device=device),
-        torch.arange(1, batch + 1, device=device) * depth,
         torch.arange(-1, depth, dtype=torch.int32, device=device).repeat(batch),
         uniform_offsets(batch, depth + 1, device),
         torch.full((batch * (depth + 1),), kind, dtype=torch.uint8, device=device),
@@ -62,7 +58,7 @@ def chain_parts(batch: int, depth: int, kind: int, device: torch.device) -> tupl
 
 def copied_at_once(batch: int, depth: int, kind: int, device: torch.device) -> list[Tensor]:
     """Copies of parents, offsets and proposals by one launch."""
-    parts = chain_parts(batch, depth, kind, device)[2:]
+    parts = chain_parts(batch, depth, kind, device)[1:]
     sizes = [part.nbytes for part in parts]
     copies = _chain_bytes(batch, depth, kind, device).clone().split_with_sizes(sizes)
     return [copy.view(part.dtype) for copy, part in zip(copies, parts, strict=True)]
@@ -70,7 +66,7 @@ def copied_at_once(batch: int, depth: int, kind: int, device: torch.device) -> l
 
 @kept
 def _chain_bytes(batch: int, depth: int, kind: int, device: torch.device) -> Tensor:
-    parts = chain_parts(batch, depth, kind, device)[2:]
+    parts = chain_parts(batch, depth, kind, device)[1:]
     return torch.cat([part.view(torch.uint8) for part in parts])
 
 

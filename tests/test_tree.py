@@ -132,7 +132,7 @@ def test_one_launch_copies_what_chains_share():
     """As on a GPU; what is kept stays as it is when a copy is written to."""
     for _ in range(2):
         copies = arrays.copied_at_once(3, 2, 1, CPU)
-        for copy, part in zip(copies, arrays.chain_parts(3, 2, 1, CPU)[2:], strict=True):
+        for copy, part in zip(copies, arrays.chain_parts(3, 2, 1, CPU)[1:], strict=True):
             assert copy.dtype == part.dtype and copy.tolist() == part.tolist()
             copy.fill_(7)
 

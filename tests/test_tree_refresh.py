@@ -20,6 +20,7 @@ import ptx_emulator
 import specdec_kernels as sdk
 from specdec_kernels import DraftTree, Proposal, _compiling
 from specdec_kernels import _topology as topology
+from specdec_kernels import _tree_arrays as arrays
 from specdec_kernels._ops import backends
 from specdec_kernels.integrations import steps
 from specdec_kernels.integrations.steps import (
@@ -91,7 +92,16 @@ def written_elsewhere(batch, depth, kind, device):
 
 
 KEPT_CHAIN, KEPT_CHAINS, KEPT_LINKS = steps._chain, steps._chains, steps.linked
-FILLS_NOTHING = SimpleNamespace(enter_links=lambda *given: None, enter_chains=lambda *given: None)
+
+
+def chains_by_torch(drafts, kind):
+    roots, *parts = arrays.chain_parts(*drafts.shape, kind, drafts.device)
+    return [torch.cat((roots, drafts.long()), 1).view(-1), *(part.clone() for part in parts)]
+
+
+FILLS_NOTHING = SimpleNamespace(
+    enter_links=lambda *given: None, enter_chains=lambda *given: None, uniform_chains=chains_by_torch
+)
 STALE = {
     "nothing": {},
     "nothing by torch": {(backends, "filler"): lambda *given: None},

@@ -12,7 +12,7 @@ from .edits import count_tokens, edit_logits
 from .ngram import ngram_draft, ngram_tree
 from .sampling import sample, sample_children
 from .state import commit_state, replay_conv, replay_gated_delta, replay_mamba2
-from .trees import enter_chains, enter_links
+from .trees import enter_chains, enter_links, uniform_chains
 from .verification import verify
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "sample_children",
     "select_nodes",
     "tree_attention",
+    "uniform_chains",
     "update_budget",
     "verify",
 ]

@@ -466,6 +466,9 @@ def enter_chains(
     out_parents: int,
     out_cu_nodes: int,
 ) -> None: ...
+def uniform_chains(
+    drafts: int, are_int32: bool, batch: int, depth: int, kind: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 def enter_links(
     threads: int,
     /,

@@ -30,6 +30,13 @@ def enter_chains(
     )
 
 
+def uniform_chains(drafts: Tensor, kind: int) -> list[Tensor]:
+    """Tokens [R], parents [R], offsets [B + 1] and proposals [R] of chains of drafted tokens [B, K]."""
+    (batch, depth), drafts = drafts.shape, _integers(drafts)
+    arrays = _native.uniform_chains(drafts.data_ptr(), drafts.dtype == torch.int32, batch, depth, kind)
+    return [*map(torch.from_numpy, arrays)]
+
+
 def enter_links(
     tokens: Tensor | None,
     next_token: Tensor,
