@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from specdec_kernels._ops import backends
+
 READ_BY_HOST = (
     "tolist",
     "item",
@@ -66,9 +68,14 @@ def _indexed_by_integers(function: torch._ops.OpOverload, args: tuple) -> bool:
 
 @contextlib.contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Inside, operations run as they do eagerly, and `Synchronises` is raised where the host would wait."""
+    """Inside, operations run as they do eagerly, and `Synchronises` is raised where the host would wait.
+    Chains are made by torch, as on a GPU: the native backend makes them in memory of NumPy's."""
     eager = mock.patch("specdec_kernels._kept.is_in_torch_dispatch_mode", lambda: False)
-    with eager, _Functions(), _Operators():
+    filler = backends.filler
+    by_torch = mock.patch.object(
+        backends, "filler", lambda name, *given: None if name == "uniform_chains" else filler(name, *given)
+    )
+    with eager, by_torch, _Functions(), _Operators():
         yield
 
 
