@@ -45,7 +45,7 @@ def drafters(table: Ngrams) -> dict[str, TreeLookup | NgramLookup]:
 
 def ways(table: Ngrams, curve: sdk.CostCurve) -> dict[str, Way]:
     """Plain decoding, and drafters, each with as many nodes as are expected to pay, the last one also under
-    the other rules. They remember from one batch to the next how long drafting takes."""
+    the other rules. They serve one batch after the other."""
     found = drafters(table)
     last = found[DRAFTERS[-1]]
     return (

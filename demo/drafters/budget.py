@@ -124,7 +124,7 @@ class SharedBudget:
 
 class LearnedBudget(SharedBudget):
     """The same, where the costs are learned from the steps. Drafting is paid for, too: while it is not worth
-    its own time, it rests. Batches that follow each other share how long drafting takes, and no credit."""
+    its own time, it rests. Batches may follow each other, which inherit neither credit nor times."""
 
     def __init__(
         self, drafter: Drafter, curve: sdk.CostCurve, clock: Callable[[], float] = time.perf_counter
@@ -171,7 +171,8 @@ class LearnedBudget(SharedBudget):
             self.text_credit = sdk.TextCredit(SHARE)
             self.budget.credit.zero_()
             self.budget.idle_steps.zero_()
-            self.rests = False
+            self.recent.clear()
+            self.seconds, self.rests = 0.0, False
         super()._welcome(requests)
 
     def _drafts(self, requests: Sequence[Request]) -> Sequence[Tree]:
